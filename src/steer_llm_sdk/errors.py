@@ -1,0 +1,338 @@
+"""Every exception of the package.
+
+Exception
+├── OrchestratorError
+│   ├── ToolExecutionError     a tool failed; .original_error says why
+│   ├── BudgetExceeded         time, tokens or cost; .output holds what was finished and paid for
+│   ├── ConflictError          an idempotency key came back with another request
+│   ├── InFlight               a duplicate is running and the caller chose not to wait
+│   ├── StoreUnavailable       a keyed run could not reach its store
+│   ├── AllToolsFailed         .failures holds every cause, in order
+│   ├── InvalidRequest         (also ValueError) .field, .given and what would do
+│   ├── ToolNotFound           (also ValueError) .available
+│   ├── NoEligibleTool         (also ValueError) .reasons, one per tool
+│   └── Rejected               a policy said no: the tool did not run
+│       ├── CircuitOpen        (also ProviderError)
+│       └── AttemptsUsedUp     max_total_attempts is reached
+└── ProviderError              .category, .status_code, .retry_after, .request_id
+    ├── AuthenticationFailed   ├── RateLimited         ├── ConnectionFailed
+    ├── PermissionDenied       ├── QuotaExhausted      ├── ProviderTimeout
+    ├── ModelNotFound          ├── ContentFiltered     └── BadResponse
+    ├── RequestRejected        ├── ProviderConflict        └── TruncatedStream
+    │   └── ContextWindowExceeded
+    └── ProviderUnavailable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any, ClassVar
+
+
+class ErrorCategory(str, Enum):
+    """What an error says about the call. The retry policy and the breaker decide by it."""
+
+    AUTHENTICATION = "authentication"
+    RATE_LIMIT = "rate_limit"
+    QUOTA = "quota_exhausted"
+    VALIDATION = "validation"
+    SERVER_ERROR = "server_error"
+    NETWORK = "network"
+    TIMEOUT = "timeout"
+    BAD_RESPONSE = "bad_response"
+    CONTENT_FILTER = "content_filter"
+    NOT_FOUND = "not_found"
+    PERMISSION_DENIED = "permission_denied"
+    CONFLICT = "conflict"
+    UNKNOWN = "unknown"
+
+
+RETRYABLE = frozenset(
+    {
+        ErrorCategory.RATE_LIMIT,
+        ErrorCategory.SERVER_ERROR,
+        ErrorCategory.NETWORK,
+        ErrorCategory.TIMEOUT,
+        ErrorCategory.BAD_RESPONSE,
+    }
+)
+
+_OF_STATUS = {
+    401: ErrorCategory.AUTHENTICATION,
+    402: ErrorCategory.QUOTA,
+    403: ErrorCategory.PERMISSION_DENIED,
+    404: ErrorCategory.NOT_FOUND,
+    408: ErrorCategory.TIMEOUT,
+    409: ErrorCategory.CONFLICT,
+    425: ErrorCategory.SERVER_ERROR,
+    429: ErrorCategory.RATE_LIMIT,
+}
+
+
+def category_of_status(status: int | None) -> ErrorCategory:
+    """The category of an HTTP status; `unknown` for none, and for what is no error."""
+    if status is None or status < 400:
+        return ErrorCategory.UNKNOWN
+    if status in _OF_STATUS:
+        return _OF_STATUS[status]
+    return ErrorCategory.VALIDATION if status < 500 else ErrorCategory.SERVER_ERROR
+
+
+class OrchestratorError(Exception):
+    """The root of what orchestration raises."""
+
+
+class ToolExecutionError(OrchestratorError):
+    """A tool failed. `is_retryable`, where it is not given, is that of `original_error`."""
+
+    def __init__(
+        self,
+        tool_name: str,
+        original_error: BaseException,
+        is_retryable: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(f"Tool '{tool_name}' failed: {original_error}")
+        self.tool_name = tool_name
+        self.original_error = original_error
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.declared_retryable = is_retryable
+
+    @property
+    def is_retryable(self) -> bool:
+        if self.declared_retryable is not None:
+            return self.declared_retryable
+        cause = self.original_error
+        return cause.is_retryable if isinstance(cause, (ProviderError, ToolExecutionError)) else False
+
+
+class BudgetExceeded(OrchestratorError):
+    """A limit was met. `limit` and `actual` are ms, tokens or USD by `budget_type`.
+
+    `output` is the finished OrchestrationOutput where the work was done before the excess was known.
+    """
+
+    def __init__(
+        self,
+        budget_type: str,
+        limit: float,
+        actual: float,
+        affected_agents: Sequence[str] | None = None,
+        *,
+        output: Any = None,
+    ) -> None:
+        super().__init__(f"{budget_type} budget exceeded: {actual:g} > {limit:g}")
+        self.budget_type = budget_type
+        self.limit = limit
+        self.actual = actual
+        self.affected_agents = list(affected_agents or [])
+        self.output = output
+
+
+class ConflictError(OrchestratorError):
+    """One idempotency key, two different requests. Use a new key, or send the first request again."""
+
+    def __init__(self, idempotency_key: str, message: str | None = None) -> None:
+        super().__init__(message or f"Idempotency key '{idempotency_key}' was used with different request parameters")
+        self.idempotency_key = idempotency_key
+        self.key = idempotency_key
+
+
+class InFlight(OrchestratorError):
+    """The same keyed request is running elsewhere. `retry_after` is in seconds."""
+
+    def __init__(self, idempotency_key: str, retry_after: float) -> None:
+        super().__init__(
+            f"Idempotency key '{idempotency_key}' is in use by a run in flight; ask again in {retry_after:g} s"
+        )
+        self.key = self.idempotency_key = idempotency_key
+        self.retry_after = retry_after
+
+
+class StoreUnavailable(OrchestratorError):
+    """The store of a keyed run did not answer, so the run could have been bought twice. It was not started."""
+
+
+class AllToolsFailed(OrchestratorError):
+    """Every tool of the plan failed or refused. `failures` maps each to its error, in the order they were tried."""
+
+    def __init__(self, failures: Mapping[str, BaseException]) -> None:
+        self.failures = dict(failures)
+        super().__init__("; ".join(f"{name}: {error}" for name, error in self.failures.items()))
+
+
+class InvalidRequest(OrchestratorError, ValueError):
+    """What was asked cannot be served: `field`, what was `given`, and in the message what would do."""
+
+    def __init__(self, field: str, given: object, remedy: str) -> None:
+        shown = repr(given)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        super().__init__(f"{field}: {shown} cannot be used; {remedy}")
+        self.field = field
+        self.given = given
+
+
+class ToolNotFound(OrchestratorError, ValueError):
+    """No tool of that name. `available` lists the names there are."""
+
+    def __init__(self, tool_name: str, available: Iterable[str] = ()) -> None:
+        self.tool_name = tool_name
+        self.available = sorted(available)
+        super().__init__(f"Tool '{tool_name}' not found. Available tools: {', '.join(self.available) or 'none'}")
+
+
+class NoEligibleTool(OrchestratorError, ValueError):
+    """No tool can serve the request. `reasons` has one sentence per tool."""
+
+    def __init__(self, reasons: Mapping[str, str] | None = None) -> None:
+        self.reasons = dict(reasons or {})
+        detail = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+        super().__init__(f"No tools available for planning{': ' + detail if detail else '; register one first'}")
+
+
+class ProviderError(Exception):
+    """A model provider, or the way to it, failed.
+
+    `retry_after` is what the server asked for, in seconds. `usage` is what a failed call is known to have spent.
+    `is_retryable` follows from the category unless somebody sets it on the instance; then that is believed.
+    """
+
+    CATEGORY: ClassVar[ErrorCategory | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        provider: str,
+        status_code: int | None = None,
+        retry_after: float | None = None,
+        *,
+        request_id: str | None = None,
+        code: str | None = None,
+        original_error: BaseException | None = None,
+        usage: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.provider = provider
+        self.status_code = status_code
+        self.retry_after = retry_after
+        self.request_id = request_id
+        self.code = code
+        self.original_error = original_error
+        self.usage: dict[str, Any] = dict(usage or {})
+        self.declared_retryable: bool | None = None
+
+    @property
+    def category(self) -> ErrorCategory:
+        return self.CATEGORY or category_of_status(self.status_code)
+
+    @property
+    def is_retryable(self) -> bool:
+        if self.declared_retryable is not None:
+            return self.declared_retryable
+        # A 409 is worth another try only where the server said when.
+        return self.category in RETRYABLE or (self.category is ErrorCategory.CONFLICT and self.retry_after is not None)
+
+    @is_retryable.setter
+    def is_retryable(self, value: bool | None) -> None:
+        self.declared_retryable = value
+
+
+class AuthenticationFailed(ProviderError):
+    CATEGORY = ErrorCategory.AUTHENTICATION
+
+
+class PermissionDenied(ProviderError):
+    CATEGORY = ErrorCategory.PERMISSION_DENIED
+
+
+class ModelNotFound(ProviderError):
+    CATEGORY = ErrorCategory.NOT_FOUND
+
+
+class RequestRejected(ProviderError):
+    """The provider looked at the request and will not serve it: sending it again changes nothing."""
+
+    CATEGORY = ErrorCategory.VALIDATION
+
+
+class ContextWindowExceeded(RequestRejected):
+    """The request is longer than the model can read."""
+
+
+class RateLimited(ProviderError):
+    CATEGORY = ErrorCategory.RATE_LIMIT
+
+
+class QuotaExhausted(ProviderError):
+    """Credit or plan used up: unlike a rate limit, waiting does not help."""
+
+    CATEGORY = ErrorCategory.QUOTA
+
+
+class ContentFiltered(ProviderError):
+    CATEGORY = ErrorCategory.CONTENT_FILTER
+
+
+class ProviderConflict(ProviderError):
+    CATEGORY = ErrorCategory.CONFLICT
+
+
+class ProviderUnavailable(ProviderError):
+    """5xx and 529."""
+
+    CATEGORY = ErrorCategory.SERVER_ERROR
+
+
+class ConnectionFailed(ProviderError):
+    """The request was not sent, or the connection broke. `sent` False means it cannot have been billed."""
+
+    CATEGORY = ErrorCategory.NETWORK
+
+    def __init__(self, message: str, provider: str, *, sent: bool = True, **details: Any) -> None:
+        super().__init__(message, provider, **details)
+        self.sent = sent
+
+
+class ProviderTimeout(ProviderError):
+    """Silence for longer than was allowed. The call may have been billed."""
+
+    CATEGORY = ErrorCategory.TIMEOUT
+
+
+class BadResponse(ProviderError):
+    """An answer that is none: malformed JSON, HTML, no choices."""
+
+    CATEGORY = ErrorCategory.BAD_RESPONSE
+
+
+class TruncatedStream(BadResponse):
+    """A stream that stopped without its end marker."""
+
+
+class Rejected(OrchestratorError):
+    """A policy said no, and the tool did not run. `retry_after` is in seconds, None where nobody knows."""
+
+    retry_after: float | None = None
+
+
+class CircuitOpen(Rejected, ProviderError):
+    """The provider's circuit breaker is open. A refusal, not a failure: it counts against nobody."""
+
+    CATEGORY = ErrorCategory.SERVER_ERROR
+
+    def __init__(self, target: str, retry_after: float | None = None) -> None:
+        when = "" if retry_after is None else f"; a probe is due in {retry_after:.3g} s"
+        ProviderError.__init__(
+            self, f"Circuit breaker {target} is OPEN{when}", target, status_code=503, retry_after=retry_after
+        )
+        self.target = target
+
+
+class AttemptsUsedUp(Rejected):
+    """The run has made all the upstream calls it may make, across retries and fallbacks."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(f"The run has made all {attempts} upstream calls that max_total_attempts allows")
+        self.attempts = attempts

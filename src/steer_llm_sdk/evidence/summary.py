@@ -1,0 +1,179 @@
+"""From replicates to one summary: the consensus, how many stand behind it, and where they differ."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from statistics import median_low
+from typing import Any, Protocol
+
+from steer_llm_sdk.evidence._leaves import ABSENT, Path, at, dotted, parse_paths, replaced
+from steer_llm_sdk.evidence._report import MAX_PAIRWISE, Difference, Limits, Summary, cut, noting
+from steer_llm_sdk.evidence.consensus import Ballot, Election, Group, Tally, shape_of
+from steer_llm_sdk.evidence.distance import pairwise_distance
+
+
+class Quality(Protocol):
+    @property
+    def valid(self) -> bool: ...
+
+
+class Answer(Protocol):
+    """What is read of a replicate. An invalid one has no vote, and counts in the denominator of every share."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def quality(self) -> Quality: ...
+
+
+def summarize(
+    replicates: Sequence[Answer],
+    *,
+    fields: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    accepts: Callable[[Any], bool] | None = None,
+    limits: Limits = Limits(),
+) -> Summary:
+    """Vote field by field and say what came out, whatever the order in which the replicates arrived.
+
+    There is a consensus where at least two valid replicates give the same value to at least one field; one answer
+    alone is none. Fields on which all differ are then taken from the replicate with the most companions, and listed
+    among the disagreements. The confidence is the share of all replicates, invalid ones included, that gave the
+    consensus's value, averaged over the fields. It speaks of stability, not of truth.
+
+    `fields` are the dotted paths that are voted on; everything else comes from the replicate nearest to the outcome.
+    `weights` by replicate id, 1.0 where none is given. A field-wise mix that `accepts` refuses is replaced by the
+    nearest replicate as it stands.
+    """
+    ordered = sorted(replicates, key=lambda replicate: _natural(replicate.id))
+    weigh = _weigher(weights or {})
+    ballots = [Ballot(item.id, item.data, weigh(item.id)) for item in ordered if item.quality.valid]
+    if not ballots:
+        return Summary()
+    roots = None if fields is None else parse_paths(fields)
+    outcome = _vote(ballots, roots, accepts, total=sum(weigh(item.id) for item in ordered))
+    return cut(_with_distances(outcome.report(), ballots, fields), limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """`total` is the weight of all replicates, invalid ones included; `whole`: `value` is that of `nearest`."""
+
+    election: Election
+    value: Any
+    nearest: Ballot
+    whole: bool
+    total: float
+
+    def report(self) -> Summary:
+        tallies = self.election.tallies
+        agreed = any(self._agreed(tally) for tally in tallies)
+        return Summary(
+            consensus=self.value if agreed else None,
+            confidence=self._confidence() if agreed else None,
+            disagreements=tuple(self._difference(tally) for tally in tallies if len(tally.groups) > 1),
+            distributions={dotted(tally.path): self._distribution(tally) for tally in tallies if tally.leaf},
+            nearest=self.nearest.id,
+            whole=self.whole,
+        )
+
+    def _behind(self, tally: Tally) -> Group:
+        """The ballots that say what the consensus says."""
+        if not self.whole:
+            return tally.groups[0]
+        said = shape_of(at(self.value, tally.path))
+        return next((group for group in tally.groups if shape_of(tally.values[group[0]]) == said), ())
+
+    def _agreed(self, tally: Tally) -> bool:
+        """Whether at least two replicates gave this field the value of the consensus."""
+        behind = self._behind(tally)
+        return tally.leaf and len(behind) > 1 and tally.values[behind[0]] is not ABSENT
+
+    def _support(self, tally: Tally) -> float:
+        return self.election.weight(self._behind(tally)) / self.total
+
+    def _confidence(self) -> float:
+        supports = [self._support(tally) for tally in self.election.tallies if tally.leaf]
+        return math.fsum(supports) / len(supports)
+
+    def _difference(self, tally: Tally) -> Difference:
+        said = [(value, self.election.ballots[i].id) for i, value in tally.values.items() if value is not ABSENT]
+        return Difference(
+            field=dotted(tally.path),
+            values=tuple(value for value, _ in said),
+            replicate_ids=tuple(name for _, name in said),
+            support=self._support(tally),
+        )
+
+    def _distribution(self, tally: Tally) -> dict[str, Any]:
+        """`votes` counts the replicates by value, most first; `absent` those without; numbers get min, median, max."""
+        given = [group for group in tally.groups if tally.values[group[0]] is not ABSENT]
+        votes = sorted((len(group) for group in given), reverse=True)
+        absent = len(tally.values) - sum(votes)
+        values = [tally.values[index] for group in given for index in group]
+        return {"support": self._support(tally), "votes": votes, "absent": absent, **_of_numbers(values)}
+
+
+def _vote(
+    ballots: Sequence[Ballot],
+    roots: Sequence[Path] | None,
+    accepts: Callable[[Any], bool] | None,
+    total: float,
+) -> _Outcome:
+    election = Election(ballots)
+    if roots is None:
+        value = election.elect()
+        nearest = _nearest(election)
+    else:
+        elected = [(root, election.elect(root)) for root in roots]
+        nearest = _nearest(election)
+        value = reduce(lambda made, choice: replaced(made, *choice), elected, nearest.data)
+    whole = accepts is not None and not accepts(value)
+    outcome = nearest.data if whole else value
+    return _Outcome(election=election, value=outcome, nearest=nearest, whole=whole, total=total)
+
+
+def _nearest(election: Election) -> Ballot:
+    """The ballot with the most votes behind what it says of the elected fields."""
+    behind = [0.0] * len(election.ballots)
+    for tally in election.tallies:
+        for index in tally.groups[0]:
+            behind[index] += election.weight(tally.groups[0])
+    best = max(behind)
+    nearest = [index for index, weight in enumerate(behind) if weight == best]
+    return election.ballots[nearest[0] if len(nearest) == 1 else min(nearest, key=election.rank.__getitem__)]
+
+
+def _with_distances(summary: Summary, ballots: Sequence[Ballot], fields: Sequence[str] | None) -> Summary:
+    if len(ballots) > MAX_PAIRWISE:
+        return noting(summary, "pairwise_distance", {"limit": MAX_PAIRWISE, "total": len(ballots)})
+    return replace(summary, pairwise_distance=pairwise_distance([ballot.data for ballot in ballots], fields=fields))
+
+
+def _of_numbers(values: Sequence[Any]) -> dict[str, Any]:
+    """Three values that somebody really gave: a mean would be one that nobody did."""
+    if not values or any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):
+        return {}
+    return {"min": min(values), "median": median_low(values), "max": max(values)}
+
+
+def _weigher(weights: Mapping[str, float]) -> Callable[[str], float]:
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weights: {weight!r} for {name!r} cannot be used; give a positive finite number")
+    return lambda name: weights.get(name, 1.0)
+
+
+_DIGITS = re.compile(r"(\d{1,18})")
+
+
+def _natural(name: str) -> tuple[Any, ...]:
+    """r2 comes before r10."""
+    parts = _DIGITS.split(name)
+    return (*((text, int(number)) for text, number in zip(parts[::2], [*parts[1::2], "-1"], strict=True)), name)

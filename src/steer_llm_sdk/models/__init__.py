@@ -1,0 +1,1 @@
+"""Words: events and usage."""

@@ -1,0 +1,141 @@
+"""What a tool may return, and what becomes of it. The only ladder of isinstance in the package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.orchestration._call import Spent
+from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
+from steer_llm_sdk.reliability.classify import classify
+
+_MAX_DEPTH = 100
+_BY_DECISION = frozenset({"decided", "converged", "certified", "distance"})
+"""Reasons to stop early that leave nothing to be asked: such a bundle is whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """`metadata` is the tool's own. `bundle` is set where `content` holds one."""
+
+    content: Any
+    usage: dict[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
+    cost_breakdown: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    bundle: EvidenceBundle | None = None
+
+    @classmethod
+    def of(cls, returned: Any) -> ToolResult:
+        """An EvidenceBundle; a mapping or model with `content`, `usage`, `cost_usd`, `metadata`; or any value."""
+        if isinstance(returned, ToolResult):
+            return returned
+        if isinstance(returned, EvidenceBundle):
+            return cls._of_bundle(returned)
+        if isinstance(returned, BaseModel):
+            return cls._of_mapping(returned.model_dump())
+        if isinstance(returned, Mapping):
+            return cls._of_mapping(returned)
+        content, warning = as_json(returned)
+        return cls(content, metadata={"content_warning": warning} if warning else {})
+
+    @classmethod
+    def _of_bundle(cls, bundle: EvidenceBundle) -> ToolResult:
+        view = bundle.model_dump(mode="json")
+        content = {"evidence_bundle": {part: view[part] for part in ("meta", "replicates", "summary")}}
+        return cls(
+            content,
+            view["usage_total"] or {},
+            bundle.cost_total_usd,
+            view["cost_breakdown"] or {},
+            {**(view["metadata"] or {}), "bundle_meta": view["meta"]},
+            bundle,
+        )
+
+    @classmethod
+    def _of_mapping(cls, returned: Mapping[str, Any]) -> ToolResult:
+        content, warning = as_json(returned.get("content", returned))
+        metadata = _mapping(returned.get("metadata"))
+        if warning:
+            metadata = {**metadata, "content_warning": warning}
+        cost = returned.get("cost_usd")
+        known = isinstance(cost, (int, float)) and not isinstance(cost, bool) and math.isfinite(cost)
+        return cls(
+            content,
+            _mapping(returned.get("usage")),
+            float(cost) if known and cost is not None else None,
+            _mapping(returned.get("cost_breakdown")),
+            metadata,
+        )
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.usage, self.cost_usd)
+
+    @property
+    def status(self) -> Literal["succeeded", "partial", "failed"]:
+        """Honest: a bundle with fewer valid replicates than were asked for is partial, one with none has failed."""
+        if self.bundle is None:
+            return "succeeded"
+        meta = self.bundle.meta
+        if not meta.k_completed:
+            return "failed"
+        stopped_well = meta.early_stopped and meta.early_stop_reason in _BY_DECISION
+        return "succeeded" if stopped_well or meta.k_completed >= meta.k else "partial"
+
+
+def spent_of(result: ToolResult) -> Spent:
+    return result.spent
+
+
+def as_json(value: Any) -> tuple[Any, str | None]:
+    """`value` in plain JSON types, and a warning where something had to be changed: what was paid for is not lost."""
+    if value is None or type(value) in (str, bool, int):
+        return value, None
+    try:
+        return json_value(value), None
+    except (ValueError, RecursionError) as error:
+        return _forced(value, _MAX_DEPTH), f"not all of it was JSON: {error}"
+
+
+def _forced(value: Any, depth: int) -> Any:
+    if depth == 0:
+        return "(nested too deep)"
+    if isinstance(value, Mapping):
+        return {str(key): _forced(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_forced(item, depth - 1) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return repr(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {}
+    plain, _ = as_json(value)
+    return plain if isinstance(plain, dict) else {}
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """An error as content: type, message, code (its category), is_retryable, and what else is known."""
+    means = classify(error)
+    info: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": str(error) or type(error).__name__,
+        "code": means.category.value,
+        "is_retryable": means.is_retryable,
+    }
+    known: dict[str, Any] = {"status_code": means.status_code, "retry_after": means.retry_after}
+    if isinstance(error, ProviderError):
+        known |= {"provider": error.provider, "request_id": error.request_id, "provider_code": error.code}
+    return {**info, **{name: value for name, value in known.items() if value is not None}}

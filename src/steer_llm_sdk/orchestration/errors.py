@@ -1,0 +1,33 @@
+"""The errors of orchestration, under the name callers know."""
+
+from steer_llm_sdk.errors import (
+    AllToolsFailed,
+    AttemptsUsedUp,
+    BudgetExceeded,
+    CircuitOpen,
+    ConflictError,
+    InFlight,
+    InvalidRequest,
+    NoEligibleTool,
+    OrchestratorError,
+    Rejected,
+    StoreUnavailable,
+    ToolExecutionError,
+    ToolNotFound,
+)
+
+__all__ = [
+    "AllToolsFailed",
+    "AttemptsUsedUp",
+    "BudgetExceeded",
+    "CircuitOpen",
+    "ConflictError",
+    "InFlight",
+    "InvalidRequest",
+    "NoEligibleTool",
+    "OrchestratorError",
+    "Rejected",
+    "StoreUnavailable",
+    "ToolExecutionError",
+    "ToolNotFound",
+]

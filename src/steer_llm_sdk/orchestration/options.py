@@ -1,0 +1,68 @@
+"""What a caller may ask of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+BUDGET_KEYS = ("ms", "tokens", "cost_usd")
+
+
+class OrchestrationConfig(BaseModel):
+    """Options of one run. It is read, never written: one config may serve any number of runs at once.
+
+    `budget` takes `ms`, `tokens` and `cost_usd`. `timeout_ms` and `budget["ms"]` set one deadline, the earlier wins.
+    `per_agent_timeout_ms` bounds each attempt and each replicate. `max_retries` n allows n + 1 attempts; unset, the
+    retry policy decides. `metadata` is copied into every event and into the output under "user".
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_parallel: int = Field(default=10, ge=1, le=20)
+    budget: dict[str, float] | None = None
+    deterministic: bool = False
+    streaming: bool = False
+    retry_on_failure: bool = True
+    max_retries: int | None = Field(default=None, ge=0, le=5)
+    timeout_ms: int | None = Field(default=None, ge=100)
+    per_agent_timeout_ms: int | None = Field(default=None, ge=100)
+    trace_id: str | None = None
+    request_id: str | None = None
+    idempotency_key: str | None = None
+    tenant: str = "default"
+    redactor_cb: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    quality_requirements: dict[str, Any] | None = None
+    enable_circuit_breaker: bool = True
+    enable_fallback: bool = True
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _check_budget(cls, budget: Any) -> Any:
+        if budget is None:
+            return None
+        if not isinstance(budget, dict):
+            raise ValueError(f"budget: {budget!r} cannot be used; give a dict with {', '.join(BUDGET_KEYS)}")
+        for key, value in budget.items():
+            if key not in BUDGET_KEYS:
+                raise ValueError(f"budget[{key!r}] is unknown; the keys are {', '.join(BUDGET_KEYS)}")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value <= 0:
+                raise ValueError(f"budget[{key!r}]: {value!r} cannot be used; give a positive finite number")
+        return dict(budget)
+
+    @field_validator("idempotency_key", "request_id", "trace_id")
+    @classmethod
+    def _check_id(cls, value: str | None) -> str | None:
+        if value is not None and not (0 < len(value) <= 512 and value.strip()):
+            raise ValueError("give 1 to 512 characters, not all of them blank")
+        return value
+
+    @property
+    def limit_ms(self) -> float | None:
+        """The one deadline of the run in ms from its start; None for none."""
+        limits = [limit for limit in (self.timeout_ms, (self.budget or {}).get("ms")) if limit is not None]
+        return min(limits) if limits else None

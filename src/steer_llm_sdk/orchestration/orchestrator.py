@@ -1,0 +1,31 @@
+"""Orchestrator: one named tool, with deadline, budget, replay and events; no planner, no breaker, no fallback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration._call import Call
+from steer_llm_sdk.orchestration.base import BaseOrchestrator, Job, Plan
+from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.reliability._pipeline import Next
+
+
+class Orchestrator(BaseOrchestrator):
+    """Runs the tool that the caller names. A call is tried once, or `max_retries` + 1 times where that is set."""
+
+    async def _plan(self, job: Job) -> Plan:
+        if job.tool_name is None:
+            raise InvalidRequest("tool_name", None, "name a tool, or use ReliableOrchestrator, which plans")
+        return Plan((self._step(job, self._find(job.tool_name), {}),))
+
+    def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
+        return self.executor.pipeline(
+            retry=bool(options.max_retries) and options.retry_on_failure,
+            breaker=False,
+            reserve=bool(options.budget),
+            timeout=options.per_agent_timeout_ms is not None,
+        )
+
+    def _max_attempts(self, options: OrchestrationConfig) -> int:
+        return 1 + (options.max_retries or 0)

@@ -1,0 +1,65 @@
+"""What a run comes back with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
+
+
+class RunFailed(OrchestratorError):
+    """`raise_for_status()` of an output that failed; `.output` is that output."""
+
+    def __init__(self, output: OrchestrationOutput) -> None:
+        error = (output.content or {}).get("error", {}) if isinstance(output.content, dict) else {}
+        super().__init__(f"the run failed: {error.get('message', 'no reason was given')}")
+        self.output = output
+
+
+class OrchestrationOutput(BaseModel):
+    """An answer, what it cost, and who gave it.
+
+    `content` is any JSON value. `usage` and `cost_usd` are the sums over all attempts of the run; `cost_usd` None means
+    that a price is unknown. `cost_breakdown` is USD by tool. `per_agent` has one entry per tool that was tried.
+    `replayed` marks a remembered output; it is no part of `==`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    content: Any
+    usage: dict[str, Any] = Field(default_factory=dict)
+    cost_usd: float | None = None
+    cost_breakdown: dict[str, float] = Field(default_factory=dict)
+    elapsed_ms: int
+    per_agent: dict[str, Any] = Field(default_factory=dict)
+    status: Literal["succeeded", "partial", "failed"] = "succeeded"
+    errors: dict[str, Any] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    replayed: bool = Field(default=False, exclude=True)
+
+    @property
+    def evidence(self) -> EvidenceBundle | None:
+        """The evidence bundle in `content`, typed; None where the tool gave none."""
+        raw = self.content.get("evidence_bundle") if isinstance(self.content, dict) else None
+        return None if raw is None else EvidenceBundle.model_validate(raw)
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every attempt that was sent, by the time it started: tool, provider, times in ms, outcome, error."""
+        lines = [line for entry in self.per_agent.values() for line in entry.get("timeline", ())]
+        return sorted(lines, key=lambda line: line["started_ms"])
+
+    def raise_for_status(self) -> OrchestrationOutput:
+        """This output, or RunFailed if its status is "failed"."""
+        if self.status == "failed":
+            raise RunFailed(self)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, OrchestrationOutput):
+            return NotImplemented
+        names = type(self).model_fields.keys() - {"replayed"}
+        return all(getattr(self, name) == getattr(other, name) for name in names)

@@ -1,0 +1,146 @@
+"""The one list that says the order of the policies, and the configuration that fills it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from steer_llm_sdk.orchestration._call import Attempt, Call, Scope, Spent
+from steer_llm_sdk.orchestration._result import ToolResult, describe_error, spent_of
+from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
+from steer_llm_sdk.reliability.budget import Reserve
+from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
+from steer_llm_sdk.reliability.deadline import AttemptTimeout
+from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from steer_llm_sdk.streaming.manager import EventManager
+
+__all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
+
+
+def _breaker(failures: int, timeout: float, window: float, successes: int) -> CircuitBreakerConfig:
+    return CircuitBreakerConfig(
+        failure_threshold=failures, timeout=timeout, window_size=window, success_threshold=successes
+    )
+
+
+BREAKERS: Mapping[str, CircuitBreakerConfig] = {
+    "openai": _breaker(5, 60, 300, 2),
+    "anthropic": _breaker(3, 120, 300, 1),
+    "xai": _breaker(4, 90, 300, 2),
+    "default": _breaker(5, 60, 300, 2),
+}
+
+
+class ReliabilityConfig(BaseModel):
+    """How hard to try. Times in seconds.
+
+    `circuit_breaker_configs` by provider is laid over the built-in ones; "default" serves the others.
+    `max_total_attempts` bounds the upstream calls of a run, across retries and fallbacks, for each answer asked for (a
+    bundle asks for k). `on_store_down` says what a keyed run does when its store does not answer. `remember_failures`:
+    a failure that no retry can cure is replayed like an answer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
+    circuit_breaker_configs: dict[str, CircuitBreakerConfig] = Field(default_factory=dict)
+    enable_fallback: bool = True
+    max_fallback_attempts: int = Field(default=2, ge=0)
+    max_total_retry_time: float = Field(default=300.0, ge=0, allow_inf_nan=False)
+    max_total_attempts: int = Field(default=10, ge=1)
+    on_store_down: Literal["fail_closed", "run_unprotected"] = "fail_closed"
+    remember_failures: bool = True
+
+    def breaker_for(self, target: str) -> CircuitBreakerConfig:
+        """For "openai@http://…" the configuration of that endpoint if there is one, else openai's, else the default."""
+        configs = {**BREAKERS, **self.circuit_breaker_configs}
+        names = (target, target.partition("@")[0], "default")
+        return next(configs[name] for name in names if name in configs)
+
+
+class ReliableToolExecutor:
+    """Makes calls under the policies. It owns the circuit breakers of one orchestrator."""
+
+    def __init__(self, config: ReliabilityConfig | None = None) -> None:
+        self.config = config or ReliabilityConfig()
+        self.breakers = CircuitBreakerManager(self.config.breaker_for)
+        self._folded: dict[tuple[bool, ...], Next[Call, Any]] = {}
+
+    def pipeline(self, *, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Next[Call, Any]:
+        """What stands round each call to the outside. A policy that is not asked for is not in the list."""
+        key = (retry, breaker, reserve, timeout)
+        folded = self._folded.get(key)
+        if folded is None:
+            order: list[tuple[bool, Policy[Any]]] = [
+                (retry, self._retry()),
+                (breaker, Breaker(self.breakers)),
+                (reserve, Reserve()),
+                (timeout, AttemptTimeout()),
+            ]
+            folded = self._folded[key] = compose([policy for wanted, policy in order if wanted], send)
+        return folded
+
+    def _retry(self) -> Retry:
+        config = self.config
+        return Retry(
+            config.retry_policy,
+            max_total_time=config.max_total_retry_time,
+            max_total_attempts=config.max_total_attempts,
+        )
+
+
+async def send(call: Call) -> Any:
+    """The innermost step: one attempt goes out and is written into the run's timeline."""
+    run = call.scope.run
+    call.attempts += 1
+    run.ledger.attempts += 1
+    started = run.clock()
+    line = Attempt(
+        tool=call.scope.tool,
+        target=call.target,
+        number=call.attempts,
+        started_ms=(started - run.started) * 1000,
+        model=call.model,
+    )
+    run.timeline.append(line)
+    try:
+        result = await call.execute()
+        spent: Spent = call.measure(result)
+        line.outcome, line.usage, line.cost_usd = "succeeded", spent.usage, spent.cost_usd
+        return result
+    except asyncio.CancelledError:
+        line.outcome = "cancelled"
+        raise
+    except Exception as error:
+        line.outcome, line.error = "failed", describe_error(error)
+        line.usage = dict(getattr(error, "usage", None) or {})
+        raise
+    finally:
+        line.elapsed_ms = (run.clock() - started) * 1000
+
+
+async def use_tool(
+    scope: Scope, tool: Tool, request: Any, options: dict[str, Any], events: EventManager | None
+) -> ToolResult:
+    """Ask one tool. A composite one puts each of its own calls under the policies; any other is itself the call."""
+    if tool.composite:
+        return ToolResult.of(await tool.execute(request, options, events))
+    target, part = tool.targets[0]
+
+    async def execute() -> ToolResult:
+        return ToolResult.of(await tool.execute(request, dict(options), events))
+
+    call = Call(
+        scope=scope,
+        target=target,
+        part=part,
+        execute=execute,
+        measure=spent_of,
+        worst_case=tool.worst_case(request, options),
+    )
+    result: ToolResult = await scope.run.attempt(call)
+    return result

@@ -1,0 +1,116 @@
+"""ReliableOrchestrator: a planner chooses, and retry, breakers and fallback stand behind the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
+from steer_llm_sdk.orchestration._call import Call
+from steer_llm_sdk.orchestration.base import BaseOrchestrator, Job, Plan
+from steer_llm_sdk.orchestration.fallback import ToolCall
+from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.planning.planner import PlanDecision, Planner, PlanRequest
+from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
+from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
+from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
+from steer_llm_sdk.reliability._pipeline import Next
+from steer_llm_sdk.reliability.circuit_breaker import CircuitState
+from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+
+
+class ReliableOrchestrator(BaseOrchestrator):
+    """Breakers, limits and remembered results belong to this instance."""
+
+    def __init__(
+        self,
+        planner: Planner | None = None,
+        reliability_config: ReliabilityConfig | None = None,
+        idempotency_manager: IdempotencyManager | None = None,
+        *,
+        registry: ToolRegistry | None = None,
+    ) -> None:
+        self.planner = planner or RuleBasedPlanner()
+        self.reliability_config = reliability_config or ReliabilityConfig()
+        super().__init__(
+            registry,
+            executor=ReliableToolExecutor(self.reliability_config),
+            idempotency_manager=idempotency_manager,
+        )
+
+    @property
+    def breakers(self) -> Mapping[str, Any]:
+        """The state and counts of each breaker, by what it protects."""
+        return self.executor.breakers.get_all_stats()
+
+    async def _plan(self, job: Job) -> Plan:
+        """A given tool_name is the shortest plan; otherwise the planner chooses from what is registered."""
+        if job.tool_name is not None:
+            return Plan((self._step(job, self._find(job.tool_name), {}),))
+        view = self.registry.planning_view()
+        if not view:
+            raise NoEligibleTool
+        decision = await self.planner.plan(job.request, dict(view), self._context(job.options))
+        return Plan(tuple(self._steps(job, decision)), decision)
+
+    def _steps(self, job: Job, decision: PlanDecision) -> Iterator[ToolCall]:
+        """The selected tool and, where the caller allows, its fallbacks; one that is not there is passed over."""
+        yield self._step(job, self._find(decision.selected_tool), decision.tool_options)
+        config = self.reliability_config
+        if not (job.options.enable_fallback and config.enable_fallback):
+            return
+        names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
+        tools = [tool for name in names if (tool := self.registry.get_tool(name)) is not None]
+        for tool in tools[: config.max_fallback_attempts]:
+            yield self._step(job, tool, decision.tool_options)
+
+    def _context(self, options: OrchestrationConfig) -> PlanRequest:
+        return PlanRequest(
+            budget=options.budget,
+            quality_requirements=options.quality_requirements,
+            circuit_breaker_states=self._breaker_states() if options.enable_circuit_breaker else {},
+        )
+
+    def _breaker_states(self) -> dict[str, str]:
+        """By provider, for every breaker there is; by tool, for the tools whose provider has one."""
+        breakers = self.executor.breakers
+        if not breakers:
+            return {}
+        states = {name: stats["state"] for name, stats in breakers.get_all_stats().items()}
+        for tool in self.registry:
+            state = self._state_of(tool)
+            if state is not None:
+                states[tool.name] = state
+        return states
+
+    def _state_of(self, tool: Tool) -> str | None:
+        """A tool with several ways to be served is as healthy as the best of them."""
+        known = [(self.executor.breakers.get(target), part) for target, part in tool.targets]
+        states = [CircuitState.CLOSED if breaker is None else breaker.get_state(part) for breaker, part in known]
+        if all(breaker is None for breaker, _ in known):
+            return None
+        order = (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN)
+        return next(state.value for state in order if state in states)
+
+    def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
+        return self.executor.pipeline(
+            retry=True,
+            breaker=options.enable_circuit_breaker,
+            reserve=bool(options.budget),
+            timeout=options.per_agent_timeout_ms is not None,
+        )
+
+    def _max_attempts(self, options: OrchestrationConfig) -> int:
+        if not options.retry_on_failure:
+            return 1
+        if options.max_retries is not None:
+            return 1 + options.max_retries
+        return self.reliability_config.retry_policy.max_attempts
+
+    def _min_confidence(self, options: OrchestrationConfig) -> float | None:
+        wanted = (options.quality_requirements or {}).get("min_confidence")
+        if wanted is None:
+            return None
+        if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 <= wanted <= 1:
+            raise InvalidRequest("quality_requirements.min_confidence", wanted, "give a number from 0 to 1")
+        return float(wanted)

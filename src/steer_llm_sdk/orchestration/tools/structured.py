@@ -1,0 +1,284 @@
+"""Structured output: from a model's text to a JSON value of the form that was asked for, or the sentence why not."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import pydantic
+
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.evidence import MAX_DEPTH
+from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
+
+_WRAP: Final = "answer"
+_SHOWN: Final = 5
+"""Validation errors that are told at once; a model that got more wrong is best told the first ones."""
+
+
+class InvalidAnswer(ValueError):
+    """A model's answer that has not the form it was asked for; the message is a sentence the model can act on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSchema:
+    """The form an answer must have. `schema` is what the model is told.
+
+    Providers want an object at the root, so any other form travels as `{"answer": ...}`: `wrapped` says so. `check`
+    turns a parsed value into the JSON value to hand on, or raises InvalidAnswer.
+    """
+
+    schema: Mapping[str, Any]
+    check: Callable[[Any], Any]
+    wrapped: bool
+    is_text: bool
+
+    @classmethod
+    def of(cls, output_type: Any) -> OutputSchema | None:
+        """From a pydantic model, any type pydantic understands, or a JSON Schema as a mapping; None, like str, is text.
+
+        InvalidRequest where it is none of these. A schema's `$ref` is followed within the schema only: nothing is
+        fetched, and no file is read.
+        """
+        if output_type is None or output_type is str:
+            return None
+        if isinstance(output_type, Mapping):
+            return cls._made(output_type, _checked_by_schema(output_type))
+        return cls._of_type(output_type)
+
+    @classmethod
+    def _of_type(cls, output_type: Any) -> OutputSchema:
+        try:
+            adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(output_type)
+            schema = adapter.json_schema()
+        except (pydantic.PydanticUserError, NameError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidRequest(
+                "output_type", output_type, f"give a pydantic model, a type or a JSON Schema ({reason})"
+            ) from error
+        return cls._made(schema, _checked_by_type(adapter))
+
+    @classmethod
+    def _made(cls, schema: Mapping[str, Any], check: Callable[[Any], Any]) -> OutputSchema:
+        wrapped = not _is_object(schema)
+        told = _in_object(schema) if wrapped else schema
+        return cls(schema=told, check=check, wrapped=wrapped, is_text=_root(schema).get("type") == "string")
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value that nobody said as a whole, a consensus, has the form."""
+        try:
+            self.check(value)
+        except InvalidAnswer:
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    value: Any
+    warnings: tuple[str, ...] = ()
+
+
+def read_answer(text: str, output: OutputSchema) -> Parsed:
+    """The value in `text`: strict JSON, else the first fenced block that is JSON, else the first balanced object.
+
+    Taken from anything but strict JSON, the value comes with a warning. Never the inside of a broken or unfinished
+    object: what is cut off is no answer. InvalidAnswer says what was wrong.
+    """
+    try:
+        found, warning = _find_json(text, output)
+    except InvalidAnswer:
+        if not output.is_text or not text.strip():
+            raise
+        found, warning = text.strip(), "the answer was plain text where JSON was asked for"
+    warnings = () if warning is None else (warning,)
+    return Parsed(output.check(_unwrapped(found) if output.wrapped else found), warnings)
+
+
+def clean_text(text: str) -> Parsed:
+    """Text that every JSON writer can write: half a character (a lone surrogate) becomes U+FFFD, with a warning."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return Parsed(whole, ("broken characters in the answer were replaced",))
+    return Parsed(text)
+
+
+# Finding JSON in what a model wrote.
+
+_FENCE = re.compile(r"```[\w+-]*[ \t]*\r?\n(.*?)```", re.DOTALL)
+_OPENING, _CLOSING = ("{", "["), ("}", "]")
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+def _find_json(text: str, output: OutputSchema) -> tuple[Any, str | None]:
+    text = text.strip().removeprefix("\ufeff")
+    if not text:
+        raise InvalidAnswer("the answer is empty; answer with JSON")
+    try:
+        return _loads(text), None
+    except InvalidAnswer as error:
+        failure = error
+    for candidate, warning in _inside(text, output):
+        try:
+            value = _loads(candidate)
+        except InvalidAnswer as error:
+            # A text that is JSON to the eye is judged as such, another one by the JSON in it.
+            failure = failure if text[0] in "{[" else error
+        else:
+            if output.wrapped or isinstance(value, dict):
+                return value, warning
+    raise failure
+
+
+def _inside(text: str, output: OutputSchema) -> Iterator[tuple[str, str]]:
+    for block in _FENCE.finditer(text):
+        yield block[1], "the JSON was taken out of a fenced block"
+    regions = _balanced(text)
+    objects = [region for region in regions if region[0] == "{"]
+    for region in objects[:1] or (regions[:1] if output.wrapped else []):
+        yield region, "the JSON was taken out of the text around it"
+
+
+def _balanced(text: str) -> list[str]:
+    """Every stretch from a bracket that is in no other to the one that closes it."""
+    regions, depth, start = [], 0, 0
+    first = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=len(text))
+    for token in _TOKEN.finditer(text, first):
+        if token[0] in _OPENING:
+            start = start if depth else token.start()
+            depth += 1
+        elif token[0] in _CLOSING and depth:
+            depth -= 1
+            if depth == 0:
+                regions.append(text[start : token.end()])
+    return regions
+
+
+def _loads(text: str) -> Any:
+    _check_nesting(text)
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_no_constant)
+        return json_value(value)
+    except InvalidAnswer:
+        raise
+    except json.JSONDecodeError as error:
+        raise InvalidAnswer(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:
+        raise InvalidAnswer(f"not usable JSON: {error}") from None
+
+
+def _check_nesting(text: str) -> None:
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += (token[0] in _OPENING) - (token[0] in _CLOSING)
+        if depth > MAX_DEPTH:
+            raise InvalidAnswer(f"the JSON is nested deeper than {MAX_DEPTH} levels")
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InvalidAnswer(f'the key "{_short(twice)}" is in one object twice')
+    return made
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise InvalidAnswer(f"the number {_short(digits)} is too large")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise InvalidAnswer(f"{name} is no JSON value; use null")
+
+
+# Checking a value.
+
+
+def _checked_by_type(adapter: pydantic.TypeAdapter[Any]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        try:
+            # As JSON, so that dates, enums and tuples are read from what JSON has for them.
+            return json_value(adapter.dump_python(adapter.validate_json(json.dumps(value)), mode="json", by_alias=True))
+        except pydantic.ValidationError as error:
+            problems = error.errors(include_url=False, include_context=False, include_input=False)
+            raise _mismatch([(problem["loc"], problem["msg"]) for problem in problems]) from None
+        except (ValueError, RecursionError) as error:
+            raise InvalidAnswer(f"the answer does not fit: {_short(str(error))}") from None
+
+    return check
+
+
+def _checked_by_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
+    # Only a schema given as a mapping needs the validator.
+    import jsonschema_rs
+
+    try:
+        plain = json_value(schema)
+        validator = jsonschema_rs.validator_for(plain, retriever=_fetch_nothing)
+    except (ValueError, RecursionError) as error:
+        reason = _short(str(error).splitlines()[0])
+        raise InvalidRequest("output_type", schema, f"it is no JSON Schema that can be used here: {reason}") from error
+
+    def check(value: Any) -> Any:
+        problems = [(error.instance_path, error.message) for error in validator.iter_errors(value)]
+        if problems:
+            raise _mismatch(problems)
+        return value
+
+    return check
+
+
+def _fetch_nothing(uri: str) -> NoReturn:
+    raise ValueError(f"$ref to {uri} is not followed; put the definition into the schema, under $defs")
+
+
+def _mismatch(problems: Sequence[tuple[Sequence[str | int], str]]) -> InvalidAnswer:
+    told = [f"{'.'.join(map(str, path)) or 'the answer'}: {_short(message)}" for path, message in problems[:_SHOWN]]
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return InvalidAnswer(f"the JSON does not fit the schema: {'; '.join(told)}{more}")
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+# Forms whose root is no object.
+
+
+def _root(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema itself, or what its root refers to among its own definitions."""
+    ref = schema.get("$ref")
+    if not isinstance(ref, str) or not ref.startswith("#/$defs/"):
+        return schema
+    return dict(schema.get("$defs", {}).get(ref.removeprefix("#/$defs/"), {}))
+
+
+def _is_object(schema: Mapping[str, Any]) -> bool:
+    return _root(schema).get("type") == "object"
+
+
+def _in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {key: value for key, value in schema.items() if key not in ("$defs", "$schema", "$id")}
+    outer = {key: schema[key] for key in ("$schema", "$defs") if key in schema}
+    return {
+        "type": "object",
+        "properties": {_WRAP: inner},
+        "required": [_WRAP],
+        "additionalProperties": False,
+        **outer,
+    }
+
+
+def _unwrapped(value: Any) -> Any:
+    """A model may leave out the wrapping; then the value is the answer as it stands."""
+    return value[_WRAP] if isinstance(value, dict) and value.keys() == {_WRAP} else value

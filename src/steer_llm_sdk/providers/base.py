@@ -1,0 +1,91 @@
+"""The adapter contract: what a tool may ask of a model, and what it gets back. No client library appears here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.models.usage import Amount
+
+__all__ = ["Image", "Message", "ModelAdapter", "ModelReply", "ModelRequest", "ProviderError"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image in a message: a `url`, or `data` with its `media_type` ("image/png")."""
+
+    url: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+    media_type: str = "image/png"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str | tuple[str | Image, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """One request to one model. None means: the provider's default.
+
+    `schema` is the JSON Schema the answer must have. `timeout` bounds the whole call, `first_byte_timeout` the silence
+    before the first byte, `chunk_timeout` the silence between two; all in seconds.
+    """
+
+    messages: tuple[Message, ...]
+    schema: Mapping[str, Any] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    timeout: float | None = None
+    first_byte_timeout: float | None = None
+    chunk_timeout: float | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReply:
+    """`usage` has input_tokens, output_tokens, total_tokens, and cache and reasoning tokens where reported.
+
+    `cost_usd` None: the price is unknown. `simulated`: a recording answered. `local`: a server on loopback did.
+    `ignored` names the settings of the request that the model cannot take ("seed").
+    """
+
+    text: str
+    model: str
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
+    request_id: str | None = None
+    finish_reason: str | None = None
+    simulated: bool = False
+    local: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+class ModelAdapter(Protocol):
+    """One model at one endpoint with one key. Raises ProviderError and its subclasses, nothing else but cancellation."""
+
+    @property
+    def name(self) -> str:
+        """As the caller wrote it: "openai:gpt-5-mini"."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """What a breaker protects: the provider, and its base URL where that is not the usual one."""
+        ...
+
+    async def request(
+        self, request: ModelRequest, on_text: Callable[[str], None] | None = None
+    ) -> ModelReply:
+        """Stream underneath; `on_text` gets each piece as it comes. No retries of its own."""
+        ...
+
+    def worst_case(self, request: ModelRequest) -> Amount:
+        """Input plus `max_tokens` at list price: what is reserved before the call."""
+        ...
+
+    async def aclose(self) -> None: ...

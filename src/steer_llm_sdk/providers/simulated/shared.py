@@ -1,0 +1,53 @@
+"""One recorded server for the whole process: the `recorded:` models find it by its address."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from concurrent.futures import Future
+
+from steer_llm_sdk.providers.simulated.server import SimulatedServer
+
+
+class _Shared:
+    """The server in its thread, with a loop of its own, so that no caller's loop keeps it alive or takes it down."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._started: Future[str] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="steer-recorded", daemon=True)
+        self._thread.start()
+        self.base_url = self._started.result()
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            async with SimulatedServer() as server:
+                self._started.set_result(server.base_url)
+                await self._stop.wait()
+        except OSError as error:
+            self._started.set_exception(error)
+
+    def close(self) -> None:
+        if self.pid == os.getpid():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(timeout=2.0)
+
+
+_lock = threading.Lock()
+_shared: _Shared | None = None
+
+
+def shared_recorded_server() -> str:
+    """The base URL of a server of the shipped recording, started when first asked for and stopped when Python exits.
+
+    Any thread may ask. A forked child gets a server of its own, since threads do not survive a fork.
+    """
+    global _shared
+    with _lock:
+        if _shared is None or _shared.pid != os.getpid():
+            _shared = _Shared()
+            atexit.register(_shared.close)
+        return _shared.base_url

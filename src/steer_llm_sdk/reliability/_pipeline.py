@@ -1,0 +1,76 @@
+"""The whole idea: a policy is one callable `(call, next) -> result`, and a list of policies folds into one callable.
+
+A policy catches what it owns and lets the rest pass. None of them has heard of tools: a call is a `target` (what is
+protected), a `part` of it, and the few things below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.reliability.budget import Ledger
+from steer_llm_sdk.reliability.deadline import Deadline
+
+
+class Call(Protocol):
+    """What a mechanism may know of a call."""
+
+    attempts: int
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def part(self) -> str: ...
+    @property
+    def worst_case(self) -> Amount: ...
+    @property
+    def deadline(self) -> Deadline | None: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def max_attempts(self) -> int:
+        """How often this call may be tried, the first time included."""
+        ...
+
+    @property
+    def attempt_timeout(self) -> float | None:
+        """Seconds for each attempt; None for no limit."""
+        ...
+
+    @property
+    def answers(self) -> int:
+        """How many answers the run asks for: 1, or the k of a bundle."""
+        ...
+
+    def spent(self, result: Any, /) -> Amount:
+        """What the call really took, read off its result."""
+        ...
+
+    def emit(self, event_type: str, data: dict[str, Any], /) -> None: ...
+
+
+C = TypeVar("C")
+C_contra = TypeVar("C_contra", contravariant=True)
+R = TypeVar("R")
+Next: TypeAlias = Callable[[C], Coroutine[Any, Any, R]]
+
+
+class Policy(Protocol[C_contra]):
+    async def __call__(self, call: C_contra, next: Next[Any, Any], /) -> Any: ...
+
+
+def compose(policies: Sequence[Policy[Any]], innermost: Next[Any, Any]) -> Next[Any, Any]:
+    """Fold: the first policy is outermost. Done once per configuration, not once per call."""
+    folded = innermost
+    for policy in reversed(policies):
+        folded = _wrap(policy, folded)
+    return folded
+
+
+def _wrap(policy: Policy[Any], inner: Next[Any, Any]) -> Next[Any, Any]:
+    def call_policy(call: Any) -> Coroutine[Any, Any, Any]:
+        return policy(call, inner)
+
+    return call_policy

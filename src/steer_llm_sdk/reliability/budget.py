@@ -1,0 +1,106 @@
+"""What one run may spend, has spent, and has set aside for calls that are under way.
+
+Before an attempt its worst case is reserved; afterwards the reservation becomes what was really used. So
+spent + reserved <= limit holds at every instant, as long as no call takes more than its worst case. If one does, the
+excess is recorded and nothing more is admitted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.models.usage import Amount, tokens_of
+from steer_llm_sdk.reliability.classify import classify
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability._pipeline import Call, Next
+
+
+class Ledger:
+    """The account of one run. `tokens` and `cost_usd` are limits; None is no limit."""
+
+    __slots__ = ("attempts", "cost_usd", "reserved_cost", "reserved_tokens", "spent_cost", "spent_tokens", "tokens")
+
+    def __init__(self, tokens: float | None = None, cost_usd: float | None = None) -> None:
+        self.tokens = tokens
+        self.cost_usd = cost_usd
+        self.spent_tokens = 0
+        self.spent_cost = 0.0
+        self.reserved_tokens = 0
+        self.reserved_cost = 0.0
+        self.attempts = 0
+
+    @property
+    def limited(self) -> bool:
+        return self.tokens is not None or self.cost_usd is not None
+
+    @property
+    def tokens_left(self) -> float:
+        """What may still be reserved; infinite without a limit."""
+        return math.inf if self.tokens is None else self.tokens - self.spent_tokens - self.reserved_tokens
+
+    @property
+    def cost_left(self) -> float:
+        return math.inf if self.cost_usd is None else self.cost_usd - self.spent_cost - self.reserved_cost
+
+    def reserve(self, worst: Amount) -> None:
+        """Set `worst` aside. Raises BudgetExceeded, with nothing set aside, where that would pass a limit."""
+        self._refuse_if_spent()
+        if worst.tokens > self.tokens_left:
+            assert self.tokens is not None
+            raise BudgetExceeded("tokens", self.tokens, self.tokens - self.tokens_left + worst.tokens)
+        if self.cost_usd is not None:
+            if worst.cost_usd is None:
+                raise InvalidRequest(
+                    "budget.cost_usd",
+                    self.cost_usd,
+                    "the price of the model is unknown; declare one, or drop the limit",
+                )
+            # A tenth of a nano-dollar of slack: sums of decimal prices are not exact in binary.
+            if worst.cost_usd > self.cost_left + 1e-10:
+                raise BudgetExceeded("cost", self.cost_usd, self.cost_usd - self.cost_left + worst.cost_usd)
+        self.reserved_tokens += worst.tokens
+        self.reserved_cost += worst.cost_usd or 0.0
+
+    def settle(self, worst: Amount, actual: Amount) -> None:
+        """Turn a reservation into what was used. An unknown cost is charged as it was reserved."""
+        self.reserved_tokens -= worst.tokens
+        self.reserved_cost -= worst.cost_usd or 0.0
+        self.spent_tokens += actual.tokens
+        self.spent_cost += (worst.cost_usd or 0.0) if actual.cost_usd is None else actual.cost_usd
+
+    def _refuse_if_spent(self) -> None:
+        if self.tokens is not None and self.spent_tokens > self.tokens:
+            raise BudgetExceeded("tokens", self.tokens, self.spent_tokens)
+        if self.cost_usd is not None and self.spent_cost > self.cost_usd + 1e-10:
+            raise BudgetExceeded("cost", self.cost_usd, self.spent_cost)
+
+
+def charge_of_failure(error: BaseException, worst: Amount) -> Amount:
+    """What a failed call is charged: what it is known to have used, nothing if it was refused, else its worst case."""
+    if not classify(error).maybe_billed:
+        return Amount()
+    usage = getattr(error, "usage", None)
+    if usage:
+        return Amount(tokens_of(usage), None)
+    return worst
+
+
+class Reserve:
+    """The policy: reserve, call, settle. Exactly one settlement for each reservation, whatever ends the call."""
+
+    async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
+        worst = call.worst_case
+        call.ledger.reserve(worst)
+        actual = worst
+        try:
+            result = await next(call)
+            actual = call.spent(result)
+            return result
+        except BaseException as error:
+            actual = charge_of_failure(error, worst)
+            raise
+        finally:
+            call.ledger.settle(worst, actual)

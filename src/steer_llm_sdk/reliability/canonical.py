@@ -1,0 +1,75 @@
+"""Canonical JSON (RFC 8785) and what it is for: two requests are the same if their canonical bytes are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import rfc8785
+from pydantic import BaseModel
+
+from steer_llm_sdk.errors import InvalidRequest
+
+MAX_DEPTH = 200
+_SAFE_INTEGER = 2**53 - 1
+# For what `_is_plain` lets through, this encoder's bytes are those of RFC 8785, at a twentieth of the time.
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """RFC 8785 bytes. Raises InvalidRequest where `value` is no JSON (pydantic models count as what they dump to)."""
+    if _is_plain(value, MAX_DEPTH):
+        try:
+            return _encode(value).encode()
+        except UnicodeEncodeError as error:
+            raise _no_json(value, "it holds a lone surrogate, which is no text") from error
+    try:
+        return rfc8785.dumps(_jsonable(value, MAX_DEPTH))
+    except rfc8785.CanonicalizationError as error:
+        raise _no_json(value, str(error)) from error
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Only what both encoders write alike: no floats, no integer past 2**53, keys of ASCII text."""
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is int:
+        return bool(-_SAFE_INTEGER <= value <= _SAFE_INTEGER)
+    if depth == 0:
+        return False
+    if kind is dict:
+        return all(type(k) is str and k.isascii() and _is_plain(v, depth - 1) for k, v in value.items())
+    return kind is list and all(_is_plain(v, depth - 1) for v in value)
+
+
+def _jsonable(value: Any, depth: int) -> Any:
+    if depth == 0:
+        raise _no_json(value, f"it is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, BaseModel):
+        return _jsonable(value.model_dump(mode="json"), depth)
+    if isinstance(value, dict):
+        return {_key(k): _jsonable(v, depth - 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v, depth - 1) for v in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise _no_json(value, f"a {type(value).__name__} is no JSON value")
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise _no_json(key, "the keys of an object must be text")
+    return key
+
+
+def _no_json(value: Any, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        "request", value, f"{why}; with an idempotency_key a request must be JSON, so that it can be compared"
+    )

@@ -1,0 +1,125 @@
+"""Deadlines that hold: a run comes back in time even if what it waits for swallows its cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from steer_llm_sdk.errors import ProviderTimeout
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability._pipeline import Call, Next
+
+R = TypeVar("R")
+
+GRACE = 0.02
+"""Seconds that cancelled work gets to stop, before it is left behind."""
+
+_log = logging.getLogger(__name__)
+_abandoned: set[asyncio.Task[Any]] = set()
+
+
+@dataclass(slots=True)
+class Deadline:
+    """`at` is on the clock of the running loop; `limit_ms` is what the caller asked for.
+
+    `firm` False: a keyed run, whose end moves when a caller with more time joins.
+    """
+
+    at: float
+    limit_ms: float
+    firm: bool = True
+
+    @classmethod
+    def after(cls, limit_ms: float, now: float) -> Deadline:
+        return cls(now + limit_ms / 1000, limit_ms)
+
+    def remaining(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self.at - asyncio.get_running_loop().time())
+
+
+class Late(Exception):
+    """The time was up. `finished`: the work still returned within the grace; `result` was paid for."""
+
+    def __init__(self, finished: bool = False, result: Any = None) -> None:
+        super().__init__("the time was up")
+        self.finished = finished
+        self.result = result
+
+
+async def until(at: float, work: Coroutine[Any, Any, R]) -> R:
+    """Do `work` in a task of its own until `at`; raise Late at most GRACE later, whatever the work does.
+
+    Work that has not stopped by then is left to itself, and what it raises later is logged.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    try:
+        await watch(task, at)
+    except BaseException:
+        await stop(task)
+        raise
+    if task.done():
+        return task.result()
+    await stop(task)
+    finished = task.done() and not task.cancelled() and task.exception() is None
+    raise Late(True, task.result()) if finished else Late
+
+
+class AttemptTimeout:
+    """The policy: no attempt takes longer than the call's `attempt_timeout`. One within the grace still counts."""
+
+    async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
+        seconds = call.attempt_timeout
+        if seconds is None:
+            return await next(call)
+        try:
+            return await until(asyncio.get_running_loop().time() + seconds, next(call))
+        except Late as late:
+            if late.finished:
+                return late.result
+            raise ProviderTimeout(f"no answer from {call.target} within {seconds:g} s", call.target) from None
+
+
+async def watch(task: asyncio.Task[Any], at: float | None) -> None:
+    """Return when the task is done or the time has come. The task is not touched, whoever is cancelled."""
+    if task.done():
+        return
+    loop = task.get_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    task.add_done_callback(wake)
+    timer = None if at is None else loop.call_at(at, wake)
+    try:
+        await woken
+    finally:
+        task.remove_done_callback(wake)
+        if timer is not None:
+            timer.cancel()
+
+
+async def stop(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait GRACE for it to end; after that it is on its own."""
+    if task.done():
+        return
+    task.cancel()
+    try:
+        await watch(task, task.get_loop().time() + GRACE)
+    finally:
+        if not task.done():
+            _abandoned.add(task)
+            task.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("work that was left behind at its deadline failed later: %r", error)

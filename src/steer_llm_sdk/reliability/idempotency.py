@@ -1,0 +1,239 @@
+"""Idempotency: one key, one piece of work, however many callers; the work belongs to the key and not to a caller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from steer_llm_sdk.errors import ConflictError, StoreUnavailable
+from steer_llm_sdk.reliability.deadline import Deadline, Late, stop, watch
+from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
+from steer_llm_sdk.reliability.stores.memory import MemoryStore
+
+R = TypeVar("R")
+_log = logging.getLogger(__name__)
+
+LEASE = 20.0
+"""Seconds for which a key is held without a sign of life from its owner."""
+POLL = 0.05
+"""Seconds between two looks at a key that somebody else holds."""
+
+
+class IdempotencyManager:
+    """Remembers finished runs for `ttl_seconds`, at most `max_entries` of them.
+
+    `get` and `store` are for callers who keep results of their own. A subclass with only these two is used as a plain
+    cache of finished runs: without leases, so two processes may do the same work.
+    """
+
+    def __init__(self, ttl_seconds: float = 900, max_entries: int = 1000) -> None:
+        if not ttl_seconds > 0:
+            raise ValueError(f"ttl_seconds: {ttl_seconds!r} cannot be used; give a positive number of seconds")
+        if max_entries < 1:
+            raise ValueError(f"max_entries: {max_entries!r} cannot be used; give a whole number from 1")
+        self.ttl_seconds = ttl_seconds
+        self.max_entries = max_entries
+        self.flights: dict[str, Flight[Any]] = {}
+        self._kept: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+        self._store: IdempotencyStore = _PlainCache(self) if self._is_plain_cache() else MemoryStore(max_entries)
+
+    async def get(self, key: str) -> Any:
+        """The value kept under `key`, or None."""
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        if time.monotonic() >= found[0]:
+            del self._kept[key]
+            return None
+        self._kept.move_to_end(key)
+        return found[1]
+
+    async def store(self, key: str, value: Any) -> None:
+        self._kept[key] = (time.monotonic() + self.ttl_seconds, value)
+        self._kept.move_to_end(key)
+        while len(self._kept) > self.max_entries:
+            self._kept.popitem(last=False)
+
+    @property
+    def claims(self) -> IdempotencyStore:
+        return self._store
+
+    def _is_plain_cache(self) -> bool:
+        return type(self).get is not IdempotencyManager.get
+
+
+class _PlainCache:
+    """Somebody's `get` and `store` as a store: every claim is ours unless there is a result."""
+
+    def __init__(self, manager: IdempotencyManager) -> None:
+        self._manager = manager
+        self._fingerprints: dict[str, str] = {}
+
+    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+        kept = await self._manager.get(key)
+        if kept is None:
+            self._fingerprints[key] = fingerprint
+            return Claim("ours")
+        if kept["fingerprint"] != fingerprint:
+            return Claim("conflict")
+        return Claim("settled", result=kept["output"].encode())
+
+    async def renew(self, key: str, token: int, lease: float) -> bool:
+        return True
+
+    async def settle(self, key: str, token: int, result: bytes) -> bool:
+        await self._manager.store(key, {"fingerprint": self._fingerprints.pop(key), "output": result.decode()})
+        return True
+
+    async def release(self, key: str, token: int) -> bool:
+        self._fingerprints.pop(key, None)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[R]):
+    """A keyed piece of work; `name` is the key as the caller knows it.
+
+    `run` gets the deadline that all waiting callers share; it moves when one joins.
+    `dump` gives the bytes to remember, or None where the result is not to be remembered; `load` reads them back;
+    `copy` makes the one who joins a result of his own.
+    """
+
+    key: str
+    name: str
+    fingerprint: str
+    run: Callable[[Deadline], Coroutine[Any, Any, R]]
+    dump: Callable[[R], bytes | None]
+    load: Callable[[bytes], R]
+    copy: Callable[[R], R]
+    run_unprotected: bool = False
+
+
+class Flight(Generic[R]):
+    """Work under way and the callers who wait for it."""
+
+    def __init__(self, fingerprint: str, deadline: Deadline) -> None:
+        self.fingerprint = fingerprint
+        self.deadline = deadline
+        self.waiting = 0
+        self.closing = False
+        self.task: asyncio.Task[R]
+
+    async def wait(self, deadline: Deadline | None) -> R:
+        """Wait for the work until `deadline`. The last to leave takes the work along."""
+        self.waiting += 1
+        self.deadline.at = max(self.deadline.at, math.inf if deadline is None else deadline.at)
+        try:
+            await watch(self.task, None if deadline is None else deadline.at)
+        finally:
+            self.waiting -= 1
+            if not self.waiting and not self.task.done():
+                self.closing = True  # Nobody may join work that is being cancelled.
+                await stop(self.task)
+        if not self.task.done() or self.task.cancelled():
+            raise Late
+        return self.task.result()
+
+
+async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
+    """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
+    flights = manager.flights
+    flight = flights.get(work.key)
+    if flight is not None and (flight.closing or flight.task.get_loop() is not asyncio.get_running_loop()):
+        flight = None  # It ends, or runs on another loop: the store tells what becomes of it.
+    if flight is None:
+        flight = Flight(work.fingerprint, Deadline(-math.inf, deadline.limit_ms if deadline else math.inf, firm=False))
+        flight.task = asyncio.get_running_loop().create_task(_lead(manager, work, flight))
+        flights[work.key] = flight
+        flight.task.add_done_callback(lambda task: _land(flights, work.key, flight))
+        return await flight.wait(deadline)
+    if flight.fingerprint != work.fingerprint:
+        raise ConflictError(work.name)
+    return work.copy(await flight.wait(deadline))
+
+
+def _land(flights: dict[str, Flight[Any]], key: str, flight: Flight[Any]) -> None:
+    if flights.get(key) is flight:
+        del flights[key]
+    if not flight.task.cancelled():
+        flight.task.exception()  # Seen: whoever still waits gets it, and if nobody does it is no news.
+
+
+async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
+    store = manager.claims
+    while True:
+        try:
+            claim = await store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
+        except Exception as error:
+            return await _without_store(work, flight, error)
+        if claim.kind == "conflict":
+            raise ConflictError(work.name)
+        if claim.kind == "settled":
+            assert claim.result is not None
+            return work.load(claim.result)
+        if claim.kind == "ours":
+            return await _own(store, claim.token, work, flight)
+        await asyncio.sleep(POLL)
+
+
+async def _without_store(work: Work[R], flight: Flight[R], error: Exception) -> R:
+    if not work.run_unprotected:
+        raise StoreUnavailable(
+            f"The store of idempotency keys did not answer ({type(error).__name__}), so the run was not started; "
+            'on_store_down="run_unprotected" starts it all the same'
+        ) from error
+    _log.warning("the store of idempotency keys did not answer (%s): the run is unprotected", type(error).__name__)
+    return await work.run(flight.deadline)
+
+
+async def _own(store: IdempotencyStore, token: int, work: Work[R], flight: Flight[R]) -> R:
+    """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
+    heart = _Heartbeat(store, work.key, token)
+    remembered = False
+    try:
+        result = await work.run(flight.deadline)
+        kept = work.dump(result)
+        remembered = kept is not None and await _settle(store, work.key, token, kept)
+        return result
+    finally:
+        heart.stop()
+        if not remembered:
+            await _quietly(store.release(work.key, token))
+
+
+async def _settle(store: IdempotencyStore, key: str, token: int, kept: bytes) -> bool:
+    """A result that cannot be remembered was still paid for: the caller gets it."""
+    return bool(await _quietly(store.settle(key, token, kept)))
+
+
+async def _quietly(action: Awaitable[bool]) -> bool:
+    try:
+        return await action
+    except Exception as error:
+        _log.warning("the store of idempotency keys did not answer: %r", error)
+        return False
+
+
+class _Heartbeat:
+    """Renews a lease at a third of it. A timer, not a task: most runs end before it fires."""
+
+    def __init__(self, store: IdempotencyStore, key: str, token: int) -> None:
+        self._store, self._key, self._token = store, key, token
+        self._loop = asyncio.get_running_loop()
+        self._beat: asyncio.Task[bool] | None = None
+        self._timer = self._loop.call_later(LEASE / 3, self._renew)
+
+    def _renew(self) -> None:
+        self._beat = self._loop.create_task(_quietly(self._store.renew(self._key, self._token, LEASE)))
+        self._timer = self._loop.call_later(LEASE / 3, self._renew)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._beat is not None:
+            self._beat.cancel()

@@ -1,0 +1,78 @@
+"""The store in memory: for one process, and the reference that the others are compared with."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from steer_llm_sdk.reliability.stores import Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`until` is the end of the lease while the key is claimed, of the memory once `result` is there."""
+
+    fingerprint: str
+    token: int
+    ttl: float
+    until: float
+    result: bytes | None = None
+
+
+class MemoryStore:
+    """`max_entries` bounds finished entries, the least recently used going first. Claims are never evicted."""
+
+    def __init__(self, max_entries: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_entries = max_entries
+        self._clock = clock
+        self._claimed: dict[str, Entry] = {}
+        self._finished: OrderedDict[str, Entry] = OrderedDict()
+        self._token = 0
+
+    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+        now = self._clock()
+        entry = self._find(key, now)
+        if entry is not None and entry.fingerprint != fingerprint:
+            return Claim("conflict")
+        if entry is not None and entry.result is not None:
+            self._finished.move_to_end(key)
+            return Claim("settled", entry.token, entry.result)
+        if entry is not None and now < entry.until:
+            return Claim("theirs")
+        self._token += 1
+        self._claimed[key] = Entry(fingerprint, self._token, ttl, now + lease)
+        return Claim("ours", self._token)
+
+    async def renew(self, key: str, token: int, lease: float) -> bool:
+        entry = self._claimed.get(key)
+        if entry is None or entry.token != token:
+            return False
+        self._claimed[key] = replace(entry, until=self._clock() + lease)
+        return True
+
+    async def settle(self, key: str, token: int, result: bytes) -> bool:
+        entry = self._claimed.get(key)
+        if entry is None or entry.token != token:
+            return False
+        del self._claimed[key]
+        self._finished[key] = replace(entry, result=result, until=self._clock() + entry.ttl)
+        while len(self._finished) > self._max_entries:
+            self._finished.popitem(last=False)
+        return True
+
+    async def release(self, key: str, token: int) -> bool:
+        entry = self._claimed.get(key)
+        if entry is None or entry.token != token:
+            return False
+        del self._claimed[key]
+        return True
+
+    def _find(self, key: str, now: float) -> Entry | None:
+        finished = self._finished.get(key)
+        if finished is not None and now >= finished.until:
+            del self._finished[key]
+            finished = None
+        # A claim outlives its lease until somebody else takes it: the fingerprint still guards the key.
+        return finished or self._claimed.get(key)

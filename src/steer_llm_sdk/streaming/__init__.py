@@ -1,0 +1,5 @@
+"""Events on their way to subscribers."""
+
+from steer_llm_sdk.streaming.manager import EventManager
+
+__all__ = ["EventManager"]

@@ -1,0 +1,250 @@
+"""EventManager: typed events to subscribers. Nothing a subscriber does changes a run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from steer_llm_sdk.models.events import (
+    StreamCompleteEvent,
+    StreamDeltaEvent,
+    StreamErrorEvent,
+    StreamEvent,
+    StreamStartEvent,
+    StreamUsageEvent,
+)
+
+Handler = Callable[[Any], Any]
+Redactor = Callable[[dict[str, Any]], dict[str, Any]]
+_log = logging.getLogger(__name__)
+
+ALLOWANCE = 0.25
+"""Seconds of a run's time that its handlers may take in all; after that they are dropped with a warning."""
+BACKLOG = 10_000
+"""Events that may wait for a slow handler; more are dropped with a warning."""
+
+
+class EventManager:
+    """One handler per kind of event, sync or async; `on_create_event` sees every event before its own handler does.
+
+    An async handler runs beside the run, in order; a sync one runs in the loop and should be short.
+    """
+
+    def __init__(
+        self,
+        on_start: Handler | None = None,
+        on_delta: Handler | None = None,
+        on_usage: Handler | None = None,
+        on_complete: Handler | None = None,
+        on_error: Handler | None = None,
+        request_id: str | None = None,
+        trace_id: str | None = None,
+        sdk_version: str | None = None,
+        on_create_event: Handler | None = None,
+    ) -> None:
+        self.on_start = on_start
+        self.on_delta = on_delta
+        self.on_usage = on_usage
+        self.on_complete = on_complete
+        self.on_error = on_error
+        self.request_id = request_id
+        self.trace_id = trace_id
+        self.sdk_version = sdk_version
+        self.on_create_event = on_create_event
+
+    async def emit_start(self, event: StreamStartEvent) -> None:
+        await self._emit(event)
+
+    async def emit_delta(self, event: StreamDeltaEvent) -> None:
+        await self._emit(event)
+
+    async def emit_usage(self, event: StreamUsageEvent) -> None:
+        await self._emit(event)
+
+    async def emit_complete(self, event: StreamCompleteEvent) -> None:
+        await self._emit(event)
+
+    async def emit_error(self, event: StreamErrorEvent) -> None:
+        await self._emit(event)
+
+    def for_run(
+        self,
+        request_id: str,
+        trace_id: str,
+        metadata: Mapping[str, Any] | None = None,
+        redactor: Redactor | None = None,
+    ) -> RunEvents:
+        """The events of one run: filled in, redacted once on the way out, handlers held to ALLOWANCE."""
+        return RunEvents(self, request_id, trace_id, metadata or {}, redactor)
+
+    def handlers_of(self, event: StreamEvent) -> list[Handler]:
+        own = {
+            "start": self.on_start,
+            "delta": self.on_delta,
+            "usage": self.on_usage,
+            "complete": self.on_complete,
+            "error": self.on_error,
+        }.get(event.type)
+        return [handler for handler in (self.on_create_event, own) if handler is not None]
+
+    async def _emit(self, event: StreamEvent) -> None:
+        event = self._filled(event)
+        for handler in self.handlers_of(event):
+            try:
+                result = handler(event)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                _log.warning("a handler of %s events failed", event.type, exc_info=True)
+
+    def _filled(self, event: StreamEvent) -> StreamEvent:
+        metadata = {**event.metadata}
+        if self.trace_id:
+            metadata.setdefault("trace_id", self.trace_id)
+        if self.sdk_version:
+            metadata.setdefault("sdk_version", self.sdk_version)
+        return replace(
+            event,
+            request_id=event.request_id or self.request_id or "",
+            timestamp=event.timestamp or time.time(),
+            metadata=metadata,
+        )
+
+
+class RunEvents(EventManager):
+    """The events of one run, on their way to the handlers of `source`. `metadata` goes into every event."""
+
+    def __init__(
+        self,
+        source: EventManager,
+        request_id: str,
+        trace_id: str,
+        metadata: Mapping[str, Any],
+        redactor: Redactor | None,
+    ) -> None:
+        super().__init__(request_id=request_id, trace_id=trace_id, sdk_version=source.sdk_version)
+        self.metadata = dict(metadata)
+        self._source = source
+        self._redactor = redactor
+        self._queue: deque[tuple[Handler, StreamEvent]] = deque()
+        self._drain: asyncio.Task[None] | None = None
+        self._taken = 0.0
+        self._dropped = False
+
+    def tell(self, event: StreamEvent) -> None:
+        """Hand over an event without waiting for its handlers."""
+        if self._dropped:
+            return
+        handlers = self._source.handlers_of(event)
+        if not handlers:
+            return
+        complete = self._redacted(self._filled(event))
+        if complete is None:
+            return
+        for handler in handlers:
+            self._hand_over(handler, complete)
+
+    async def flush(self, until: float | None = None) -> None:
+        """Let async handlers catch up, for what is left of ALLOWANCE and never past `until` (loop time)."""
+        if self._drain is None:
+            return
+        now = asyncio.get_running_loop().time()
+        left = ALLOWANCE - self._taken
+        if until is not None:
+            left = min(left, max(until - now, 0.01))
+        done, _ = await asyncio.wait({self._drain}, timeout=max(left, 0.0))
+        if not done:
+            self._drop(f"they had not finished {left:.2g} s after the run")
+
+    async def _emit(self, event: StreamEvent) -> None:
+        self.tell(event)
+
+    def _filled(self, event: StreamEvent) -> StreamEvent:
+        metadata = {**self.metadata, "trace_id": self.trace_id, **event.metadata}
+        if self.sdk_version:
+            metadata.setdefault("sdk_version", self.sdk_version)
+        return replace(
+            event,
+            provider=event.provider or "orchestrator",
+            model=event.model or "orchestrator",
+            request_id=event.request_id or self.request_id or "",
+            timestamp=event.timestamp or time.time(),
+            metadata=metadata,
+        )
+
+    def _redacted(self, event: StreamEvent) -> StreamEvent | None:
+        """The event as it may leave; None where the redactor failed, for then nobody knows what is in it."""
+        if self._redactor is None:
+            return event
+        try:
+            changes: dict[str, Any] = {"metadata": self._clean(dict(event.metadata))}
+            name = event.PAYLOAD
+            if name is not None:
+                changes[name] = self._clean_payload(name, getattr(event, name))
+            return replace(event, **changes)
+        except Exception:
+            _log.warning("the redactor failed: a %s event is withheld", event.type, exc_info=True)
+            return None
+
+    def _clean_payload(self, name: str, payload: Any) -> Any:
+        if isinstance(payload, Mapping):
+            return self._clean(dict(payload))
+        return self._clean({name: payload})[name]
+
+    def _clean(self, content: dict[str, Any]) -> dict[str, Any]:
+        assert self._redactor is not None
+        cleaned = self._redactor(content)
+        if not isinstance(cleaned, dict):
+            raise TypeError(f"redactor_cb returned a {type(cleaned).__name__}; it must return a dict")
+        return cleaned
+
+    def _hand_over(self, handler: Handler, event: StreamEvent) -> None:
+        if self._drain is not None and not self._drain.done():
+            if len(self._queue) >= BACKLOG:
+                self._drop(f"{BACKLOG} events were waiting for them")
+            self._queue.append((handler, event))
+            return
+        result = self._call(handler, event)
+        if result is not None:
+            self._drain = asyncio.get_running_loop().create_task(self._work_off(result, event))
+
+    def _call(self, handler: Handler, event: StreamEvent) -> Awaitable[Any] | None:
+        # The processor's clock, not the loop's: what is measured is how long the loop was held.
+        started = time.perf_counter()
+        try:
+            result = handler(event)
+        except Exception:
+            _log.warning("a handler of %s events failed", event.type, exc_info=True)
+            return None
+        finally:
+            self._taken += time.perf_counter() - started
+            if self._taken > ALLOWANCE:
+                self._drop(f"they held the run for {self._taken:.2g} s")
+        return result if inspect.isawaitable(result) else None
+
+    async def _work_off(self, result: Awaitable[Any] | None, event: StreamEvent) -> None:
+        while True:
+            if result is not None:
+                try:
+                    await result
+                except Exception:
+                    _log.warning("a handler of %s events failed", event.type, exc_info=True)
+            if not self._queue:
+                return
+            handler, event = self._queue.popleft()
+            result = self._call(handler, event)
+
+    def _drop(self, why: str) -> None:
+        if self._dropped:
+            return
+        self._dropped = True
+        self._queue.clear()
+        if self._drain is not None:
+            self._drain.cancel()
+        _log.warning("the event handlers of run %s are dropped: %s", self.request_id, why)

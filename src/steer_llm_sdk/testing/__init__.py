@@ -1,0 +1,23 @@
+"""Fakes for tests of one's own: small real implementations of the seams.
+
+`ScriptedTool` plays a script of answers and failures, `RecordedEvents` keeps the events of a run, `VirtualTimeLoop` and
+`run_in_virtual_time` let hours of waiting pass in milliseconds.
+"""
+
+from steer_llm_sdk.testing.clock import Deadlock, VirtualTimeLoop, run_in_virtual_time
+from steer_llm_sdk.testing.events import RecordedEvents
+from steer_llm_sdk.testing.tools import HANG, OK, ScriptedCall, ScriptedTool, Step, err, stubborn
+
+__all__ = [
+    "HANG",
+    "OK",
+    "Deadlock",
+    "RecordedEvents",
+    "ScriptedCall",
+    "ScriptedTool",
+    "Step",
+    "VirtualTimeLoop",
+    "err",
+    "run_in_virtual_time",
+    "stubborn",
+]

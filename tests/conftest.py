@@ -1,0 +1,84 @@
+"""What holds for every test: virtual time in unit tests, and no way to anything but this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_llm_sdk.testing import VirtualTimeLoop
+
+UNIT = Path(__file__).parent / "unit"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "real_time: run this unit test on the real clock")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Unit tests run in virtual time unless they are marked `real_time`; integration tests run in real time."""
+    if item.path.is_relative_to(UNIT) and item.get_closest_marker("real_time") is None:
+        return {"virtual": VirtualTimeLoop}
+    return {"real": asyncio.new_event_loop}
+
+
+class ReachedOut(RuntimeError):
+    """A test tried to reach another machine."""
+
+
+_reached: list[str] = []
+
+
+def _stay_here(event: str, args: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.sendto"):
+        address = args[1]
+        host = address[0] if isinstance(address, tuple) else "localhost"
+    elif event == "socket.getaddrinfo":
+        host = args[0]
+    else:
+        return
+    if not _is_here(host):
+        _reached.append(str(host))
+        raise ReachedOut(f"a test tried to reach {host}; tests may talk to this machine only")
+
+
+def _is_here(host: Any) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+sys.addaudithook(_stay_here)
+
+
+@pytest.fixture(autouse=True)
+def _only_this_machine() -> Iterator[None]:
+    """Fail a test that tried to leave, even where the code under test swallowed the refusal."""
+    _reached.clear()
+    yield
+    assert not _reached, f"the test tried to reach {', '.join(_reached)}"
+
+
+@pytest.fixture
+def reached_out() -> list[str]:
+    """The hosts that the running test was kept from reaching; a test that expects some clears the list."""
+    return _reached
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever keys and models the environment names, the tests know nothing of them."""
+    for name in ("STEER_MODEL", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.delenv(name, raising=False)

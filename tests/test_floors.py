@@ -1,0 +1,192 @@
+"""Imports point downwards, happen at the top of a module, and load nothing heavy before it is used."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import steer_llm_sdk
+
+PACKAGE = "steer_llm_sdk"
+ROOT = Path(steer_llm_sdk.__file__).parent
+
+WORDS, MECHANISMS, NOUNS, VERBS, FLOW, WAYS = range(6)
+FLOORS = {
+    "errors": WORDS,
+    "models": WORDS,
+    "providers.base": WORDS,
+    "reliability": MECHANISMS,
+    "streaming": MECHANISMS,
+    "evidence": MECHANISMS,
+    "providers": MECHANISMS,
+    "orchestration.options": NOUNS,
+    "orchestration.output": NOUNS,
+    "orchestration.errors": NOUNS,
+    "orchestration.models": NOUNS,
+    "orchestration.planning": NOUNS,
+    "orchestration.tool_registry": NOUNS,
+    "orchestration._call": NOUNS,
+    "orchestration._result": NOUNS,
+    "orchestration.reliability": VERBS,
+    "orchestration.fallback": VERBS,
+    "orchestration.replay": VERBS,
+    "orchestration.tools": VERBS,
+    "orchestration.base": FLOW,
+    "orchestration.orchestrator": FLOW,
+    "orchestration.reliable_orchestrator": FLOW,
+    "cli": WAYS,
+    "testing": WAYS,
+}
+FRONTS = {"": FLOW, "orchestration": FLOW}
+"""Packages that only say what is public of the floors below them."""
+
+LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
+"""What any module may import when it is loaded."""
+WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "openai", "pydantic_ai", "re2"}
+"""Heavy or optional: imported by the function that needs it."""
+AT_THE_TERMINAL = {"rich", "typer"}
+"""What the command line may import, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Import:
+    importer: str
+    module: str
+    line: int
+    nested: bool
+    typing_only: bool
+
+    @property
+    def own(self) -> bool:
+        return self.module.split(".")[0] == PACKAGE
+
+    @property
+    def distribution(self) -> str:
+        return self.module.split(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.module}"
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports_of(module: str) -> Iterator[Import]:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    yield from _walk(tree, module, nested=False, typing_only=False)
+
+
+def _walk(node: ast.AST, module: str, *, nested: bool, typing_only: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            for name in _names(child):
+                yield Import(module, name, child.lineno, nested, typing_only)
+        inside = nested or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing = typing_only or (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING")
+        yield from _walk(child, module, nested=inside, typing_only=typing)
+
+
+def _names(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    assert node.level == 0, f"line {node.lineno}: imports name their whole path"
+    assert node.module is not None
+    below = [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name if name in MODULES else node.module for name in below]
+
+
+IMPORTS = [found for module in MODULES for found in _imports_of(module)]
+
+
+def _floor(module: str) -> int:
+    path = module.removeprefix(PACKAGE).removeprefix(".")
+    if path in FRONTS:
+        return FRONTS[path]
+    parts = path.split(".")
+    known = [floor for n in range(len(parts), 0, -1) if (floor := FLOORS.get(".".join(parts[:n]))) is not None]
+    assert known, f"{module} is on no floor; say in FLOORS where it belongs"
+    return known[0]
+
+
+def _lines(imports: list[Import]) -> str:
+    return "\n".join(map(str, imports))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_its_own_floor_or_lower(module: str) -> None:
+    upwards = [i for i in IMPORTS if i.importer == module and i.own and _floor(i.module) > _floor(module)]
+    assert not upwards, _lines(upwards)
+
+
+def test_nothing_imports_the_packages_that_only_gather_names() -> None:
+    fronts = {f"{PACKAGE}.{path}".rstrip(".") for path in FRONTS}
+    upwards = [i for i in IMPORTS if i.module in fronts and _floor(i.importer) < WAYS and i.importer not in fronts]
+    assert not upwards, _lines(upwards)
+
+
+def test_no_module_needs_itself() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for i in IMPORTS:
+        if i.own and not i.nested and not i.typing_only and i.module != i.importer:
+            graph[i.importer].add(i.module)
+    TopologicalSorter(graph).prepare()
+
+
+def test_an_import_inside_a_function_is_of_something_heavy() -> None:
+    """The command line may load anything of its own late, so that --help comes at once."""
+    hidden = [
+        i
+        for i in IMPORTS
+        if i.nested and not i.typing_only and i.distribution not in WHEN_USED and _floor(i.importer) < WAYS
+    ]
+    assert not hidden, _lines(hidden)
+
+
+def test_nothing_heavy_is_imported_when_a_module_is_loaded() -> None:
+    foreign = [
+        i
+        for i in IMPORTS
+        if not i.nested and not i.typing_only and not i.own and i.distribution not in sys.stdlib_module_names
+    ]
+    heavy = [
+        i
+        for i in foreign
+        if i.distribution not in LIGHT
+        and not (i.distribution in AT_THE_TERMINAL and i.importer.startswith(f"{PACKAGE}.cli"))
+    ]
+    assert not heavy, _lines(heavy)
+
+
+def test_nobody_imports_what_another_package_keeps_private() -> None:
+    private = [
+        i
+        for i in IMPORTS
+        if not i.own and i.module != "__future__" and any(part.startswith("_") for part in i.module.split("."))
+    ]
+    assert not private, _lines(private)
+
+
+@pytest.mark.parametrize("module", [PACKAGE, f"{PACKAGE}.orchestration", f"{PACKAGE}.testing"])
+def test_importing_the_package_loads_no_client_command_line_server_or_telemetry(module: str) -> None:
+    code = f"import {module}, json, sys; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(json.loads(done.stdout))
+    unwanted = WHEN_USED | AT_THE_TERMINAL
+    unwanted |= {"click", "fastapi", "httpx", "numpy", "opentelemetry", "requests", "starlette", "uvicorn"}
+    assert not loaded & unwanted
