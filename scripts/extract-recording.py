@@ -4,7 +4,7 @@
 
 FOLDER holds `zeroeval_crux_raw_json_outputs.jsonl.gz` (100 questions, the raw replies of 12 models),
 `zeroeval_crux.jsonl.gz` (the extracted answers of 51 models), `manifest.json` (source, commit, licence, checksums, and
-the order of the models) and `LICENSES/`. Same input, same lines out. What is in a line: providers/simulated/data/README.md.
+the order of the models) and `LICENSES/`. Same input, same lines out; the README beside them says what is in a line.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ Exception
     ├── AuthenticationFailed   ├── RateLimited         ├── ConnectionFailed
     ├── PermissionDenied       ├── QuotaExhausted      ├── ProviderTimeout
     ├── ModelNotFound          ├── ContentFiltered     └── BadResponse
-    ├── RequestRejected        ├── ProviderConflict        └── TruncatedStream
-    │   └── ContextWindowExceeded
+    ├── RequestRejected        ├── ProviderConflict        ├── TruncatedStream
+    │   └── ContextWindowExceeded                          └── InvalidOutput
     └── ProviderUnavailable
 """
 
@@ -160,6 +160,15 @@ class AllToolsFailed(OrchestratorError):
     def __init__(self, failures: Mapping[str, BaseException]) -> None:
         self.failures = dict(failures)
         super().__init__("; ".join(f"{name}: {error}" for name, error in self.failures.items()))
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether asking again later may help, for one of them at least."""
+        return any(
+            cause.is_retryable
+            for cause in self.failures.values()
+            if isinstance(cause, (AllToolsFailed, ProviderError, ToolExecutionError))
+        )
 
 
 class InvalidRequest(OrchestratorError, ValueError):
@@ -309,6 +318,18 @@ class BadResponse(ProviderError):
 
 class TruncatedStream(BadResponse):
     """A stream that stopped without its end marker."""
+
+
+class InvalidOutput(BadResponse):
+    """A model answered, and has not the form that was asked for after it was told what is wrong. `answer` is its text.
+
+    Not retryable: it was asked twice, and what it said was paid for.
+    """
+
+    def __init__(self, message: str, provider: str, *, answer: str, **details: Any) -> None:
+        super().__init__(message, provider, **details)
+        self.answer = answer
+        self.declared_retryable = False
 
 
 class Rejected(OrchestratorError):

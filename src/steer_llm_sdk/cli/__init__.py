@@ -1,0 +1,1 @@
+"""The command line, `steer-llm`. Answers go to stdout, everything else to stderr."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, tokens_of
@@ -21,16 +22,18 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """What a call is known to have used. `cost_usd` None: the price is unknown."""
 
-    usage: dict[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, Any]
     cost_usd: float | None = None
 
 
+_NOTHING = Spent(MappingProxyType({}))
+
+
 def unmeasured(_: object) -> Spent:
-    return Spent()
+    return _NOTHING
 
 
 def current_scope() -> Scope | None:
@@ -44,6 +47,13 @@ def time_left() -> float | None:
     deadline = None if scope is None else scope.run.deadline
     left = math.inf if deadline is None else deadline.remaining()
     return left if left < math.inf else None
+
+
+def budget_left() -> tuple[float, float]:
+    """Tokens and USD that the run may still spend; infinite without a budget, or outside of a run."""
+    scope = _scope.get()
+    ledger = None if scope is None else scope.run.ledger
+    return (math.inf, math.inf) if ledger is None else (ledger.tokens_left, ledger.cost_left)
 
 
 async def protected(
@@ -97,21 +107,26 @@ class Attempt:
     outcome: str = "running"
     error: dict[str, Any] | None = None
     model: str | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
-    cost_usd: float | None = None
+    spent: Spent = _NOTHING
 
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What all calls of one run share. `started` and the deadline are on the clock of the event loop, in seconds."""
+    """One run: what the caller sent, read only, and what all its calls share.
 
+    `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without a budget.
+    """
+
+    request: Any
+    tool_name: str | None
+    tool_options: Mapping[str, Any]
+    options: OrchestrationConfig
     request_id: str
     trace_id: str
-    options: OrchestrationConfig
     clock: Callable[[], float]
     started: float
     deadline: Deadline | None
-    ledger: Ledger
+    ledger: Ledger | None
     events: RunEvents | None
     attempt: Next[Call, Any]
     max_attempts: int
@@ -124,8 +139,7 @@ class Run:
             self.events.tell(StreamDeltaEvent({"event_type": event_type, "data": data}))
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """One tool at work within a run."""
 
     run: Run
@@ -151,8 +165,15 @@ class Call:
         return self.scope.run.deadline
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> Ledger | None:
         return self.scope.run.ledger
+
+    @property
+    def sent(self) -> int:
+        return len(self.scope.run.timeline)
+
+    def elapsed(self) -> float:
+        return self.scope.run.clock() - self.scope.run.started
 
     @property
     def max_attempts(self) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -19,22 +19,28 @@ _BY_DECISION = frozenset({"decided", "converged", "certified", "distance"})
 """Reasons to stop early that leave nothing to be asked: such a bundle is whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolResult:
+_SCALARS = frozenset({str, int, bool, type(None)})
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class ToolResult(NamedTuple):
     """`metadata` is the tool's own. `bundle` is set where `content` holds one."""
 
     content: Any
-    usage: dict[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, Any] = _NOTHING
     cost_usd: float | None = None
-    cost_breakdown: dict[str, float] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    cost_breakdown: Mapping[str, float] = _NOTHING
+    metadata: Mapping[str, Any] = _NOTHING
     bundle: EvidenceBundle | None = None
 
     @classmethod
     def of(cls, returned: Any) -> ToolResult:
         """An EvidenceBundle; a mapping or model with `content`, `usage`, `cost_usd`, `metadata`; or any value."""
-        if isinstance(returned, ToolResult):
-            return returned
+        kind = type(returned)
+        if kind is ToolResult or kind in _SCALARS:
+            return returned if kind is ToolResult else cls(returned)
+        if kind is dict:
+            return cls._of_mapping(returned)
         if isinstance(returned, EvidenceBundle):
             return cls._of_bundle(returned)
         if isinstance(returned, BaseModel):
@@ -42,7 +48,7 @@ class ToolResult:
         if isinstance(returned, Mapping):
             return cls._of_mapping(returned)
         content, warning = as_json(returned)
-        return cls(content, metadata={"content_warning": warning} if warning else {})
+        return cls(content, metadata={"content_warning": warning}) if warning else cls(content)
 
     @classmethod
     def _of_bundle(cls, bundle: EvidenceBundle) -> ToolResult:
@@ -95,7 +101,7 @@ def spent_of(result: ToolResult) -> Spent:
 
 def as_json(value: Any) -> tuple[Any, str | None]:
     """`value` in plain JSON types, and a warning where something had to be changed: what was paid for is not lost."""
-    if value is None or type(value) in (str, bool, int):
+    if type(value) in _SCALARS:
         return value, None
     try:
         return json_value(value), None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError
 from steer_llm_sdk.orchestration._call import Run, Scope, enter, leave
@@ -24,59 +23,58 @@ class NotAcceptable(OrchestratorError):
         self.found = -1.0 if found is None else found
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(NamedTuple):
     """One tool of a plan, with the options it will see."""
 
     tool: Tool
-    options: Mapping[str, Any]
+    options: dict[str, Any]
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Who answered, or (`result` None) that nobody did; what went wrong before, in order, by tool.
 
     `acceptable` False: the best of several bundles that were all below `min_confidence`.
     """
 
     tool: Tool
-    result: ToolResult | None = None
-    failures: dict[str, Exception] = field(default_factory=dict)
+    result: ToolResult | None
+    failures: dict[str, Exception]
     acceptable: bool = True
 
 
-async def first_answer(run: Run, plan: Sequence[ToolCall], request: Any, min_confidence: float | None) -> Answer:
+async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Answer:
     """Ask the tools in order. The next is tried whatever went wrong, except a request that does not validate."""
     failures: dict[str, Exception] = {}
     for step in plan:
         if failures:
             _tell_fallback(run, plan, step, failures)
         try:
-            step.tool.validate_request(request)
+            step.tool.validate_request(run.request)
         except ValueError as error:
             failures[step.tool.name] = error
             break
         try:
-            result = await _ask(run, step, request)
-            _check(step.tool, result, min_confidence)
+            result = await _ask(run, step)
+            if min_confidence is not None:
+                _check(step.tool, result, min_confidence)
             return Answer(step.tool, result, failures)
         except Exception as error:
             failures[step.tool.name] = error
     return _best_of(plan, failures)
 
 
-async def _ask(run: Run, step: ToolCall, request: Any) -> ToolResult:
+async def _ask(run: Run, step: ToolCall) -> ToolResult:
     tool = step.tool
     scope = Scope(run, tool.name, tool.version)
     token = enter(scope)
     try:
-        return await use_tool(scope, tool, request, dict(step.options), run.events)
+        return await use_tool(scope, tool, step.options)
     finally:
         leave(token)
 
 
-def _check(tool: Tool, result: ToolResult, min_confidence: float | None) -> None:
-    if result.bundle is None or min_confidence is None:
+def _check(tool: Tool, result: ToolResult, min_confidence: float) -> None:
+    if result.bundle is None:
         return
     found = result.bundle.summary.confidence
     if found is None or found < min_confidence:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.orchestration._call import Call
-from steer_llm_sdk.orchestration.base import BaseOrchestrator, Job, Plan
+from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.reliability._pipeline import Next
 
@@ -14,10 +14,10 @@ from steer_llm_sdk.reliability._pipeline import Next
 class Orchestrator(BaseOrchestrator):
     """Runs the tool that the caller names. A call is tried once, or `max_retries` + 1 times where that is set."""
 
-    async def _plan(self, job: Job) -> Plan:
-        if job.tool_name is None:
+    async def _plan(self, run: Run) -> Plan:
+        if run.tool_name is None:
             raise InvalidRequest("tool_name", None, "name a tool, or use ReliableOrchestrator, which plans")
-        return Plan((self._step(job, self._find(job.tool_name), {}),))
+        return Plan((self._step(run, self._find(run.tool_name), {}),))
 
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
         return self.executor.pipeline(

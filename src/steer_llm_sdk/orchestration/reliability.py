@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Attempt, Call, Scope, Spent
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error, spent_of
 from steer_llm_sdk.orchestration.tool_registry import Tool
@@ -16,7 +18,6 @@ from steer_llm_sdk.reliability.budget import Reserve
 from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
-from steer_llm_sdk.streaming.manager import EventManager
 
 __all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
@@ -62,6 +63,9 @@ class ReliabilityConfig(BaseModel):
         return next(configs[name] for name in names if name in configs)
 
 
+_FREE = Amount()
+
+
 class ReliableToolExecutor:
     """Makes calls under the policies. It owns the circuit breakers of one orchestrator."""
 
@@ -97,7 +101,6 @@ async def send(call: Call) -> Any:
     """The innermost step: one attempt goes out and is written into the run's timeline."""
     run = call.scope.run
     call.attempts += 1
-    run.ledger.attempts += 1
     started = run.clock()
     line = Attempt(
         tool=call.scope.tool,
@@ -109,30 +112,32 @@ async def send(call: Call) -> Any:
     run.timeline.append(line)
     try:
         result = await call.execute()
-        spent: Spent = call.measure(result)
-        line.outcome, line.usage, line.cost_usd = "succeeded", spent.usage, spent.cost_usd
+        line.spent = call.measure(result)
+        line.outcome = "succeeded"
         return result
     except asyncio.CancelledError:
         line.outcome = "cancelled"
         raise
     except Exception as error:
         line.outcome, line.error = "failed", describe_error(error)
-        line.usage = dict(getattr(error, "usage", None) or {})
+        if isinstance(error, ProviderError) and error.usage:
+            line.spent = Spent(error.usage)
         raise
     finally:
         line.elapsed_ms = (run.clock() - started) * 1000
 
 
-async def use_tool(
-    scope: Scope, tool: Tool, request: Any, options: dict[str, Any], events: EventManager | None
-) -> ToolResult:
+async def use_tool(scope: Scope, tool: Tool, options: dict[str, Any]) -> ToolResult:
     """Ask one tool. A composite one puts each of its own calls under the policies; any other is itself the call."""
+    run = scope.run
+    request, events = run.request, run.events
     if tool.composite:
         return ToolResult.of(await tool.execute(request, options, events))
     target, part = tool.targets[0]
 
     async def execute() -> ToolResult:
-        return ToolResult.of(await tool.execute(request, dict(options), events))
+        # A copy for each attempt: what one of them writes into its options is not seen by the next.
+        return ToolResult.of(await tool.execute(request, options.copy(), events))
 
     call = Call(
         scope=scope,
@@ -140,7 +145,7 @@ async def use_tool(
         part=part,
         execute=execute,
         measure=spent_of,
-        worst_case=tool.worst_case(request, options),
+        worst_case=_FREE if run.ledger is None else tool.worst_case(request, options),
     )
-    result: ToolResult = await scope.run.attempt(call)
+    result: ToolResult = await run.attempt(call)
     return result

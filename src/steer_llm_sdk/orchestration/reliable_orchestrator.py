@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
-from steer_llm_sdk.orchestration._call import Call
-from steer_llm_sdk.orchestration.base import BaseOrchestrator, Job, Plan
+from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision, Planner, PlanRequest
@@ -17,6 +17,8 @@ from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.circuit_breaker import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+
+_NOTHING_KNOWN = PlanRequest()
 
 
 class ReliableOrchestrator(BaseOrchestrator):
@@ -43,38 +45,41 @@ class ReliableOrchestrator(BaseOrchestrator):
         """The state and counts of each breaker, by what it protects."""
         return self.executor.breakers.get_all_stats()
 
-    async def _plan(self, job: Job) -> Plan:
+    async def _plan(self, run: Run) -> Plan:
         """A given tool_name is the shortest plan; otherwise the planner chooses from what is registered."""
-        if job.tool_name is not None:
-            return Plan((self._step(job, self._find(job.tool_name), {}),))
+        if run.tool_name is not None:
+            return Plan((self._step(run, self._find(run.tool_name), {}),))
         view = self.registry.planning_view()
         if not view:
             raise NoEligibleTool
-        decision = await self.planner.plan(job.request, dict(view), self._context(job.options))
-        return Plan(tuple(self._steps(job, decision)), decision)
+        decision = await self.planner.plan(run.request, view, self._context(run.options))
+        return Plan(tuple(self._steps(run, decision)), decision)
 
-    def _steps(self, job: Job, decision: PlanDecision) -> Iterator[ToolCall]:
+    def _steps(self, run: Run, decision: PlanDecision) -> Iterator[ToolCall]:
         """The selected tool and, where the caller allows, its fallbacks; one that is not there is passed over."""
-        yield self._step(job, self._find(decision.selected_tool), decision.tool_options)
+        yield self._step(run, self._find(decision.selected_tool), decision.tool_options)
         config = self.reliability_config
-        if not (job.options.enable_fallback and config.enable_fallback):
+        if not (run.options.enable_fallback and config.enable_fallback):
             return
         names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
         tools = [tool for name in names if (tool := self.registry.get_tool(name)) is not None]
         for tool in tools[: config.max_fallback_attempts]:
-            yield self._step(job, tool, decision.tool_options)
+            yield self._step(run, tool, decision.tool_options)
 
     def _context(self, options: OrchestrationConfig) -> PlanRequest:
+        states = self._breaker_states() if options.enable_circuit_breaker else {}
+        if options.budget is None and options.quality_requirements is None and not states:
+            return _NOTHING_KNOWN
         return PlanRequest(
             budget=options.budget,
             quality_requirements=options.quality_requirements,
-            circuit_breaker_states=self._breaker_states() if options.enable_circuit_breaker else {},
+            circuit_breaker_states=states,
         )
 
     def _breaker_states(self) -> dict[str, str]:
-        """By provider, for every breaker there is; by tool, for the tools whose provider has one."""
+        """By provider and by tool; empty while every circuit is closed."""
         breakers = self.executor.breakers
-        if not breakers:
+        if breakers.all_closed:
             return {}
         states = {name: stats["state"] for name, stats in breakers.get_all_stats().items()}
         for tool in self.registry:

@@ -66,7 +66,7 @@ class ModelReply:
 
 
 class ModelAdapter(Protocol):
-    """One model at one endpoint with one key. Raises ProviderError and its subclasses, nothing else but cancellation."""
+    """One model at one endpoint with one key. Raises ProviderError and its subclasses, else only cancellation."""
 
     @property
     def name(self) -> str:

@@ -28,7 +28,16 @@ class Call(Protocol):
     @property
     def deadline(self) -> Deadline | None: ...
     @property
-    def ledger(self) -> Ledger: ...
+    def ledger(self) -> Ledger | None: ...
+    @property
+    def sent(self) -> int:
+        """Upstream calls that the run has made so far, this call's among them."""
+        ...
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        ...
+
     @property
     def max_attempts(self) -> int:
         """How often this call may be tried, the first time included."""

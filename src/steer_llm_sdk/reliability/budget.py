@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Ledger:
     """The account of one run. `tokens` and `cost_usd` are limits; None is no limit."""
 
-    __slots__ = ("attempts", "cost_usd", "reserved_cost", "reserved_tokens", "spent_cost", "spent_tokens", "tokens")
+    __slots__ = ("cost_usd", "reserved_cost", "reserved_tokens", "spent_cost", "spent_tokens", "tokens")
 
     def __init__(self, tokens: float | None = None, cost_usd: float | None = None) -> None:
         self.tokens = tokens
@@ -30,7 +30,6 @@ class Ledger:
         self.spent_cost = 0.0
         self.reserved_tokens = 0
         self.reserved_cost = 0.0
-        self.attempts = 0
 
     @property
     def limited(self) -> bool:
@@ -92,8 +91,10 @@ class Reserve:
     """The policy: reserve, call, settle. Exactly one settlement for each reservation, whatever ends the call."""
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        worst = call.worst_case
-        call.ledger.reserve(worst)
+        worst, ledger = call.worst_case, call.ledger
+        if ledger is None:
+            return await next(call)
+        ledger.reserve(worst)
         actual = worst
         try:
             result = await next(call)
@@ -103,4 +104,4 @@ class Reserve:
             actual = charge_of_failure(error, worst)
             raise
         finally:
-            call.ledger.settle(worst, actual)
+            ledger.settle(worst, actual)

@@ -298,8 +298,15 @@ def _state_of(lane: Lane, now: float) -> CircuitState:
 class CircuitBreaker:
     """A circuit, a clock and callbacks. `part` names who is calling within what the breaker protects."""
 
-    def __init__(self, name: str, config: CircuitBreakerConfig | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        on_change: Callable[[CircuitBreaker], None] | None = None,
+    ) -> None:
         self.name = name
+        self._on_change = on_change
         self.config = config or CircuitBreakerConfig()
         self._circuit = Circuit()
         self._pass = Permit(0)
@@ -322,9 +329,9 @@ class CircuitBreaker:
 
     def admit(self, part: str) -> Permit:
         """A permit, to be reported exactly once; CircuitOpen otherwise."""
-        circuit = self._circuit
-        if type(circuit.whole) is Closed and not circuit.narrowed:
+        if self.is_well:
             return self._pass
+        circuit = self._circuit
         moved, answer = circuit.admit(part, _now(), self.config)
         self._move(moved)
         if isinstance(answer, Refusal):
@@ -371,6 +378,11 @@ class CircuitBreaker:
         }
 
     @property
+    def is_well(self) -> bool:
+        """Closed, with no part cut off."""
+        return type(self._circuit.whole) is Closed and not self._circuit.narrowed
+
+    @property
     def is_open(self) -> bool:
         return self.get_state() is CircuitState.OPEN
 
@@ -389,6 +401,8 @@ class CircuitBreaker:
 
     def _move(self, circuit: Circuit) -> None:
         before, self._circuit = self._circuit.whole, circuit
+        if self._on_change is not None:
+            self._on_change(self)
         if circuit.whole.generation != before.generation:
             self._pass = Permit(circuit.whole.generation)
         if type(circuit.whole) is not type(before):
@@ -434,11 +448,13 @@ class CircuitBreakerManager:
     def __init__(self, config_for: Callable[[str], CircuitBreakerConfig] | None = None) -> None:
         self._config_for = config_for or (lambda name: CircuitBreakerConfig())
         self._breakers: dict[str, CircuitBreaker] = {}
+        self._unwell: set[str] = set()
 
     def get_or_create(self, name: str, config: CircuitBreakerConfig | None = None) -> CircuitBreaker:
         breaker = self._breakers.get(name)
         if breaker is None:
-            breaker = self._breakers[name] = CircuitBreaker(name, config or self._config_for(name))
+            breaker = CircuitBreaker(name, config or self._config_for(name), on_change=self._note)
+            self._breakers[name] = breaker
         return breaker
 
     def get(self, name: str) -> CircuitBreaker | None:
@@ -451,8 +467,13 @@ class CircuitBreakerManager:
         for breaker in self._breakers.values():
             breaker.reset()
 
-    def __bool__(self) -> bool:
-        return bool(self._breakers)
+    @property
+    def all_closed(self) -> bool:
+        """Whether every circuit is closed with no part cut off; known without looking at them."""
+        return not self._unwell
+
+    def _note(self, breaker: CircuitBreaker) -> None:
+        (self._unwell.discard if breaker.is_well else self._unwell.add)(breaker.name)
 
 
 class Breaker:

@@ -42,6 +42,7 @@ class IdempotencyManager:
         self.flights: dict[str, Flight[Any]] = {}
         self._kept: OrderedDict[str, tuple[float, Any]] = OrderedDict()
         self._store: IdempotencyStore = _PlainCache(self) if self._is_plain_cache() else MemoryStore(max_entries)
+        self.heart = Heart(self._store)
 
     async def get(self, key: str) -> Any:
         """The value kept under `key`, or None."""
@@ -96,7 +97,7 @@ class _PlainCache:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work(Generic[R]):
     """A keyed piece of work; `name` is the key as the caller knows it.
 
@@ -144,7 +145,7 @@ class Flight(Generic[R]):
 async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
     """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
     flights = manager.flights
-    flight = flights.get(work.key)
+    flight: Flight[R] | None = flights.get(work.key)
     if flight is not None and (flight.closing or flight.task.get_loop() is not asyncio.get_running_loop()):
         flight = None  # It ends, or runs on another loop: the store tells what becomes of it.
     if flight is None:
@@ -178,7 +179,7 @@ async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -
             assert claim.result is not None
             return work.load(claim.result)
         if claim.kind == "ours":
-            return await _own(store, claim.token, work, flight)
+            return await _own(manager, claim.token, work, flight)
         await asyncio.sleep(POLL)
 
 
@@ -192,9 +193,10 @@ async def _without_store(work: Work[R], flight: Flight[R], error: Exception) -> 
     return await work.run(flight.deadline)
 
 
-async def _own(store: IdempotencyStore, token: int, work: Work[R], flight: Flight[R]) -> R:
+async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: Flight[R]) -> R:
     """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
-    heart = _Heartbeat(store, work.key, token)
+    store, heart = manager.claims, manager.heart
+    heart.keep(work.key, token)
     remembered = False
     try:
         result = await work.run(flight.deadline)
@@ -202,7 +204,7 @@ async def _own(store: IdempotencyStore, token: int, work: Work[R], flight: Fligh
         remembered = kept is not None and await _settle(store, work.key, token, kept)
         return result
     finally:
-        heart.stop()
+        heart.let_go(work.key, token)
         if not remembered:
             await _quietly(store.release(work.key, token))
 
@@ -220,20 +222,31 @@ async def _quietly(action: Awaitable[bool]) -> bool:
         return False
 
 
-class _Heartbeat:
-    """Renews a lease at a third of it. A timer, not a task: most runs end before it fires."""
+class Heart:
+    """Renews the leases of all claims of a manager at a third of their length. One timer, and none without claims."""
 
-    def __init__(self, store: IdempotencyStore, key: str, token: int) -> None:
-        self._store, self._key, self._token = store, key, token
-        self._loop = asyncio.get_running_loop()
-        self._beat: asyncio.Task[bool] | None = None
-        self._timer = self._loop.call_later(LEASE / 3, self._renew)
+    def __init__(self, store: IdempotencyStore) -> None:
+        self._store = store
+        self._claims: dict[tuple[str, int], asyncio.AbstractEventLoop] = {}
+        self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        self._beats: set[asyncio.Task[bool]] = set()
 
-    def _renew(self) -> None:
-        self._beat = self._loop.create_task(_quietly(self._store.renew(self._key, self._token, LEASE)))
-        self._timer = self._loop.call_later(LEASE / 3, self._renew)
+    def keep(self, key: str, token: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._claims[key, token] = loop
+        if loop not in self._timers:
+            self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
 
-    def stop(self) -> None:
-        self._timer.cancel()
-        if self._beat is not None:
-            self._beat.cancel()
+    def let_go(self, key: str, token: int) -> None:
+        self._claims.pop((key, token), None)
+
+    def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
+        mine = [claim for claim, owner in self._claims.items() if owner is loop]
+        if not mine:
+            del self._timers[loop]
+            return
+        self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
+        for key, token in mine:
+            beat = loop.create_task(_quietly(self._store.renew(key, token, LEASE)))
+            self._beats.add(beat)
+            beat.add_done_callback(self._beats.discard)

@@ -81,7 +81,7 @@ class RetryPolicy(BaseModel):
 
 
 class Retry:
-    """The policy. `max_total_time` bounds a call from its first attempt, `max_total_attempts` the upstream calls of the
+    """The policy. `max_total_time` bounds the run with its retries, `max_total_attempts` the upstream calls of the
     run per answer asked for, across retries and fallbacks."""
 
     def __init__(
@@ -98,12 +98,11 @@ class Retry:
         self._jitter = jitter
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        clock = asyncio.get_running_loop().time
-        started, waited = clock(), 0.0
+        waited = 0.0
         failed: Exception | None = None
         while True:
-            if call.ledger.attempts >= self._max_total_attempts * call.answers:
-                raise AttemptsUsedUp(call.ledger.attempts)
+            if call.sent >= self._max_total_attempts * call.answers:
+                raise AttemptsUsedUp(call.sent)
             try:
                 return await next(call)
             except Rejected as refusal:
@@ -113,21 +112,25 @@ class Retry:
                 raise failed from refusal
             except Exception as error:
                 failed = error
-                delay = self._delay(call, classify(error), clock() - started, waited)
+                delay = self._delay(call, classify(error), waited)
                 if delay is None:
                     raise
                 call.emit("retry_attempt", _told(call, error, delay))
             waited += delay
             await asyncio.sleep(delay)
 
-    def _delay(self, call: Call, error: ErrorClassification, elapsed: float, waited: float) -> float | None:
+    def _delay(self, call: Call, error: ErrorClassification, waited: float) -> float | None:
         """How long to wait before the next attempt; None: there is none."""
         attempts_left = call.attempts < call.max_attempts
-        run_left = call.ledger.attempts < self._max_total_attempts * call.answers
+        run_left = call.sent < self._max_total_attempts * call.answers
         if not (attempts_left and run_left and self._policy.allows(error)):
             return None
         delay = self._policy.wait(error, call.attempts, self._jitter())
-        if delay is None or waited + delay > self._policy.max_total_delay or elapsed + delay > self._max_total_time:
+        if (
+            delay is None
+            or waited + delay > self._policy.max_total_delay
+            or call.elapsed() + delay > self._max_total_time
+        ):
             return None
         if call.deadline is not None and delay >= call.deadline.remaining():
             return None

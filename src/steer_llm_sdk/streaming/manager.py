@@ -57,6 +57,7 @@ class EventManager:
         self.trace_id = trace_id
         self.sdk_version = sdk_version
         self.on_create_event = on_create_event
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def emit_start(self, event: StreamStartEvent) -> None:
         await self._emit(event)
@@ -72,6 +73,12 @@ class EventManager:
 
     async def emit_error(self, event: StreamErrorEvent) -> None:
         await self._emit(event)
+
+    def tell(self, event: StreamEvent) -> None:
+        """Hand over an event without waiting for its handlers. Needs a running loop."""
+        telling = asyncio.get_running_loop().create_task(self._emit(event))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     def for_run(
         self,
@@ -138,7 +145,6 @@ class RunEvents(EventManager):
         self._dropped = False
 
     def tell(self, event: StreamEvent) -> None:
-        """Hand over an event without waiting for its handlers."""
         if self._dropped:
             return
         handlers = self._source.handlers_of(event)

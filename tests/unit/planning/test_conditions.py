@@ -196,11 +196,11 @@ def test_a_custom_matcher_that_raises_skips_the_rule() -> None:
 
 
 async def matches_later(value: Any) -> bool:
-    return True
+    raise AssertionError("nobody asks")
 
 
 def test_an_async_matcher_is_refused_because_nobody_would_wait_for_it() -> None:
-    reason = asked(RuleCondition("x", "exists", None, matches_later), {"x": 1})
+    reason = asked(RuleCondition("x", "exists", None, matches_later), {"x": 1})  # type: ignore[arg-type]
     assert isinstance(reason, str)
     assert "async" in reason
 
@@ -217,7 +217,7 @@ def test_an_attribute_that_raises_skips_the_rule() -> None:
 def test_text_that_is_no_unicode_can_still_be_searched() -> None:
     text = json.loads('"ok \\ud800 done"')
     assert holds("regex", "done$", text) is True
-    assert holds("regex", "ok .* done", text) is False
+    assert holds("regex", r"ok \? done", text) is False
     reason = holds("regex", json.loads('"\\ud800"'), "a")
     assert isinstance(reason, str)
     assert reason.startswith("regex: the pattern '\\ud800' is not RE2")

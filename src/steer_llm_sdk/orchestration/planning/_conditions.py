@@ -125,7 +125,7 @@ def _searcher(pattern: Any) -> Callable[[str], bool]:
         search = re2.compile(pattern, options).search
     except (re2.error, UnicodeError) as error:
         raise Unfit(f"regex: the pattern {_short(pattern)} is not RE2: {_told(error)}") from error
-    # Bytes, because JSON can carry a lone surrogate, which is no UTF-8; it matches no pattern.
+    # Bytes, because JSON can carry a lone surrogate, which is no UTF-8 and must not stop a search.
     return lambda text: search(text.encode("utf-8", "surrogatepass")) is not None
 
 

@@ -156,5 +156,12 @@ def _shown(value: Any) -> Any:
     """What a JSON document can hold: short values as they are, others in a line."""
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < _GREATEST_SHOWN):
         return value
-    text = value if isinstance(value, str) else reprlib.repr(value)
+    text = value if isinstance(value, str) else _described(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _described(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception:  # a number of 6000 digits, an object that cannot describe itself
+        return f"a {type(value).__name__}"

@@ -113,7 +113,7 @@ class _Rule:
             holds = _all([compiled(condition) for condition in rule.conditions])
             options = _options_of(action)
         except Unfit as error:
-            holds, options = _unusable(str(error)), _no_options
+            holds = options = _unusable(str(error))
         serves = (action.tool_name, *action.fallback_tools)
         return cls(rule, holds, serves, options, _fields_of(rule, action))
 
@@ -144,15 +144,11 @@ def _all(tests: list[Test]) -> Test:
     return holds
 
 
-def _unusable(reason: str) -> Test:
-    def holds(request: Any) -> bool:
+def _unusable(reason: str) -> Callable[..., Any]:
+    def refuse(*given: Any) -> Any:
         raise Unfit(reason)
 
-    return holds
-
-
-def _no_options(request: Any, context: PlanRequest | None) -> Mapping[str, Any]:
-    return {}
+    return refuse
 
 
 def _options_of(action: RuleAction) -> Callable[[Any, PlanRequest | None], Mapping[str, Any]]:

@@ -21,16 +21,14 @@ class _Positional(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    if not TYPE_CHECKING:
-
-        def __init__(self, *values: Any, **fields: Any) -> None:
-            names = list(type(self).model_fields)
-            if len(values) > len(names):
-                raise TypeError(f"{type(self).__name__} takes {', '.join(names)}; {len(values)} values were given")
-            given = dict(zip(names, values, strict=False))
-            for twice in given.keys() & fields.keys():
-                raise TypeError(f"{type(self).__name__}: {twice} was given twice, by position and by name")
-            super().__init__(**given, **fields)
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        names = list(type(self).model_fields)
+        if len(values) > len(names):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(names)}; {len(values)} values were given")
+        given = dict(zip(names, values, strict=False))
+        for twice in given.keys() & fields.keys():
+            raise TypeError(f"{type(self).__name__}: {twice} was given twice, by position and by name")
+        super().__init__(**given, **fields)
 
 
 class RuleCondition(_Positional):

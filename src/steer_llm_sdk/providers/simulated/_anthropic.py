@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from steer_llm_sdk.providers.simulated._http import Headers
@@ -90,7 +90,7 @@ class AnthropicWire:
         return b"event: error\ndata: " + self.error(error, request_id) + b"\n\n"
 
     def headers(self, request_id: str, now: float) -> Headers:
-        reset = datetime.fromtimestamp(int(now) + 1, timezone.utc).isoformat().replace("+00:00", "Z")
+        reset = datetime.fromtimestamp(int(now) + 1, UTC).isoformat().replace("+00:00", "Z")
         limits = (("requests", LIMIT_REQUESTS, LIMIT_REQUESTS - 1), ("tokens", LIMIT_TOKENS, LIMIT_TOKENS))
         prefix = "anthropic-ratelimit"
         rates = [
@@ -106,8 +106,7 @@ class AnthropicWire:
 
     def models(self, models: Mapping[str, Mapping[str, Any]]) -> bytes:
         data = [_model(name, more) for name, more in models.items()]
-        names = list(models) or [None]
-        return dump({"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]})
+        return dump({"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]})
 
     def model(self, name: str, more: Mapping[str, Any]) -> bytes:
         return dump(_model(name, more))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
-from typing import Any, TypeAlias
 
 from steer_llm_sdk.providers.simulated._http import HttpConnection, HttpResponse
+from steer_llm_sdk.providers.simulated._pace import Sleep, first_of, wait
+from steer_llm_sdk.providers.simulated._sse import BREAK, events_in, is_stream
 from steer_llm_sdk.providers.simulated._wire import ApiError, Reply, Wire
 from steer_llm_sdk.providers.simulated.faults import Fault
 from steer_llm_sdk.providers.simulated.upstream import EVENTS, JSON
 
-Sleep: TypeAlias = Callable[[float], Awaitable[object]]
-
 _SLOW = 5.0
-_BREAK = b"\n\n"
 
 _SAYS = {
     400: "The request is not valid.",
@@ -39,7 +36,7 @@ _SAYS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One request and the way back. `respond` asks the upstream; `note` counts the status that is sent, None for none."""
+    """One request and the way back. `respond` asks the upstream; `note` counts the status sent, None if none."""
 
     connection: HttpConnection
     wire: Wire
@@ -66,20 +63,6 @@ class Exchange:
         waits = [self.connection.left()] if seconds is None else [self.connection.left(), wait(self.sleep, seconds)]
         if await first_of(*waits) == 0:
             raise ConnectionAbortedError("the client left")
-
-
-async def first_of(*waits: Coroutine[Any, Any, object]) -> int:
-    """Wait until one of them is done and cancel the others. Returns its place; what it raised is raised."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        return next(place for place, task in enumerate(tasks) if task in done)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def carry_out(fault: Fault, exchange: Exchange) -> None:
@@ -157,7 +140,7 @@ async def _stall(fault: Fault, exchange: Exchange) -> None:
 
 async def _no_end(fault: Fault, exchange: Exchange) -> None:
     response = await exchange.respond()
-    if _is_stream(response):
+    if is_stream(response):
         response = replace(response, body=_without_end(exchange.wire, response))
     await exchange.deliver(response)
 
@@ -182,7 +165,7 @@ async def _broken_after(chunks: int, response: HttpResponse) -> AsyncIterator[by
     async for number, piece in _numbered(response):
         if number == chunks:
             head, _, data = piece.rstrip().partition(b"data: ")
-            piece = head + b"data: " + data[: len(data) // 2] + _BREAK
+            piece = head + b"data: " + data[: len(data) // 2] + BREAK
         yield piece
 
 
@@ -215,7 +198,7 @@ async def _wrong_type(fault: Fault, exchange: Exchange) -> None:
 
 async def _error_event(fault: Fault, exchange: Exchange) -> None:
     response = await exchange.respond()
-    if _is_stream(response):
+    if is_stream(response):
         event = exchange.wire.error_event(_status_error(fault.status), exchange.request_id)
         response = replace(response, body=_ending_in(event, fault.chunks, response))
     await exchange.deliver(response)
@@ -244,10 +227,6 @@ _HANDLERS: Mapping[str, Callable[[Fault, Exchange], Awaitable[None]]] = {
 }
 
 
-def _is_stream(response: HttpResponse) -> bool:
-    return response.header("content-type").startswith("text/event-stream")
-
-
 def _delivered(fault: Fault, response: HttpResponse) -> int:
     """How many pieces get through: of an answer in one piece, which is sent in two halves, never both."""
     return min(fault.chunks, 1) if isinstance(response.body, bytes) else fault.chunks
@@ -259,7 +238,7 @@ async def _pieces(response: HttpResponse) -> AsyncIterator[bytes]:
         middle = (len(response.body) + 1) // 2
         yield response.body[:middle]
         yield response.body[middle:]
-    elif _is_stream(response):
+    elif is_stream(response):
         async for event in events_in(response.body):
             yield event
     else:
@@ -272,18 +251,3 @@ async def _numbered(response: HttpResponse) -> AsyncIterator[tuple[int, bytes]]:
     async for piece in _pieces(response):
         yield number, piece
         number += 1
-
-
-async def events_in(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Cut a stream where one event ends and the next begins. What follows the last blank line comes last, as it is."""
-    pending = b""
-    async for piece in pieces:
-        *events, pending = (pending + piece).replace(b"\r\n", b"\n").split(_BREAK)
-        for event in events:
-            yield event + _BREAK
-    if pending:
-        yield pending
-
-
-async def wait(sleep: Sleep, seconds: float) -> None:
-    await sleep(seconds)

@@ -62,6 +62,7 @@ class HttpConnection:
         self._h11 = h11
         self._wire = h11.Connection(h11.SERVER, max_incomplete_event_size=_READ)
         self._reader, self._writer = reader, writer
+        self._head_only = False
 
     async def read_request(self) -> HttpRequest | None:
         """The next request; None when the client has left. Raises BadRequest."""
@@ -72,6 +73,7 @@ class HttpConnection:
             event = await self._next_event()
             if isinstance(event, self._h11.Request):
                 head = event
+                self._head_only = head.method == b"HEAD"
             elif isinstance(event, self._h11.Data):
                 body += event.data
                 if len(body) > MAX_BODY:
@@ -99,7 +101,7 @@ class HttpConnection:
         await self._write(self._h11.Response(status_code=status, headers=raw))
 
     async def send(self, data: bytes) -> None:
-        if data:
+        if data and not self._head_only:
             await self._write(self._h11.Data(data=data))
 
     async def send_all(self, body: bytes | AsyncIterator[bytes]) -> None:
@@ -135,17 +137,26 @@ class HttpConnection:
         """Break the connection so that the client sees a reset (RST), not an orderly end."""
         if (sock := self._writer.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._writer.transport.abort()
+        self.abort()
 
     def hang_up(self) -> None:
         """End the connection in good order; whoever reads from it sees its end."""
         self._writer.close()
 
+    def abort(self) -> None:
+        """End it now; what was not sent yet is thrown away."""
+        self._writer.transport.abort()
+
     async def close(self) -> None:
-        """Idempotent, and without errors: whoever closes has nothing left to say."""
-        with contextlib.suppress(OSError):
+        """Send the rest and end it. Idempotent, and without errors: whoever closes has nothing left to say."""
+        try:
             self._writer.close()
             await self._writer.wait_closed()
+        except OSError:
+            pass
+        except asyncio.CancelledError:
+            self.abort()
+            raise
 
 
 def _request(head: h11.Request, body: bytes) -> HttpRequest:

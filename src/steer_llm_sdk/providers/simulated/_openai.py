@@ -46,7 +46,7 @@ class OpenAIWire:
         )
 
     def whole(self, reply: Reply) -> bytes:
-        message = {"role": "assistant", "content": reply.text, "refusal": None, "annotations": []}
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish}
         return dump({**_head(reply, "chat.completion"), "choices": [choice], "usage": _usage(reply)})
 
@@ -75,12 +75,12 @@ class OpenAIWire:
         return not choices or choices[0].get("finish_reason") is not None
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        kind, code = _TYPES.get(error.status, ("server_error" if error.status >= 500 else "invalid_request_error", None))
+        default = "server_error" if error.status >= 500 else "invalid_request_error"
+        kind, code = _TYPES.get(error.status, (default, None))
         if error.code == "insufficient_quota":
             kind = error.code
-        return dump(
-            {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code or code}}
-        )
+        detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code or code}
+        return dump({"error": detail})
 
     def error_event(self, error: ApiError, request_id: str) -> bytes:
         return b"data: " + self.error(error, request_id) + b"\n\n"

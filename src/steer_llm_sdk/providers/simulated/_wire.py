@@ -1,4 +1,4 @@
-"""What both wire formats have in common: a question asked of a model, its reply, an error, and how tokens are counted."""
+"""What both wire formats share: a question asked of a model, its reply, an error, and how tokens are counted."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ _RETRY = ("retry_after", "retry_after_ms", "should_retry")
 _WHICH = ("rate", "first", "after", "from", "to", "model")
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    **{status: (*_WHICH, *_RETRY) for status in (*STATUSES, "quota")},
+    **dict.fromkeys((*STATUSES, "quota"), (*_WHICH, *_RETRY)),
     "refuse": ("after", "from", "to"),
     "drop": _WHICH,
     "reset": (*_WHICH, "chunks"),

@@ -76,7 +76,7 @@ class Recording:
 
 @cache
 def shipped_recording() -> Recording:
-    """The recording in the package, read once per process (about 10 ms)."""
+    """The recording in the package, read once per process, in some tens of milliseconds."""
     packed = resources.files(__package__).joinpath("data", "crux.jsonl.gz").read_bytes()
     header, *lines = (json.loads(line) for line in gzip.decompress(packed).decode("utf-8").splitlines())
     return Recording.of(

@@ -29,19 +29,13 @@ from typing import Any, Self, TypeAlias, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.providers.simulated._carry_out import Exchange, Sleep, carry_out, first_of, wait
+from steer_llm_sdk.providers.simulated._carry_out import Exchange, carry_out
 from steer_llm_sdk.providers.simulated._http import BadRequest, HttpConnection, HttpRequest, HttpResponse
+from steer_llm_sdk.providers.simulated._pace import Sleep, first_of, wait
 from steer_llm_sdk.providers.simulated._wire import ApiError, dump
 from steer_llm_sdk.providers.simulated.faults import Fault, FaultPlan, decide, next_change, refusing
-from steer_llm_sdk.providers.simulated.recording import shipped_recording
-from steer_llm_sdk.providers.simulated.upstream import (
-    JSON,
-    OPENAI,
-    RecordedUpstream,
-    Upstream,
-    error_response,
-    wire_of,
-)
+from steer_llm_sdk.providers.simulated.sources import RECORDING, upstream_named
+from steer_llm_sdk.providers.simulated.upstream import JSON, OPENAI, Upstream, error_response, wire_of
 
 Faults: TypeAlias = str | Fault | Iterable[str | Fault]
 
@@ -59,7 +53,7 @@ class CallCount:
 class _Switch(BaseModel):
     """The body of PUT /__faults."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     faults: list[str]
     seed: int = 0
@@ -67,6 +61,8 @@ class _Switch(BaseModel):
 
 class SimulatedServer:
     """Serves `upstream` over HTTP on `host` and `port` (0: any free one), under the `faults` that are switched on.
+
+    The upstream may be named: "recording", an address, or a file of recorded traffic. It is closed with the server.
 
     `clock` gives seconds for `from` and `to`; `sleep` waits for what is slow. Start and stop it with `async with`.
 
@@ -76,7 +72,7 @@ class SimulatedServer:
 
     def __init__(
         self,
-        upstream: Upstream | None = None,
+        upstream: Upstream | str = RECORDING,
         *,
         faults: Faults = (),
         seed: int = 0,
@@ -85,7 +81,7 @@ class SimulatedServer:
         clock: Callable[[], float] = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._upstream = upstream if upstream is not None else RecordedUpstream(shipped_recording())
+        self._upstream = upstream_named(upstream) if isinstance(upstream, str) else upstream
         self._host, self._port = host, port
         self._clock, self._sleep = clock, sleep
         self._plan = FaultPlan.of(faults, seed)
@@ -95,7 +91,11 @@ class SimulatedServer:
         self._asked = 0
         self._idle: set[HttpConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._socket: socket.socket | None = None
         self._listener: asyncio.Server | None = None
+        self._control: asyncio.Server | None = None
+        self._gatekeeper: asyncio.Task[None] | None = None
+        self._gate, self._switched = asyncio.Lock(), asyncio.Event()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -106,23 +106,28 @@ class SimulatedServer:
 
     async def start(self) -> None:
         """Bind both ports and listen. OSError where the port is taken."""
-        self._gate, self._switched = asyncio.Lock(), asyncio.Event()
         self._since = self._clock()
-        self._socket = _bound(self._host, self._port)
-        self._port = self._socket.getsockname()[1]
-        self._control = await asyncio.start_server(partial(self._serve, control_only=True), sock=_bound(self._host, 0))
-        await self._set_gate()
-        self._gatekeeper = asyncio.create_task(self._keep_gate())
+        try:
+            self._socket = _bound(self._host, self._port)
+            self._port = self._socket.getsockname()[1]
+            control = _bound(self._host, 0)
+            self._control = await asyncio.start_server(partial(self._serve, control_only=True), sock=control)
+            await self._set_gate()
+            self._gatekeeper = asyncio.create_task(self._keep_gate())
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def aclose(self) -> None:
         """Stop listening, end every connection, and close the upstream."""
-        for task in (self._gatekeeper, *self._tasks):
+        tasks = [*self._tasks] if self._gatekeeper is None else [self._gatekeeper, *self._tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._gatekeeper, *self._tasks, return_exceptions=True)
-        self._control.close()
-        if self._listener is not None:
-            self._listener.close()
-        self._socket.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listening in (self._control, self._listener, self._socket):
+            if listening is not None:
+                listening.close()
+        self._control = self._listener = self._socket = None
         await self._upstream.aclose()
 
     @property
@@ -136,7 +141,9 @@ class SimulatedServer:
 
     @property
     def control_url(self) -> str:
-        """Where `/__faults` and `/__calls` answer even while the other port refuses."""
+        """Where `/__faults` and `/__calls` answer even while the other port refuses. RuntimeError unless it runs."""
+        if self._control is None:
+            raise RuntimeError("the server does not run; start it with `async with`")
         return _url(self._host, self._control.sockets[0].getsockname()[1])
 
     @property
@@ -182,19 +189,24 @@ class SimulatedServer:
     async def _set_gate(self) -> None:
         async with self._gate:
             if self._refusing():
-                self._shut()
-            elif self._listener is None:
+                for connection in self._shut():
+                    await connection.close()
+            elif self._listener is None and self._socket is not None:
                 self._listener = await asyncio.start_server(self._serve, sock=self._socket, backlog=1024)
 
-    def _shut(self) -> None:
-        """Stop listening but keep the port: bound to a socket that does not listen, it refuses."""
+    def _shut(self) -> list[HttpConnection]:
+        """Stop listening but keep the port: bound to a socket that does not listen, it refuses.
+
+        Connections that wait for a request are hung up and returned; one that is being answered ends by itself.
+        """
         if self._listener is None:
-            return
+            return []
         self._listener.close()
         self._listener = None
         self._socket = _bound(self._host, self._port)
         for connection in self._idle:
             connection.hang_up()
+        return list(self._idle)
 
     def _refusing(self) -> bool:
         return refusing(self._plan, self._taken, self._now())
@@ -204,14 +216,18 @@ class SimulatedServer:
 
     # One connection, one request after the other.
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, control_only: bool = False) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, control_only: bool = False
+    ) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._tasks.add(task)
         connection = HttpConnection(reader, writer)
         try:
-            # Cancelled is how `aclose` ends it: nothing is left to say to anybody.
-            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-                await self._converse(connection, control_only)
+            await self._converse(connection, control_only)
+        except ConnectionError:
+            pass
+        except asyncio.CancelledError:  # by `aclose`, and by nobody else
+            connection.abort()
         finally:
             self._tasks.discard(task)
             await connection.close()

@@ -8,7 +8,7 @@ import os
 import threading
 from concurrent.futures import Future
 
-from steer_llm_sdk.providers.simulated.server import SimulatedServer
+from steer_llm_sdk.providers import simulated
 
 
 class _Shared:
@@ -24,7 +24,7 @@ class _Shared:
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
-            async with SimulatedServer() as server:
+            async with simulated.SimulatedServer() as server:
                 self._started.set_result(server.base_url)
                 await self._stop.wait()
         except OSError as error:

@@ -120,7 +120,8 @@ class RecordedUpstream:
     def _known(self, name: str) -> str:
         model = self._recording.model_named(name)
         if model is None:
-            raise ApiError(404, f"Model {name!r} is not in the recording; GET {_MODELS} lists them", code="model_not_found")
+            message = f"Model {name!r} is not in the recording; GET {_MODELS} lists those that are"
+            raise ApiError(404, message, code="model_not_found")
         return model
 
     def _not_recorded(self) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from steer_llm_sdk.reliability.stores import Claim
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """`until` is the end of the lease while the key is claimed, of the memory once `result` is there."""
 
     fingerprint: str
@@ -49,7 +48,7 @@ class MemoryStore:
         entry = self._claimed.get(key)
         if entry is None or entry.token != token:
             return False
-        self._claimed[key] = replace(entry, until=self._clock() + lease)
+        self._claimed[key] = entry._replace(until=self._clock() + lease)
         return True
 
     async def settle(self, key: str, token: int, result: bytes) -> bool:
@@ -57,7 +56,7 @@ class MemoryStore:
         if entry is None or entry.token != token:
             return False
         del self._claimed[key]
-        self._finished[key] = replace(entry, result=result, until=self._clock() + entry.ttl)
+        self._finished[key] = Entry(entry.fingerprint, token, entry.ttl, self._clock() + entry.ttl, result)
         while len(self._finished) > self._max_entries:
             self._finished.popitem(last=False)
         return True

@@ -1,0 +1,152 @@
+"""What a run costs above a plain `await tool.execute(...)`, beside the same job glued together by hand.
+
+    python benchmarks/overhead.py [--runs N] [--rounds N]
+
+All cases run interleaved in one process and are measured in CPU time of the thread; read the ratios. "Glued" is
+tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from purgatory import AsyncCircuitBreakerFactory
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from steer_llm_sdk.orchestration import OrchestrationConfig, ReliableOrchestrator, RuleBasedPlanner, Tool, ToolRegistry
+from steer_llm_sdk.orchestration.planning import create_keyword_based_rule, create_type_based_rule
+
+REQUEST = {"type": "summary", "query": "Summarise this text."}
+Case = Callable[[], Awaitable[Any]]
+
+
+class NoOp(Tool):
+    name = "noop"
+    provider = "local"
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        return "done"
+
+
+class Wait(NoOp):
+    name = "wait"
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        await asyncio.sleep(0.05)
+        return "done"
+
+
+def orchestrator() -> ReliableOrchestrator:
+    registry = ToolRegistry()
+    registry.register_tool(NoOp())
+    registry.register_tool(Wait())
+    rules = [create_keyword_based_rule(["never"], "query", "noop", priority=20 + i) for i in range(4)]
+    planner = RuleBasedPlanner([*rules, create_type_based_rule("summary", "noop")])
+    return ReliableOrchestrator(planner, registry=registry)
+
+
+def glued(tool: Tool, breakers: AsyncCircuitBreakerFactory) -> Case:
+    async def run() -> Any:
+        async with asyncio.timeout(30):
+            async for attempt in AsyncRetrying(
+                stop=stop_after_attempt(3),
+                wait=wait_exponential_jitter(1, 60),
+                retry=retry_if_exception_type(ConnectionError),
+                reraise=True,
+            ):
+                with attempt:
+                    async with await breakers.get_breaker("local"):
+                        return await tool.execute(REQUEST, {})
+
+    return run
+
+
+def cases() -> dict[str, Case]:
+    runner = orchestrator()
+    tool = NoOp()
+    keys = itertools.count()
+    plain, deadline = OrchestrationConfig(), OrchestrationConfig(timeout_ms=30_000)
+
+    def keyed() -> Awaitable[Any]:
+        return runner.run(
+            REQUEST, options=OrchestrationConfig(timeout_ms=30_000, idempotency_key=f"key-{next(keys)}")
+        )
+
+    return {
+        "bare": lambda: tool.execute(REQUEST, {}),
+        "planned, breaker, retry": lambda: runner.run(REQUEST, options=plain),
+        "… and a deadline": lambda: runner.run(REQUEST, options=deadline),
+        "… and a new key": keyed,
+        "glued by hand": glued(tool, AsyncCircuitBreakerFactory()),
+    }
+
+
+async def measure(case: Case, runs: int) -> float:
+    """Microseconds of CPU per run."""
+    started = time.thread_time_ns()
+    for _ in range(runs):
+        await case()
+    return (time.thread_time_ns() - started) / runs / 1000
+
+
+async def table(runs: int, rounds: int) -> dict[str, float]:
+    found: dict[str, list[float]] = {name: [] for name in cases()}
+    live = cases()
+    for case in live.values():
+        await measure(case, runs)
+    for _ in range(rounds):
+        for name, case in live.items():
+            found[name].append(await measure(case, runs))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+async def crowd(count: int) -> tuple[float, float, float, float]:
+    """CPU µs and kB per run with `count` runs of a 50 ms tool in flight: bare, then ours."""
+    tool, runner = Wait(), orchestrator()
+    bare = await _crowd(lambda: tool.execute(REQUEST, {}), count)
+    ours = await _crowd(lambda: runner.run(REQUEST, "wait"), count)
+    return (*bare, *ours)
+
+
+async def _crowd(case: Case, count: int) -> tuple[float, float]:
+    gc.collect()
+    started = time.thread_time_ns()
+    await asyncio.gather(*(case() for _ in range(count)))
+    cpu = (time.thread_time_ns() - started) / count / 1000
+    tracemalloc.start()
+    tasks = [asyncio.ensure_future(case()) for _ in range(count)]
+    await asyncio.sleep(0.02)
+    held = tracemalloc.get_traced_memory()[0] / count / 1000
+    await asyncio.gather(*tasks)
+    tracemalloc.stop()
+    return cpu, held
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--runs", type=int, default=2000)
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--crowd", type=int, default=10_000)
+    given = options.parse_args()
+    medians = asyncio.run(table(given.runs, given.rounds))
+    bare, reference = medians["bare"], medians["glued by hand"]
+    print(f"Python {sys.version.split()[0]}, {given.rounds} rounds of {given.runs} runs, medians, CPU µs above bare")
+    for name, value in medians.items():
+        if name != "bare":
+            print(f"  {name:<26}{value - bare:8.1f} µs   {(value - bare) / (reference - bare):5.2f} × glued")
+    bare_cpu, bare_kb, cpu, kb = asyncio.run(crowd(given.crowd))
+    print(f"{given.crowd} runs in flight of a 50 ms tool: CPU {cpu:.1f} µs, {cpu / bare_cpu:.1f} × bare; {kb:.1f} kB ", end="")
+    print(f"each, {kb / bare_kb:.1f} × bare")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""From words on a command line to values, with one clear sentence where that cannot be done."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steer_llm_sdk.cli.exits import refuse
+from steer_llm_sdk.orchestration.options import BUDGET_KEYS
+
+
+def read_text(text: str) -> str:
+    """TEXT itself, standard input for "-", a file for "@path"."""
+    if text == "-":
+        found, field = _decoded(sys.stdin.buffer.read(), "-"), "standard input"
+    elif text.startswith("@"):
+        found, field = _decoded(_bytes_of(text[1:], "TEXT"), text), text
+    else:
+        found, field = text, "TEXT"
+    if not found.strip():
+        refuse(field, found[:20], "give a question or a text; what is there is empty")
+    return found
+
+
+def read_schema(path: str | None) -> dict[str, Any] | None:
+    """The JSON Schema in a file."""
+    if path is None:
+        return None
+    try:
+        schema = json.loads(_bytes_of(path, "--schema"))
+    except (ValueError, RecursionError) as error:
+        refuse("--schema", path, f"the file must hold a JSON Schema ({error})")
+    if not isinstance(schema, dict):
+        refuse("--schema", path, 'the file must hold a JSON object, such as {"type": "object", "properties": {...}}')
+    return schema
+
+
+def read_options(given: Sequence[str]) -> dict[str, Any]:
+    """`k=v` pairs; a value that is JSON is read as JSON, any other is text."""
+    options: dict[str, Any] = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            refuse("--option", pair, "write NAME=VALUE")
+        options[key.strip()] = _json_or_text(value)
+    return options
+
+
+def read_budget(given: Sequence[str]) -> dict[str, float] | None:
+    """`tokens=1000`, `cost_usd=0.05`, `ms=5000`: several options, or one with commas."""
+    budget: dict[str, float] = {}
+    for pair in (part for text in given for part in text.split(",")):
+        key, _, value = (side.strip() for side in pair.partition("="))
+        if key not in BUDGET_KEYS:
+            refuse("--budget", pair, f"write one of {', '.join(f'{name}=NUMBER' for name in BUDGET_KEYS)}")
+        budget[key] = _positive("--budget", pair, value)
+    return budget or None
+
+
+def read_timeout(seconds: float | None) -> int | None:
+    """Seconds to whole ms. A run needs 0.1 s at least."""
+    if seconds is None:
+        return None
+    if not math.isfinite(seconds) or seconds < 0.1:
+        refuse("--timeout", seconds, "give seconds, 0.1 or more")
+    return round(seconds * 1000)
+
+
+def _positive(field: str, pair: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number <= 0:
+        refuse(field, pair, "give a positive number after the =")
+    return number
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _bytes_of(path: str, field: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        refuse(field, path, f"name a file that can be read ({getattr(error, 'strerror', None) or error})")
+
+
+def _decoded(raw: bytes, field: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        refuse(field, raw[error.start : error.start + 8], f"the text must be UTF-8; byte {error.start} is not")

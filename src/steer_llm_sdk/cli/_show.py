@@ -1,0 +1,183 @@
+"""An output for people: the answer on stdout; what it cost, and what went wrong on the way, on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from steer_llm_sdk.models.usage import tokens_of
+from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
+
+WIDTH = 80
+VALUE_WIDTH = 46
+VALUES_SHOWN = 3
+FIELDS_SHOWN = 20
+
+_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def console(stderr: bool = False) -> Console:
+    """At most WIDTH columns; no colour where NO_COLOR is set or nobody looks. What models say is never markup."""
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made.width = min(made.width, WIDTH)
+    return made
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor or colour a terminal."""
+    return text.translate(_CONTROL)
+
+
+def show_output(output: OrchestrationOutput, *, printed: str = "") -> None:
+    """Show it. `printed` is what of the answer has been on stdout already."""
+    out, err = console(), console(stderr=True)
+    if output.status == "failed":
+        _show_failure(output, err)
+    elif (evidence := output.evidence) is not None:
+        show_evidence(evidence, out)
+    else:
+        _show_content(output.content, out, printed)
+    if output.errors or any(line["outcome"] != "succeeded" for line in output.attempts):
+        err.print(attempts_table(output.attempts))
+    err.print(Text(summary_line(output), style="dim"))
+
+
+def _show_content(content: Any, out: Console, printed: str) -> None:
+    if isinstance(content, str):
+        text = content.removeprefix(printed) if printed else content
+    else:
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+    out.print(Text(printable(text) if out.is_terminal else text), soft_wrap=True)
+
+
+def _show_failure(output: OrchestrationOutput, err: Console) -> None:
+    for name, error in (output.errors or {}).items():
+        err.print(Text(f"{name}: {printable(error['message'])}", style="red"), soft_wrap=True)
+
+
+def show_evidence(evidence: EvidenceBundle, out: Console) -> None:
+    """The field-wise consensus with its votes, what the others said, and how much was asked."""
+    out.print(_votes_table(evidence))
+    out.print(Text(agreement_line(evidence)))
+
+
+def agreement_line(evidence: EvidenceBundle) -> str:
+    meta, confidence = evidence.meta, evidence.summary.confidence
+    asked = f"{meta.k_completed} of {meta.k} answers are valid"
+    if confidence is None:
+        return f"{asked}; no two of them agree, so there is no consensus"
+    return f"{asked}; confidence {confidence:.2f} (mean share of the votes: stability, not truth)"
+
+
+def _votes_table(evidence: EvidenceBundle) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("field", overflow="fold", max_width=18)
+    table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=VALUE_WIDTH)
+    table.add_column("votes", no_wrap=True)
+    fields = list(_fields(evidence))
+    for name, values in fields[:FIELDS_SHOWN]:
+        _add_field(table, name, values, evidence.meta.k)
+    if len(fields) > FIELDS_SHOWN:
+        table.add_row("…", f"{len(fields) - FIELDS_SHOWN} more fields", "")
+    return table
+
+
+def _add_field(table: Table, name: str, values: Sequence[tuple[str, int]], k: int) -> None:
+    for number, (value, votes) in enumerate(values[:VALUES_SHOWN]):
+        style = "green" if number == 0 and votes > 1 else "dim" if number else ""
+        table.add_row(Text(name if number == 0 else ""), Text(value, style=style), f"{votes} of {k}")
+    hidden = values[VALUES_SHOWN:]
+    if hidden:
+        others = sum(votes for _, votes in hidden)
+        table.add_row("", Text(f"… and {len(hidden)} other answers", style="dim"), f"{others} of {k}")
+
+
+def _fields(evidence: EvidenceBundle) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """Each field with its values as JSON and their votes, most first."""
+    contested = {d.field: d.values for d in evidence.summary.disagreements}
+    for name in dict.fromkeys((*(evidence.summary.distributions or {}), *contested)):
+        if name in contested:
+            yield name, _counted(contested[name])
+            continue
+        agreeing = [r for r in evidence.replicates if r.quality.valid]
+        yield name, [(_as_json(_at(agreeing[0].data, name)), len(agreeing))]
+
+
+def _counted(values: Sequence[Any]) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for value in values:
+        shown = _as_json(value)
+        counts[shown] = counts.get(shown, 0) + 1
+    return sorted(counts.items(), key=lambda item: -item[1])
+
+
+def _at(data: Any, path: str) -> Any:
+    for part in filter(None, path.split(".")):
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        else:
+            return data
+    return data
+
+
+def _as_json(value: Any) -> str:
+    return printable(json.dumps(value, ensure_ascii=False))
+
+
+def attempts_table(attempts: Sequence[dict[str, Any]]) -> Table:
+    """Every call that was sent, by time."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("at", "took"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("asked", overflow="ellipsis", no_wrap=True, max_width=34)
+    table.add_column("what came", overflow="fold")
+    for line in attempts:
+        table.add_row(
+            f"{line['started_ms'] / 1000:.2f} s",
+            f"{line['elapsed_ms'] / 1000:.2f} s",
+            Text(line.get("model") or line["tool"]),
+            Text(outcome_of(line), style="" if line["outcome"] == "succeeded" else "red"),
+        )
+    return table
+
+
+def outcome_of(line: dict[str, Any]) -> str:
+    """In a few words: "answered", "503 server_error", "timeout"."""
+    if line["outcome"] == "succeeded":
+        return "answered"
+    error = line.get("error") or {}
+    return " ".join(str(part) for part in (error.get("status_code"), error.get("code")) if part) or line["outcome"]
+
+
+def summary_line(output: OrchestrationOutput) -> str:
+    calls = len(output.attempts)
+    tokens = tokens_of(output.usage)
+    parts = [
+        output.status,
+        str(output.metadata.get("tool_name")),
+        f"{calls} call{'' if calls == 1 else 's'}",
+        f"{tokens:,} tokens" if tokens else "",
+        cost_of(output),
+        f"{output.elapsed_ms / 1000:.2f} s",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def cost_of(output: OrchestrationOutput) -> str:
+    if output.metadata.get("local"):
+        return "computed on this machine"
+    price = "cost unknown" if output.cost_usd is None else f"${output.cost_usd:.6f} at list price"
+    return f"{price} (simulated: nothing was spent)" if output.metadata.get("simulated") else price
+
+
+def write(text: str) -> None:
+    """Put text on stdout as it comes."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()

@@ -1,0 +1,7 @@
+"""`steer-llm demo`."""
+
+from __future__ import annotations
+
+
+def demo() -> None:
+    """Watch."""

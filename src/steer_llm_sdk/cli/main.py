@@ -1,0 +1,50 @@
+"""The entry point of `steer-llm`. Each command has a module of its own."""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+
+from steer_llm_sdk import __version__
+from steer_llm_sdk.cli.demo import demo
+from steer_llm_sdk.cli.exits import MEANING
+from steer_llm_sdk.cli.run import run
+from steer_llm_sdk.cli.tools import tools
+
+app = typer.Typer(
+    name="steer-llm",
+    help="Run LLM operations reliably: retries, fallbacks, budgets, and evidence from repeated answers.",
+    epilog=MEANING,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(tools)
+app.command()(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"steer-llm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What every command has."""
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code. What a terminal cannot print is replaced, never a crash."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, TextIOWrapper):
+            out.reconfigure(errors="replace")
+    app(prog_name="steer-llm")

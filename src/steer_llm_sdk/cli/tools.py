@@ -1,0 +1,35 @@
+"""`steer-llm tools`: what can be asked by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from steer_llm_sdk.cli._show import console
+from steer_llm_sdk.orchestration.tool_registry import installed_tools
+
+
+def tools(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """List the tools that this package and others have installed (entry points of the group steer_llm_sdk.tools)."""
+    found = {
+        tool.name: {
+            "version": tool.version,
+            "provider": tool.provider,
+            "capabilities": list(tool.capabilities),
+            "description": tool.description,
+        }
+        for tool in installed_tools().values()
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("tool", "version", "what it does"):
+        table.add_column(title, overflow="fold")
+    for name, facts in found.items():
+        table.add_row(Text(name), Text(str(facts["version"])), Text(str(facts["description"])))
+    console().print(table)

@@ -1,0 +1,386 @@
+"""Making a bundle: k replicates, a bounded number at a time, and one honest account of what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded, OrchestratorError
+from steer_llm_sdk.evidence import Summary, summarize
+from steer_llm_sdk.models.usage import add_usage
+from steer_llm_sdk.orchestration._call import time_left
+from steer_llm_sdk.orchestration.models.evidence_bundle import (
+    BundleMetadata,
+    BundleSummary,
+    EvidenceBundle,
+    Replicate,
+    ReplicateQuality,
+)
+from steer_llm_sdk.orchestration.tools.base import BundleOptions
+from steer_llm_sdk.reliability.deadline import GRACE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One replicate to be made; `number` counts from 1. `share` is the part of the run's remaining budget that it may plan with."""
+
+    number: int
+    seed: int
+    share: float
+
+    @property
+    def id(self) -> str:
+        return f"r{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one slot. `error` makes the replicate invalid. `over_budget`: nothing more may be spent.
+
+    `costs` is USD by model; `unpriced` says that something was used at a price nobody knows. `notes` go into the
+    bundle's metadata: True stands, lists are joined.
+    """
+
+    data: Any = None
+    error: Exception | None = None
+    over_budget: BudgetExceeded | None = None
+    warnings: Sequence[str] = ()
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    unpriced: bool = False
+    model: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failure(self) -> Exception | None:
+        return self.error or self.over_budget
+
+    @property
+    def spent(self) -> bool:
+        return bool(self.usage) or bool(self.costs) or self.unpriced
+
+
+class Tell(Protocol):
+    async def __call__(self, event_type: str, data: Mapping[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be made. `listened`: somebody gets the events, so that a summary on the way is worth its work."""
+
+    task: str
+    model: str | None
+    seeds: Sequence[int]
+    options: BundleOptions
+    produce: Callable[[Slot], Awaitable[Outcome]]
+    tell: Tell
+    listened: bool = False
+    fields: Sequence[str] | None = None
+    accepts: Callable[[Any], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    slot: Slot
+    outcome: Outcome
+    replicate: Replicate
+
+    @classmethod
+    def of(cls, slot: Slot, outcome: Outcome, elapsed_ms: float) -> _Made:
+        failure = outcome.failure
+        quality = ReplicateQuality(
+            valid=failure is None,
+            errors=[f"{type(failure).__name__}: {failure}"] if failure else [],
+            warnings=list(outcome.warnings),
+        )
+        replicate = Replicate(
+            id=slot.id,
+            data=None if failure else outcome.data,
+            quality=quality,
+            usage=dict(outcome.usage),
+            elapsed_ms=round(elapsed_ms, 1),
+            seed=slot.seed,
+            model=outcome.model,
+        )
+        return cls(slot, outcome, replicate)
+
+
+_Task: TypeAlias = asyncio.Task[_Made]
+
+
+async def make_bundle(job: Job) -> EvidenceBundle:
+    """Make the replicates and the bundle of them.
+
+    A replicate that fails is an invalid one. Over budget, no more are started; shortly before the deadline of the run,
+    with at least one valid replicate, the others are cancelled and what there is is reported. None valid:
+    BudgetExceeded if that is all there was, else AllToolsFailed with every cause. No child outlives this call, except
+    one that is deaf to cancellation.
+    """
+    return await _Making(job).make()
+
+
+class _Making:
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._k = job.options.k
+        self._clock = asyncio.get_running_loop().time
+        self._started = self._clock()
+        self._todo = deque(enumerate(job.seeds[: self._k], start=1))
+        self._running: dict[_Task, Slot] = {}
+        self._done: dict[int, _Made] = {}
+        self._refused: dict[str, BudgetExceeded] = {}
+        self._cancelled: list[str] = []
+        self._reason: str | None = None
+
+    async def make(self) -> EvidenceBundle:
+        await self._tell_start()
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            await self._stop_running()
+            await self._job.tell("cancelled", {"completed": self._valid, "k": self._k})
+            raise
+        finally:
+            await self._stop_running()
+        if not self._valid:
+            raise self._failure()
+        bundle = self._bundle()
+        await self._tell_end(bundle)
+        return bundle
+
+    # ── running ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self) -> None:
+        while self._launch():
+            done, _ = await asyncio.wait(self._running, timeout=self._patience(), return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: self._running[task].number):
+                await self._take(task)
+            if self._running or self._todo:
+                await self._mind_the_time()
+
+    def _launch(self) -> bool:
+        """Start what may be started; whether anything runs."""
+        while self._todo and len(self._running) < self._job.options.max_parallel:
+            share = 1 / len(self._todo)
+            number, seed = self._todo.popleft()
+            slot = Slot(number=number, seed=seed, share=share)
+            self._running[asyncio.get_running_loop().create_task(self._replicate(slot))] = slot
+        return bool(self._running)
+
+    async def _replicate(self, slot: Slot) -> _Made:
+        await self._job.tell("replicate_started", {"replicate_id": slot.id, "seed": slot.seed})
+        started = self._clock()
+        outcome = await _undisturbed(self._job.produce(slot))
+        return _Made.of(slot, outcome, (self._clock() - started) * 1000)
+
+    async def _take(self, task: _Task) -> None:
+        slot = self._running.pop(task)
+        made = task.result()
+        over = made.outcome.over_budget
+        if over is not None:
+            await self._stop_launching(over)
+        if over is not None and not made.outcome.spent:
+            self._refused[slot.id] = over
+        else:
+            self._done[slot.number] = made
+            await self._tell_done(made)
+
+    async def _stop_launching(self, over: BudgetExceeded) -> None:
+        self._todo.clear()
+        if self._reason is None:
+            self._reason = "budget"
+            await self._job.tell("warning", {"message": f"no more replicates are started: {over}"})
+
+    async def _stop_running(self) -> None:
+        """Cancel every child and wait for it, but not for one that is deaf."""
+        tasks, self._running = list(self._running), {}
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(_retrieve)
+        if tasks:
+            await asyncio.wait(tasks, timeout=GRACE)
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _left(self) -> float | None:
+        """Seconds until somebody's deadline. Asked anew each time: that of a keyed run may move."""
+        limits = [limit for limit in (time_left(), self._own_left()) if limit is not None]
+        return min(limits, default=None)
+
+    def _own_left(self) -> float | None:
+        own = self._job.options.timeout_ms
+        return None if own is None else self._started + own / 1000 - self._clock()
+
+    def _patience(self) -> float | None:
+        """How long to wait for the next replicate. With a valid one in hand the rest of the work needs its time too:
+        the cancelled must end and the summary be made before the deadline."""
+        left = self._left()
+        if left is None:
+            return None
+        return max(0.0, left - self._margin) if self._valid else left
+
+    @property
+    def _margin(self) -> float:
+        return GRACE + 0.015 + 0.001 * self._k
+
+    async def _mind_the_time(self) -> None:
+        left, own = self._left(), self._own_left()
+        if left is None or left > self._margin:
+            return
+        if self._valid:
+            await self._cut()
+        elif own is not None and own <= 0 and time_left() is None:
+            # Within a run the run says so; here nobody else does.
+            limit = self._job.options.timeout_ms or 0.0
+            raise BudgetExceeded("time", limit, (self._clock() - self._started) * 1000)
+
+    async def _cut(self) -> None:
+        self._reason = "deadline"
+        self._cancelled = [slot.id for slot in sorted(self._running.values(), key=lambda slot: slot.number)]
+        self._todo.clear()
+        await self._stop_running()
+        await self._job.tell("timeout", {"completed": self._valid, "k": self._k})
+
+    # ── the account ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _valid(self) -> int:
+        return sum(made.outcome.failure is None for made in self._done.values())
+
+    def _in_order(self) -> list[_Made]:
+        return [self._done[number] for number in sorted(self._done)]
+
+    def _failure(self) -> Exception:
+        causes = {made.slot.id: made.outcome.failure for made in self._in_order()}
+        failures = {name: error for name, error in causes.items() if error is not None}
+        if not failures and self._refused:
+            return next(iter(self._refused.values()))
+        return AllToolsFailed({**failures, **self._refused})
+
+    def _summary(self) -> Summary:
+        replicates = [made.replicate for made in self._in_order()]
+        return summarize(
+            replicates,
+            fields=self._job.fields,
+            accepts=self._acceptance(replicates),
+            limits=self._job.options.limits,
+        )
+
+    def _acceptance(self, replicates: Sequence[Replicate]) -> Callable[[Any], bool] | None:
+        """A form that refuses what it once let through is no judge of a mix: writing a value may not be reading it."""
+        accepts = self._job.accepts
+        valid = [replicate.data for replicate in replicates if replicate.quality.valid]
+        return accepts if accepts is not None and all(map(accepts, valid)) else None
+
+    def _bundle(self) -> EvidenceBundle:
+        outcomes = [made.outcome for made in self._in_order()]
+        summary = self._summary()
+        unpriced = any(outcome.unpriced for outcome in outcomes) or bool(self._cancelled)
+        costs = _sum_by_model(outcomes)
+        return EvidenceBundle(
+            meta=self._meta(),
+            replicates=[made.replicate for made in self._in_order()],
+            summary=BundleSummary.of(summary),
+            usage_total=_sum_usage(outcomes),
+            cost_total_usd=None if unpriced else math.fsum(costs.values()),
+            cost_breakdown=costs,
+            metadata={**_join_notes(outcomes), **self._own_notes(summary)},
+        )
+
+    def _meta(self) -> BundleMetadata:
+        stopped = len(self._done) < self._k
+        return BundleMetadata(
+            task=self._job.task,
+            k=self._k,
+            k_completed=self._valid,
+            model=self._job.model,
+            seeds=list(self._job.seeds[: self._k]),
+            early_stopped=stopped,
+            early_stop_reason=self._reason if stopped else None,
+            total_elapsed_ms=round((self._clock() - self._started) * 1000, 1),
+            schema_uri=self._job.options.schema_uri,
+        )
+
+    def _own_notes(self, summary: Summary) -> dict[str, Any]:
+        notes: dict[str, Any] = {}
+        if summary.whole:
+            notes["consensus_from"] = summary.nearest
+        if self._cancelled:
+            notes["cancelled"] = self._cancelled
+        return notes
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tell_start(self) -> None:
+        job = self._job
+        data = {"task": job.task, "k": self._k, "model": job.model, "seeds": list(job.seeds[: self._k])}
+        await job.tell("bundle_started", {**data, "max_parallel": job.options.max_parallel})
+
+    async def _tell_done(self, made: _Made) -> None:
+        replicate, outcome = made.replicate, made.outcome
+        for warning in outcome.warnings:
+            await self._job.tell("warning", {"replicate_id": replicate.id, "message": warning})
+        data = replicate.model_dump(mode="json", include={"seed", "model", "elapsed_ms", "usage", "data"})
+        verdict = {"replicate_id": replicate.id, "valid": replicate.quality.valid, "errors": replicate.quality.errors}
+        cost = None if outcome.unpriced else math.fsum(outcome.costs.values())
+        await self._job.tell("replicate_done", {**verdict, **data, "cost_usd": cost})
+        if self._job.listened and self._valid > 1 and (self._running or self._todo):
+            await self._job.tell("partial_summary", self._told(BundleSummary.of(self._summary())))
+
+    async def _tell_end(self, bundle: EvidenceBundle) -> None:
+        stopped = {"early_stopped": bundle.meta.early_stopped, "early_stop_reason": bundle.meta.early_stop_reason}
+        cost = {"usage": bundle.usage_total, "cost_usd": bundle.cost_total_usd}
+        await self._job.tell("bundle_ready", {**self._told(bundle.summary), **stopped, **cost})
+
+    def _told(self, summary: BundleSummary) -> dict[str, Any]:
+        return {
+            "completed": self._valid,
+            "k": self._k,
+            "consensus": summary.consensus,
+            "confidence": summary.confidence,
+            "disagreements": [disagreement.field for disagreement in summary.disagreements],
+        }
+
+
+async def _undisturbed(work: Awaitable[Outcome]) -> Outcome:
+    """A cancellation that nobody asked this task for is a failure like any other."""
+    try:
+        return await work
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return Outcome(error=OrchestratorError("the answer was cancelled from within"))
+
+
+def _retrieve(task: _Task) -> None:
+    """What a cancelled child still raises is nobody's news."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _sum_usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for outcome in outcomes:
+        total = add_usage(total, outcome.usage)
+    return total
+
+
+def _sum_by_model(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    models = dict.fromkeys(model for outcome in outcomes for model in outcome.costs)
+    return {model: math.fsum(outcome.costs.get(model, 0.0) for outcome in outcomes) for model in models}
+
+
+def _join_notes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for outcome in outcomes:
+        for name, note in outcome.notes.items():
+            if isinstance(note, (list, tuple)):
+                joined[name] = list(dict.fromkeys([*joined.get(name, ()), *note]))
+            else:
+                joined[name] = note
+    return joined

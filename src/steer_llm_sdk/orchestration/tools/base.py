@@ -1,0 +1,144 @@
+"""A bundle tool answers one request k times and hands back the answers with what they agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.evidence import Limits
+from steer_llm_sdk.models.events import StreamDeltaEvent
+from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
+from steer_llm_sdk.orchestration.options import BUDGET_KEYS
+from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.streaming.manager import EventManager
+
+Options = TypeVar("Options", bound=BaseModel)
+
+MAX_K = 10
+_LIMITS = ("max_fields", "max_diffs", "max_bytes")
+
+
+class BundleOptions(BaseModel):
+    """What a bundle tool is asked for.
+
+    `k` replicates, 2 to 10 unless the tool declares a higher `max_k`, of which at most `max_parallel` run at once;
+    `seeds` has one for each, the tool makes them where there are none. `epsilon` is a mean pairwise distance, for tools
+    that stop by it. Budgets take `ms`, `tokens`, `cost_usd`; the global one is the run's and is kept by the run.
+    `bundle_limits` takes `max_fields`, `max_diffs`, `max_bytes`: how much the summary may report. `extra` holds every
+    option that has no field here, such as `seed` and `temperature` of a deterministic run, or the tool's own.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int = Field(default=3, ge=2)
+    seeds: list[int] | None = None
+    epsilon: float = Field(default=0.2, ge=0, le=1)
+    schema_uri: str | None = None
+    per_replicate_budget: dict[str, float] | None = None
+    global_budget: dict[str, float] | None = None
+    bundle_limits: dict[str, int] | None = None
+    max_parallel: int = Field(default=10, ge=1)
+    timeout_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    trace_id: str | None = None
+    request_id: str | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(**(self.bundle_limits or {}))
+
+    @field_validator("k")
+    @classmethod
+    def _check_k(cls, k: int, info: ValidationInfo) -> int:
+        ceiling = (info.context or {}).get("max_k", MAX_K)
+        if k > ceiling:
+            raise ValueError(f"at most {ceiling} replicates; a tool that means more declares a higher max_k")
+        return k
+
+    @field_validator("per_replicate_budget", "global_budget")
+    @classmethod
+    def _check_budget(cls, budget: dict[str, float] | None) -> dict[str, float] | None:
+        for key, value in (budget or {}).items():
+            if key not in BUDGET_KEYS:
+                raise ValueError(f"{key!r} is no budget; the keys are {', '.join(BUDGET_KEYS)}")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{key} = {value} cannot be kept; give a positive finite number")
+        return budget
+
+    @field_validator("bundle_limits")
+    @classmethod
+    def _check_limits(cls, limits: dict[str, int] | None) -> dict[str, int] | None:
+        for key, value in (limits or {}).items():
+            if key not in _LIMITS:
+                raise ValueError(f"{key!r} is no limit; the keys are {', '.join(_LIMITS)}")
+            if value < 0:
+                raise ValueError(f"{key} = {value} cannot be kept; give 0 or more")
+        return limits
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> BundleOptions:
+        # More than k are fine: a planner with little money may have lowered k under the caller's seeds.
+        if self.seeds is not None and len(self.seeds) < self.k:
+            raise ValueError(f"seeds: {len(self.seeds)} for {self.k} replicates; give one for each, or none")
+        return self
+
+
+class BundleTool(Tool):
+    """Subclass it with `name` and `_execute_bundle`.
+
+    `options_type` is a subclass of BundleOptions where the tool has options of its own; any other option is in
+    `options.extra`. `max_k` is the most replicates it makes. `supports_early_stop`: it may stop before k by what it has
+    seen. `supports_streaming`: it emits events while it works.
+    """
+
+    options_type: ClassVar[type[BundleOptions]] = BundleOptions
+    max_k: int = MAX_K
+    supports_early_stop: bool = False
+    supports_streaming: bool = False
+
+    @abstractmethod
+    async def _execute_bundle(
+        self, request: Any, options: BundleOptions, event_manager: EventManager | None
+    ) -> EvidenceBundle: ...
+
+    async def execute(
+        self,
+        request: Any,
+        options: dict[str, Any] | None = None,
+        event_manager: EventManager | None = None,
+    ) -> EvidenceBundle:
+        """Read the options and make the bundle. InvalidRequest names an option that cannot be used."""
+        return await self._execute_bundle(request, self._read_options(options or {}), event_manager)
+
+    def _read_options(self, given: Mapping[str, Any]) -> BundleOptions:
+        merged = {**self.default_options, **given}
+        fields = self.options_type.model_fields
+        known = {key: value for key, value in merged.items() if key in fields}
+        extra = {key: value for key, value in merged.items() if key not in fields}
+        return read_options(self.options_type, {**known, "extra": extra}, max_k=self.max_k)
+
+    def _generate_seeds(self, k: int, seed: int = 0) -> list[int]:
+        """k different seeds, always the same for the same `seed`; those of another one are others. 31 bits each."""
+        digests = (hashlib.sha256(f"{seed}:{index}".encode()).digest() for index in range(k))
+        return [int.from_bytes(digest[:4], "big") >> 1 for digest in digests]
+
+    async def emit_event(self, event_manager: EventManager | None, event_type: str, data: Mapping[str, Any]) -> None:
+        """Tell one fact to whoever listens; nothing happens where nobody does."""
+        if event_manager is not None:
+            await event_manager.emit_delta(StreamDeltaEvent({"event_type": event_type, "data": dict(data)}))
+
+
+def read_options(model: type[Options], given: Mapping[str, Any], **context: Any) -> Options:
+    """`given` as the option model of a tool; InvalidRequest names the option, its value and what would do."""
+    try:
+        return model.model_validate(dict(given), context=context)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"])) or "tool_options"
+        raise InvalidRequest(field, first["input"], first["msg"].removeprefix("Value error, ")) from error

@@ -1,0 +1,101 @@
+"""The simplest bundle: k answers of a plain function, no model needed."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
+from steer_llm_sdk.orchestration.tools._bundle import Job, Outcome, Slot, make_bundle
+from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool
+from steer_llm_sdk.streaming.manager import EventManager
+
+Function = Callable[[Any, int], Any | Awaitable[Any]]
+
+
+def resampled_words(request: Any, seed: int) -> dict[str, Any]:
+    """What a random half of a text's words says of the whole: its most frequent word, and how long its words are."""
+    words = re.findall(r"\w+", _text_of(request).casefold())
+    if not words:
+        raise InvalidRequest("query", request, "there are no words in it; give some text")
+    half = random.Random(seed).sample(words, (len(words) + 1) // 2)
+    most = max(Counter(half).items(), key=lambda item: (item[1], item[0]))[0]
+    return {"most_frequent_word": most, "mean_word_length": round(sum(map(len, half)) / len(half))}
+
+
+class SimpleBundleTool(BundleTool):
+    """Calls `function(request, seed)` k times with k seeds and compares what comes back.
+
+        async def grade(request, seed):
+            return {"grade": await my_model(request["query"], seed)}
+
+        SimpleBundleTool(grade, name="grader")
+
+    A function that is not async runs in a thread. One that raises makes its replicate invalid. Without a function,
+    `resampled_words` reads the text k times, each time another half of it.
+    """
+
+    supports_streaming = True
+
+    def __init__(
+        self,
+        function: Function = resampled_words,
+        *,
+        name: str = "simple_bundle",
+        version: str = "1.0.0",
+        description: str = "Answers k times and reports where the answers agree",
+        capabilities: Sequence[str] = (),
+        provider: str | None = None,
+    ) -> None:
+        self._function = function
+        self._name = name
+        self.version = version
+        self.description = description
+        self.capabilities = tuple(capabilities)
+        self.provider = provider
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def _execute_bundle(
+        self, request: Any, options: BundleOptions, event_manager: EventManager | None
+    ) -> EvidenceBundle:
+        seed = options.extra.get("seed")
+        return await make_bundle(
+            Job(
+                task=self._name,
+                model=None,
+                seeds=options.seeds or self._generate_seeds(options.k, seed if isinstance(seed, int) else 0),
+                options=options,
+                produce=partial(self._replicate, request),
+                tell=partial(self.emit_event, event_manager),
+                listened=event_manager is not None,
+            )
+        )
+
+    async def _replicate(self, request: Any, slot: Slot) -> Outcome:
+        try:
+            return Outcome(data=json_value(await self._call(request, slot.seed)))
+        except BudgetExceeded as error:
+            return Outcome(over_budget=error)
+        except Exception as error:
+            return Outcome(error=error)
+
+    async def _call(self, request: Any, seed: int) -> Any:
+        if inspect.iscoroutinefunction(self._function):
+            return await self._function(request, seed)
+        result = await asyncio.to_thread(self._function, request, seed)
+        return await result if inspect.isawaitable(result) else result
+
+
+def _text_of(request: Any) -> str:
+    text = request.get("query", request.get("text", "")) if isinstance(request, dict) else request
+    return text if isinstance(text, str) else ""

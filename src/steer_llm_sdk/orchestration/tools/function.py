@@ -1,0 +1,195 @@
+"""`@tool`: a function as a tool.
+
+    @tool(name="shout", capabilities=["text"])
+    async def shout(text: str, marks: int = 1) -> str:
+        '''Say it louder.'''
+        return text.upper() + "!" * marks
+
+    await shout("hello", marks=2)              # the function, as it always was
+    await shout.run("hello", marks=2)          # the same call under retry, breaker, budget and deadline: an output
+    await orchestrator.run({"text": "hello", "marks": 2}, "shout")      # by name, once it is registered
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.orchestration.tools._parameters import Parameters
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration.options import OrchestrationConfig
+    from steer_llm_sdk.orchestration.output import OrchestrationOutput
+    from steer_llm_sdk.streaming.manager import EventManager
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Runner(Protocol):
+    """Runs a tool, registered or not, under the policies. The flow, which stands above the tools, supplies it."""
+
+    async def __call__(
+        self,
+        tool: Tool,
+        request: Mapping[str, Any],
+        *,
+        tool_options: Mapping[str, Any] | None,
+        options: OrchestrationConfig | Mapping[str, Any] | None,
+        event_manager: EventManager | None,
+    ) -> OrchestrationOutput: ...
+
+
+class FunctionTool(Tool, Generic[P, R]):
+    """A function as a tool. Calling it calls the function; `run` makes the same call under the policies.
+
+    The keys of a request are the function's parameters, and their type hints its JSON Schema, which is enforced:
+    a request with a wrong, missing or unknown value is refused with a sentence before anything runs. `type` and
+    `options` of a request speak to the planner and are left out, unless the function has parameters of these names.
+    A text request goes to `query`, or else to the first parameter that takes a text.
+
+    A parameter `options` that is annotated as a mapping gets the tool's options, and one called `event_manager` the
+    event manager (None where there is none). A function that is not async runs in a thread, with the caller's context
+    variables; a deadline stops the waiting for it, not the thread.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None = None,
+        provider: str | None = None,
+        version: str = "1.0.0",
+        capabilities: Sequence[str] = (),
+        description: str | None = None,
+        supported_models: Sequence[str] = (),
+        default_options: Mapping[str, Any] | None = None,
+        resource_requirements: Mapping[str, Any] | None = None,
+        composite: bool = False,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._name = _name_of(function, name)
+        self._is_async = inspect.iscoroutinefunction(function)
+        self._parameters = Parameters.of(function)
+        self.provider = provider
+        self.version = version
+        self.capabilities = tuple(capabilities)
+        self.description = _first_line(function) if description is None else description
+        self.supported_models = tuple(supported_models)
+        self.default_options = dict(default_options or {})
+        self.resource_requirements = dict(resource_requirements or {})
+        self.composite = composite
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def request_schema(self) -> dict[str, Any]:
+        """The JSON Schema of a request."""
+        return copy.deepcopy(self._parameters.schema)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._function(*args, **kwargs)
+
+    def validate_request(self, request: Any) -> None:
+        """InvalidRequest, with the parameter, what was given and what would do."""
+        self._parameters.read(request)
+
+    async def execute(
+        self, request: Any, options: dict[str, Any] | None = None, event_manager: EventManager | None = None
+    ) -> Any:
+        args, kwargs = self._parameters.read(request).call(dict(options or {}), event_manager)
+        if self._is_async:
+            return await self._function(*args, **kwargs)  # type: ignore[misc]
+        result = await asyncio.to_thread(_called, self._function, args, kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    async def run(
+        self,
+        *args: Any,
+        options: OrchestrationConfig | Mapping[str, Any] | None = None,
+        tool_options: Mapping[str, Any] | None = None,
+        event_manager: EventManager | None = None,
+        **kwargs: Any,
+    ) -> OrchestrationOutput:
+        """The call `self(*args, **kwargs)`, under the policies that `options` ask for.
+
+        A mapping given alone, to a function whose first parameter takes none, is the whole request.
+        """
+        if _runner is None:
+            raise RuntimeError(f"{self.name}.run: nothing is there to run it; import steer_llm_sdk.orchestration first")
+        request = self._parameters.request_of(args, kwargs)
+        return await _runner(
+            self, request, tool_options=tool_options, options=options, event_manager=event_manager
+        )
+
+
+@overload
+def tool(function: Callable[P, R], /) -> FunctionTool[P, R]: ...
+
+
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    provider: str | None = None,
+    version: str = "1.0.0",
+    capabilities: Sequence[str] = (),
+    description: str | None = None,
+    supported_models: Sequence[str] = (),
+    default_options: Mapping[str, Any] | None = None,
+    resource_requirements: Mapping[str, Any] | None = None,
+    composite: bool = False,
+) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
+
+
+def tool(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
+    """Make a tool of a function: `@tool`, or `@tool(name=..., provider=..., version=..., capabilities=...)`.
+
+    The name is the function's unless one is given, the description the first line of its docstring. TypeError where the
+    parameters have no JSON Schema.
+    """
+    if function is None:
+        return lambda decorated: FunctionTool(decorated, **declared)
+    return FunctionTool(function, **declared)
+
+
+_runner: Runner | None = None
+
+
+def set_runner(runner: Runner) -> None:
+    """What `FunctionTool.run` runs through, in the whole process."""
+    global _runner
+    _runner = runner
+
+
+def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        # It cannot cross from a thread into a future: whoever awaits would wait for ever.
+        raise RuntimeError("the function raised StopIteration") from error
+
+
+def _name_of(function: Callable[..., Any], name: str | None) -> str:
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"tool: {function!r} is no function; decorate a function, or subclass Tool")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"tool: {function.__qualname__} yields; return the whole result, and show pieces of it by events")
+    chosen = getattr(function, "__name__", "") if name is None else name
+    if not isinstance(chosen, str) or not chosen.strip() or chosen == "<lambda>":
+        raise InvalidRequest("name", chosen, "give the tool a name: tool(name=...)")
+    return chosen
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    lines = (inspect.getdoc(function) or "").strip().splitlines()
+    return lines[0].strip() if lines and not isinstance(function, functools.partial) else ""

@@ -1,0 +1,1 @@
+"""What needs the extra `llm`. Importing any module in here costs seconds: only adapters do, when first asked."""

@@ -1,0 +1,208 @@
+"""One model at one endpoint on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
+from pydantic_ai.direct import model_request_stream
+from pydantic_ai.messages import (
+    ModelResponse,
+    ModelResponseStreamEvent,
+    PartDeltaEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+)
+from pydantic_ai.models import Model, StreamedResponse
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.profiles.openai import OpenAIModelProfile
+from pydantic_ai.providers.anthropic import AnthropicProvider
+from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+from pydantic_ai.usage import RequestUsage
+
+from steer_llm_sdk.errors import BadResponse, ContentFiltered, ProviderTimeout, TruncatedStream
+from steer_llm_sdk.providers._endpoint import Endpoint
+from steer_llm_sdk.providers._llm.errors import as_provider_error
+from steer_llm_sdk.providers._llm.exchange import Exchange, WatchedClient, current_exchange, http_client
+from steer_llm_sdk.providers._llm.messages import ignored_of, messages_of, output_of, settings_of
+from steer_llm_sdk.providers._llm.prices import Pricing, cost_of
+from steer_llm_sdk.providers.base import ModelReply, ModelRequest
+
+T = TypeVar("T")
+
+_NO_KEY = "none"
+"""What the client libraries are given where no key is needed: they insist on one. It is not sent."""
+
+
+class Client:
+    def __init__(self, endpoint: Endpoint, base_url: str, pricing: Pricing | None) -> None:
+        self._endpoint = endpoint
+        self._pricing = pricing
+        self._http = http_client(endpoint, base_url)
+        self._model = _model(endpoint, base_url, self._http)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def ask(self, request: ModelRequest, on_text: Callable[[str], None] | None) -> ModelReply:
+        call = _Call(request, self._endpoint, self._model)
+        token = current_exchange.set(call.exchange)
+        try:
+            async with asyncio.timeout(request.timeout) as limit:
+                response = await call.run(on_text)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise call.overdue() from error
+        finally:
+            current_exchange.reset(token)
+        return self._reply(request, response, call.exchange)
+
+    def _reply(self, request: ModelRequest, response: ModelResponse, exchange: Exchange) -> ModelReply:
+        usage = usage_of(response.usage)
+        model = response.model_name or self._endpoint.model
+        return ModelReply(
+            text=_text(response),
+            model=model,
+            usage=usage,
+            cost_usd=cost_of(usage, model, self._endpoint, self._pricing),
+            request_id=exchange.request_id,
+            finish_reason=response.finish_reason,
+            simulated=self._endpoint.recorded or "x-simulated" in exchange.headers,
+            local=self._endpoint.local,
+            ignored=ignored_of(request, exchange.body),
+        )
+
+
+def _model(endpoint: Endpoint, base_url: str, http: WatchedClient) -> Model[Any]:
+    key = endpoint.api_key.get_secret_value() or _NO_KEY
+    if endpoint.wire == "anthropic":
+        url = base_url.removesuffix("/v1")
+        client = AsyncAnthropic(api_key=key, base_url=url, http_client=http, max_retries=0, timeout=http.timeout)
+        return AnthropicModel(endpoint.model, provider=AnthropicProvider(anthropic_client=client))
+    url = f"{base_url}/v1" if endpoint.recorded else base_url
+    openai = AsyncOpenAI(api_key=key, base_url=url, http_client=http, max_retries=0, timeout=http.timeout)
+    if endpoint.official:
+        return OpenAIChatModel(endpoint.model, provider=OpenAIProvider(openai_client=openai))
+    if endpoint.recorded:
+        # The first user message is the question: nothing else may be sent in that role.
+        asked = OpenAIModelProfile(openai_system_prompt_role="system")
+        return OpenAIChatModel(endpoint.model, provider=OpenAIProvider(openai_client=openai), profile=asked)
+    # Every server that speaks this format knows `max_tokens`; fewer know its successor, or two system messages.
+    profile = OpenAIModelProfile(
+        openai_chat_supports_max_completion_tokens=False, openai_chat_supports_multiple_system_messages=False
+    )
+    provider = OpenAICompatibleProvider(endpoint.provider, openai_client=openai)
+    return OpenAIChatModel(endpoint.model, provider=provider, profile=profile)
+
+
+class _Call:
+    """One request under way."""
+
+    def __init__(self, request: ModelRequest, endpoint: Endpoint, model: Model[Any]) -> None:
+        self._request, self._endpoint, self._model = request, endpoint, model
+        self.exchange = Exchange.of(request)
+        self._stream: StreamedResponse | None = None
+
+    async def run(self, on_text: Callable[[str], None] | None) -> ModelResponse:
+        async with AsyncExitStack() as stack:
+            stream = self._stream = await self._translated(self._open(stack))
+            events = aiter(stream)
+            while (event := await self._translated(anext(events, None))) is not None:
+                if on_text is not None and (text := _piece(event)):
+                    on_text(text)
+            response = stream.get()
+            await self._translated(stack.aclose())
+        self._require_answer(response)
+        return response
+
+    async def _open(self, stack: AsyncExitStack) -> StreamedResponse:
+        request, endpoint, model = self._request, self._endpoint, self._model
+        opening = model_request_stream(
+            model,
+            messages_of(request, endpoint, model),
+            model_settings=settings_of(request, endpoint, model),
+            model_request_parameters=output_of(request, endpoint, model),
+        )
+        return await stack.enter_async_context(opening)
+
+    async def _translated(self, step: Awaitable[T]) -> T:
+        """What the library raises, as ProviderError. Raised outside of the handler, so that a key in it stays there."""
+        try:
+            return await step
+        except Exception as error:
+            failure = as_provider_error(error, self._endpoint, self.exchange, self._usage_so_far())
+        raise failure
+
+    def _usage_so_far(self) -> dict[str, int]:
+        return {} if self._stream is None else usage_of(self._stream.usage)
+
+    def overdue(self) -> ProviderTimeout:
+        return ProviderTimeout(
+            f"{self._endpoint.name}: no complete answer within {self._request.timeout:g} s (timeout); "
+            "the call may have been billed",
+            self._endpoint.target,
+            request_id=self.exchange.request_id,
+            usage=self._usage_so_far(),
+        )
+
+    def _require_answer(self, response: ModelResponse) -> None:
+        """Raise for a stream that came to an end and yet is no answer."""
+        kind, says = _fault_of(response, self.exchange)
+        if kind is not None:
+            raise kind(
+                f"{self._endpoint.name}: {says}",
+                self._endpoint.target,
+                request_id=self.exchange.request_id,
+                code=response.finish_reason,
+                usage=usage_of(response.usage),
+            )
+
+
+def _fault_of(
+    response: ModelResponse, exchange: Exchange
+) -> tuple[type[ContentFiltered] | type[BadResponse] | None, str]:
+    reported = (response.provider_details or {}).get("finish_reason")
+    if response.finish_reason == "content_filter":
+        return ContentFiltered, "the provider withheld the answer (content filter)"
+    if reported is None and not exchange.ended:
+        return TruncatedStream, "the stream stopped without a finish reason or an end marker"
+    if not response.parts and response.finish_reason != "length":
+        return BadResponse, "an answer without content: no choice, no text"
+    return None, ""
+
+
+def _piece(event: ModelResponseStreamEvent) -> str:
+    if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
+        return event.part.content
+    if isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
+        return event.delta.content_delta
+    return ""
+
+
+def _text(response: ModelResponse) -> str:
+    return "".join(part.content for part in response.parts if isinstance(part, TextPart))
+
+
+def usage_of(usage: RequestUsage) -> dict[str, int]:
+    """Input with what the cache served, output with what was thought; empty where nothing was reported."""
+    if usage.unmeasured_requests or not usage.has_values():
+        return {}
+    counts = {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    more = {
+        "cache_read_tokens": usage.cache_read_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "reasoning_tokens": usage.output_reasoning_tokens,
+    }
+    return counts | {name: count for name, count in more.items() if count}

@@ -1,0 +1,191 @@
+"""One table from what the client libraries raise to ProviderError.
+
+Category before status: the libraries tell an exhausted quota from a rate limit, and a long prompt from a bad one, where
+the status does not. What no row knows is a bad response if something was sent, and a rejected request if nothing was.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+from pydantic_ai import exceptions as ai
+
+from steer_llm_sdk import errors
+from steer_llm_sdk.errors import ErrorCategory, ProviderError, category_of_status
+from steer_llm_sdk.providers._endpoint import Endpoint
+from steer_llm_sdk.providers._llm.exchange import LONGEST_SILENCE, Exchange, NotAStream
+from steer_llm_sdk.reliability.classify import parse_retry_after
+
+_BY_TYPE: tuple[tuple[type[Exception], type[ProviderError]], ...] = (
+    (ai.ModelRateLimitError, errors.RateLimited),
+    (ai.ModelQuotaExceededError, errors.QuotaExhausted),
+    (ai.ModelContextWindowExceededError, errors.ContextWindowExceeded),
+    (ai.ModelNotFoundError, errors.ModelNotFound),
+    (ai.ModelUnavailableError, errors.ProviderUnavailable),
+    (ai.ModelServerError, errors.ProviderUnavailable),
+    (ai.ContentFilterError, errors.ContentFiltered),
+    (ai.ModelRequestTimeout, errors.ProviderTimeout),
+    (ai.ModelTimeoutError, errors.ProviderTimeout),
+    (ai.ModelConnectionError, errors.ConnectionFailed),
+    (ai.UserError, errors.RequestRejected),
+    (openai.APITimeoutError, errors.ProviderTimeout),
+    (anthropic.APITimeoutError, errors.ProviderTimeout),
+    (openai.APIConnectionError, errors.ConnectionFailed),
+    (anthropic.APIConnectionError, errors.ConnectionFailed),
+    (httpx2.TimeoutException, errors.ProviderTimeout),
+    (httpx2.TransportError, errors.ConnectionFailed),
+    (ConnectionError, errors.ConnectionFailed),
+)
+
+_BY_CATEGORY: Mapping[ErrorCategory, type[ProviderError]] = {
+    ErrorCategory.AUTHENTICATION: errors.AuthenticationFailed,
+    ErrorCategory.PERMISSION_DENIED: errors.PermissionDenied,
+    ErrorCategory.QUOTA: errors.QuotaExhausted,
+    ErrorCategory.NOT_FOUND: errors.ModelNotFound,
+    ErrorCategory.CONFLICT: errors.ProviderConflict,
+    ErrorCategory.TIMEOUT: errors.ProviderTimeout,
+    ErrorCategory.RATE_LIMIT: errors.RateLimited,
+    ErrorCategory.SERVER_ERROR: errors.ProviderUnavailable,
+    ErrorCategory.VALIDATION: errors.RequestRejected,
+}
+
+_BY_CODE: Mapping[str, type[ProviderError]] = {
+    "content_filter": errors.ContentFiltered,
+    "content_policy_violation": errors.ContentFiltered,
+    "question_not_recorded": errors.RequestRejected,
+}
+_NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+_LONGEST_DETAIL = 400
+
+
+def as_provider_error(
+    error: Exception, endpoint: Endpoint, exchange: Exchange, usage: Mapping[str, Any]
+) -> ProviderError:
+    """The ProviderError that stands for `error`, which it keeps as its cause, unless that would show the key."""
+    if isinstance(error, ProviderError):
+        return error
+    kind = _class_of(error, exchange)
+    sent = _was_sent(error)
+    if kind is errors.ProviderTimeout and not sent:
+        kind = errors.ConnectionFailed
+    failure = _build(kind, error, endpoint, exchange, usage, sent)
+    failure.is_retryable = _should_retry(exchange.headers)
+    safe = not endpoint.betrayed_by("".join(traceback.format_exception(error)))
+    failure.original_error = failure.__cause__ = error if safe else None
+    return failure
+
+
+def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
+    if exchange.silence is not None:
+        return errors.ProviderTimeout
+    by_code = _BY_CODE.get(_code_of(error) or "")
+    if by_code is not None:
+        return by_code
+    for known, kind in _BY_TYPE:
+        if isinstance(error, known):
+            return kind
+    by_status = _BY_CATEGORY.get(category_of_status(_status_of(error)))
+    if by_status is not None:
+        return by_status
+    return errors.BadResponse if exchange.sent else errors.RequestRejected
+
+
+def _build(
+    kind: type[ProviderError],
+    error: Exception,
+    endpoint: Endpoint,
+    exchange: Exchange,
+    usage: Mapping[str, Any],
+    sent: bool,
+) -> ProviderError:
+    details: dict[str, Any] = {
+        "status_code": _status_of(error),
+        "retry_after": parse_retry_after(exchange.headers, time.time()),
+        "request_id": exchange.request_id,
+        "code": _code_of(error),
+        "usage": usage,
+    }
+    message = endpoint.scrub(f"{endpoint.name}: {_says(kind, error, endpoint, exchange)}")
+    if issubclass(kind, errors.ConnectionFailed):
+        return kind(message, endpoint.target, sent=sent, **details)
+    return kind(message, endpoint.target, **details)
+
+
+def _status_of(error: Exception) -> int | None:
+    """The status of the answer, or the one that a provider's error inside a stream stands for."""
+    if isinstance(error, (ai.ModelHTTPError, openai.APIStatusError, anthropic.APIStatusError)):
+        return error.status_code
+    return None
+
+
+def _code_of(error: Exception) -> str | None:
+    if isinstance(error, ai.ModelAPIError):
+        return error.provider_error_code or error.provider_error_type
+    return None
+
+
+def _was_sent(error: BaseException) -> bool:
+    """Whether the request may have reached the provider: not where the connection never came about."""
+    if isinstance(error, ai.ModelConnectionError) and error.phase in ("connect", "pool"):
+        return False
+    cause = error.__cause__
+    return not isinstance(error, _NOT_SENT) and (cause is None or _was_sent(cause))
+
+
+def _should_retry(headers: Mapping[str, str]) -> bool | None:
+    """What OpenAI and Anthropic say of it themselves; None where they do not."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
+
+
+def _says(kind: type[ProviderError], error: Exception, endpoint: Endpoint, exchange: Exchange) -> str:
+    """A sentence: what happened, the provider's own words, what would do."""
+    if exchange.silence is not None:
+        limit, seconds = exchange.silence
+        return f"no byte for {seconds:g} s ({limit}); the call may have been billed"
+    if isinstance(error, NotAStream):
+        return f"answered with {error.content_type or 'no content type'} instead of an event stream: {error.excerpt!r}"
+    status = _status_of(error)
+    if status is not None:
+        where = f"reported {status} inside its stream" if exchange.began else f"answered {status}"
+        return f"{where}: {_detail(error)}{_advice(kind, endpoint)}"
+    if issubclass(kind, errors.ConnectionFailed):
+        return _connection(error, endpoint)
+    if kind is errors.ProviderTimeout:
+        return f"no byte for {LONGEST_SILENCE:g} s; the call may have been billed"
+    if exchange.status is not None and 300 <= exchange.status < 400:
+        return f"redirects to {exchange.headers.get('location', 'nowhere')}; write that address as base_url"
+    return f"the answer cannot be read: {_detail(error)}" if exchange.sent else _detail(error)
+
+
+def _connection(error: Exception, endpoint: Endpoint) -> str:
+    if _was_sent(error):
+        return f"the connection broke before the answer was complete: {_root(error)}"
+    start = "; start the server, or write its address as base_url" if endpoint.local else ""
+    return f"nothing could be reached at {endpoint.base_url or 'the recorded server'}: {_root(error)}{start}"
+
+
+def _advice(kind: type[ProviderError], endpoint: Endpoint) -> str:
+    if kind is errors.AuthenticationFailed:
+        return f" (the key came from {endpoint.key_from})"
+    return ""
+
+
+def _detail(error: Exception) -> str:
+    """The provider's own words where it has some."""
+    body = error.body if isinstance(error, ai.ModelAPIError) else None
+    inner = body.get("error", body) if isinstance(body, Mapping) else body
+    message = inner.get("message") if isinstance(inner, Mapping) else inner
+    text = " ".join(str(message or error or type(error).__name__).split())
+    return text if len(text) <= _LONGEST_DETAIL else text[:_LONGEST_DETAIL] + "..."
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__

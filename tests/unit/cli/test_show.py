@@ -1,0 +1,173 @@
+"""An output as people see it: at most 80 columns, nothing that moves a cursor, and every number the right one."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from steer_llm_sdk.cli import _show as show
+from steer_llm_sdk.cli.exits import Exit, code_of
+from steer_llm_sdk.evidence import summarize
+from steer_llm_sdk.orchestration.models import (
+    BundleMetadata,
+    BundleSummary,
+    EvidenceBundle,
+    Replicate,
+    ReplicateQuality,
+)
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
+
+
+def bundle(*answers: Any, invalid: int = 0) -> EvidenceBundle:
+    replicates = [Replicate(id=f"r{n}", data=data) for n, data in enumerate(answers, start=1)]
+    bad = ReplicateQuality(valid=False, errors=["BadResponse: no JSON"])
+    replicates += [Replicate(id=f"x{n}", quality=bad) for n in range(invalid)]
+    return EvidenceBundle(
+        meta=BundleMetadata(task="t", k=len(replicates), k_completed=len(answers)),
+        replicates=replicates,
+        summary=BundleSummary.of(summarize(replicates)),
+    )
+
+
+def shown(evidence: EvidenceBundle, *, terminal: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=show.WIDTH, force_terminal=terminal, color_system=None, highlight=False)
+    show.show_evidence(evidence, console)
+    return out.getvalue()
+
+
+def rows(text: str) -> list[list[str]]:
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+def output(**fields: Any) -> OrchestrationOutput:
+    return OrchestrationOutput.model_validate(
+        {"content": "x", "elapsed_ms": 1234, "metadata": {"tool_name": "ask"}, **fields}
+    )
+
+
+def test_a_bundle_shows_each_field_with_its_votes() -> None:
+    text = shown(bundle({"a": "yes", "n": 1}, {"a": "yes", "n": 1}, {"a": "no", "n": 1}))
+    assert rows(text)[:4] == [
+        ["field", "answer", "votes"],
+        ["a", '"yes"', "2 of 3"],
+        ['"no"', "1 of 3"],
+        ["n", "1", "3 of 3"],
+    ]
+
+
+def test_invalid_answers_count_among_those_asked() -> None:
+    text = shown(bundle({"a": 1}, {"a": 1}, invalid=2))
+    assert ["a", "1", "2 of 4"] in rows(text)
+    assert "2 of 4 answers are valid; confidence 0.50" in text
+
+
+def test_answers_that_all_differ_are_no_consensus() -> None:
+    text = shown(bundle({"a": 1}, {"a": 2}, {"a": 3}))
+    assert "no two of them agree" in text
+    assert ["a", "1", "1 of 3"] in rows(text)
+
+
+def test_more_values_than_fit_are_counted() -> None:
+    text = shown(bundle(*({"a": n} for n in (1, 1, 2, 3, 4, 5))))
+    assert ["… and 2 other answers", "2 of 6"] in rows(text)
+
+
+def test_a_nested_field_shows_the_value_at_its_path() -> None:
+    text = shown(bundle({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}))
+    assert ["a.b", "[1, 2]", "2 of 2"] in rows(text)
+
+
+def test_plain_text_answers_are_shown_too() -> None:
+    text = shown(bundle("Paris", "Paris", "Rome"))
+    assert '"Paris"' in text
+    assert "2 of 3" in text
+
+
+@pytest.mark.parametrize("value", ["long " * 100, "wide 漢字 " * 40, "[bold]no markup[/bold]"])
+def test_nothing_is_wider_than_eighty_columns(value: str) -> None:
+    text = shown(bundle({"answer_with_a_long_name_indeed": value}, {"answer_with_a_long_name_indeed": value}))
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_would_move_the_cursor_is_taken_out() -> None:
+    assert show.printable("a\x1b[31mb\x00c\x9bd\r\ne\tf") == "a[31mbcd\ne\tf"
+
+
+def test_the_summary_line_says_status_calls_tokens_cost_and_time() -> None:
+    attempt = {"started_ms": 0, "elapsed_ms": 1, "tool": "ask", "outcome": "succeeded"}
+    done = output(
+        usage={"total_tokens": 1500},
+        cost_usd=0.00012,
+        per_agent={"ask": {"timeline": [attempt, {**attempt, "outcome": "failed"}]}},
+    )
+    assert show.summary_line(done) == "succeeded · ask · 2 calls · 1,500 tokens · $0.000120 at list price · 1.23 s"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cost_usd": None}, "cost unknown"),
+        ({"cost_usd": 0.5, "metadata": {"simulated": True}}, "$0.500000 at list price (simulated: nothing was spent)"),
+        ({"metadata": {"local": True}}, "computed on this machine"),
+    ],
+)
+def test_a_cost_is_never_made_up(fields: dict[str, Any], said: str) -> None:
+    assert show.cost_of(output(**fields)) == said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"outcome": "succeeded"}, "answered"),
+        ({"outcome": "failed", "error": {"status_code": 503, "code": "server_error"}}, "503 server_error"),
+        ({"outcome": "failed", "error": {"code": "timeout"}}, "timeout"),
+        ({"outcome": "cancelled"}, "cancelled"),
+    ],
+)
+def test_an_attempt_is_told_in_a_few_words(line: dict[str, Any], said: str) -> None:
+    assert show.outcome_of(line) == said
+
+
+def test_text_goes_to_stdout_and_the_account_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    show.show_output(output(content="line one\nline two"))
+    said = capsys.readouterr()
+    assert said.out == "line one\nline two\n"
+    assert said.err.startswith("succeeded · ask")
+
+
+def test_a_long_line_of_text_is_not_broken_in_two(capsys: pytest.CaptureFixture[str]) -> None:
+    show.show_output(output(content="word " * 60))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_what_was_streamed_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    show.show_output(output(content="one two"), printed="one ")
+    assert capsys.readouterr().out == "two\n"
+
+
+def test_a_failure_leaves_stdout_empty_and_names_every_tool(capsys: pytest.CaptureFixture[str]) -> None:
+    errors = {"a": {"message": "503"}, "b": {"message": "gone"}}
+    show.show_output(output(status="failed", content={"error": errors["a"]}, errors=errors))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[:2] == ["a: 503", "b: gone"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"status": "succeeded"}, Exit.OK),
+        ({"status": "partial"}, Exit.PARTIAL),
+        ({"status": "failed", "content": {"error": {"code": "server_error"}}}, Exit.FAILED),
+        ({"status": "failed", "content": {"error": {"code": "validation"}}}, Exit.BAD_INPUT),
+        ({"status": "failed", "content": {"error": {"code": "not_found"}}}, Exit.BAD_INPUT),
+        ({"status": "failed", "content": None}, Exit.FAILED),
+    ],
+)
+def test_every_status_has_its_exit_code(fields: dict[str, Any], code: Exit) -> None:
+    assert code_of(output(**fields)) is code
