@@ -28,8 +28,8 @@ class Exit(IntEnum):
 
 MEANING = (
     "Exit codes: 0 answered; 1 no answer: every model or tool failed; "
-    "2 the command, its input or a name cannot be used; 3 a budget or the time was exceeded; 4 the idempotency key was used for another request; "
-    "5 a partial answer; 130 interrupted."
+    "2 the command, its input or a name cannot be used; 3 a budget or the time was exceeded; "
+    "4 the idempotency key was used for another request; 5 a partial answer; 130 interrupted."
 )
 
 BAD_INPUT_CODES = frozenset({"validation", "not_found"})

@@ -11,7 +11,9 @@ import typer
 from steer_llm_sdk import __version__
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.exits import MEANING
+from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
+from steer_llm_sdk.cli.simulate import simulate
 from steer_llm_sdk.cli.tools import tools
 
 app = typer.Typer(
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(tools)
+app.command()(simulate)
+app.command()(record)
 app.command()(demo)
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from steer_llm_sdk.cli import _inputs as inputs
-from steer_llm_sdk.cli._show import show_output, write
+from steer_llm_sdk.cli._clients import load_clients
+from steer_llm_sdk.cli._show import console, show_output, write
 from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, refuse
 from steer_llm_sdk.errors import BudgetExceeded
@@ -21,6 +22,7 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
+from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool, LLMTool
 from steer_llm_sdk.streaming.manager import EventManager
 
 ASK = "ask"
@@ -125,8 +127,6 @@ def _models(named: list[str]) -> tuple[list[str], str]:
 
 
 def _model_tool(models: list[str], k: int | None, schema: dict[str, Any] | None) -> Tool:
-    from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool, LLMTool
-
     if k is None or k == 1:
         return LLMTool(ASK, models, output_type=schema)
     return LLMBundleTool(ASK, models, output_type=schema, k=k)
@@ -138,6 +138,7 @@ async def _carry_out(order: Order, *, stream: bool, as_json: bool) -> Exit:
         registry.register_tool(order.tool)
     if order.who is not None:
         complain(order.who)
+        load_clients(console(stderr=True))
     watcher = _Watcher(order, registry, stream=stream, as_json=as_json)
     async with ReliableOrchestrator(registry=registry) as orchestrator:
         try:

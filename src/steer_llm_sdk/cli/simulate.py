@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os.path
 from typing import Annotated
 
 import typer
@@ -92,7 +91,7 @@ def _environment(server: SimulatedServer, key: str | None) -> str:
 def listing() -> str:
     """The shipped recording: each question's id and the first words that are its own, and who answers."""
     recording = shipped_recording()
-    common = os.path.commonprefix([question.text for question in recording.questions])
+    common = _common_beginning([question.text for question in recording.questions])
     rows = [
         f"  {question.id:16} {' '.join(question.text.removeprefix(common).split()[:_WORDS])[:60]}"
         for question in recording.questions
@@ -108,3 +107,10 @@ def listing() -> str:
             *models,
         )
     )
+
+
+def _common_beginning(texts: list[str]) -> str:
+    first, last = min(texts), max(texts)
+    return first[
+        : next((n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    ]

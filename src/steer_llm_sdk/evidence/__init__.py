@@ -5,4 +5,13 @@ from steer_llm_sdk.evidence._report import Difference, Limits, Summary
 from steer_llm_sdk.evidence.distance import mean_distance, pairwise_distance
 from steer_llm_sdk.evidence.summary import summarize
 
-__all__ = ["MAX_DEPTH", "Difference", "Limits", "Summary", "mean_distance", "pairwise_distance", "parse_path", "summarize"]
+__all__ = [
+    "MAX_DEPTH",
+    "Difference",
+    "Limits",
+    "Summary",
+    "mean_distance",
+    "pairwise_distance",
+    "parse_path",
+    "summarize",
+]

@@ -8,9 +8,7 @@ from typing import Any
 from steer_llm_sdk.evidence._leaves import Path, class_of, is_under, leaves, parse_paths
 
 
-def pairwise_distance(
-    answers: Sequence[Any], *, fields: Sequence[str] | None = None
-) -> tuple[tuple[float, ...], ...]:
+def pairwise_distance(answers: Sequence[Any], *, fields: Sequence[str] | None = None) -> tuple[tuple[float, ...], ...]:
     """A symmetric matrix of 1 - (equal leaves / leaves of either): 0.0 the same answer, 1.0 nothing in common.
 
     Arrays are one leaf. With `fields`, only leaves at or under these paths are looked at. Work grows with the square

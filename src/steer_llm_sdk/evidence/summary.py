@@ -49,7 +49,7 @@ def summarize(
 
     `fields` are the dotted paths that are voted on; everything else comes from the replicate nearest to the outcome.
     `weights` by replicate id, 1.0 where none is given. A field-wise mix that `accepts` refuses is replaced by the
-    nearest replicate as it stands.
+    nearest replicate that it does not refuse, as it stands.
     """
     ordered = sorted(replicates, key=lambda replicate: _natural(replicate.id))
     weigh = _weigher(weights or {})
@@ -129,24 +129,28 @@ def _vote(
     election = Election(ballots)
     if roots is None:
         value = election.elect()
-        nearest = _nearest(election)
+        nearest = _nearest(election, range(len(ballots)))
     else:
         elected = [(root, election.elect(root)) for root in roots]
-        nearest = _nearest(election)
+        nearest = _nearest(election, range(len(ballots)))
         value = reduce(lambda made, choice: replaced(made, *choice), elected, nearest.data)
-    whole = accepts is not None and not accepts(value)
-    outcome = nearest.data if whole else value
-    return _Outcome(election=election, value=outcome, nearest=nearest, whole=whole, total=total)
+    if accepts is not None and not accepts(value):
+        acceptable = [index for index, ballot in enumerate(ballots) if accepts(ballot.data)]
+        if acceptable:
+            whole = _nearest(election, acceptable)
+            return _Outcome(election=election, value=whole.data, nearest=whole, whole=True, total=total)
+    return _Outcome(election=election, value=value, nearest=nearest, whole=False, total=total)
 
 
-def _nearest(election: Election) -> Ballot:
+def _nearest(election: Election, among: Sequence[int]) -> Ballot:
     """The ballot with the most votes behind what it says of the elected fields."""
-    behind = [0.0] * len(election.ballots)
+    behind = dict.fromkeys(among, 0.0)
     for tally in election.tallies:
-        for index in tally.groups[0]:
-            behind[index] += election.weight(tally.groups[0])
-    best = max(behind)
-    nearest = [index for index, weight in enumerate(behind) if weight == best]
+        weight = election.weight(tally.groups[0])
+        for index in behind.keys() & set(tally.groups[0]):
+            behind[index] += weight
+    best = max(behind.values())
+    nearest = [index for index, weight in behind.items() if weight == best]
     return election.ballots[nearest[0] if len(nearest) == 1 else min(nearest, key=election.rank.__getitem__)]
 
 

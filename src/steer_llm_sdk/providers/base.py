@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from steer_llm_sdk.errors import ProviderError
 from steer_llm_sdk.models.usage import Amount
@@ -65,6 +65,7 @@ class ModelReply:
     ignored: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class ModelAdapter(Protocol):
     """One model at one endpoint with one key. Raises ProviderError and its subclasses, else only cancellation."""
 

@@ -7,7 +7,9 @@
     llamacpp:NAME    http://127.0.0.1:8080/v1
     recorded:NAME    answers that real models once gave, from this package; no key, no cost, no network
 
-A `Model` names another address, key or price for any of them but the last. Nothing is imported or sent until a request.
+A `Model` names another address, key or price for any of them but the last. Importing this module is cheap. From the
+first `resolve_model` on the client libraries are loaded in the background, which takes seconds; nothing is sent before
+a request.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pydantic import SecretStr
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers._endpoint import LOCAL_SERVERS, Endpoint, Wire, checked_url, is_loopback
 from steer_llm_sdk.providers.base import ModelAdapter
-from steer_llm_sdk.providers.pydantic_ai_adapter import PydanticAIAdapter
+from steer_llm_sdk.providers.pydantic_ai_adapter import PydanticAIAdapter, load_in_background
 from steer_llm_sdk.providers.simulated.recording import shipped_recording
 
 INSTALL = "pip install 'steer_llm_sdk[llm]'"
@@ -71,7 +73,7 @@ class Model:
 
     `name` has a prefix, which says how the server is spoken to. `api_key` is kept as a SecretStr. With a `base_url` no
     key is taken from the environment, and none is needed. `price` None: the list price, where there is one.
-    `takes_images` False: a request with an image is refused before it is sent; None: what is known of the model decides.
+    `takes_images` False: a request with an image is refused before it is sent; None: as the model's profile says.
     """
 
     name: str
@@ -98,6 +100,7 @@ def resolve_model(spec: str | Model | ModelAdapter) -> ModelAdapter:
     model = Model(spec) if isinstance(spec, str) else spec
     endpoint = _endpoint(model)
     _require_extra(model.name, endpoint.wire)
+    load_in_background()
     return PydanticAIAdapter(endpoint, None if model.price is None else model.price.of)
 
 

@@ -1,11 +1,14 @@
-"""A model behind pydantic-ai's direct requests. Its libraries take seconds to import; the first request does it."""
+"""A model behind pydantic-ai's direct requests, whose libraries are imported apart: they take seconds."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from steer_llm_sdk.models.usage import Amount
@@ -26,6 +29,18 @@ class _Held:
 
     client: Client
     keeper: AsyncGenerator[None, None]
+
+
+@cache
+def load_in_background() -> None:
+    """Import the libraries, once per process, so that no request has to wait for them while its clock runs."""
+    threading.Thread(target=_load, name="steer-load-llm", daemon=True).start()
+
+
+def _load() -> None:
+    # Whoever needs them meets the error; nobody listens here.
+    with contextlib.suppress(ImportError):
+        import_module("steer_llm_sdk.providers._llm.client")
 
 
 class PydanticAIAdapter:

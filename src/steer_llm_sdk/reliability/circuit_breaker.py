@@ -42,8 +42,9 @@ class CircuitBreakerConfig(BaseModel):
     """Times in seconds. A circuit opens after `failure_threshold` failures in a row, none older than `window_size`.
 
     After `timeout` it lets `half_open_requests` probes through at a time and closes after `success_threshold` of them.
-    A probe that never reports frees its place after `probe_lease` (default: `timeout`). A rate limit says nothing about
-    health, so 429 counts only with `count_rate_limits`. The callbacks get the breaker; they may be sync or async.
+    A probe that never reports frees its place after `probe_lease` (default: `timeout`, or 60 where that is 0). A rate
+    limit says nothing about health, so 429 counts only with `count_rate_limits`. The callbacks get the breaker; they
+    may be sync or async.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +62,8 @@ class CircuitBreakerConfig(BaseModel):
 
     @property
     def lease(self) -> float:
-        return self.timeout if self.probe_lease is None else self.probe_lease
+        # A lease of no time would admit every caller as a probe.
+        return self.probe_lease or self.timeout or 60.0
 
 
 class Outcome(Enum):
@@ -212,14 +214,20 @@ class Circuit:
             return self._report_closed(whole, part, outcome, now, cfg)
         if isinstance(whole, Open):
             return self._report_early(whole, permit, outcome)
-        return self._with_whole(whole.reported(permit, part, outcome, now, cfg))
+        lane = whole.reported(permit, part, outcome, now, cfg)
+        return self if lane is whole else self._with_whole(lane)
 
     def state(self, now: float, part: str | None = None) -> CircuitState:
-        """As an observer would put it: an open lane whose time is up is half-open, for the next call will probe it."""
+        """As an observer would put it: a lane is half-open as soon as the next call, here of that part, will probe it."""
         own = None if part is None else self.narrowed.get(part)
-        lanes = [self.whole] if own is None else [self.whole, own]
-        states = [_state_of(lane, now) for lane in lanes]
+        whole = _state_of(self.whole, now, part if own is None else None)
+        states = [whole] if own is None else [whole, _state_of(own, now, None)]
         return next((s for s in (CircuitState.OPEN, CircuitState.HALF_OPEN) if s in states), CircuitState.CLOSED)
+
+    def generations(self, part: str) -> tuple[int, int | None]:
+        """Of the whole and of the part's own lane; another value means that one of them has moved on."""
+        own = self.narrowed.get(part)
+        return self.whole.generation, None if own is None else own.generation
 
     def _report_closed(
         self, whole: Closed, part: str, outcome: Outcome, now: float, cfg: CircuitBreakerConfig
@@ -235,7 +243,9 @@ class Circuit:
         streak = (*recent, now)
         if len(streak) < cfg.failure_threshold:
             return replace(self, whole=lane, streaks={**self.streaks, part: streak})
-        return replace(self, whole=lane, streaks=_without(self.streaks, part))._narrow(part, now + cfg.timeout)
+        # What the part failed alone is no evidence against the others.
+        others = replace(whole, failures=tuple(failure for failure in whole.failures if failure[1] != part))
+        return replace(self, whole=others, streaks=_without(self.streaks, part))._narrow(part, now + cfg.timeout)
 
     def _healthy(self, whole: Closed, part: str) -> Circuit:
         if not whole.failures and part not in self.streaks:
@@ -265,7 +275,8 @@ class Circuit:
         lane = self.narrowed.get(permit.part)
         if not isinstance(lane, HalfOpen) or lane.generation != permit.generation:
             return self
-        return self._with_part(permit.part, lane.reported(permit, permit.part, outcome, now, cfg))
+        moved = lane.reported(permit, permit.part, outcome, now, cfg)
+        return self if moved is lane else self._with_part(permit.part, moved)
 
     def _with_whole(self, lane: Lane) -> Circuit:
         return replace(self, whole=lane, serial=self.serial + 1, generation=max(self.generation, lane.generation))
@@ -285,11 +296,12 @@ def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {k: v for k, v in mapping.items() if k != key}
 
 
-def _state_of(lane: Lane, now: float) -> CircuitState:
+def _state_of(lane: Lane, now: float, part: str | None) -> CircuitState:
     if isinstance(lane, Closed):
         return CircuitState.CLOSED
-    waiting = isinstance(lane, Open) and now < lane.until
-    return CircuitState.OPEN if waiting else CircuitState.HALF_OPEN
+    if isinstance(lane, HalfOpen) or now >= lane.until or (part is not None and lane.admits_early(part, now)):
+        return CircuitState.HALF_OPEN
+    return CircuitState.OPEN
 
 
 # ── the thin part ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -350,7 +362,7 @@ class CircuitBreaker:
                 return None
         now = _now()
         moved = circuit.report(permit, part, outcome, now, self.config)
-        changed = moved.generation != circuit.generation
+        changed = moved.generations(part) != circuit.generations(part)
         self._move(moved)
         return moved.state(now, part) if changed else None
 
@@ -420,9 +432,19 @@ class CircuitBreaker:
             _log.exception("a callback of circuit breaker %s failed", self.name)
             return
         if inspect.isawaitable(result):
-            task = asyncio.ensure_future(_logged(result, self.name))
-            self._callbacks.add(task)
-            task.add_done_callback(self._callbacks.discard)
+            self._await_beside(result)
+
+    def _await_beside(self, result: Awaitable[Any]) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # reset() from outside: there is nothing that could await it
+            if inspect.iscoroutine(result):
+                result.close()
+            _log.warning("an async callback of circuit breaker %s is left out: no event loop is running", self.name)
+            return
+        task = loop.create_task(_logged(result, self.name))
+        self._callbacks.add(task)
+        task.add_done_callback(self._callbacks.discard)
 
     def __repr__(self) -> str:
         return f"CircuitBreaker({self.name!r}, {self._circuit.whole})"

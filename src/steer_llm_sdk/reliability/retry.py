@@ -52,9 +52,11 @@ class RetryPolicy(BaseModel):
     def delay(self, attempt: int, jitter: float) -> float:
         """The wait after attempt number `attempt` (from 1); `jitter` is uniform in [0, 1)."""
         delay = self.initial_delay
-        if self.exponential_backoff:
-            # Past this exponent every factor has reached the cap or stays 1; it keeps the power finite.
-            delay = min(self.max_delay, delay * self.backoff_factor ** min(attempt - 1, 64))
+        if self.exponential_backoff and delay:
+            try:
+                delay *= self.backoff_factor ** (attempt - 1)
+            except OverflowError:
+                delay = self.max_delay
         return min(delay, self.max_delay) * (1 - self.jitter_factor * jitter)
 
     def wait(self, error: ErrorClassification, attempt: int, jitter: float) -> float | None:

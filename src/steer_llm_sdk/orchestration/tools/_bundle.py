@@ -26,7 +26,10 @@ from steer_llm_sdk.reliability.deadline import GRACE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One replicate to be made; `number` counts from 1. `share` is the part of the run's remaining budget that it may plan with."""
+    """One replicate to be made; `number` counts from 1.
+
+    `share` is the part of what is left of the run's budget that it may plan with.
+    """
 
     number: int
     seed: int
@@ -266,15 +269,9 @@ class _Making:
         return summarize(
             replicates,
             fields=self._job.fields,
-            accepts=self._acceptance(replicates),
+            accepts=self._job.accepts,
             limits=self._job.options.limits,
         )
-
-    def _acceptance(self, replicates: Sequence[Replicate]) -> Callable[[Any], bool] | None:
-        """A form that refuses what it once let through is no judge of a mix: writing a value may not be reading it."""
-        accepts = self._job.accepts
-        valid = [replicate.data for replicate in replicates if replicate.quality.valid]
-        return accepts if accepts is not None and all(map(accepts, valid)) else None
 
     def _bundle(self) -> EvidenceBundle:
         outcomes = [made.outcome for made in self._in_order()]

@@ -21,7 +21,7 @@ from steer_llm_sdk.errors import (
 )
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, add_usage, tokens_of
-from steer_llm_sdk.orchestration._call import Spent, current_scope, protected, time_left
+from steer_llm_sdk.orchestration._call import Spent, budget_left, protected, time_left
 from steer_llm_sdk.orchestration.tools.structured import (
     InvalidAnswer,
     OutputSchema,
@@ -112,8 +112,8 @@ class TextEvents:
     """A model's text on its way to the events, piece by piece. An attempt that starts anew says so first."""
 
     def __init__(self, manager: EventManager, *, is_json: bool) -> None:
-        own_run = isinstance(manager, RunEvents)
-        self._events = manager if own_run else manager.for_run(manager.request_id or "", manager.trace_id or "")
+        self._within_run = isinstance(manager, RunEvents)
+        self._events = manager if isinstance(manager, RunEvents) else _own_run(manager)
         self._is_json = is_json
         self._shown = 0
 
@@ -130,14 +130,16 @@ class TextEvents:
 
     async def flush(self) -> None:
         """Within a run, the run does this."""
-        if isinstance(self._events, RunEvents):
+        if not self._within_run:
             await self._events.flush()
 
     def _tell(self, delta: str | Mapping[str, Any], adapter: ModelAdapter, index: int) -> None:
         is_json = self._is_json and isinstance(delta, str)
-        self._events.tell(
-            StreamDeltaEvent(delta, index, is_json, provider=adapter.target, model=adapter.name)
-        )
+        self._events.tell(StreamDeltaEvent(delta, index, is_json, provider=adapter.target, model=adapter.name))
+
+
+def _own_run(manager: EventManager) -> RunEvents:
+    return manager.for_run(manager.request_id or "", manager.trace_id or "")
 
 
 async def ask(
@@ -273,11 +275,9 @@ class _Asking:
 
     def _room(self) -> tuple[float, float]:
         """Tokens and USD that this request may plan with."""
-        own, scope = self.question.budget, current_scope()
-        if scope is None:
-            return own.tokens_left, own.cost_left
-        run, share = scope.run.ledger, self.question.share
-        return min(own.tokens_left, run.tokens_left * share), min(own.cost_left, run.cost_left * share)
+        own, share = self.question.budget, self.question.share
+        tokens, cost_usd = budget_left()
+        return min(own.tokens_left, tokens * share), min(own.cost_left, cost_usd * share)
 
 
 def fitted(adapter: ModelAdapter, request: ModelRequest, tokens: float, cost_usd: float) -> ModelRequest:
@@ -326,4 +326,4 @@ def _said(reply: ModelReply, limit: int | None, error: InvalidAnswer) -> str:
 
 
 def _cut_off(limit: int | None) -> str:
-    return "the answer was cut off at " + ("the model's limit" if limit is None else f"max_tokens = {limit}")
+    return "the answer was cut off at " + ("its limit; set max_tokens" if limit is None else f"max_tokens = {limit}")

@@ -6,16 +6,16 @@ import inspect
 import json
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from steer_llm_sdk.errors import InvalidRequest
-
-PLANNING_KEYS = ("type", "options")
-"""What a request says to the planner."""
+from steer_llm_sdk.orchestration.tools._messages import PLANNING_KEYS
 
 _TOLD = 3
 """Further errors that are told with the first one."""
@@ -133,9 +133,10 @@ class Parameters:
         try:
             return self.model.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            refused = error
+            # A request that is not JSON is judged as Python.
+            refused = refused if error.errors()[0]["type"] == "json_invalid" else error
         except (TypeError, ValueError, RecursionError):
-            pass  # a request that is not JSON is judged as Python
+            pass
         raise self._refusal(refused) from None
 
     def _refusal(self, error: ValidationError) -> InvalidRequest:
@@ -145,8 +146,8 @@ class Parameters:
         return InvalidRequest(name, given, remedy + (f"; also {further}" if further else ""))
 
     def _problem(self, details: Any) -> tuple[str, Any, str]:
-        path = ".".join(map(str, details["loc"]))
-        name = str(details["loc"][0])
+        path = ".".join(map(str, details["loc"])) or "request"
+        name = path.partition(".")[0]
         if details["type"] == "missing":
             return path, _NOTHING, f"it is required{self._wanted(name)}"
         if details["type"] == "extra_forbidden" and len(details["loc"]) == 1:
@@ -189,7 +190,9 @@ def _hints(function: Callable[..., Any], signature: inspect.Signature, where: st
     try:
         return typing.get_type_hints(types.SimpleNamespace(__annotations__=raw), globalns=names, include_extras=True)
     except (NameError, SyntaxError, TypeError, AttributeError) as error:
-        raise TypeError(f"{where}: a type hint cannot be resolved ({error}); define the type at the top of the module") from error
+        raise TypeError(
+            f"{where}: a type hint cannot be resolved ({error}); define the type at the top of the module"
+        ) from error
 
 
 def _injected(signature: inspect.Signature, hints: Mapping[str, Any]) -> Iterator[str]:
@@ -238,7 +241,10 @@ def _base(extra: Any) -> type[BaseModel]:
 
 def _schema(model: type[BaseModel], where: str) -> dict[str, Any]:
     try:
-        return model.model_json_schema()
+        with warnings.catch_warnings():
+            # A default that is no JSON value is simply left out of the schema.
+            warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
+            return model.model_json_schema()
     except PydanticUserError as error:
         raise TypeError(f"{where}: a parameter has no JSON Schema: {_first_sentence(error)}") from error
 
@@ -260,6 +266,10 @@ def _takes(schema: Mapping[str, Any], kind: str, *, exactly: bool = False) -> bo
         return any(_takes(part, kind, exactly=exactly) for part in schema["anyOf"])
     if "$ref" in schema:
         return kind == "object"
-    if "enum" in schema or "const" in schema or schema.get("format") in ("date", "date-time", "uuid", "time", "duration"):
+    if (
+        "enum" in schema
+        or "const" in schema
+        or schema.get("format") in ("date", "date-time", "uuid", "time", "duration")
+    ):
         return False
     return schema["type"] == kind if "type" in schema else not exactly

@@ -1,13 +1,13 @@
 """`@tool`: a function as a tool.
 
-    @tool(name="shout", capabilities=["text"])
-    async def shout(text: str, marks: int = 1) -> str:
-        '''Say it louder.'''
-        return text.upper() + "!" * marks
+@tool(name="shout", capabilities=["text"])
+async def shout(text: str, marks: int = 1) -> str:
+    '''Say it louder.'''
+    return text.upper() + "!" * marks
 
-    await shout("hello", marks=2)              # the function, as it always was
-    await shout.run("hello", marks=2)          # the same call under retry, breaker, budget and deadline: an output
-    await orchestrator.run({"text": "hello", "marks": 2}, "shout")      # by name, once it is registered
+await shout("hello", marks=2)              # the function, as it always was
+await shout.run("hello", marks=2)          # the same call under retry, breaker, budget and deadline: an output
+await orchestrator.run({"text": "hello", "marks": 2}, "shout")      # by name, once it is registered
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class FunctionTool(Tool, Generic[P, R]):
     event manager (None where there is none). A function that is not async runs in a thread, with the caller's context
     variables; a deadline stops the waiting for it, not the thread.
     """
+
+    __name__: str
 
     def __init__(
         self,
@@ -127,9 +129,7 @@ class FunctionTool(Tool, Generic[P, R]):
         if _runner is None:
             raise RuntimeError(f"{self.name}.run: nothing is there to run it; import steer_llm_sdk.orchestration first")
         request = self._parameters.request_of(args, kwargs)
-        return await _runner(
-            self, request, tool_options=tool_options, options=options, event_manager=event_manager
-        )
+        return await _runner(self, request, tool_options=tool_options, options=options, event_manager=event_manager)
 
 
 @overload
@@ -183,7 +183,9 @@ def _name_of(function: Callable[..., Any], name: str | None) -> str:
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"tool: {function!r} is no function; decorate a function, or subclass Tool")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"tool: {function.__qualname__} yields; return the whole result, and show pieces of it by events")
+        raise TypeError(
+            f"tool: {function.__qualname__} yields; return the whole result, and show pieces of it by events"
+        )
     chosen = getattr(function, "__name__", "") if name is None else name
     if not isinstance(chosen, str) or not chosen.strip() or chosen == "<lambda>":
         raise InvalidRequest("name", chosen, "give the tool a name: tool(name=...)")

@@ -97,9 +97,7 @@ class _Models:
         adapters = [self._adapter(one) for one in specs]
         if len(adapters) == 1 and not chosen:
             return (Route(adapter=adapters[0], part=self._tool_name),)
-        return tuple(
-            Route(adapter=adapter, part=self._part(adapters, index)) for index, adapter in enumerate(adapters)
-        )
+        return tuple(Route(adapter=adapter, part=self._part(adapters, index)) for index, adapter in enumerate(adapters))
 
     def _part(self, adapters: Sequence[ModelAdapter], index: int) -> str:
         """`tool[model]`; a model that is there several times, with several keys or endpoints, is numbered."""
@@ -109,8 +107,10 @@ class _Models:
         return f"{self._tool_name}[{name}{number}]"
 
     def _adapter(self, spec: Any) -> ModelAdapter:
+        if isinstance(spec, ModelAdapter):
+            return spec
         if not isinstance(spec, (str, Model)):
-            return resolve_model(cast(ModelAdapter, spec))
+            raise InvalidRequest("model", spec, "give a name such as openai:gpt-5-mini, a Model, or a list of them")
         if isinstance(spec, str) and spec in self._made:
             return self._made[spec]
         adapter = resolve_model(spec)
@@ -127,13 +127,13 @@ class LLMTool(Tool):
         LLMTool("facts", ["openai:gpt-5-mini", "anthropic:claude-haiku-4-5"], output_type=Facts)
         LLMTool("local", Model("qwen3", base_url="http://127.0.0.1:8000/v1"), output_type={"type": "object", ...})
 
-    `model` is a name, a `Model` with its own endpoint and key, or a list: the next one is asked when one fails, whatever
-    the reason, short of a budget or an attempt limit. Each request stands under the run's retry, breaker, budget and
-    attempt timeout by itself.
+    `model` is a name, a `Model` with its own endpoint and key, or a list: the next one is asked when one fails,
+    whatever the reason, short of a budget or an attempt limit. Each request stands under the run's retry, breaker,
+    budget and attempt timeout by itself.
 
-    `output_type` is a pydantic model, any type pydantic understands, or a JSON Schema; None is text. An answer that does
-    not have that form gets one repair attempt that carries the validation error, counted and charged; after that it is
-    InvalidOutput. Where nobody sets `max_tokens` and the run has a budget, it is what the budget leaves.
+    `output_type` is a pydantic model, any type pydantic understands, or a JSON Schema; None is text. An answer that
+    does not have that form gets one repair attempt that carries the validation error, counted and charged; after that
+    it is InvalidOutput. Where nobody sets `max_tokens` and the run has a budget, it is what the budget leaves.
 
     The request is a text, or a mapping with `query`, `text` or `prompt` (every other key is added under its name), or
     with `messages`: `{"role", "content"}` where content is text or a list of text and image_url parts.
@@ -180,7 +180,7 @@ class LLMTool(Tool):
         options: dict[str, Any] | None = None,
         event_manager: EventManager | None = None,
     ) -> dict[str, Any]:
-        """`content`, `usage` and `cost_usd` of all its calls, and in `metadata` who answered and what is to be known."""
+        """`content`, `usage` and `cost_usd` of all its calls; in `metadata` who answered, and what is to be known."""
         chosen = read_options(LLMOptions, _without_bundle_options(options or {}))
         question = self._asking.question(request, chosen)
         if chosen.timeout_ms is not None:
@@ -307,9 +307,7 @@ class _Asking:
         return None if manager is None else TextEvents(manager, is_json=self._output is not None)
 
 
-async def _replicate(
-    question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot
-) -> Outcome:
+async def _replicate(question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot) -> Outcome:
     """One replicate, whatever becomes of it."""
     key = question.idempotency_key
     own = replace(
@@ -331,9 +329,10 @@ async def _replicate(
     except BudgetExceeded as error:
         return _outcome(account, over_budget=error)
     except Exception as error:
-        if timer.expired() and milliseconds is not None:
-            error = ReplicateBudgetExceeded("time", milliseconds, (clock() - started) * 1000)
-        return _outcome(account, error=error)
+        if milliseconds is None or not timer.expired():
+            return _outcome(account, error=error)
+        late = ReplicateBudgetExceeded("time", milliseconds, (clock() - started) * 1000)
+        return replace(_outcome(account, error=late), unpriced=True)
     return _outcome(account, data=answer.value, model=answer.model, warnings=_warnings(answer))
 
 

@@ -68,15 +68,16 @@ class Client:
     def _reply(self, request: ModelRequest, response: ModelResponse, exchange: Exchange) -> ModelReply:
         usage = usage_of(response.usage)
         model = response.model_name or self._endpoint.model
+        simulated = self._endpoint.recorded or "x-simulated" in exchange.headers
         return ModelReply(
             text=_text(response),
             model=model,
             usage=usage,
-            cost_usd=cost_of(usage, model, self._endpoint, self._pricing),
+            cost_usd=cost_of(usage, model, self._endpoint, self._pricing, recorded=simulated),
             request_id=exchange.request_id,
             finish_reason=response.finish_reason,
-            simulated=self._endpoint.recorded or "x-simulated" in exchange.headers,
-            local=self._endpoint.local,
+            simulated=simulated,
+            local=self._endpoint.local and not simulated,
             ignored=ignored_of(request, exchange.body),
         )
 
@@ -109,11 +110,10 @@ class _Call:
     def __init__(self, request: ModelRequest, endpoint: Endpoint, model: Model[Any]) -> None:
         self._request, self._endpoint, self._model = request, endpoint, model
         self.exchange = Exchange.of(request)
-        self._stream: StreamedResponse | None = None
 
     async def run(self, on_text: Callable[[str], None] | None) -> ModelResponse:
         async with AsyncExitStack() as stack:
-            stream = self._stream = await self._translated(self._open(stack))
+            stream = await self._translated(self._open(stack))
             events = aiter(stream)
             while (event := await self._translated(anext(events, None))) is not None:
                 if on_text is not None and (text := _piece(event)):
@@ -138,11 +138,8 @@ class _Call:
         try:
             return await step
         except Exception as error:
-            failure = as_provider_error(error, self._endpoint, self.exchange, self._usage_so_far())
+            failure = as_provider_error(error, self._endpoint, self.exchange)
         raise failure
-
-    def _usage_so_far(self) -> dict[str, int]:
-        return {} if self._stream is None else usage_of(self._stream.usage)
 
     def overdue(self) -> ProviderTimeout:
         return ProviderTimeout(
@@ -150,33 +147,21 @@ class _Call:
             "the call may have been billed",
             self._endpoint.target,
             request_id=self.exchange.request_id,
-            usage=self._usage_so_far(),
         )
 
     def _require_answer(self, response: ModelResponse) -> None:
         """Raise for a stream that came to an end and yet is no answer."""
-        kind, says = _fault_of(response, self.exchange)
-        if kind is not None:
-            raise kind(
-                f"{self._endpoint.name}: {says}",
-                self._endpoint.target,
-                request_id=self.exchange.request_id,
-                code=response.finish_reason,
-                usage=usage_of(response.usage),
-            )
-
-
-def _fault_of(
-    response: ModelResponse, exchange: Exchange
-) -> tuple[type[ContentFiltered] | type[BadResponse] | None, str]:
-    reported = (response.provider_details or {}).get("finish_reason")
-    if response.finish_reason == "content_filter":
-        return ContentFiltered, "the provider withheld the answer (content filter)"
-    if reported is None and not exchange.ended:
-        return TruncatedStream, "the stream stopped without a finish reason or an end marker"
-    if not response.parts and response.finish_reason != "length":
-        return BadResponse, "an answer without content: no choice, no text"
-    return None, ""
+        exchange, name, target = self.exchange, self._endpoint.name, self._endpoint.target
+        usage, request_id = usage_of(response.usage), exchange.request_id
+        if response.finish_reason == "content_filter":
+            says = f"{name}: the provider withheld the answer"
+            raise ContentFiltered(says, target, request_id=request_id, code="content_filter", usage=usage)
+        if not exchange.ended and (response.provider_details or {}).get("finish_reason") is None:
+            says = f"{name}: the stream stopped without a finish reason or an end marker"
+            raise TruncatedStream(says, target, request_id=request_id)
+        if not response.parts and response.finish_reason != "length":
+            says = f"{name}: an answer without content: no choice, no text"
+            raise BadResponse(says, target, request_id=request_id, usage=usage)
 
 
 def _piece(event: ModelResponseStreamEvent) -> str:

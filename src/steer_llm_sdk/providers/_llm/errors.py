@@ -19,7 +19,7 @@ from pydantic_ai import exceptions as ai
 from steer_llm_sdk import errors
 from steer_llm_sdk.errors import ErrorCategory, ProviderError, category_of_status
 from steer_llm_sdk.providers._endpoint import Endpoint
-from steer_llm_sdk.providers._llm.exchange import LONGEST_SILENCE, Exchange, NotAStream
+from steer_llm_sdk.providers._llm.exchange import LONGEST_SILENCE, Exchange
 from steer_llm_sdk.reliability.classify import parse_retry_after
 
 _BY_TYPE: tuple[tuple[type[Exception], type[ProviderError]], ...] = (
@@ -64,17 +64,18 @@ _NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, htt
 _LONGEST_DETAIL = 400
 
 
-def as_provider_error(
-    error: Exception, endpoint: Endpoint, exchange: Exchange, usage: Mapping[str, Any]
-) -> ProviderError:
-    """The ProviderError that stands for `error`, which it keeps as its cause, unless that would show the key."""
+def as_provider_error(error: Exception, endpoint: Endpoint, exchange: Exchange) -> ProviderError:
+    """The ProviderError that stands for `error`, which it keeps as its cause, unless that would show the key.
+
+    Its usage is empty: the count of a stream that broke off is not what will be billed.
+    """
     if isinstance(error, ProviderError):
         return error
     kind = _class_of(error, exchange)
     sent = _was_sent(error)
     if kind is errors.ProviderTimeout and not sent:
         kind = errors.ConnectionFailed
-    failure = _build(kind, error, endpoint, exchange, usage, sent)
+    failure = _build(kind, error, endpoint, exchange, sent)
     failure.is_retryable = _should_retry(exchange.headers)
     safe = not endpoint.betrayed_by("".join(traceback.format_exception(error)))
     failure.original_error = failure.__cause__ = error if safe else None
@@ -84,6 +85,8 @@ def as_provider_error(
 def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
     if exchange.silence is not None:
         return errors.ProviderTimeout
+    if exchange.no_stream is not None:
+        return errors.BadResponse
     by_code = _BY_CODE.get(_code_of(error) or "")
     if by_code is not None:
         return by_code
@@ -93,23 +96,19 @@ def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
     by_status = _BY_CATEGORY.get(category_of_status(_status_of(error)))
     if by_status is not None:
         return by_status
+    if isinstance(error, ai.ModelAPIError) and error.provider_error_type == "invalid_request_error":
+        return errors.RequestRejected
     return errors.BadResponse if exchange.sent else errors.RequestRejected
 
 
 def _build(
-    kind: type[ProviderError],
-    error: Exception,
-    endpoint: Endpoint,
-    exchange: Exchange,
-    usage: Mapping[str, Any],
-    sent: bool,
+    kind: type[ProviderError], error: Exception, endpoint: Endpoint, exchange: Exchange, sent: bool
 ) -> ProviderError:
     details: dict[str, Any] = {
         "status_code": _status_of(error),
         "retry_after": parse_retry_after(exchange.headers, time.time()),
         "request_id": exchange.request_id,
         "code": _code_of(error),
-        "usage": usage,
     }
     message = endpoint.scrub(f"{endpoint.name}: {_says(kind, error, endpoint, exchange)}")
     if issubclass(kind, errors.ConnectionFailed):
@@ -148,12 +147,14 @@ def _says(kind: type[ProviderError], error: Exception, endpoint: Endpoint, excha
     if exchange.silence is not None:
         limit, seconds = exchange.silence
         return f"no byte for {seconds:g} s ({limit}); the call may have been billed"
-    if isinstance(error, NotAStream):
-        return f"answered with {error.content_type or 'no content type'} instead of an event stream: {error.excerpt!r}"
+    if exchange.no_stream is not None:
+        return f"answered with {exchange.no_stream}"
     status = _status_of(error)
     if status is not None:
         where = f"reported {status} inside its stream" if exchange.began else f"answered {status}"
         return f"{where}: {_detail(error)}{_advice(kind, endpoint)}"
+    if isinstance(error, ai.ModelAPIError) and error.in_stream:
+        return f"reported an error inside its stream: {_detail(error)}"
     if issubclass(kind, errors.ConnectionFailed):
         return _connection(error, endpoint)
     if kind is errors.ProviderTimeout:

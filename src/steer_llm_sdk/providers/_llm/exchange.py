@@ -28,11 +28,7 @@ _HEADER_VARIABLES = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS")
 
 
 class NotAStream(Exception):
-    """A stream was asked for and something else came: a page, a document. Holds how it begins."""
-
-    def __init__(self, content_type: str, excerpt: str) -> None:
-        super().__init__(f"content type {content_type or 'missing'}")
-        self.content_type, self.excerpt = content_type, excerpt
+    """A stream was asked for and something else came: a page, a document. The text says what and how it begins."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +36,8 @@ class Exchange:
     """One request and what became of it.
 
     `body` is what was sent. `status` and `headers` are those of the response; `began`: some of its body came. `silence`
-    is the limit that ran out, by name, and its seconds. `ended`: the wire's own end marker was seen.
+    is the limit that ran out, by name, and its seconds. `no_stream` says what came instead of a stream. `ended`: the
+    wire's own end marker was seen.
     """
 
     first_byte_timeout: float | None = None
@@ -51,6 +48,7 @@ class Exchange:
     headers: Mapping[str, str] = field(default_factory=dict)
     began: bool = False
     silence: tuple[str, float] | None = None
+    no_stream: str | None = None
     tail: bytes = field(default=b"", repr=False)
 
     @classmethod
@@ -109,7 +107,7 @@ class WatchedClient(httpx2.AsyncClient):
         exchange.headers = {name.lower(): value for name, value in response.headers.items()}
         if response.is_success and isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = _WatchedStream(response.stream, watch)
-            await _require_stream(response)
+            await _require_stream(response, exchange)
         return response
 
 
@@ -182,7 +180,7 @@ class _WatchedStream(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-async def _require_stream(response: httpx2.Response) -> None:
+async def _require_stream(response: httpx2.Response, exchange: Exchange) -> None:
     """Raise NotAStream, with the connection closed, for a success that is no stream of events."""
     content_type = response.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() == "text/event-stream":
@@ -191,4 +189,6 @@ async def _require_stream(response: httpx2.Response) -> None:
         excerpt = await anext(response.aiter_raw(), b"")
     finally:
         await response.aclose()
-    raise NotAStream(content_type, excerpt[:_EXCERPT].decode("utf-8", errors="replace"))
+    begins = excerpt[:_EXCERPT].decode("utf-8", errors="replace")
+    exchange.no_stream = f"{content_type or 'no content type'} instead of a stream of events: {begins!r}"
+    raise NotAStream(exchange.no_stream)

@@ -24,7 +24,7 @@ _PRICED = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_to
 def worst_case(request: ModelRequest, endpoint: Endpoint, pricing: Pricing | None) -> Amount:
     """The most a request can take. `cost_usd` None: the price is unknown."""
     usage = {"input_tokens": input_tokens(request), "output_tokens": max_tokens_of(request, endpoint.model)}
-    costs = [cost_of(usage, model, endpoint, pricing) for model in _answering(endpoint)]
+    costs = [cost_of(usage, model, endpoint, pricing, recorded=endpoint.recorded) for model in _answering(endpoint)]
     known = [cost for cost in costs if cost is not None]
     return Amount(sum(usage.values()), max(known, default=None))
 
@@ -36,26 +36,29 @@ def _answering(endpoint: Endpoint) -> Iterable[str]:
     return (endpoint.model,)
 
 
-def cost_of(usage: Mapping[str, Any], model: str, endpoint: Endpoint, pricing: Pricing | None) -> float | None:
-    """USD for a normalised usage; the declared price before the list's. None where either is unknown."""
+def cost_of(
+    usage: Mapping[str, Any], model: str, endpoint: Endpoint, pricing: Pricing | None, *, recorded: bool
+) -> float | None:
+    """USD for a normalised usage; the declared price before the list's. None where usage or price is unknown."""
     if "input_tokens" not in usage or "output_tokens" not in usage:
         return None
     if pricing is not None:
         return pricing(usage["input_tokens"], usage["output_tokens"])
-    if endpoint.local:
+    if endpoint.local and not recorded:
         return None
     counts = Usage(**{name: usage[name] for name in _PRICED if name in usage})
     try:
-        return float(_listed(counts, model, endpoint).total_price)
+        return float(_listed(counts, model, endpoint, recorded).total_price)
     except (LookupError, ValueError):
         return None
 
 
-def _listed(counts: Usage, model: str, endpoint: Endpoint) -> PriceCalculation:
-    """Raises LookupError where the table does not know the provider or the model."""
+def _listed(counts: Usage, model: str, endpoint: Endpoint, recorded: bool) -> PriceCalculation:
+    """Priced by the API that answers; a recorded answer as the model's maker prices it. LookupError where unknown."""
+    if recorded:
+        return calc_price(counts, model)
     if endpoint.official:
         return calc_price(counts, model, provider_id=endpoint.wire)
-    # A recorded model is priced as its maker lists it; one at another address as the owner of that address does.
     return calc_price(counts, model, provider_api_url=endpoint.base_url)
 
 

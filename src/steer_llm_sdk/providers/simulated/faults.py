@@ -144,7 +144,7 @@ def next_change(plan: FaultPlan, now: float) -> float | None:
 
 def parse_fault(text: str) -> Fault:
     """Read one fault. Raises InvalidRequest with the name of the field that cannot be used."""
-    kind, _, rest = text.strip().partition(":")
+    kind, rest = text.partition(":")[0].strip(), text.partition(":")[2]
     given = _pairs(rest)
     if kind == "outage":
         kind = given.pop("as", "503")

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import time
+from base64 import b64decode, b64encode
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
+class _Base64(_Strict):
+    """Bytes that are no text."""
+
+    base64: str
+
+
 class _Request(_Strict):
     method: str
     path: str
@@ -63,7 +70,7 @@ class _Response(_Strict):
     headers: list[tuple[str, str]]
     delay: float
     complete: bool
-    chunks: list[tuple[float, str]]
+    chunks: list[tuple[float, str | _Base64]]
 
 
 class _Line(_Strict):
@@ -155,17 +162,28 @@ def _line(taken: _Taken, redact: frozenset[str], complete: bool) -> _Line:
             headers=[(name, value) for name, value in response.headers if _KEPT_OF_RESPONSE.fullmatch(name.lower())],
             delay=round(taken.delay, 6),
             complete=complete,
-            chunks=[(round(delay, 6), _without_fields(_text(piece), redact)) for delay, piece in taken.chunks],
+            chunks=[(round(delay, 6), _kept(piece, redact)) for delay, piece in taken.chunks],
         ),
     )
 
 
+def _kept(piece: bytes, redact: frozenset[str]) -> str | _Base64:
+    try:
+        return _without_fields(piece.decode("utf-8"), redact)
+    except UnicodeDecodeError:
+        return _Base64(base64=b64encode(piece).decode("ascii"))
+
+
+def _given(kept: str | _Base64) -> bytes:
+    return b64decode(kept.base64) if isinstance(kept, _Base64) else kept.encode("utf-8")
+
+
 def _body(body: bytes, redact: frozenset[str]) -> Any:
-    """The JSON that was sent, without the named fields; what is no JSON as text."""
+    """The JSON that was sent, without the named fields; of what is no JSON enough to know it again."""
     try:
         return _redacted(json.loads(body), redact) if body else None
     except ValueError:
-        return _text(body)
+        return body.decode("utf-8", errors="backslashreplace")
 
 
 def _redacted(value: Any, fields: frozenset[str]) -> Any:
@@ -185,7 +203,7 @@ def _without_fields(text: str, fields: frozenset[str]) -> str:
     except ValueError:
         return "\n".join(_line_without_fields(line, fields) for line in text.split("\n"))
     redacted = _redacted(value, fields)
-    return text if redacted == value else json.dumps(redacted, ensure_ascii=False)
+    return text if redacted == value else json.dumps(redacted)
 
 
 def _line_without_fields(line: str, fields: frozenset[str]) -> str:
@@ -231,7 +249,7 @@ class RecordedTraffic:
         response = HttpResponse(status=line.response.status, headers=line.response.headers)
         if is_stream(response) or not line.response.complete:
             return replace(response, body=self._stream(line.response))
-        return replace(response, body=b"".join(_bytes(text) for _, text in chunks))
+        return replace(response, body=b"".join(_given(kept) for _, kept in chunks))
 
     async def aclose(self) -> None:
         return None
@@ -256,9 +274,9 @@ class RecordedTraffic:
         return f"{said}; the nearest differs in: {', '.join(nearest)}"
 
     async def _stream(self, response: _Response) -> AsyncIterator[bytes]:
-        for delay, text in response.chunks:
+        for delay, kept in response.chunks:
             await self._pause(delay)
-            yield _bytes(text)
+            yield _given(kept)
         if not response.complete:
             raise ConnectionAbortedError("the recorded answer ends here")
 
@@ -269,12 +287,13 @@ class RecordedTraffic:
 
 def _read(path: str | Path, number: int, text: str) -> _Line:
     try:
-        return _Line.model_validate_json(text)
+        return _Line.model_validate(json.loads(text))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "line"
-        remedy = f"it is no recorded traffic: {first['msg']}"
-        raise InvalidRequest(f"{path}:{number} {where}", first["input"], remedy) from error
+        raise InvalidRequest(f"{path}:{number} {where}", first["input"], f"not traffic: {first['msg']}") from error
+    except ValueError as error:
+        raise InvalidRequest(f"{path}:{number}", text, f"not traffic, for it is not JSON: {error}") from error
 
 
 def _key(method: str, path: str, body: Any, redact: frozenset[str]) -> str:
@@ -285,12 +304,3 @@ def _differing(mine: Any, theirs: Any) -> list[str]:
     if not isinstance(mine, dict) or not isinstance(theirs, dict):
         return ["body"]
     return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-
-
-def _text(data: bytes) -> str:
-    """Any bytes as text, and back by `_bytes`."""
-    return data.decode("utf-8", errors="surrogateescape")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", errors="surrogateescape")

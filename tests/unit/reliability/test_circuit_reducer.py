@@ -1,0 +1,579 @@
+"""The circuit as a value: every transition, told by tables; then every short history, searched for a broken promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steer_llm_sdk.reliability.circuit_breaker import (
+    Circuit,
+    CircuitBreakerConfig,
+    CircuitState,
+    Closed,
+    HalfOpen,
+    Open,
+    Outcome,
+    Permit,
+    Refusal,
+)
+
+CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
+OK, FAIL, NEUTRAL = Outcome.SUCCESS, Outcome.FAILURE, Outcome.NEUTRAL
+CONFIG = CircuitBreakerConfig(
+    failure_threshold=3, success_threshold=2, timeout=10, half_open_requests=2, window_size=60, probe_lease=5
+)
+
+
+@dataclass
+class Play:
+    """A circuit and a clock; `admit` keeps the permit, `report` hands it back."""
+
+    cfg: CircuitBreakerConfig = CONFIG
+    now: float = 0.0
+    circuit: Circuit = field(default_factory=Circuit)
+
+    def admit(self, part: str = "a") -> Permit:
+        answer = self.ask(part)
+        assert isinstance(answer, Permit), f"refused: {answer}"
+        return answer
+
+    def refused(self, part: str = "a") -> float:
+        answer = self.ask(part)
+        assert isinstance(answer, Refusal), f"admitted: {answer}"
+        return answer.retry_after
+
+    def ask(self, part: str = "a") -> Permit | Refusal:
+        self.circuit, answer = self.circuit.admit(part, self.now, self.cfg)
+        return answer
+
+    def report(self, permit: Permit, outcome: Outcome, part: str = "a") -> None:
+        self.circuit = self.circuit.report(permit, part, outcome, self.now, self.cfg)
+
+    def call(self, outcome: Outcome, part: str = "a") -> None:
+        self.report(self.admit(part), outcome, part)
+
+    def script(self, outcomes: str, part: str = "a") -> Play:
+        """One call for each letter, a second apart: f(ailure), o(k), n(eutral)."""
+        for letter in outcomes:
+            self.call({"f": FAIL, "o": OK, "n": NEUTRAL}[letter], part)
+            self.now += 1
+        return self
+
+    def state(self, part: str | None = None) -> CircuitState:
+        return self.circuit.state(self.now, part)
+
+
+# ── closed ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        ("", CLOSED),
+        ("ff", CLOSED),
+        ("fff", OPEN),
+        ("ffoff", CLOSED),
+        ("ffofff", OPEN),
+        ("ffnf", OPEN),
+        ("ffnnnn", CLOSED),
+        ("nnnnnn", CLOSED),
+        ("oooff", CLOSED),
+        ("offoffoff", CLOSED),
+    ],
+)
+def test_so_many_failures_in_a_row_open_it_and_a_success_begins_anew(outcomes: str, state: CircuitState) -> None:
+    assert Play().script(outcomes).state() is state
+
+
+@pytest.mark.parametrize(("gap", "state"), [(58, OPEN), (58.001, CLOSED)])
+def test_a_failure_older_than_the_window_is_forgotten(gap: float, state: CircuitState) -> None:
+    play = Play().script("f")  # at 0, the clock then shows 1
+    play.call(FAIL)
+    play.now += gap + 1
+    play.call(FAIL)
+    assert play.state() is state
+
+
+def test_a_threshold_of_one_opens_at_the_first_failure() -> None:
+    play = Play(CircuitBreakerConfig(failure_threshold=1))
+    play.call(FAIL)
+    assert play.state() is OPEN
+
+
+# ── open ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def opened(cfg: CircuitBreakerConfig = CONFIG, *, by: tuple[str, ...] = ("a",)) -> Play:
+    """Opened at 0 by failures of these parts in turn."""
+    play = Play(cfg)
+    for n in range(cfg.failure_threshold):
+        play.call(FAIL, by[n % len(by)])
+    assert play.state() is OPEN
+    return play
+
+
+def test_an_open_circuit_refuses_and_says_when_a_probe_is_due() -> None:
+    play = opened()
+    play.now = 4
+    assert play.refused() == 6
+
+
+def test_after_its_time_an_open_circuit_is_half_open_and_admits_a_probe() -> None:
+    play = opened()
+    play.now = 9.999
+    assert play.state() is OPEN
+    play.refused()
+    play.now = 10
+    assert play.state() is HALF_OPEN
+    play.admit()
+    assert play.state() is HALF_OPEN
+
+
+def test_a_call_sent_before_it_opened_changes_nothing_when_it_comes_back() -> None:
+    for outcome in Outcome:
+        play = Play()
+        late = play.admit()
+        play.script("fff")
+        before = play.circuit
+        play.report(late, outcome)
+        assert play.circuit == before
+
+
+# ── half-open ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def half_open(cfg: CircuitBreakerConfig = CONFIG) -> Play:
+    play = opened(cfg)
+    play.now = cfg.timeout
+    return play
+
+
+@given(limit=st.integers(1, 12))
+def test_exactly_as_many_of_fifty_callers_probe_as_may(limit: int) -> None:
+    play = half_open(CONFIG.model_copy(update={"half_open_requests": limit}))
+    answers = [play.ask() for _ in range(50)]
+    assert sum(isinstance(answer, Permit) for answer in answers) == limit
+
+
+def test_a_refused_caller_is_told_when_the_first_place_may_be_free() -> None:
+    play = half_open()
+    play.admit()
+    play.now += 2
+    play.admit()
+    assert play.refused() == 3
+
+
+def test_enough_successes_close_it() -> None:
+    play = half_open()
+    play.call(OK)
+    assert play.state() is HALF_OPEN
+    play.call(OK)
+    assert play.state() is CLOSED
+
+
+def test_a_reported_probe_gives_its_place_to_another() -> None:
+    play = half_open()
+    first, _ = play.admit(), play.admit()
+    play.refused()
+    play.report(first, OK)
+    play.admit()
+    play.refused()
+
+
+def test_one_failed_probe_opens_it_again_for_the_whole_time() -> None:
+    play = half_open()
+    first, second = play.admit(), play.admit()
+    play.report(first, OK)
+    play.now += 1
+    play.report(second, FAIL)
+    assert play.refused() == 10
+
+
+def test_the_other_probes_of_a_half_open_time_that_has_ended_change_nothing() -> None:
+    for outcome in Outcome:
+        play = half_open()
+        first, late = play.admit(), play.admit()
+        play.report(first, FAIL)
+        before = play.circuit
+        play.report(late, outcome)
+        assert play.circuit == before
+
+
+def test_a_probe_of_an_earlier_half_open_time_neither_closes_nor_opens_a_later_one() -> None:
+    for outcome in Outcome:
+        play = half_open()
+        first, late = play.admit(), play.admit()
+        play.report(first, FAIL)
+        play.now += 10
+        play.admit()
+        before = play.circuit
+        play.report(late, outcome)
+        assert play.circuit == before
+
+
+def test_a_cancelled_probe_frees_its_place_and_counts_for_nothing() -> None:
+    play = half_open()
+    probes = [play.admit(), play.admit()]
+    play.refused()
+    for probe in probes:
+        play.report(probe, NEUTRAL)
+    assert play.state() is HALF_OPEN
+    assert [isinstance(play.ask(), Permit) for _ in range(3)] == [True, True, False]
+
+
+def test_a_probe_that_never_reports_frees_its_place_when_its_lease_ends() -> None:
+    play = half_open()
+    play.admit()
+    play.admit()
+    play.now += 4.5
+    play.refused()
+    play.now += 0.5
+    play.admit()
+
+
+def test_a_probe_that_was_given_up_and_answers_after_all_changes_nothing() -> None:
+    for outcome in Outcome:
+        play = half_open()
+        lost, _ = play.admit(), play.admit()
+        play.now += 5
+        play.admit()
+        before = play.circuit
+        play.report(lost, outcome)
+        assert play.circuit == before
+
+
+def test_a_probe_reported_twice_counts_once() -> None:
+    play = half_open()
+    probe = play.admit()
+    play.report(probe, OK)
+    play.report(probe, OK)
+    assert play.state() is HALF_OPEN
+
+
+def test_more_successes_than_places_are_collected_in_several_rounds() -> None:
+    play = half_open(CONFIG.model_copy(update={"half_open_requests": 1, "success_threshold": 3}))
+    states = []
+    for _ in range(3):
+        play.call(OK)
+        states.append(play.state())
+    assert states == [HALF_OPEN, HALF_OPEN, CLOSED]
+
+
+def test_a_circuit_that_waits_for_no_time_still_limits_its_probes() -> None:
+    play = Play(CONFIG.model_copy(update={"timeout": 0.0, "probe_lease": None})).script("fff")
+    assert play.state() is HALF_OPEN
+    assert [isinstance(play.ask(), Permit) for _ in range(4)] == [True, True, False, False]
+
+
+def test_a_circuit_that_has_closed_counts_from_nothing() -> None:
+    play = half_open().script("oo")
+    assert play.script("ff").state() is CLOSED
+    assert play.script("f").state() is OPEN
+
+
+# ── localisation ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_another_part_is_admitted_once_as_an_early_probe() -> None:
+    play = opened()
+    play.refused("a")
+    play.admit("b")
+    assert play.refused("b") == 10
+    play.refused("c")
+
+
+def test_an_early_probe_that_succeeds_narrows_the_circuit_to_the_part_that_failed() -> None:
+    play = opened()
+    play.call(OK, "b")
+    assert (play.state(), play.state("a"), play.state("b")) == (CLOSED, OPEN, CLOSED)
+    assert play.refused("a") == 10
+    play.script("oooo", "b")
+
+
+def test_an_early_probe_that_fails_confirms_that_all_parts_are_down() -> None:
+    play = opened()
+    play.call(FAIL, "b")
+    for part in "abc":
+        play.refused(part)
+        assert play.state(part) is OPEN
+
+
+def test_an_early_probe_that_is_cancelled_may_be_made_again() -> None:
+    play = opened()
+    play.call(NEUTRAL, "b")
+    play.call(OK, "c")
+    assert (play.state(), play.state("a")) == (CLOSED, OPEN)
+
+
+def test_an_early_probe_that_is_lost_may_be_made_again_when_its_lease_ends() -> None:
+    play = opened()
+    lost = play.admit("b")
+    play.now = 4.999
+    play.refused("b")
+    play.now = 5
+    play.admit("b")
+    before = play.circuit
+    play.report(lost, OK, "b")
+    assert play.circuit == before
+
+
+def test_where_several_parts_failed_there_is_no_early_probe() -> None:
+    play = opened(by=("a", "b"))
+    play.refused("c")
+
+
+def test_an_observer_sees_that_another_part_would_be_admitted_early() -> None:
+    play = opened()
+    assert (play.state(), play.state("a"), play.state("b")) == (OPEN, OPEN, HALF_OPEN)
+    probe = play.admit("b")
+    assert play.state("b") is OPEN
+    play.report(probe, FAIL, "b")
+    assert play.state("b") is OPEN
+
+
+def test_a_part_that_fails_among_the_successes_of_others_is_cut_off_alone() -> None:
+    play = Play()
+    for _ in range(2):
+        play.call(FAIL, "a")
+        play.call(OK, "b")
+    assert play.state("a") is CLOSED
+    play.call(FAIL, "a")
+    assert (play.state(), play.state("a"), play.state("b")) == (CLOSED, OPEN, CLOSED)
+    play.refused("a")
+    play.admit("b")
+
+
+def test_what_a_part_that_was_cut_off_had_failed_does_not_count_against_the_others() -> None:
+    play = Play()
+    for _ in range(2):
+        play.call(FAIL, "a")
+        play.call(OK, "b")
+    play.call(FAIL, "a")
+    play.script("ff", "b")
+    assert play.state() is CLOSED
+
+
+def test_the_failures_of_a_part_are_forgotten_after_the_window_among_the_successes_of_others_too() -> None:
+    play = Play()
+    for _ in range(3):
+        play.call(FAIL, "a")
+        play.call(OK, "b")
+        play.now += 31
+    assert play.state("a") is CLOSED
+
+
+def test_a_part_that_was_cut_off_is_probed_and_comes_back_alone() -> None:
+    play = opened()
+    play.call(OK, "b")
+    play.now = 10
+    assert play.state("a") is HALF_OPEN
+    assert [isinstance(play.ask("a"), Permit) for _ in range(5)] == [True, True, False, False, False]
+    play.now = 15
+    play.call(OK, "a")
+    play.call(OK, "a")
+    assert (play.state(), play.state("a")) == (CLOSED, CLOSED)
+
+
+def test_a_part_that_was_cut_off_and_fails_its_probe_stays_cut_off_alone() -> None:
+    play = opened()
+    play.call(OK, "b")
+    play.now = 10
+    play.call(FAIL, "a")
+    assert (play.state(), play.state("a")) == (CLOSED, OPEN)
+    assert play.refused("a") == 10
+
+
+def test_late_answers_of_a_part_that_was_cut_off_change_nothing() -> None:
+    for outcome in Outcome:
+        play = Play()
+        late = play.admit("a")
+        play.script("fff", "a")
+        play.call(OK, "b")
+        before = play.circuit
+        play.report(late, outcome, "a")
+        assert play.circuit == before
+
+
+def test_the_probes_of_a_part_do_not_answer_for_its_later_time() -> None:
+    play = opened()
+    play.call(OK, "b")
+    play.now = 10
+    first, late = play.admit("a"), play.admit("a")
+    play.report(first, FAIL, "a")
+    play.now = 20
+    play.admit("a")
+    before = play.circuit
+    play.report(late, OK, "a")
+    play.report(late, FAIL, "a")
+    assert play.circuit == before
+
+
+def test_a_part_that_was_cut_off_waits_while_all_others_fail_too() -> None:
+    play = opened()
+    play.call(OK, "b")
+    play.now = 5
+    play.script("fff", "b")
+    assert play.state() is OPEN
+    play.now = 11
+    play.refused("a")
+
+
+def test_two_parts_can_be_cut_off_while_a_third_is_served() -> None:
+    play = Play()
+    for _ in range(3):
+        play.call(FAIL, "a")
+        play.call(OK, "c")
+        play.call(FAIL, "b")
+        play.call(OK, "c")
+    assert [play.state(part) for part in "abc"] == [OPEN, OPEN, CLOSED]
+
+
+def test_the_probes_after_the_time_may_come_from_any_part() -> None:
+    play = opened()
+    play.now = 10
+    play.call(OK, "b")
+    play.call(OK, "c")
+    assert play.state("a") is CLOSED
+
+
+def test_a_second_part_that_fails_its_probe_confirms_that_all_are_down() -> None:
+    play = opened()
+    play.now = 10
+    play.call(FAIL, "b")
+    play.refused("c")
+
+
+# ── every short history ──────────────────────────────────────────────────────────────────────────────────────────────
+
+TINY = CircuitBreakerConfig(
+    failure_threshold=2, success_threshold=1, timeout=2, half_open_requests=1, window_size=3, probe_lease=1
+)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A call under way: `lane` tells whose probe it is, None for an ordinary call; `until` is the end of its lease."""
+
+    permit: Permit
+    part: str
+    lane: str | None
+    until: float
+
+
+@dataclass(frozen=True)
+class World:
+    circuit: Circuit
+    now: float = 0.0
+    sent: tuple[Sent, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Two worlds with one key go on alike: clocks count from now, and numbers only tell apart."""
+        names: dict[int, int] = {}
+
+        def name(number: int) -> int:
+            return names.setdefault(number, len(names))
+
+        def lane(of: Closed | Open | HalfOpen) -> object:
+            if isinstance(of, Closed):
+                return "closed", name(of.generation), [(at - self.now, part) for at, part in of.failures]
+            if isinstance(of, Open):
+                early = of.early and (of.early[0], of.early[1] - self.now)
+                return "open", name(of.generation), max(of.until - self.now, 0), sorted(of.blamed), early, of.confirmed
+            probes = [(serial, end - self.now) for serial, end in of.probes]
+            return "half", name(of.generation), sorted(of.blamed), of.confirmed, of.successes, probes
+
+        circuit = self.circuit
+        streaks = sorted((part, [at - self.now for at in ats]) for part, ats in circuit.streaks.items())
+        narrowed = sorted((part, lane(of)) for part, of in circuit.narrowed.items())
+        sent = [(name(s.permit.generation), s.permit.part, s.permit.serial, s.part, s.until - self.now)
+                for s in self.sent]
+        return repr((lane(circuit.whole), narrowed, streaks, sent))
+
+
+def admitted(world: World, part: str) -> World | None:
+    circuit, answer = world.circuit.admit(part, world.now, TINY)
+    if isinstance(answer, Refusal):
+        assert circuit == world.circuit, "a refusal changes nothing"
+        return None
+    lane = None if answer.serial == 0 else f"{answer.part}@{answer.generation}"
+    sent = Sent(answer, part, lane, world.now + TINY.lease)
+    return replace(world, circuit=circuit, sent=(*world.sent, sent))
+
+
+def reported(world: World, sent: Sent, outcome: Outcome) -> World:
+    before = world.circuit
+    circuit = before.report(sent.permit, sent.part, outcome, world.now, TINY)
+    own = before.whole if sent.permit.part is None else before.narrowed.get(sent.permit.part)
+    if own is None or own.generation != sent.permit.generation:
+        assert circuit == before, "a report from an earlier generation has no effect"
+    if outcome is NEUTRAL:
+        assert health(circuit) == health(before), "a cancelled call says nothing"
+    return replace(world, circuit=circuit, sent=tuple(other for other in world.sent if other is not sent))
+
+
+def health(circuit: Circuit) -> object:
+    """All that a call that says nothing must leave alone: everything but the probes under way."""
+
+    def lane(of: Closed | Open | HalfOpen) -> object:
+        if isinstance(of, Open):
+            return replace(of, early=None)
+        return replace(of, probes=()) if isinstance(of, HalfOpen) else of
+
+    return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.streaks
+
+
+def steps(world: World) -> Iterator[World]:
+    yield replace(world, now=world.now + 1)
+    if len(world.sent) < 3:
+        for part in "ab":
+            after = admitted(world, part)
+            if after is not None:
+                yield after
+    for sent in world.sent:
+        for outcome in Outcome:
+            yield reported(world, sent, outcome)
+
+
+def check_probes(world: World) -> None:
+    live: dict[str, int] = {}
+    for sent in world.sent:
+        if sent.lane is not None and world.now < sent.until:
+            live[sent.lane] = live.get(sent.lane, 0) + 1
+    assert all(count <= TINY.half_open_requests for count in live.values()), live
+
+
+def check_liveness(world: World) -> None:
+    """However it came to this: if the provider answers from now on, every part is soon served as usual."""
+    for part in "ab":
+        play = Play(TINY, world.now, world.circuit)
+        for _ in range(8):
+            play.now += 1
+            answer = play.ask(part)
+            if isinstance(answer, Permit):
+                play.report(answer, OK, part)
+        assert play.state(part) is CLOSED, f"{part} is never served again"
+
+
+def test_no_short_history_breaks_a_promise() -> None:
+    """Never more live probes of a generation than may be, no effect across generations, no effect of cancelled calls,
+    and always a way back: over every sequence of admissions, outcomes, losses and seconds of two parts."""
+    seen: set[str] = set()
+    worlds = [World(Circuit())]
+    for _ in range(9):
+        found: dict[str, World] = {}
+        for world in worlds:
+            for after in steps(world):
+                key = after.key
+                if key not in seen:
+                    seen.add(key)
+                    found[key] = after
+        worlds = list(found.values())
+        for world in worlds:
+            check_probes(world)
+            check_liveness(world)
+    assert len(seen) > 1000
