@@ -122,7 +122,7 @@ class BudgetExceeded(OrchestratorError):
         *,
         output: Any = None,
     ) -> None:
-        super().__init__(f"{budget_type} budget exceeded: {actual:g} > {limit:g}")
+        super().__init__(f"{budget_type} budget exceeded: {actual:.9g} > {limit:.9g}")
         self.budget_type = budget_type
         self.limit = limit
         self.actual = actual
@@ -175,11 +175,17 @@ class InvalidRequest(OrchestratorError, ValueError):
     """What was asked cannot be served: `field`, what was `given`, and in the message what would do."""
 
     def __init__(self, field: str, given: object, remedy: str) -> None:
-        shown = repr(given)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        super().__init__(f"{field}: {shown} cannot be used; {remedy}")
+        super().__init__(f"{field}: {_shown(given)} cannot be used; {remedy}")
         self.field = field
         self.given = given
+
+
+def _shown(value: object) -> str:
+    try:
+        shown = repr(value)
+    except Exception:  # nested too deep, too many digits, or a __repr__ that fails
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 class ToolNotFound(OrchestratorError, ValueError):

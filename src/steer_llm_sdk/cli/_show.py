@@ -46,7 +46,7 @@ def show_output(output: OrchestrationOutput, *, printed: str = "") -> None:
         _show_content(output.content, out, printed)
     if output.errors or any(line["outcome"] != "succeeded" for line in output.attempts):
         err.print(attempts_table(output.attempts))
-    err.print(Text(summary_line(output), style="dim"))
+    err.print(Text(summary_line(output), style="dim"), soft_wrap=True)
 
 
 def _show_content(content: Any, out: Console, printed: str) -> None:
@@ -70,10 +70,10 @@ def show_evidence(evidence: EvidenceBundle, out: Console) -> None:
 
 def agreement_line(evidence: EvidenceBundle) -> str:
     meta, confidence = evidence.meta, evidence.summary.confidence
-    asked = f"{meta.k_completed} of {meta.k} answers are valid"
+    asked = f"{meta.k_completed} of {meta.k} answers valid"
     if confidence is None:
         return f"{asked}; no two of them agree, so there is no consensus"
-    return f"{asked}; confidence {confidence:.2f} (mean share of the votes: stability, not truth)"
+    return f"{asked}; confidence {confidence:.2f} (share of the votes: stability, not truth)"
 
 
 def _votes_table(evidence: EvidenceBundle) -> Table:
@@ -173,8 +173,13 @@ def summary_line(output: OrchestrationOutput) -> str:
 def cost_of(output: OrchestrationOutput) -> str:
     if output.metadata.get("local"):
         return "computed on this machine"
-    price = "cost unknown" if output.cost_usd is None else f"${output.cost_usd:.6f} at list price"
-    return f"{price} (simulated: nothing was spent)" if output.metadata.get("simulated") else price
+    price = "cost unknown" if output.cost_usd is None else f"{_dollars(output.cost_usd)} list price"
+    return f"{price}, not spent" if output.metadata.get("simulated") else price
+
+
+def _dollars(cost: float) -> str:
+    """Two digits from a dollar on, up to six below."""
+    return f"${cost:.2f}" if cost >= 1 else f"${cost:.6f}".rstrip("0").rstrip(".")
 
 
 def write(text: str) -> None:

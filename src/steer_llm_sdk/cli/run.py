@@ -18,7 +18,6 @@ from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, refuse
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
-from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
@@ -37,7 +36,7 @@ class Order:
     tool: Tool | None
     tool_name: str | None
     tool_options: Mapping[str, Any]
-    options: OrchestrationConfig
+    options: Mapping[str, Any]
     who: str | None
 
 
@@ -78,12 +77,12 @@ def run(
     ] = False,
 ) -> None:
     with errors_as_exits():
-        config = OrchestrationConfig(
-            budget=inputs.read_budget(budget or []),
-            timeout_ms=inputs.read_timeout(timeout),
-            idempotency_key=idempotency_key,
-            streaming=stream,
-        )
+        config = {
+            "budget": inputs.read_budget(budget or []),
+            "timeout_ms": inputs.read_timeout(timeout),
+            "idempotency_key": idempotency_key,
+            "streaming": stream,
+        }
         order = _order(inputs.read_text(text), model or [], tool, k, inputs.read_options(option or []), schema, config)
         raise typer.Exit(asyncio.run(_carry_out(order, stream=stream, as_json=as_json)))
 
@@ -103,7 +102,7 @@ def _order(
     k: int | None,
     tool_options: dict[str, Any],
     schema: str | None,
-    config: OrchestrationConfig,
+    config: Mapping[str, Any],
 ) -> Order:
     models, source = _models(named)
     if tool_name is None and models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ _OUTPUT = ("output_tokens", "completion_tokens")
 
 
 def add_usage(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    """The sum, key by key. Neither argument is written."""
-    total = dict(left)
+    """The sum, key by key. Neither argument is written, and the sum shares nothing with them that could be."""
+    total = {key: add_usage(value, {}) if isinstance(value, Mapping) else value for key, value in left.items()}
     for key, value in right.items():
         mine = total.get(key)
         if isinstance(value, Mapping):
@@ -27,15 +28,23 @@ def add_usage(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, An
 def tokens_of(usage: Mapping[str, Any]) -> int:
     """All tokens of a usage: `total_tokens` where it is given, else input plus output under either name."""
     total = usage.get("total_tokens")
-    if total is not None and _is_number(total):
-        return int(total)
-    return sum(
-        int(next((usage[name] for name in names if _is_number(usage.get(name))), 0)) for names in (_INPUT, _OUTPUT)
-    )
+    if _is_number(total):
+        return _count(total)
+    return sum(_count(next((usage[name] for name in names if _is_number(usage.get(name))), 0)) for names in _SIDES)
+
+
+_SIDES = (_INPUT, _OUTPUT)
+
+
+def _count(number: Any) -> int:
+    # Nobody gives tokens back.
+    return max(0, int(number))
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    if isinstance(value, int):
+        return not isinstance(value, bool)
+    return isinstance(value, float) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)

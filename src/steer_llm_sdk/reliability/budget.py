@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderError
 from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.reliability.classify import classify
 
@@ -79,12 +79,9 @@ class Ledger:
 
 def charge_of_failure(error: BaseException, worst: Amount) -> Amount:
     """What a failed call is charged: what it is known to have used, nothing if it was refused, else its worst case."""
-    if not classify(error).maybe_billed:
-        return Amount()
-    usage = getattr(error, "usage", None)
-    if usage:
-        return Amount(tokens_of(usage), None)
-    return worst
+    if isinstance(error, ProviderError) and error.usage:
+        return Amount(tokens_of(error.usage), None)
+    return worst if classify(error).maybe_billed else Amount()
 
 
 class Reserve:

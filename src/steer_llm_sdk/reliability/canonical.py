@@ -13,6 +13,7 @@ from steer_llm_sdk.errors import InvalidRequest
 
 MAX_DEPTH = 200
 _SAFE_INTEGER = 2**53 - 1
+_SURROGATE = "it holds a lone surrogate, which is no text"
 # For what `_is_plain` lets through, this encoder's bytes are those of RFC 8785, at a twentieth of the time.
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
@@ -28,11 +29,13 @@ def canonical_json(value: Any) -> bytes:
         try:
             return _encode(value).encode()
         except UnicodeEncodeError as error:
-            raise _no_json(value, "it holds a lone surrogate, which is no text") from error
+            raise _no_json(value, _SURROGATE) from error
     try:
         return rfc8785.dumps(_jsonable(value, MAX_DEPTH))
     except rfc8785.CanonicalizationError as error:
         raise _no_json(value, str(error)) from error
+    except UnicodeEncodeError as error:
+        raise _no_json(value, _SURROGATE) from error
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -50,17 +53,24 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 
 def _jsonable(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
     if depth == 0:
         raise _no_json(value, f"it is nested more than {MAX_DEPTH} deep")
     if isinstance(value, BaseModel):
-        return _jsonable(value.model_dump(mode="json"), depth)
+        return _jsonable(_dumped(value), depth)
     if isinstance(value, dict):
         return {_key(k): _jsonable(v, depth - 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_jsonable(v, depth - 1) for v in value]
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
     raise _no_json(value, f"a {type(value).__name__} is no JSON value")
+
+
+def _dumped(model: BaseModel) -> Any:
+    try:
+        return model.model_dump(mode="json")
+    except ValueError as error:
+        raise _no_json(model, str(error)) from error
 
 
 def _key(key: Any) -> str:

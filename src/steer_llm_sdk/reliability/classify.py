@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import socket
 import ssl
@@ -64,6 +65,7 @@ _BY_NAME = {
     ("httpx", "ConnectTimeout"): ErrorCategory.TIMEOUT,
     ("httpx", "TimeoutException"): ErrorCategory.TIMEOUT,
     ("httpx", "RemoteProtocolError"): ErrorCategory.NETWORK,
+    ("httpx", "LocalProtocolError"): ErrorCategory.VALIDATION,
     ("httpx", "UnsupportedProtocol"): ErrorCategory.VALIDATION,
     ("httpx", "TransportError"): ErrorCategory.NETWORK,
     ("httpx", "DecodingError"): ErrorCategory.BAD_RESPONSE,
@@ -86,9 +88,42 @@ _BY_NAME = {
     ("pydantic_ai", "ModelNotFoundError"): ErrorCategory.NOT_FOUND,
     ("pydantic_ai", "ModelRequestRejectedError"): ErrorCategory.VALIDATION,
     ("pydantic_ai", "ContentFilterError"): ErrorCategory.CONTENT_FILTER,
+    ("pydantic_ai", "OutputTokenLimitExceeded"): ErrorCategory.VALIDATION,
     ("pydantic_ai", "UnexpectedModelBehavior"): ErrorCategory.BAD_RESPONSE,
 }
 _PACKAGE = {"httpx2": "httpx", "httpcore": "httpx", "httpcore2": "httpx"}
+
+# What these say of themselves is asked after their status: they are the bases of errors that have one.
+_BASES = {
+    ("openai", "APIError"): ErrorCategory.BAD_RESPONSE,
+    ("anthropic", "APIError"): ErrorCategory.BAD_RESPONSE,
+    ("pydantic_ai", "ModelAPIError"): ErrorCategory.BAD_RESPONSE,
+}
+
+# The codes of errors that come inside a stream, whose own status was 200.
+_BY_CODE = {
+    "overloaded_error": ErrorCategory.SERVER_ERROR,
+    "api_error": ErrorCategory.SERVER_ERROR,
+    "server_error": ErrorCategory.SERVER_ERROR,
+    "timeout_error": ErrorCategory.TIMEOUT,
+    "rate_limit_error": ErrorCategory.RATE_LIMIT,
+    "rate_limit_exceeded": ErrorCategory.RATE_LIMIT,
+    "insufficient_quota": ErrorCategory.QUOTA,
+    "billing_error": ErrorCategory.QUOTA,
+    "invalid_request_error": ErrorCategory.VALIDATION,
+    "authentication_error": ErrorCategory.AUTHENTICATION,
+    "permission_error": ErrorCategory.PERMISSION_DENIED,
+    "not_found_error": ErrorCategory.NOT_FOUND,
+}
+
+# Raised before a request is on its way: nobody can have billed it.
+_NOT_SENT = {
+    ("httpx", "ConnectError"),
+    ("httpx", "ConnectTimeout"),
+    ("httpx", "PoolTimeout"),
+    ("httpx", "ProxyError"),
+}
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 
 _BY_TYPE: tuple[tuple[type[BaseException], ErrorCategory], ...] = (
     (ssl.SSLCertVerificationError, ErrorCategory.VALIDATION),
@@ -122,6 +157,8 @@ def classify(error: BaseException) -> ErrorClassification:
         return ErrorClassification(ErrorCategory.VALIDATION, False)
     if isinstance(error, asyncio.CancelledError):
         return ErrorClassification(ErrorCategory.UNKNOWN, False, maybe_billed=True)
+    if isinstance(error, BaseExceptionGroup):
+        return _of_group(error)
     return _of_foreign(error)
 
 
@@ -140,15 +177,28 @@ def _of_tool_error(error: ToolExecutionError) -> ErrorClassification:
     )
 
 
+def _of_group(group: BaseExceptionGroup[BaseException]) -> ErrorClassification:
+    """Of a group as a TaskGroup raises it: it is worth another try only if that can cure every error in it."""
+    parts = [classify(error) for error in group.exceptions]
+    retryable = all(part.is_retryable and not part.refused for part in parts)
+    alike = retryable or len({part.category for part in parts}) == 1
+    waits = [part.retry_after for part in parts if part.retry_after is not None]
+    return ErrorClassification(
+        parts[0].category if alike else ErrorCategory.UNKNOWN,
+        retryable,
+        max(waits, default=None),
+        maybe_billed=any(part.maybe_billed for part in parts),
+    )
+
+
 def _of_foreign(error: BaseException) -> ErrorClassification:
     status = _status_of(error)
     headers = _headers_of(error)
     retry_after = parse_retry_after(headers, time.time()) if headers is not None else None
-    named = getattr(error, "retry_after", None)
-    if retry_after is None and isinstance(named, (int, float)):
-        retry_after = valid_delay(named)
+    if retry_after is None:
+        retry_after = valid_delay(_told(error, "retry_after"))
     category = _category_of(error, status)
-    declared = getattr(error, "is_retryable", None)
+    declared = _told(error, "is_retryable")
     declared = declared if isinstance(declared, bool) else _should_retry(headers)
     retryable = category in RETRYABLE or (category is ErrorCategory.CONFLICT and retry_after is not None)
     return ErrorClassification(
@@ -157,20 +207,56 @@ def _of_foreign(error: BaseException) -> ErrorClassification:
         retry_after,
         status,
         declared,
-        maybe_billed=_maybe_billed(category, status),
+        maybe_billed=_maybe_billed(category, status) and _may_have_been_sent(error),
     )
 
 
 def _category_of(error: BaseException, status: int | None) -> ErrorCategory:
-    for base in type(error).__mro__:
-        package = base.__module__.partition(".")[0]
-        found = _BY_NAME.get((_PACKAGE.get(package, package), base.__name__))
-        if found is not None:
-            return found
-    if status is not None:
-        quota = status == 429 and getattr(error, "code", None) == "insufficient_quota"
+    names = _names_of(error)
+    for name in names:
+        if name in _BY_NAME:
+            return _BY_NAME[name]
+    if status is not None and status >= 400:
+        quota = status == 429 and _told(error, "code") == "insufficient_quota"
         return ErrorCategory.QUOTA if quota else category_of_status(status)
+    if any(name in _BASES for name in names):
+        codes = (_told(error, "code"), _told(error, "type"))
+        coded = [_BY_CODE[code] for code in codes if isinstance(code, str) and code in _BY_CODE]
+        return coded[0] if coded else next(_BASES[name] for name in names if name in _BASES)
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+        return ErrorCategory.NETWORK
     return next((category for kind, category in _BY_TYPE if isinstance(error, kind)), ErrorCategory.UNKNOWN)
+
+
+def _names_of(error: BaseException) -> list[tuple[str, str]]:
+    """(package, class) of the error's type and its bases, nearest first."""
+    packages = ((base.__module__.partition(".")[0], base.__name__) for base in type(error).__mro__)
+    return [(_PACKAGE.get(package, package), name) for package, name in packages]
+
+
+def _may_have_been_sent(error: BaseException) -> bool:
+    """False where it, or what it was raised from, says that the request never left."""
+    cause: BaseException | None = error
+    for _ in range(5):
+        if cause is None:
+            break
+        early = isinstance(cause, (ConnectionRefusedError, socket.gaierror)) or _told(cause, "phase") in _EARLY
+        unreachable = isinstance(cause, OSError) and cause.errno in _UNREACHABLE
+        if early or unreachable or not _NOT_SENT.isdisjoint(_names_of(cause)):
+            return False
+        cause = cause.__cause__
+    return True
+
+
+_EARLY = ("pool", "connect")
+
+
+def _told(error: object, name: str) -> Any:
+    """What an attribute says. A property of somebody else's exception may raise: then it says nothing."""
+    try:
+        return getattr(error, name, None)
+    except Exception:
+        return None
 
 
 def _maybe_billed(category: ErrorCategory, status: int | None) -> bool:
@@ -179,17 +265,17 @@ def _maybe_billed(category: ErrorCategory, status: int | None) -> bool:
 
 
 def _status_of(error: BaseException) -> int | None:
-    for holder in (error, getattr(error, "response", None)):
+    for holder in (error, _told(error, "response")):
         for name in ("status_code", "status"):
-            status = getattr(holder, name, None)
+            status = _told(holder, name)
             if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
                 return status
     return None
 
 
 def _headers_of(error: BaseException) -> Mapping[str, str] | None:
-    for holder in (error, getattr(error, "response", None)):
-        headers = getattr(holder, "headers", None)
+    for holder in (error, _told(error, "response")):
+        headers = _told(holder, "headers")
         if isinstance(headers, Mapping):
             return {str(name).lower(): str(value) for name, value in headers.items()}
     return None

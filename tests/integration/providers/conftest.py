@@ -1,23 +1,15 @@
-"""A server of recorded answers with faults, and one that answers whatever a test tells it to, byte for byte."""
+"""A server of recorded answers with faults, and one that answers whatever a test tells it to."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
+from canned import Answer, Canned, adapter_at
 
 from steer_llm_sdk.providers.base import Message, ModelAdapter, ModelRequest
-from steer_llm_sdk.providers.models import Model, resolve_model
 from steer_llm_sdk.providers.simulated import SimulatedServer, shipped_recording
-
-RECORDED = {"openai": "gpt-4o-2024-05-13", "anthropic": "claude-3-haiku-20240307"}
-KEY = "sk-canary-0123456789abcdef"
-
 
 @pytest.fixture(autouse=True)
 def _no_endpoints_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,116 +17,22 @@ def _no_endpoints_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@dataclass
-class Seen:
-    """A request as it came in."""
-
-    path: str
-    headers: dict[str, str]
-    body: dict[str, Any]
-
-
-Answer = Callable[["Canned", asyncio.StreamWriter], Awaitable[None]]
-
-
-@dataclass
-class Canned:
-    """`answer` writes what the client gets; `left` is set when a client hangs up before the server does."""
-
-    answer: Answer
-    url: str = ""
-    seen: list[Seen] = field(default_factory=list)
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def sent(self) -> dict[str, Any]:
-        return self.seen[-1].body
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            first, *lines = head.strip().split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-            body = await reader.readexactly(int(headers.get("content-length", "0")))
-            self.seen.append(Seen(first.split()[1], headers, json.loads(body or b"{}")))
-            watching = asyncio.create_task(self._watch(reader))
-            try:
-                await self.answer(self, writer)
-            finally:
-                watching.cancel()
-        writer.close()
-
-    async def _watch(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ConnectionError):
-            if await reader.read(1) == b"":
-                self.left.set()
-
-
 @pytest.fixture
 async def canned() -> AsyncIterator[Callable[[Answer], Awaitable[Canned]]]:
     """Start a server with an answer; it ends with the test."""
-    servers: list[asyncio.Server] = []
+    servers: list[tuple[asyncio.Server, Canned]] = []
 
     async def start(answer: Answer) -> Canned:
         held = Canned(answer)
         server = await asyncio.start_server(held.serve, "127.0.0.1", 0)
-        servers.append(server)
+        servers.append((server, held))
         held.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         return held
 
     yield start
-    for server in servers:
+    for server, held in servers:
         server.close()
-
-
-def raw(status: str, content_type: str, body: bytes, *headers: str) -> Answer:
-    """One response, then the connection closes."""
-
-    async def answer(_: Canned, writer: asyncio.StreamWriter) -> None:
-        head = [f"HTTP/1.1 {status}", f"content-type: {content_type}", "connection: close", *headers]
-        writer.write("\r\n".join([*head, "", ""]).encode() + body)
-        await writer.drain()
-
-    return answer
-
-
-def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
-    """An event of OpenAI's stream."""
-    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
-    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-test-1"}
-    return b"data: " + json.dumps({**head, "choices": choices, **more}).encode() + b"\n\n"
-
-
-def stream(*events: bytes) -> Answer:
-    return raw("200 OK", "text/event-stream", b"".join(events))
-
-
-def message_start(**usage: int) -> bytes:
-    """The first event of Anthropic's stream."""
-    counts = {"input_tokens": 10, "output_tokens": 1, **usage}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-test-1", "content": []}
-    return event("message_start", message={**message, "stop_reason": None, "usage": counts})
-
-
-def event(kind: str, **data: Any) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
-
-
-def text_block(text: str) -> bytes:
-    return (
-        event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-        + event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
-        + event("content_block_stop", index=0)
-    )
-
-
-OK_OPENAI = (chunk({"role": "assistant", "content": "yes"}), chunk({}, "stop"), b"data: [DONE]\n\n")
-OK_ANTHROPIC = (
-    message_start(),
-    text_block("yes"),
-    event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3}),
-    event("message_stop"),
-)
+        await held.stop()
 
 
 @pytest.fixture
@@ -146,11 +44,6 @@ async def simulated() -> AsyncIterator[SimulatedServer]:
 @pytest.fixture(params=["openai", "anthropic"])
 def wire(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def adapter_at(url: str, wire: str, name: str | None = None, **more: Any) -> ModelAdapter:
-    base_url = f"{url}/v1" if wire == "openai" else url
-    return resolve_model(Model(f"{wire}:{name or RECORDED[wire]}", base_url=base_url, api_key=KEY, **more))
 
 
 @pytest.fixture
@@ -167,5 +60,3 @@ def question() -> ModelRequest:
     return ModelRequest(messages=(Message("user", text),), timeout=30.0, first_byte_timeout=15.0, chunk_timeout=15.0)
 
 
-def asking(text: str = "Is it?", **more: Any) -> ModelRequest:
-    return ModelRequest(messages=(Message("user", text),), timeout=30.0, **more)

@@ -63,7 +63,7 @@ def test_a_bundle_shows_each_field_with_its_votes() -> None:
 def test_invalid_answers_count_among_those_asked() -> None:
     text = shown(bundle({"a": 1}, {"a": 1}, invalid=2))
     assert ["a", "1", "2 of 4"] in rows(text)
-    assert "2 of 4 answers are valid; confidence 0.50" in text
+    assert "2 of 4 answers valid; confidence 0.50" in text
 
 
 def test_answers_that_all_differ_are_no_consensus() -> None:
@@ -105,14 +105,16 @@ def test_the_summary_line_says_status_calls_tokens_cost_and_time() -> None:
         cost_usd=0.00012,
         per_agent={"ask": {"timeline": [attempt, {**attempt, "outcome": "failed"}]}},
     )
-    assert show.summary_line(done) == "succeeded · ask · 2 calls · 1,500 tokens · $0.000120 at list price · 1.23 s"
+    assert show.summary_line(done) == "succeeded · ask · 2 calls · 1,500 tokens · $0.00012 list price · 1.23 s"
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"cost_usd": None}, "cost unknown"),
-        ({"cost_usd": 0.5, "metadata": {"simulated": True}}, "$0.500000 at list price (simulated: nothing was spent)"),
+        ({"cost_usd": 0.0}, "$0 list price"),
+        ({"cost_usd": 12.3456}, "$12.35 list price"),
+        ({"cost_usd": 0.5, "metadata": {"simulated": True}}, "$0.5 list price, not spent"),
         ({"metadata": {"local": True}}, "computed on this machine"),
     ],
 )

@@ -47,7 +47,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked, of whichever model. `timeout` in seconds.
+    """What is asked, of whichever model.
 
     `budget` is this answer's own; `share` is how much of the run's budget it may plan with where nobody set
     `max_tokens`.
@@ -58,7 +58,6 @@ class Question:
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
-    timeout: float | None = None
     idempotency_key: str | None = None
     budget: Ledger = field(default_factory=Ledger)
     share: float = 1.0
@@ -267,7 +266,7 @@ class _Asking:
 
     async def _attempt(self, request: ModelRequest) -> ModelReply:
         adapter, events = self.route.adapter, self.events
-        timed = replace(request, timeout=_timeout(self.question.timeout))
+        timed = replace(request, timeout=_timeout())
         if events is None:
             return await adapter.request(timed)
         events.begin(adapter)
@@ -301,10 +300,9 @@ def _spent(reply: ModelReply) -> Spent:
     return Spent(dict(reply.usage), reply.cost_usd)
 
 
-def _timeout(asked: float | None) -> float | None:
+def _timeout() -> float | None:
     left = time_left()
-    limits = [limit for limit in (asked, None if left is None else left + _AFTER_DEADLINE) if limit is not None]
-    return min(limits, default=None)
+    return None if left is None else left + _AFTER_DEADLINE
 
 
 def _repair(request: ModelRequest, reply: ModelReply, reason: str) -> ModelRequest:

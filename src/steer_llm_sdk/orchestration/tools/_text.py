@@ -10,9 +10,10 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from heapq import nlargest
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -30,6 +31,9 @@ _LATIN_SHARE = 0.95
 _LONGEST_SENTENCE = 1000
 """Characters after which a text without full stops is cut, at a blank, when sentences are chosen."""
 _LONGEST_PHRASE = 3
+_LONGEST_WORD = 40
+_CONSIDERED = 12
+"""How many candidates are looked at for each that is wanted."""
 _MOST_ENTRIES = 100_000
 
 K = TypeVar("K", bound=Hashable)
@@ -66,48 +70,52 @@ class Analysis:
 
 
 def analyse(text: str, *, phrases: int = 8, sentences: int = 3) -> Analysis:
-    """Everything at once; the text is read three times."""
+    """Everything at once; the text is read twice."""
     survey = Survey.of(text)
+    tally = Tally[tuple[str, ...]]()
+    ranking = ranked(text, survey, tally)
     readability, reason = _readability(survey)
     return Analysis(
         counts=survey.counts,
         readability=readability,
         no_readability=reason,
-        key_phrases=tuple(_key_phrases(text, survey, phrases)),
-        extract=tuple(central(text, survey, sentences)),
+        key_phrases=tuple(_key_phrases(tally.counter, survey, phrases)),
+        extract=tuple(_different(text, ranking, survey, sentences)),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """One reading of a text: where its sentences are, how often its words occur, and which of them say nothing."""
+    """The first reading: where the sentences are, the long ones in pieces, and how much each word tells of the text."""
 
     counts: Counts
-    spans: Sequence[tuple[int, int]]
-    words: Counter[str]
+    pieces: Sequence[tuple[int, int]]
+    weights: Mapping[str, int]
     sample: Sequence[str]
     english: bool
-    stop_words: frozenset[str]
+    words: re.Pattern[str]
 
     @classmethod
     def of(cls, text: str) -> Survey:
-        paragraphs, spans, tally, number = 0, [], Tally[str](), 0
+        paragraphs, sentences, number = 0, 0, 0
+        pieces: list[tuple[int, int]] = []
         sample: list[str] = []
-        for start, end in _paragraphs(text):
+        tally = Tally[str]()
+        pattern = word_pattern(text)
+        for paragraph in _paragraphs(text):
             paragraphs += 1
-            spans += _sentences(text, start, end)
-            words = _words(text, start, end)
-            while chunk := list(islice(words, 4096)):
-                number += len(chunk)
-                tally.add(chunk)
-                sample += chunk[: _SAMPLE - len(sample)]
-        counts = Counts(len(text), number, len(spans), paragraphs)
+            for sentence in _sentences(text, *paragraph):
+                sentences += 1
+                for start, end in _pieces(text, *sentence):
+                    words = pattern.findall(text[start:end].lower())
+                    pieces.append((start, end))
+                    number += len(words)
+                    tally.add(words)
+                    sample += words[: max(0, _SAMPLE - len(sample))]
         english = _is_english(sample)
-        return cls(counts, spans, tally.counter, sample, english, _stop_words(tally.counter, number, english))
-
-    def weight(self, word: str) -> int:
-        """How much a word tells of the text: how often it occurs, nothing if it is a stop word."""
-        return 0 if word in self.stop_words else self.words.get(word, 0)
+        stop_words = _stop_words(tally.counter, number, english)
+        weights = {word: count for word, count in tally.counter.items() if word not in stop_words}
+        return cls(Counts(len(text), number, sentences, paragraphs), pieces, weights, sample, english, pattern)
 
 
 class Tally(Generic[K]):
@@ -125,57 +133,66 @@ class Tally(Generic[K]):
             floor *= 2
 
 
-def central(text: str, survey: Survey, number: int) -> list[str]:
-    """The sentences that have most of the text's frequent words in them, in the order of the text."""
+def ranked(text: str, survey: Survey, tally: Tally[tuple[str, ...]] | None = None) -> list[tuple[int, int]]:
+    """The second reading: where the sentences with words in them are, the most central first, equals in the order of
+    the text. What may be a phrase goes into the tally on the way."""
+    find, weights = survey.words.findall, survey.weights
+    scored = []
+    for start, end in survey.pieces:
+        piece = text[start:end].lower()
+        words = find(piece)
+        if words:
+            # The constant keeps a heading of two frequent words from winning.
+            score = sum(weights.get(word, 0) for word in words) / (len(words) + 8)
+            scored.append((-score, start, end))
+        if tally is not None:
+            for clause in _CLAUSE_END.split(piece):
+                tally.add(_grams(find(clause), weights))
+    return [(start, end) for _, start, end in sorted(scored)]
+
+
+def _different(text: str, ranking: Iterable[tuple[int, int]], survey: Survey, number: int) -> list[str]:
+    """The first sentences that are not nearly the same as one before, in the order of the text."""
     chosen: list[tuple[int, int]] = []
     seen: list[frozenset[str]] = []
-    for start, end in ranked(text, survey):
-        words = frozenset(word for word in _words(text, start, end) if survey.weight(word))
-        # What repeats a sentence that was chosen adds nothing.
-        if all(len(words & other) < 0.7 * len(words | other) for other in seen) or not chosen:
+    for start, end in islice(ranking, _CONSIDERED * number):
+        words = frozenset(survey.words.findall(text[start:end].lower()))
+        if len(chosen) < number and all(len(words & other) < 0.7 * len(words | other) for other in seen):
             chosen.append((start, end))
             seen.append(words)
-        if len(chosen) == number:
-            break
-    return [_tidy(text[start:end]) for start, end in sorted(chosen)]
-
-
-def ranked(text: str, survey: Survey) -> list[tuple[int, int]]:
-    """Where the sentences are, the most central first; equals in the order of the text."""
-    pieces = [piece for start, end in survey.spans for piece in _pieces(text, start, end)]
-    return sorted(pieces, key=lambda piece: -_centrality(text, survey, *piece))
-
-
-def _centrality(text: str, survey: Survey, start: int, end: int) -> float:
-    """The mean weight of a sentence's words; the constant keeps a heading of two frequent words from winning."""
-    number, total = 0, 0
-    for word in _words(text, start, end):
-        number += 1
-        total += survey.weight(word)
-    return total / (number + 8)
+    return [tidy(text[start:end]) for start, end in sorted(chosen)]
 
 
 # ── words, sentences, paragraphs ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@cache
-def _word_pattern() -> re.Pattern[str]:
-    """A Han or Kana character; or letters and digits with their combining marks, apostrophes and hyphens inside.
+def word_pattern(text: str) -> re.Pattern[str]:
+    """What a word is in this text: letters and digits, with apostrophes and hyphens inside; a Han or Kana character.
 
-    To Python's `\\w` a combining mark is no letter; without them the words of half of Asia would fall apart.
+    To Python's `\\w` a combining mark is no letter; without them the words of half of Asia would fall apart. The general
+    pattern takes three times as long, so it is used where the text needs it.
     """
-    marks = "".join(chr(code) for code in range(0x300, 0x1DFF) if unicodedata.category(chr(code)).startswith("M"))
-    letter = rf"[^\W_{_IDEOGRAPHS}]"
-    joined = rf"{letter}[\w{marks}\u200c\u200d]*+"
-    return re.compile(rf"[{_IDEOGRAPHS}]|{joined}(?:['’\u2010-]{joined})*+")
+    return _pattern(bool(_IDEOGRAPH.search(text)), bool(_mark().search(text)))
+
+
+@cache
+def _pattern(ideographs: bool, marks: bool) -> re.Pattern[str]:
+    letter = rf"[^\W{_IDEOGRAPHS}]" if ideographs else r"\w"
+    joined = rf"{letter}(?:{letter}|{_mark().pattern})*+" if marks else rf"{letter}++"
+    word = rf"{joined}(?:['’\u2010-]{joined})*+"
+    return re.compile(rf"[{_IDEOGRAPHS}]|{word}" if ideographs else word)
+
+
+@cache
+def _mark() -> re.Pattern[str]:
+    """Combining marks, and the joiners that some scripts have within words."""
+    marks = (chr(code) for code in range(0x300, 0x1DFF) if unicodedata.category(chr(code)).startswith("M"))
+    return re.compile(f"[{''.join(marks)}\u200c\u200d]")
 
 
 _IDEOGRAPHS = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
-
-
-def _words(text: str, start: int, end: int) -> Iterator[str]:
-    return (match.group().lower() for match in _word_pattern().finditer(text, start, end))
+_CLAUSE_END = re.compile(r"[^\w\s'’\u2010\u0300-\u1dff\u200c\u200d-]+|\s-+\s|\s{2,}")
 
 
 _BLANK_LINE = re.compile(r"(?:\r\n?|\n|\u2029)[^\S\r\n\u2029]*+(?=\r|\n|\u2029)\s*+")
@@ -235,7 +252,7 @@ def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     yield from _unless_blank(text, start, end)
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """In one line, and in characters that every store and terminal takes."""
     plain = text.encode("utf-8", "replace").decode()
     return " ".join(plain.replace("\x00", " ").split())
@@ -287,56 +304,36 @@ def _stop_words(words: Counter[str], number: int, english: bool) -> frozenset[st
 # ── key phrases ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _key_phrases(text: str, survey: Survey, number: int) -> list[str]:
+def _key_phrases(counter: Mapping[tuple[str, ...], int], survey: Survey, number: int) -> list[str]:
     """Runs of up to three words without stop words or punctuation between them, by occurrences times length.
 
     A phrase within a better one, or around it, is left out.
     """
-    tally = Tally[tuple[str, ...]]()
-    for start, end in survey.spans:
-        for run in _runs(text, start, end, survey):
-            tally.add(_grams(run))
-    best = _best(tally.counter, survey, 6 * number)
+
+    def worth(phrase: tuple[str, ...]) -> tuple[float, float]:
+        # The words' own frequency decides between phrases that occur equally often.
+        familiar = sum(survey.weights.get(word, 0) for word in phrase) / len(phrase)
+        return counter[phrase] * math.sqrt(len(phrase)), familiar
+
     chosen: list[tuple[str, ...]] = []
-    for phrase in best:
+    for phrase in nlargest(_CONSIDERED * number, counter, key=worth):
         if not any(_within(phrase, other) or _within(other, phrase) for other in chosen):
             chosen.append(phrase)
     return [_spelled(phrase) for phrase in chosen[:number]]
 
 
-def _best(counter: Counter[tuple[str, ...]], survey: Survey, number: int) -> list[tuple[str, ...]]:
-    def worth(phrase: tuple[str, ...]) -> tuple[float, float]:
-        # The words' own frequency decides between phrases that occur once each.
-        familiar = sum(map(survey.weight, phrase)) / len(phrase)
-        return counter[phrase] * math.sqrt(len(phrase)), familiar
-
-    return sorted(counter, key=worth, reverse=True)[:number]
-
-
-def _runs(text: str, start: int, end: int, survey: Survey) -> Iterator[list[str]]:
-    """Words that follow one another with only a blank, or nothing, between them."""
-    run: list[str] = []
-    behind = start
-    for match in _word_pattern().finditer(text, start, end):
-        word = match.group().lower()
-        apart = match.start() - behind > 1 or (match.start() > behind and not text[behind].isspace())
-        if run and (apart or word in survey.stop_words):
-            yield run
-            run = []
-        if word not in survey.stop_words and not word.isdecimal():
-            run.append(word)
-        behind = match.end()
-    if run:
-        yield run
-
-
-def _grams(run: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    for length in range(1, _LONGEST_PHRASE + 1):
-        for start in range(len(run) - length + 1):
-            gram = tuple(run[start : start + length])
+def _grams(words: Iterable[str], weights: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+    """Every run of one to three words that tell something, ending at each of them in turn."""
+    run: tuple[str, ...] = ()
+    for word in words:
+        if word not in weights or word.isdecimal() or len(word) > _LONGEST_WORD:
+            run = ()
+            continue
+        run = (*run, word)[-_LONGEST_PHRASE:]
+        for length in range(1, len(run) + 1):
             # One Han character is a word, yet seldom a phrase.
-            if length > 1 or not _IDEOGRAPH.match(gram[0]):
-                yield gram
+            if length > 1 or not _IDEOGRAPH.match(word):
+                yield run[-length:]
 
 
 def _within(inner: tuple[str, ...], outer: tuple[str, ...]) -> bool:

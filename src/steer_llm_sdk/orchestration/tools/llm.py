@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderTimeout
 from steer_llm_sdk.evidence import parse_path
-from steer_llm_sdk.orchestration._call import expect_answers
+from steer_llm_sdk.orchestration._call import expect_answers, time_left
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.orchestration.tools._bundle import Job, Outcome, Slot, make_bundle
@@ -47,8 +47,8 @@ class _CallOptions(BaseModel):
 class LLMOptions(_CallOptions):
     """The options of an LLMTool; each goes before what the tool was made with.
 
-    `model` is a name, a Model, an adapter, or a list of them. `timeout_ms` bounds each request. `streaming` shows the
-    text as it comes, in delta events. The others are what a run tells every tool.
+    `model` is a name, a Model, an adapter, or a list of them. `timeout_ms` bounds the whole call. `streaming` shows
+    the text as it comes, in delta events. The others are what a run tells every tool.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -183,12 +183,11 @@ class LLMTool(Tool):
         """`content`, `usage` and `cost_usd` of all its calls; in `metadata` who answered, and what is to be known."""
         chosen = read_options(LLMOptions, _without_bundle_options(options or {}))
         question = self._asking.question(request, chosen)
-        if chosen.timeout_ms is not None:
-            question = replace(question, timeout=chosen.timeout_ms / 1000)
+        routes = self._models.chosen(chosen.model)
         events = self._asking.events(event_manager) if chosen.streaming else None
         account = Account()
         try:
-            answer = await ask(question, self._models.chosen(chosen.model), account, events)
+            answer = await _in_time(ask(question, routes, account, events), chosen.timeout_ms, routes)
         finally:
             if events is not None:
                 await events.flush()
@@ -305,6 +304,23 @@ class _Asking:
 
     def events(self, manager: EventManager | None) -> TextEvents | None:
         return None if manager is None else TextEvents(manager, is_json=self._output is not None)
+
+
+async def _in_time(work: Awaitable[Answer], timeout_ms: float | None, routes: Sequence[Route]) -> Answer:
+    """Within the tool's own limit, where the deadline of the run is not the earlier one: that is the run's to keep."""
+    left = time_left()
+    if timeout_ms is None or (left is not None and left <= timeout_ms / 1000):
+        return await work
+    timer = asyncio.timeout(timeout_ms / 1000)
+    try:
+        async with timer:
+            return await work
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        late = ProviderTimeout(f"no answer within timeout_ms = {timeout_ms:g}", routes[0].adapter.target)
+        late.is_retryable = False
+        raise late from None
 
 
 async def _replicate(question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot) -> Outcome:

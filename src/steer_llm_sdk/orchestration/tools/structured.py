@@ -222,12 +222,19 @@ def _checked_by_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
     # Only a schema given as a mapping needs the validator.
     import jsonschema_rs
 
+    elsewhere: list[str] = []
+
+    def fetch_nothing(uri: str) -> NoReturn:
+        elsewhere.append(uri)
+        raise ValueError(uri)
+
     try:
-        plain = json_value(schema)
-        validator = jsonschema_rs.validator_for(plain, retriever=_fetch_nothing)
+        validator = jsonschema_rs.validator_for(json_value(schema), retriever=fetch_nothing)
     except (ValueError, RecursionError) as error:
-        reason = _short(str(error).splitlines()[0])
-        raise InvalidRequest("output_type", schema, f"it is no JSON Schema that can be used here: {reason}") from error
+        reason = f"it is no JSON Schema: {_short(str(error).splitlines()[0])}"
+        if elsewhere:
+            reason = f"$ref to {_short(elsewhere[0])} is not followed; put the definition into the schema, under $defs"
+        raise InvalidRequest("output_type", schema, reason) from error
 
     def check(value: Any) -> Any:
         problems = [(error.instance_path, error.message) for error in validator.iter_errors(value)]
@@ -236,10 +243,6 @@ def _checked_by_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
         return value
 
     return check
-
-
-def _fetch_nothing(uri: str) -> NoReturn:
-    raise ValueError(f"$ref to {uri} is not followed; put the definition into the schema, under $defs")
 
 
 def _mismatch(problems: Sequence[tuple[Sequence[str | int], str]]) -> InvalidAnswer:

@@ -156,7 +156,7 @@ class _Call:
         if response.finish_reason == "content_filter":
             says = f"{name}: the provider withheld the answer"
             raise ContentFiltered(says, target, request_id=request_id, code="content_filter", usage=usage)
-        if not exchange.ended and (response.provider_details or {}).get("finish_reason") is None:
+        if exchange.truncated and (response.provider_details or {}).get("finish_reason") is None:
             says = f"{name}: the stream stopped without a finish reason or an end marker"
             raise TruncatedStream(says, target, request_id=request_id)
         if not response.parts and response.finish_reason != "length":

@@ -98,6 +98,8 @@ def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
         return by_status
     if isinstance(error, ai.ModelAPIError) and error.provider_error_type == "invalid_request_error":
         return errors.RequestRejected
+    if exchange.truncated:
+        return errors.TruncatedStream
     return errors.BadResponse if exchange.sent else errors.RequestRejected
 
 
@@ -149,6 +151,8 @@ def _says(kind: type[ProviderError], error: Exception, endpoint: Endpoint, excha
         return f"no byte for {seconds:g} s ({limit}); the call may have been billed"
     if exchange.no_stream is not None:
         return f"answered with {exchange.no_stream}"
+    if exchange.status is not None and 300 <= exchange.status < 400:
+        return f"redirects to {exchange.headers.get('location', 'nowhere')}; write that address as base_url"
     status = _status_of(error)
     if status is not None:
         where = f"reported {status} inside its stream" if exchange.began else f"answered {status}"
@@ -157,10 +161,10 @@ def _says(kind: type[ProviderError], error: Exception, endpoint: Endpoint, excha
         return f"reported an error inside its stream: {_detail(error)}"
     if issubclass(kind, errors.ConnectionFailed):
         return _connection(error, endpoint)
+    if kind is errors.TruncatedStream:
+        return "the stream stopped without a finish reason or an end marker"
     if kind is errors.ProviderTimeout:
         return f"no byte for {LONGEST_SILENCE:g} s; the call may have been billed"
-    if exchange.status is not None and 300 <= exchange.status < 400:
-        return f"redirects to {exchange.headers.get('location', 'nowhere')}; write that address as base_url"
     return f"the answer cannot be read: {_detail(error)}" if exchange.sent else _detail(error)
 
 

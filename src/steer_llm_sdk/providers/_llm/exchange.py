@@ -35,7 +35,7 @@ class NotAStream(Exception):
 class Exchange:
     """One request and what became of it.
 
-    `body` is what was sent. `status` and `headers` are those of the response; `began`: some of its body came. `silence`
+    `body` is what was sent. `status` and `headers` are those of the response; `began`: some of its body came; `over`: all of it that will. `silence`
     is the limit that ran out, by name, and its seconds. `no_stream` says what came instead of a stream. `ended`: the
     wire's own end marker was seen.
     """
@@ -47,6 +47,7 @@ class Exchange:
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     began: bool = False
+    over: bool = False
     silence: tuple[str, float] | None = None
     no_stream: str | None = None
     tail: bytes = field(default=b"", repr=False)
@@ -60,13 +61,18 @@ class Exchange:
         return any(marker in self.tail for marker in _END_MARKERS)
 
     @property
+    def truncated(self) -> bool:
+        return self.over and not self.ended
+
+    @property
     def request_id(self) -> str | None:
         return self.headers.get("x-request-id") or self.headers.get("request-id")
 
-    def took(self, chunk: bytes) -> bytes:
-        self.began = True
-        self.tail = (self.tail + chunk)[-_TAIL:]
-        return chunk
+    def take(self, chunk: bytes | None) -> None:
+        """Some of the body, None at its end."""
+        self.began = self.began or chunk is not None
+        self.over = chunk is None
+        self.tail = (self.tail + (chunk or b""))[-_TAIL:]
 
 
 current_exchange: ContextVar[Exchange] = ContextVar("current_exchange")
@@ -149,7 +155,8 @@ class _Watch:
         if self._exchange.began:
             due = None if limit is None else self._loop.time() + limit
         chunk = await self._within(due, anext(iterator, None))
-        return chunk if chunk is None else self._exchange.took(chunk)
+        self._exchange.take(chunk)
+        return chunk
 
     async def _within(self, due: float | None, step: Awaitable[T]) -> T:
         try:

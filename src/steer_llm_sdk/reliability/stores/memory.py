@@ -73,5 +73,10 @@ class MemoryStore:
         if finished is not None and now >= finished.until:
             del self._finished[key]
             finished = None
-        # A claim outlives its lease until somebody else takes it: the fingerprint still guards the key.
-        return finished or self._claimed.get(key)
+        claimed = self._claimed.get(key)
+        # A claim outlives its lease until somebody else takes it, for the fingerprint still guards the key; but not for
+        # longer than a result would have been remembered.
+        if claimed is not None and now >= claimed.until + claimed.ttl:
+            del self._claimed[key]
+            claimed = None
+        return finished or claimed

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import parsedate_to_datetime
 
 import anthropic
 import httpx2
 import openai
 import pytest
+from official_clients import CLAUDE, GPT, QUESTION, Clients
 
 from steer_llm_sdk.providers.simulated import SimulatedServer
-
-from .conftest import CLAUDE, GPT, QUESTION, Clients, clients_of
 
 CALLS = ("openai_whole", "openai_stream", "anthropic_whole", "anthropic_stream")
 
@@ -142,16 +142,23 @@ async def test_a_reset_breaks_an_answer_in_one_piece(server: SimulatedServer, cl
     assert isinstance(other.value.__cause__, httpx2.ReadError)
 
 
+async def seen_before(error: type[Exception], stream: AsyncIterator[object]) -> int:
+    """How many chunks come before that error."""
+    seen = 0
+    try:
+        async for _ in stream:
+            seen += 1
+    except error:
+        return seen
+    raise AssertionError(f"the stream came to a good end after {seen} chunks")
+
+
 async def test_a_reset_breaks_a_stream_after_its_first_chunks(server: SimulatedServer, clients: Clients) -> None:
     await server.set_faults("reset:chunks=3")
     stream = await clients.openai.chat.completions.create(
         model=GPT, messages=[{"role": "user", "content": QUESTION}], stream=True
     )
-    seen = []
-    with pytest.raises(openai.APIConnectionError):
-        async for chunk in stream:
-            seen.append(chunk)
-    assert len(seen) == 3
+    assert await seen_before(openai.APIConnectionError, stream) == 3
     with pytest.raises(httpx2.ReadError):
         await clients.anthropic_stream()
 
@@ -171,11 +178,7 @@ async def test_a_stall_delivers_its_chunks_and_then_nothing(server: SimulatedSer
     stream = await impatient.openai.chat.completions.create(
         model=GPT, messages=[{"role": "user", "content": QUESTION}], stream=True
     )
-    seen = []
-    with pytest.raises(openai.APITimeoutError):
-        async for chunk in stream:
-            seen.append(chunk)
-    assert len(seen) == 4
+    assert await seen_before(openai.APITimeoutError, stream) == 4
     with pytest.raises(httpx2.ReadTimeout):
         await impatient.anthropic_stream()
     with pytest.raises(openai.APITimeoutError):
@@ -191,8 +194,7 @@ async def test_what_is_late_arrives_whole_in_the_end(fault: str, name: str) -> N
         naps.append(seconds)
 
     async with SimulatedServer(faults=fault, sleep=sleep) as late, SimulatedServer() as punctual:
-        ours, theirs = clients_of(late.base_url), clients_of(punctual.base_url)
-        async with ours.openai, ours.anthropic, theirs.openai, theirs.anthropic:
+        async with Clients(late.base_url) as ours, Clients(punctual.base_url) as theirs:
             assert _text(await call(ours, name)) == _text(await call(theirs, name))
     assert naps == [7.0]
 
@@ -209,8 +211,7 @@ async def test_silence_with_an_end_is_a_connection_that_ended_without_a_word() -
         return None
 
     async with SimulatedServer(faults="silence:seconds=60", sleep=sleep) as server:
-        clients = clients_of(server.base_url)
-        async with clients.openai, clients.anthropic:
+        async with Clients(server.base_url) as clients:
             with pytest.raises(openai.APIConnectionError) as caught:
                 await clients.openai_whole()
     assert isinstance(caught.value.__cause__, httpx2.RemoteProtocolError)
@@ -279,9 +280,7 @@ async def test_a_wrong_content_type_stands_over_the_right_answer(server: Simulat
     assert response.text.endswith("data: [DONE]\n\n") if stream else response.json()["choices"]
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"), [(429, "rate_limit_error"), (500, "api_error"), (529, "overloaded_error")]
-)
+@pytest.mark.parametrize(("status", "kind"), [(429, "rate_limit_error"), (500, "api_error"), (529, "overloaded_error")])
 async def test_an_error_event_ends_a_stream_that_began_well(
     server: SimulatedServer, clients: Clients, status: int, kind: str
 ) -> None:
@@ -325,8 +324,7 @@ async def test_the_same_seed_gives_the_same_faults_and_another_seed_others() -> 
 async def test_an_outage_begins_and_ends_by_the_clock() -> None:
     now = 0.0
     async with SimulatedServer(faults="outage:from=2,to=30,as=529", clock=lambda: now) as server:
-        clients = clients_of(server.base_url)
-        async with clients.openai, clients.anthropic:
+        async with Clients(server.base_url) as clients:
             assert await clients.anthropic_whole()
             now = 2.0
             with pytest.raises(anthropic.OverloadedError):
@@ -336,20 +334,38 @@ async def test_an_outage_begins_and_ends_by_the_clock() -> None:
 
 
 async def test_nobody_listens_during_an_outage_and_somebody_after_it() -> None:
-    async with SimulatedServer(faults="outage:from=0,to=0.02,as=refuse") as server:
-        async with httpx2.AsyncClient(base_url=server.base_url) as client:
-            with pytest.raises(httpx2.ConnectError):
-                await client.get("/v1/models")
-            statuses = []
-            while not statuses:
-                try:
-                    statuses.append((await client.get("/v1/models")).status_code)
-                except httpx2.ConnectError:
-                    continue
-        assert statuses == [200]
+    now, over, naps = 0.0, asyncio.Event(), []
+
+    async def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        await over.wait()
+
+    async with (
+        SimulatedServer(faults="outage:from=0,to=30,as=refuse", clock=lambda: now, sleep=sleep) as server,
+        httpx2.AsyncClient(base_url=server.base_url) as client,
+    ):
+        with pytest.raises(httpx2.ConnectError):
+            await client.get("/v1/models")
+        now = 30.0
+        over.set()
+        await until_somebody_listens(server.port)
+        assert (await client.get("/v1/models")).status_code == 200
+    assert naps == [30.0]
 
 
-async def test_a_request_under_way_is_finished_when_the_listening_ends(server: SimulatedServer, clients: Clients) -> None:
+async def until_somebody_listens(port: int) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            continue
+        writer.close()
+        return await writer.wait_closed()
+
+
+async def test_a_request_under_way_is_finished_when_nobody_listens_any_more(
+    server: SimulatedServer, clients: Clients
+) -> None:
     stream = await clients.openai.chat.completions.create(
         model=GPT, messages=[{"role": "user", "content": QUESTION}], stream=True
     )

@@ -7,10 +7,9 @@ from collections import Counter
 import anthropic
 import openai
 import pytest
+from official_clients import CLAUDE, GPT, QUESTION, Clients
 
 from steer_llm_sdk.providers.simulated import SimulatedServer, shipped_recording
-
-from .conftest import CLAUDE, GPT, QUESTION, Clients
 
 FIRST = shipped_recording().questions[0]
 
@@ -25,9 +24,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, question: str = QUESTION, 
 
 
 async def test_openai_gets_the_recorded_text_with_usage_finish_reason_and_request_id(clients: Clients) -> None:
-    reply = await clients.openai.chat.completions.create(
-        model=GPT, messages=[{"role": "user", "content": FIRST.text}]
-    )
+    reply = await clients.openai.chat.completions.create(model=GPT, messages=[{"role": "user", "content": FIRST.text}])
     assert reply.choices[0].message.content == FIRST.answers[GPT].text
     assert (reply.model, reply.choices[0].finish_reason) == (GPT, "stop")
     assert reply.usage is not None
@@ -188,7 +185,9 @@ async def test_what_is_not_served_is_a_404_that_lists_what_is(clients: Clients) 
 async def test_two_servers_give_the_same_answers_and_ids() -> None:
     seen = []
     for _ in range(2):
-        async with SimulatedServer() as server, openai.AsyncOpenAI(base_url=server.base_url + "/v1", api_key="a") as one:
-            reply = await one.chat.completions.create(model="demo", messages=[{"role": "user", "content": QUESTION}])
+        async with SimulatedServer() as server, Clients(server.base_url) as clients:
+            reply = await clients.openai.chat.completions.create(
+                model="demo", messages=[{"role": "user", "content": QUESTION}]
+            )
             seen.append((reply.id, reply._request_id, reply.model, reply.choices[0].message.content))
     assert seen[0] == seen[1]

@@ -1,0 +1,149 @@
+"""`steer-llm run` from the command line to recorded answers and back, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from steer_llm_sdk.cli.exits import Exit
+from steer_llm_sdk.cli.main import app
+
+QUESTION = "crux-test-#24"
+MODEL = "recorded:gpt-4o-2024-05-13"
+RIGHT = "[45, 3, 61, 39, 27, 47]"
+
+
+class Ran:
+    def __init__(self, *arguments: str, stdin: bytes | None = None, env: dict[str, str] | None = None) -> None:
+        result = CliRunner().invoke(app, ["run", *arguments], input=stdin, env=env)
+        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> str:
+    form = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(form), encoding="utf-8")
+    return str(path)
+
+
+def test_the_answer_is_on_stdout_and_everything_else_on_stderr() -> None:
+    ran = Ran(QUESTION, "--model", MODEL)
+    assert ran.code == Exit.OK
+    assert RIGHT in ran.out
+    assert "answering" not in ran.out
+    first, last = ran.err.splitlines()
+    assert first.startswith(f"steer-llm: answering: {MODEL} (what real models once answered; nothing is sent or spent)")
+    assert last.startswith("succeeded · ask · 1 call · ")
+
+
+def test_json_on_stdout_is_the_whole_output_and_nothing_else() -> None:
+    ran = Ran(QUESTION, "--model", MODEL, "--json")
+    assert ran.json["status"] == "succeeded"
+    assert ran.json["metadata"]["simulated"] is True
+    assert ran.json["cost_usd"] > 0
+
+
+def test_steer_model_answers_where_no_model_is_named() -> None:
+    ran = Ran(QUESTION, "--json", env={"STEER_MODEL": MODEL})
+    assert ran.json["metadata"]["model"] == "gpt-4o-2024-05-13"
+    assert "named by STEER_MODEL" in ran.err
+
+
+def test_a_named_model_goes_before_steer_model() -> None:
+    ran = Ran(QUESTION, "--model", MODEL, "--json", env={"STEER_MODEL": "openai:never-asked"})
+    assert ran.json["metadata"]["model"] == "gpt-4o-2024-05-13"
+
+
+def test_a_question_comes_from_standard_input_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "q").write_text(QUESTION, encoding="utf-8")
+    assert RIGHT in Ran("-", "--model", MODEL, stdin=QUESTION.encode()).out
+    assert RIGHT in Ran(f"@{tmp_path}/q", "--model", MODEL).out
+
+
+def test_k_answers_become_votes(schema: str) -> None:
+    ran = Ran(QUESTION, "--model", "recorded:demo", "-k", "4", "--schema", schema, "--option", "seeds=[0, 1, 2, 5]")
+    assert ran.code == Exit.OK
+    (row,) = (line.split("  ") for line in ran.out.splitlines() if line.startswith("answer"))
+    assert [part.strip() for part in row if part.strip()] == ["answer", f'"{RIGHT}"', "4 of 4"]
+    assert "4 of 4 answers valid" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_a_bundle_that_is_not_whole_is_partial(schema: str) -> None:
+    """One of these ten models gave no JSON that can be read, asked twice."""
+    seeds = json.dumps(list(range(10)))
+    ran = Ran("crux-test-#776", "-m", "recorded:demo", "-k", "10", "--schema", schema, "-o", f"seeds={seeds}", "--json")
+    assert ran.code == Exit.PARTIAL
+    assert ran.json["content"]["evidence_bundle"]["meta"]["k_completed"] == 9
+
+
+def test_a_model_that_fails_is_followed_by_the_next() -> None:
+    closed = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "sk-test-000000"}
+    ran = Ran(QUESTION, "-m", "openai:gpt-5-mini", "-m", MODEL, "--json", env=closed)
+    assert ran.code == Exit.OK
+    assert ran.json["metadata"]["model"] == "gpt-4o-2024-05-13"
+    assert "sk-test" not in ran.out + ran.err
+
+
+def test_streamed_text_is_the_same_text_once() -> None:
+    assert Ran(QUESTION, "-m", MODEL, "--stream").out == Ran(QUESTION, "-m", MODEL).out
+
+
+def test_streamed_json_is_one_event_a_line_and_the_output_last() -> None:
+    lines = [json.loads(line) for line in Ran(QUESTION, "-m", MODEL, "--stream", "--json").out.splitlines()]
+    assert [line["event"]["type"] for line in lines[:-1] if line["event"]["type"] != "delta"] == [
+        "start",
+        "usage",
+        "complete",
+    ]
+    text = "".join(line["event"]["delta"] for line in lines[:-1] if line["event"]["type"] == "delta")
+    assert text == lines[-1]["output"]["content"]
+
+
+def test_a_question_that_was_not_recorded_is_refused_with_a_sentence() -> None:
+    ran = Ran("Who are you?", "--model", MODEL)
+    assert ran.code == Exit.BAD_INPUT
+    assert ran.out == ""
+    assert "100 questions and no others" in ran.err
+
+
+def test_a_budget_that_does_not_allow_the_request_is_refused_before_it_is_sent() -> None:
+    ran = Ran(QUESTION, "--model", MODEL, "--budget", "tokens=3")
+    assert ran.code == Exit.BUDGET
+    assert ran.out == ""
+    assert "tokens budget exceeded" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hello", "--model", "gpt-4o"], "write one of openai:NAME"),
+        (["hello", "--model", "recorded:nobody"], "recorded:demo"),
+        (["hello", "--model", "openai:gpt-5-mini"], "OPENAI_API_KEY"),
+        (["hello", "--model", MODEL, "-k", "11"], "at most 10"),
+        (["hello", "--model", MODEL, "--option", "colour=blue"], "colour"),
+        (["hello", "--tool", "nobody"], "Tool 'nobody' not found"),
+        (["hello", "--tool", "text_analyzer", "--schema", "x.json"], "--schema"),
+        (["hello", "--model", MODEL, "--schema", "/no/such/file"], "--schema"),
+        (["hello", "--model", MODEL, "--timeout", "nan"], "--timeout"),
+        (["hello", "--model", MODEL, "--idempotency-key", ""], "idempotency_key"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(arguments: list[str], said: str) -> None:
+    ran = Ran(*arguments)
+    assert (ran.code, ran.out) == (Exit.BAD_INPUT, "")
+    assert said in ran.err
+    assert len(ran.err.splitlines()) <= 2  # who answers, and what is wrong
+
+
+def test_a_request_may_carry_an_idempotency_key() -> None:
+    assert Ran(QUESTION, "--model", MODEL, "--idempotency-key", "k-1").code == Exit.OK

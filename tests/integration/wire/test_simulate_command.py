@@ -1,0 +1,115 @@
+"""`steer-llm simulate` and `steer-llm record`, from the shell."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import typer
+from official_clients import GPT, QUESTION, Clients
+from typer.testing import CliRunner
+
+from steer_llm_sdk.cli.record import record
+from steer_llm_sdk.cli.simulate import simulate
+from steer_llm_sdk.providers.simulated import SimulatedServer
+
+app = typer.Typer()
+app.command()(simulate)
+app.command()(record)
+
+
+def say(*words: str) -> tuple[int, str]:
+    """Exit code, and what was said on either channel."""
+    result = CliRunner().invoke(app, [*words])
+    return result.exit_code, result.output
+
+
+def test_the_list_has_every_question_and_model_within_80_columns() -> None:
+    code, said = say("simulate", "--list")
+    lines = said.splitlines()
+    assert code == 0
+    assert len([line for line in lines if line.startswith("  crux-test-#")]) == 100
+    assert len([line for line in lines if line.endswith(("  raw", "  extracted"))]) == 51
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--fault", "5O3"], "fault.kind"),
+        (["--fault", "503", "--fault", "503:rate=2"], "fault.rate"),
+        (["--upstream", "no-such-file"], "upstream"),
+        (["--speed", "2"], "speed"),
+        (["--port", "70000"], "port"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_the_name_of_the_field(words: list[str], says: str) -> None:
+    code, said = say("simulate", *words)
+    assert code == 2
+    assert says in said
+
+
+async def test_a_port_that_is_taken_ends_with_2(server: SimulatedServer) -> None:
+    code, said = say("simulate", "--port", str(server.port))
+    assert (code, str(server.port) in said) == (2, True)
+
+
+def test_recording_needs_an_endpoint_with_a_host(tmp_path: Path) -> None:
+    assert say("record", "--upstream", "https://", "--out", str(tmp_path / "t"))[0] == 2
+
+
+@contextmanager
+def running(command: str, *words: str) -> Iterator[dict[str, str]]:
+    """The environment that a running command tells its user to set."""
+    program = f"import typer; from steer_llm_sdk.cli.{command} import {command}; typer.run({command})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process:
+        lines = iter(process.stdout.readline, "Ctrl-C stops it.\n")
+        told = [line.split("export ")[1].strip().partition("=") for line in lines if "export " in line]
+        yield {name: value for name, _, value in told}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert "Traceback" not in process.communicate()[1]
+
+
+async def test_it_runs_tells_where_and_serves_faults_until_interrupted() -> None:
+    with running("simulate", "--fault", "429:first=1,retry-after=3") as told:
+        assert told["OPENAI_BASE_URL"] == told["ANTHROPIC_BASE_URL"] + "/v1"
+        assert told["OPENAI_API_KEY"] == "simulated"
+        async with Clients(told["ANTHROPIC_BASE_URL"]) as clients:
+            raw = clients.openai.with_options(max_retries=0).chat.completions.with_raw_response
+            with pytest.raises(Exception, match="429") as caught:
+                await raw.create(model=GPT, messages=[{"role": "user", "content": QUESTION}])
+            assert await clients.openai_whole()
+    assert type(caught.value).__name__ == "RateLimitError"
+
+
+async def test_what_record_keeps_simulate_replays_with_faults(server: SimulatedServer, tmp_path: Path) -> None:
+    out = str(tmp_path / "traffic.jsonl")
+    with running("record", "--upstream", server.base_url, "--out", out, "--redact", "user") as told:
+        assert "OPENAI_API_KEY" not in told
+        async with Clients(told["ANTHROPIC_BASE_URL"]) as clients:
+            first = await clients.openai_stream()
+    with running("simulate", "--upstream", out, "--speed", "0", "--fault", "503:after=1") as told:
+        async with Clients(told["ANTHROPIC_BASE_URL"]) as clients:
+            assert await clients.openai_stream() == first
+            with pytest.raises(Exception, match="503"):
+                await clients.openai_stream()
+
+
+def test_it_listens_on_loopback_only_unless_told() -> None:
+    with running("simulate") as told:
+        assert told["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
+        urllib.request.urlopen(told["OPENAI_BASE_URL"] + "/models").close()
