@@ -23,7 +23,7 @@ from purgatory import AsyncCircuitBreakerFactory
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from steer_llm_sdk.orchestration import OrchestrationConfig, ReliableOrchestrator, RuleBasedPlanner, Tool, ToolRegistry
-from steer_llm_sdk.orchestration.planning import create_keyword_based_rule, create_type_based_rule
+from steer_llm_sdk.orchestration.planning import create_type_based_rule
 
 REQUEST = {"type": "summary", "query": "Summarise this text."}
 Case = Callable[[], Awaitable[Any]]
@@ -49,7 +49,7 @@ def orchestrator() -> ReliableOrchestrator:
     registry = ToolRegistry()
     registry.register_tool(NoOp())
     registry.register_tool(Wait())
-    rules = [create_keyword_based_rule(["never"], "query", "noop", priority=20 + i) for i in range(4)]
+    rules = [create_type_based_rule(f"other-{i}", "noop", priority=20 + i) for i in range(4)]
     planner = RuleBasedPlanner([*rules, create_type_based_rule("summary", "noop")])
     return ReliableOrchestrator(planner, registry=registry)
 

@@ -158,9 +158,7 @@ def test_no_module_needs_itself() -> None:
 def test_an_import_inside_a_function_is_of_something_heavy() -> None:
     """The command line may load anything of its own late, so that --help comes at once."""
     hidden = [
-        i
-        for i in IMPORTS
-        if i.nested and not i.typing_only and not i.of_something_heavy and _floor(i.importer) < WAYS
+        i for i in IMPORTS if i.nested and not i.typing_only and not i.of_something_heavy and _floor(i.importer) < WAYS
     ]
     assert not hidden, _lines(hidden)
 

@@ -67,19 +67,17 @@ class Tally:
     by_model: dict[str, Counter[str]] = field(default_factory=dict)
     right: int = 0
     confidences: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
     attempts: int = 0
     answered: int = 0
     tokens: int = 0
 
 
 def readable(text: str) -> str | None:
-    """The answer in a recorded reply by an account of its own: strict JSON, a fenced block, or the outermost braces."""
-    candidates = [text, *re.findall(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)]
-    if "{" in text and "}" in text:
-        candidates.append(text[text.index("{") : text.rindex("}") + 1])
-    for candidate in candidates:
+    """The answer in a recorded reply by an account of its own: the first JSON object in it that has one."""
+    for start in (match.start() for match in re.finditer("{", text)):
         try:
-            value = json.loads(candidate)
+            value, _ = json.JSONDecoder().raw_decode(text, start)
         except ValueError:
             continue
         if isinstance(value, dict) and isinstance(value.get("answer"), str):
@@ -137,6 +135,7 @@ def _add_up(question: Question, output: OrchestrationOutput, tally: Tally) -> No
     if bundle.summary.confidence is not None:
         tally.confidences.append(bundle.summary.confidence)
     tally.attempts += len(output.attempts)
+    tally.errors.update(line["error"]["type"] + ": " + line["error"]["message"][:90] for line in output.attempts if "error" in line)
     tally.answered += sum(line["outcome"] == "succeeded" for line in output.attempts)
     tally.tokens += tokens_of(output.usage)
 

@@ -93,7 +93,7 @@ class ToolExecutionError(OrchestratorError):
         is_retryable: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(f"Tool '{tool_name}' failed: {original_error}")
+        super().__init__(f"Tool '{tool_name}' failed: {str(original_error) or type(original_error).__name__}")
         self.tool_name = tool_name
         self.original_error = original_error
         self.metadata: dict[str, Any] = dict(metadata or {})

@@ -33,7 +33,7 @@ GOOD_CALLS = 8
 DYING = (f"503:after={GOOD_CALLS},first=2", f"silence:after={GOOD_CALLS + 2}", PACE)
 """How the first provider ends: some answers, two 503, and then it takes requests and says nothing."""
 
-OPEN_FOR = 1.5
+OPEN_FOR = 2.5
 """Seconds for which an open circuit keeps calls away before it lets probes through."""
 
 

@@ -44,8 +44,11 @@ def show_output(output: OrchestrationOutput, *, printed: str = "") -> None:
         show_evidence(evidence, out)
     else:
         _show_content(output.content, out, printed)
-    if output.errors or any(line["outcome"] != "succeeded" for line in output.attempts):
-        err.print(attempts_table(output.attempts))
+    attempts = output.attempts
+    if output.status == "failed" and not attempts:
+        return
+    if any(line["outcome"] != "succeeded" for line in attempts):
+        err.print(attempts_table(attempts))
     err.print(Text(summary_line(output), style="dim"), soft_wrap=True)
 
 
@@ -73,7 +76,7 @@ def agreement_line(evidence: EvidenceBundle) -> str:
     asked = f"{meta.k_completed} of {meta.k} answers valid"
     if confidence is None:
         return f"{asked}; no two of them agree, so there is no consensus"
-    return f"{asked}; confidence {confidence:.2f} (share of the votes: stability, not truth)"
+    return f"{asked}; confidence {confidence:.2f} (share of votes: stability, not truth)"
 
 
 def _votes_table(evidence: EvidenceBundle) -> Table:

@@ -99,7 +99,7 @@ async def _race(stage: Stage, naive: NaiveLoop, questions: Sequence[Question], l
 
 
 async def _answer_all(stage: Stage, questions: Sequence[Question], log: Log) -> list[OrchestrationOutput]:
-    options = OrchestrationConfig(timeout_ms=20_000, per_agent_timeout_ms=800)
+    options = OrchestrationConfig(timeout_ms=20_000, per_agent_timeout_ms=1200)
     outputs = []
     async with cast.reliable(stage.models, K) as orchestrator:
         for number, question in enumerate(questions, start=1):
@@ -129,7 +129,8 @@ class Log:
         self._row(f"{self.elapsed:.1f} s", said, "", "yellow")
 
     def ours(self, said: str, good: bool = False) -> None:
-        self._row(f"{self.elapsed:.1f} s", "", said, "green" if good else "")
+        style = "green" if good else "bold" if said.startswith("circuit") else ""
+        self._row(f"{self.elapsed:.1f} s", "", said, style)
 
     def _row(self, at: str, left: str, right: str, style: str) -> None:
         self._out.print(Text(f"{at:>6}  {left:{NAIVE_COLUMN}}{right}".rstrip(), style=style), soft_wrap=True)

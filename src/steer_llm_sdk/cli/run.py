@@ -89,8 +89,8 @@ def run(
 
 run.__doc__ = f"""Ask a model or a tool, and see the answer, what it cost, and what went wrong on the way.
 
-Who answers: --model, else the environment variable STEER_MODEL, else --tool or the planner over the installed tools.
-A key in the environment alone never spends anything.
+Who answers: the tool named by --tool, else the model named by --model or by the environment variable STEER_MODEL, else
+what the planner finds among the installed tools. A key in the environment alone never spends anything.
 
 {MEANING}"""
 
@@ -110,11 +110,18 @@ def _order(
         who = who_answers(models, source)
         return Order(text=text, tool=made, tool_name=ASK, tool_options=tool_options, options=config, who=who)
     if schema is not None:
-        refuse("--schema", schema, "it forms a model's answer: name one with --model, and no --tool")
-    extra = {"k": k, "model": models if len(models) > 1 else next(iter(models), None)}
-    tool_options = {**{name: value for name, value in extra.items() if value is not None}, **tool_options}
-    named_who = who_answers(models, source) if models else None
-    return Order(text=text, tool=None, tool_name=tool_name, tool_options=tool_options, options=config, who=named_who)
+        refuse("--schema", schema, "it forms the answer of a model: name one with --model, and no --tool")
+    asked = {**_given(k=k, model=_one_or_all(named)), **tool_options}
+    named_who = who_answers(named, source) if named else None
+    return Order(text=text, tool=None, tool_name=tool_name, tool_options=asked, options=config, who=named_who)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _one_or_all(named: list[str]) -> str | list[str] | None:
+    return named if len(named) > 1 else next(iter(named), None)
 
 
 def _models(named: list[str]) -> tuple[list[str], str]:

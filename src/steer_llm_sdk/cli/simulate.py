@@ -103,7 +103,8 @@ def listing() -> str:
             f"Each begins: {' '.join(common.split()[:_WORDS])} …",
             *rows,
             "",
-            f"{len(models)} models, and {POOL}: all of them in turn. raw: the whole reply; extracted: its answer only.",
+            f"{len(models)} models, and {POOL}: all of them in turn.",
+            "raw: the reply as it was given; extracted: only its answer was kept.",
             *models,
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -57,7 +57,7 @@ def budget_left() -> tuple[float, float]:
 
 
 async def protected(
-    execute: Callable[[], Awaitable[R]],
+    execute: Callable[[], Coroutine[Any, Any, R]],
     *,
     target: str,
     part: str,
@@ -154,7 +154,7 @@ class Call:
     scope: Scope
     target: str
     part: str
-    execute: Callable[[], Awaitable[Any]]
+    execute: Callable[[], Coroutine[Any, Any, Any]]
     measure: Callable[[Any], Spent]
     worst_case: Amount
     model: str | None = None

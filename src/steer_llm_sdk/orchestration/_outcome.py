@@ -26,7 +26,7 @@ def answered(run: Run, decision: PlanDecision | None, answer: Answer) -> Orchest
     """The output of a run in which a tool answered; the failures before it are kept under `errors`."""
     result = answer.result
     assert result is not None
-    status: str = result.status if answer.acceptable else "partial"
+    status: str = "partial" if not answer.acceptable and result.status != "failed" else result.status
     errors = _described(answer.failures)
     content = result.content
     if status == "failed":

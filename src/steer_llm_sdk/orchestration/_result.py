@@ -37,8 +37,10 @@ class ToolResult(NamedTuple):
     def of(cls, returned: Any) -> ToolResult:
         """An EvidenceBundle; a mapping or model with `content`, `usage`, `cost_usd`, `metadata`; or any value."""
         kind = type(returned)
-        if kind is ToolResult or kind in _SCALARS:
-            return returned if kind is ToolResult else cls(returned)
+        if isinstance(returned, ToolResult):
+            return returned
+        if kind in _SCALARS and (kind is not str or returned.isascii()):
+            return cls(returned)
         if kind is dict:
             return cls._of_mapping(returned)
         if isinstance(returned, EvidenceBundle):
@@ -66,16 +68,15 @@ class ToolResult(NamedTuple):
     @classmethod
     def _of_mapping(cls, returned: Mapping[str, Any]) -> ToolResult:
         content, warning = as_json(returned.get("content", returned))
-        metadata = _mapping(returned.get("metadata"))
+        metadata = json_mapping(returned.get("metadata"))
         if warning:
             metadata = {**metadata, "content_warning": warning}
-        cost = returned.get("cost_usd")
-        known = isinstance(cost, (int, float)) and not isinstance(cost, bool) and math.isfinite(cost)
+        costs = {name: _cost(cost) for name, cost in json_mapping(returned.get("cost_breakdown")).items()}
         return cls(
             content,
-            _mapping(returned.get("usage")),
-            float(cost) if known and cost is not None else None,
-            _mapping(returned.get("cost_breakdown")),
+            json_mapping(returned.get("usage")),
+            _cost(returned.get("cost_usd")),
+            {name: cost for name, cost in costs.items() if cost is not None},
             metadata,
         )
 
@@ -89,10 +90,12 @@ class ToolResult(NamedTuple):
         if self.bundle is None:
             return "succeeded"
         meta = self.bundle.meta
-        if not meta.k_completed:
+        valid = sum(replicate.quality.valid for replicate in self.bundle.replicates)
+        completed = valid if meta.k_completed is None else min(valid, meta.k_completed)
+        if not completed:
             return "failed"
         stopped_well = meta.early_stopped and meta.early_stop_reason in _BY_DECISION
-        return "succeeded" if stopped_well or meta.k_completed >= meta.k else "partial"
+        return "succeeded" if stopped_well or completed >= meta.k else "partial"
 
 
 def spent_of(result: ToolResult) -> Spent:
@@ -101,7 +104,8 @@ def spent_of(result: ToolResult) -> Spent:
 
 def as_json(value: Any) -> tuple[Any, str | None]:
     """`value` in plain JSON types, and a warning where something had to be changed: what was paid for is not lost."""
-    if type(value) in _SCALARS:
+    kind = type(value)
+    if kind in _SCALARS and (kind is not str or value.isascii()):
         return value, None
     try:
         return json_value(value), None
@@ -113,19 +117,30 @@ def _forced(value: Any, depth: int) -> Any:
     if depth == 0:
         return "(nested too deep)"
     if isinstance(value, Mapping):
-        return {str(key): _forced(item, depth - 1) for key, item in value.items()}
+        return {_text(str(key)): _forced(item, depth - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_forced(item, depth - 1) for item in value]
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return _text(value)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return repr(value)
+    return _text(repr(value))
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _text(value: str) -> str:
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def _cost(value: Any) -> float | None:
+    """USD; None for what is no price."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if known and math.isfinite(value) and value >= 0 else None
+
+
+def json_mapping(value: Any) -> dict[str, Any]:
+    """A mapping in plain JSON types; empty where it is none."""
     if not isinstance(value, Mapping):
         return {}
     plain, _ = as_json(value)
@@ -137,11 +152,18 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     means = classify(error)
     info: dict[str, Any] = {
         "type": type(error).__name__,
-        "message": str(error) or type(error).__name__,
+        "message": _message_of(error),
         "code": means.category.value,
         "is_retryable": means.is_retryable,
     }
     known: dict[str, Any] = {"status_code": means.status_code, "retry_after": means.retry_after}
     if isinstance(error, ProviderError):
         known |= {"provider": error.provider, "request_id": error.request_id, "provider_code": error.code}
-    return {**info, **{name: value for name, value in known.items() if value is not None}}
+    return {**info, **{name: as_json(value)[0] for name, value in known.items() if value is not None}}
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return _text(str(error)) or type(error).__name__
+    except Exception:  # a __str__ of somebody else's
+        return type(error).__name__

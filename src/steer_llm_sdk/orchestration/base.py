@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from random import getrandbits
@@ -38,6 +39,8 @@ from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 __all__ = ["BaseOrchestrator", "OrchestrationOutput"]
 
 Self = TypeVar("Self", bound="BaseOrchestrator")
+
+_log = logging.getLogger(__name__)
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _DEFAULTS = OrchestrationConfig()
@@ -121,7 +124,10 @@ class BaseOrchestrator(ABC):
         """Close what the tools that this orchestrator used have opened."""
         tools, self._used = self._used, {}
         for tool in tools.values():
-            await tool.aclose()
+            try:
+                await tool.aclose()
+            except Exception:
+                _log.warning("%r could not be closed", tool, exc_info=True)
 
     # ── accept ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -292,6 +298,8 @@ def _tell_start(events: RunEvents, tool: Tool) -> None:
 
 def _tell_end(events: RunEvents, output: OrchestrationOutput) -> None:
     who = {name: output.metadata.get(name) for name in ("tool_name", "tool_version")}
+    if events.metadata["tool_name"] is None:  # A replay: nothing was started here, and yet start comes before the end.
+        events.tell(StreamStartEvent(metadata=who))
     if output.usage:
         events.tell(StreamUsageEvent(output.usage, metadata=who))
     if output.status == "failed":

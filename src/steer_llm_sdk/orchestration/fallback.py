@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.errors import OrchestratorError, ToolExecutionError
 from steer_llm_sdk.orchestration._call import Run, Scope, enter, leave
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.reliability import use_tool
@@ -13,11 +14,10 @@ from steer_llm_sdk.orchestration.tool_registry import Tool
 
 
 class NotAcceptable(OrchestratorError):
-    """A bundle below the confidence that the caller asked for. `result` is kept: it may be the best there is."""
+    """A bundle that is below what was asked for: `result` is kept, for it may be the best there is."""
 
-    def __init__(self, tool: Tool, result: ToolResult, found: float | None, wanted: float) -> None:
-        shown = "no confidence" if found is None else f"a confidence of {found:.2f}"
-        super().__init__(f"Tool '{tool.name}' came to {shown}; min_confidence is {wanted:g}")
+    def __init__(self, tool: Tool, result: ToolResult, reason: str, found: float | None = None) -> None:
+        super().__init__(f"Tool '{tool.name}' came to {reason}")
         self.tool = tool
         self.result = result
         self.found = -1.0 if found is None else found
@@ -33,7 +33,7 @@ class ToolCall(NamedTuple):
 class Answer(NamedTuple):
     """Who answered, or (`result` None) that nobody did; what went wrong before, in order, by tool.
 
-    `acceptable` False: the best of several bundles that were all below `min_confidence`.
+    `acceptable` False: the best of several bundles that were all without a valid replicate or below `min_confidence`.
     """
 
     tool: Tool
@@ -43,24 +43,34 @@ class Answer(NamedTuple):
 
 
 async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Answer:
-    """Ask the tools in order. The next is tried whatever went wrong, except a request that does not validate."""
+    """Ask the tools in order. The next is tried whatever went wrong, except where the request does not validate for the
+    first: then it is the caller's to correct. What does not suit a fallback may still suit the next."""
     failures: dict[str, Exception] = {}
     for step in plan:
         if failures:
             _tell_fallback(run, plan, step, failures)
-        try:
-            step.tool.validate_request(run.request)
-        except ValueError as error:
-            failures[step.tool.name] = error
-            break
+        objection = _objection(step.tool, run.request)
+        if objection is not None:
+            failures[step.tool.name] = objection
+            if len(failures) == 1 and isinstance(objection, ValueError):
+                break
+            continue
         try:
             result = await _ask(run, step)
-            if min_confidence is not None:
-                _check(step.tool, result, min_confidence)
+            if result.bundle is not None:
+                _check(step.tool, result, result.bundle.summary.confidence, min_confidence)
             return Answer(step.tool, result, failures)
         except Exception as error:
             failures[step.tool.name] = error
     return _best_of(plan, failures)
+
+
+def _objection(tool: Tool, request: Any) -> Exception | None:
+    try:
+        tool.validate_request(request)
+    except Exception as error:
+        return error
+    return None
 
 
 async def _ask(run: Run, step: ToolCall) -> ToolResult:
@@ -69,16 +79,22 @@ async def _ask(run: Run, step: ToolCall) -> ToolResult:
     token = enter(scope)
     try:
         return await use_tool(scope, tool, step.options)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Nobody cancelled the run: the tool met a cancellation of its own making, and that is a failure of the tool.
+        raise ToolExecutionError(tool.name, error) from error
     finally:
         leave(token)
 
 
-def _check(tool: Tool, result: ToolResult, min_confidence: float) -> None:
-    if result.bundle is None:
-        return
-    found = result.bundle.summary.confidence
-    if found is None or found < min_confidence:
-        raise NotAcceptable(tool, result, found, min_confidence)
+def _check(tool: Tool, result: ToolResult, found: float | None, wanted: float | None) -> None:
+    if result.status == "failed":
+        raise NotAcceptable(tool, result, "no valid replicate")
+    if wanted is not None and (found is None or found < wanted):
+        shown = "no confidence" if found is None else f"a confidence of {found:.2f}"
+        raise NotAcceptable(tool, result, f"{shown}; min_confidence is {wanted:g}", found)
 
 
 def _best_of(plan: Sequence[ToolCall], failures: dict[str, Exception]) -> Answer:
@@ -95,3 +111,4 @@ def _tell_fallback(run: Run, plan: Sequence[ToolCall], step: ToolCall, failures:
         return
     name, error = list(failures.items())[-1]
     run.tell("fallback", {"from": name, "to": step.tool.name, "error": describe_error(error)})
+    run.events.metadata.update(tool_name=step.tool.name, tool_version=step.tool.version)

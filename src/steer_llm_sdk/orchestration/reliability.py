@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Attempt, Call, Scope, Spent
-from steer_llm_sdk.orchestration._result import ToolResult, describe_error, spent_of
+from steer_llm_sdk.orchestration._result import ToolResult, describe_error, json_mapping, spent_of
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
@@ -83,9 +84,10 @@ class ReliableToolExecutor:
                 (retry, self._retry()),
                 (breaker, Breaker(self.breakers)),
                 (reserve, Reserve()),
+                (True, record),
                 (timeout, AttemptTimeout()),
             ]
-            folded = self._folded[key] = compose([policy for wanted, policy in order if wanted], send)
+            folded = self._folded[key] = compose([policy for wanted, policy in order if wanted], execute)
         return folded
 
     def _retry(self) -> Retry:
@@ -97,8 +99,8 @@ class ReliableToolExecutor:
         )
 
 
-async def send(call: Call) -> Any:
-    """The innermost step: one attempt goes out and is written into the run's timeline."""
+async def record(call: Call, next: Next[Call, Any], /) -> Any:
+    """The policy that writes each attempt into the run's timeline, with how it ended and what it used."""
     run = call.scope.run
     call.attempts += 1
     started = run.clock()
@@ -111,7 +113,7 @@ async def send(call: Call) -> Any:
     )
     run.timeline.append(line)
     try:
-        result = await call.execute()
+        result = await next(call)
         line.spent = call.measure(result)
         line.outcome = "succeeded"
         return result
@@ -121,10 +123,15 @@ async def send(call: Call) -> Any:
     except Exception as error:
         line.outcome, line.error = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
-            line.spent = Spent(error.usage)
+            line.spent = Spent(json_mapping(error.usage))
         raise
     finally:
         line.elapsed_ms = (run.clock() - started) * 1000
+
+
+def execute(call: Call) -> Coroutine[Any, Any, Any]:
+    """The innermost step."""
+    return call.execute()
 
 
 async def use_tool(scope: Scope, tool: Tool, options: dict[str, Any]) -> ToolResult:
@@ -132,12 +139,12 @@ async def use_tool(scope: Scope, tool: Tool, options: dict[str, Any]) -> ToolRes
     run = scope.run
     request, events = run.request, run.events
     if tool.composite:
-        return ToolResult.of(await tool.execute(request, options, events))
+        return ToolResult.of(await tool.execute(copied(request), copied(options), events))
     target, part = tool.targets[0]
 
     async def execute() -> ToolResult:
-        # A copy for each attempt: what one of them writes into its options is not seen by the next.
-        return ToolResult.of(await tool.execute(request, options.copy(), events))
+        # Copies for each attempt: what one of them writes into them is seen by nobody else, least of all the caller.
+        return ToolResult.of(await tool.execute(copied(request), copied(options), events))
 
     call = Call(
         scope=scope,

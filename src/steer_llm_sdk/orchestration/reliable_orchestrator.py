@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
 from steer_llm_sdk.orchestration._call import Call, Run
@@ -21,6 +21,11 @@ from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 _NOTHING_KNOWN = PlanRequest()
 
 
+def _plans_by_rule(planner: Planner) -> TypeGuard[RuleBasedPlanner]:
+    """Whether `plan` is RuleBasedPlanner's own, and not that of a subclass that means something else."""
+    return type(planner).plan is RuleBasedPlanner.plan
+
+
 class ReliableOrchestrator(BaseOrchestrator):
     """Breakers, limits and remembered results belong to this instance."""
 
@@ -33,6 +38,8 @@ class ReliableOrchestrator(BaseOrchestrator):
         registry: ToolRegistry | None = None,
     ) -> None:
         self.planner = planner or RuleBasedPlanner()
+        # Its own plan() is decide() with a copy for the caller to keep; the flow only reads, and needs none.
+        self._decide = self.planner.decide if _plans_by_rule(self.planner) else None
         self.reliability_config = reliability_config or ReliabilityConfig()
         super().__init__(
             registry,
@@ -52,7 +59,11 @@ class ReliableOrchestrator(BaseOrchestrator):
         view = self.registry.planning_view()
         if not view:
             raise NoEligibleTool
-        decision = await self.planner.plan(run.request, view, self._context(run.options))
+        context = self._context(run.options)
+        if self._decide is not None:
+            decision = self._decide(run.request, view, context)
+        else:
+            decision = await self.planner.plan(run.request, view, context)
         return Plan(tuple(self._steps(run, decision)), decision)
 
     def _steps(self, run: Run, decision: PlanDecision) -> Iterator[ToolCall]:

@@ -52,4 +52,4 @@ def _load(remembered: bytes) -> OrchestrationOutput:
 
 
 def _copy(output: OrchestrationOutput) -> OrchestrationOutput:
-    return _load(output.model_dump_json().encode())
+    return output.model_copy(deep=True, update={"replayed": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from steer_llm_sdk.streaming.manager import EventManager
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "steer_llm_sdk.tools"
 
@@ -187,9 +189,14 @@ def _installed() -> dict[str, Tool]:
 
 def _load(points: Iterable[Any]) -> Iterator[tuple[str, Tool]]:
     for point in points:
-        made = point.load()
-        tool = made if isinstance(made, Tool) else made()
-        yield tool.name, tool
+        try:
+            made = point.load()
+            tool = made if isinstance(made, Tool) else made()
+            if not isinstance(tool, Tool):
+                raise TypeError(f"expected a Tool, got {type(tool).__name__}")
+            yield tool.name, tool
+        except Exception:  # One broken package must not take the others with it.
+            _log.warning("the installed tool %s (%s) cannot be loaded", point.name, point.value, exc_info=True)
 
 
 def _describe(tool: Tool) -> dict[str, Any]:

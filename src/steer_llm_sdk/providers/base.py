@@ -29,7 +29,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
-    """One request to one model. None means: the provider's default.
+    """One request to one model. None means: the provider's default; for `max_tokens`, what the adapter sends instead.
 
     `schema` is the JSON Schema the answer must have. `timeout` bounds the whole call, `first_byte_timeout` the silence
     before the first byte, `chunk_timeout` the silence between two; all in seconds.
@@ -79,9 +79,11 @@ class ModelAdapter(Protocol):
         """What a breaker protects: the provider, and its base URL where that is not the usual one."""
         ...
 
-    async def request(
-        self, request: ModelRequest, on_text: Callable[[str], None] | None = None
-    ) -> ModelReply:
+    async def prepare(self) -> None:
+        """Load and open what requests need; the second time, nothing. Called before an attempt's clock starts."""
+        ...
+
+    async def request(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelReply:
         """Stream underneath; `on_text` gets each piece as it comes. No retries of its own."""
         ...
 

@@ -67,6 +67,9 @@ class PydanticAIAdapter:
     def target(self) -> str:
         return self._endpoint.target
 
+    async def prepare(self) -> None:
+        await self._client()
+
     async def request(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelReply:
         """One attempt. `on_text` gets each piece of text as it comes; what it raises is passed on as it is."""
         client = await self._client()

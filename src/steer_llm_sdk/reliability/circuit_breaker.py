@@ -218,7 +218,7 @@ class Circuit:
         return self if lane is whole else self._with_whole(lane)
 
     def state(self, now: float, part: str | None = None) -> CircuitState:
-        """As an observer would put it: a lane is half-open as soon as the next call, here of that part, will probe it."""
+        """As an observer would put it: half-open as soon as the next call, where given of that part, will probe."""
         own = None if part is None else self.narrowed.get(part)
         whole = _state_of(self.whole, now, part if own is None else None)
         states = [whole] if own is None else [whole, _state_of(own, now, None)]

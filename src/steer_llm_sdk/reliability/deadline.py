@@ -117,6 +117,8 @@ async def stop(task: asyncio.Task[Any]) -> None:
         if not task.done():
             _abandoned.add(task)
             task.add_done_callback(_forget)
+        elif not task.cancelled():
+            task.exception()  # Seen: whoever stops work does not ask how it ended.
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

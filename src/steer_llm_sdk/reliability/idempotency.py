@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from steer_llm_sdk.errors import ConflictError, StoreUnavailable
 from steer_llm_sdk.reliability.deadline import Deadline, Late, stop, watch
@@ -32,11 +32,20 @@ class IdempotencyManager:
     cache of finished runs: without leases, so two processes may do the same work.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # A subclass with only `get` and `store` may have an `__init__` of its own that knows nothing of this one.
+        manager = super().__new__(cls)
+        manager._begin(900, 1000)
+        return manager
+
     def __init__(self, ttl_seconds: float = 900, max_entries: int = 1000) -> None:
         if not ttl_seconds > 0:
             raise ValueError(f"ttl_seconds: {ttl_seconds!r} cannot be used; give a positive number of seconds")
         if max_entries < 1:
             raise ValueError(f"max_entries: {max_entries!r} cannot be used; give a whole number from 1")
+        self._begin(ttl_seconds, max_entries)
+
+    def _begin(self, ttl_seconds: float, max_entries: int) -> None:
         self.ttl_seconds = ttl_seconds
         self.max_entries = max_entries
         self.flights: dict[str, Flight[Any]] = {}
@@ -117,7 +126,10 @@ class Work(Generic[R]):
 
 
 class Flight(Generic[R]):
-    """Work under way and the callers who wait for it."""
+    """Work under way and the callers who wait for it.
+
+    `apart` is a copy of the result, made before any of several callers has the result to write in.
+    """
 
     def __init__(self, fingerprint: str, deadline: Deadline) -> None:
         self.fingerprint = fingerprint
@@ -125,21 +137,25 @@ class Flight(Generic[R]):
         self.waiting = 0
         self.closing = False
         self.task: asyncio.Task[R]
+        self.apart: R | None = None
 
     async def wait(self, deadline: Deadline | None) -> R:
-        """Wait for the work until `deadline`. The last to leave takes the work along."""
+        """Wait for the work until `deadline`, then Late. The last to leave takes the work along."""
         self.waiting += 1
         self.deadline.at = max(self.deadline.at, math.inf if deadline is None else deadline.at)
+        in_time = False
         try:
             await watch(self.task, None if deadline is None else deadline.at)
+            in_time = self.task.done()
         finally:
             self.waiting -= 1
             if not self.waiting and not self.task.done():
                 self.closing = True  # Nobody may join work that is being cancelled.
                 await stop(self.task)
-        if not self.task.done() or self.task.cancelled():
-            raise Late
-        return self.task.result()
+        if in_time:
+            return self.task.result()
+        finished = self.task.done() and not self.task.cancelled() and self.task.exception() is None
+        raise Late(True, self.task.result()) if finished else Late
 
 
 async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
@@ -150,13 +166,14 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
         flight = None  # It ends, or runs on another loop: the store tells what becomes of it.
     if flight is None:
         flight = Flight(work.fingerprint, Deadline(-math.inf, deadline.limit_ms if deadline else math.inf, firm=False))
-        flight.task = asyncio.get_running_loop().create_task(_lead(manager, work, flight))
+        flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
         flights[work.key] = flight
         flight.task.add_done_callback(lambda task: _land(flights, work.key, flight))
         return await flight.wait(deadline)
     if flight.fingerprint != work.fingerprint:
         raise ConflictError(work.name)
-    return work.copy(await flight.wait(deadline))
+    result = await flight.wait(deadline)
+    return work.copy(result if flight.apart is None else flight.apart)
 
 
 def _land(flights: dict[str, Flight[Any]], key: str, flight: Flight[Any]) -> None:
@@ -164,6 +181,13 @@ def _land(flights: dict[str, Flight[Any]], key: str, flight: Flight[Any]) -> Non
         del flights[key]
     if not flight.task.cancelled():
         flight.task.exception()  # Seen: whoever still waits gets it, and if nobody does it is no news.
+
+
+async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
+    result = await _lead(manager, work, flight)
+    if flight.waiting > 1:
+        flight.apart = work.copy(result)
+    return result
 
 
 async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
@@ -200,8 +224,7 @@ async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: F
     remembered = False
     try:
         result = await work.run(flight.deadline)
-        kept = work.dump(result)
-        remembered = kept is not None and await _settle(store, work.key, token, kept)
+        remembered = await _settle(store, token, work, result)
         return result
     finally:
         heart.let_go(work.key, token)
@@ -209,9 +232,14 @@ async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: F
             await _quietly(store.release(work.key, token))
 
 
-async def _settle(store: IdempotencyStore, key: str, token: int, kept: bytes) -> bool:
+async def _settle(store: IdempotencyStore, token: int, work: Work[R], result: R) -> bool:
     """A result that cannot be remembered was still paid for: the caller gets it."""
-    return bool(await _quietly(store.settle(key, token, kept)))
+    try:
+        kept = work.dump(result)
+    except ValueError as error:
+        _log.warning("a result cannot be remembered: %s", error)
+        return False
+    return kept is not None and bool(await _quietly(store.settle(work.key, token, kept)))
 
 
 async def _quietly(action: Awaitable[bool]) -> bool:
@@ -235,6 +263,7 @@ class Heart:
         loop = asyncio.get_running_loop()
         self._claims[key, token] = loop
         if loop not in self._timers:
+            self._timers = {other: timer for other, timer in self._timers.items() if not other.is_closed()}
             self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
 
     def let_go(self, key: str, token: int) -> None:

@@ -103,9 +103,9 @@ class Retry:
         waited = 0.0
         failed: Exception | None = None
         while True:
-            if call.sent >= self._max_total_attempts * call.answers:
-                raise AttemptsUsedUp(call.sent)
             try:
+                if call.sent >= self._max_total_attempts * call.answers:
+                    raise AttemptsUsedUp(call.sent)
                 return await next(call)
             except Rejected as refusal:
                 # After a failure, the failure is the news; that the next attempt was refused is how it ended.

@@ -7,7 +7,8 @@ import inspect
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from steer_llm_sdk.models.events import (
     StreamStartEvent,
     StreamUsageEvent,
 )
+from steer_llm_sdk.models.plain import copied
 
 Handler = Callable[[Any], Any]
 Redactor = Callable[[dict[str, Any]], dict[str, Any]]
@@ -157,16 +159,22 @@ class RunEvents(EventManager):
             self._hand_over(handler, complete)
 
     async def flush(self, until: float | None = None) -> None:
-        """Let async handlers catch up, for what is left of ALLOWANCE and never past `until` (loop time)."""
-        if self._drain is None:
-            return
-        now = asyncio.get_running_loop().time()
-        left = ALLOWANCE - self._taken
-        if until is not None:
-            left = min(left, max(until - now, 0.01))
-        done, _ = await asyncio.wait({self._drain}, timeout=max(left, 0.0))
-        if not done:
-            self._drop(f"they had not finished {left:.2g} s after the run")
+        """Let async handlers catch up, for what is left of ALLOWANCE and never past `until` (loop time).
+
+        Then the run is over: what is told after that, by work that was left behind, is no part of it.
+        """
+        drain = self._drain
+        try:
+            if drain is not None and not drain.done():
+                await asyncio.wait({drain}, timeout=self._patience(until))
+        finally:
+            if drain is not None and not drain.done():
+                self._drop("they had not finished when the run was over")
+            self._dropped = True
+
+    def _patience(self, until: float | None) -> float:
+        left = max(ALLOWANCE - self._taken, 0.0)
+        return left if until is None else min(left, max(until - asyncio.get_running_loop().time(), 0.01))
 
     async def _emit(self, event: StreamEvent) -> None:
         self.tell(event)
@@ -175,13 +183,15 @@ class RunEvents(EventManager):
         metadata = {**self.metadata, "trace_id": self.trace_id, **event.metadata}
         if self.sdk_version:
             metadata.setdefault("sdk_version", self.sdk_version)
+        own: dict[str, Any] = {} if event.PAYLOAD is None else {event.PAYLOAD: copied(getattr(event, event.PAYLOAD))}
         return replace(
             event,
+            **own,
             provider=event.provider or "orchestrator",
             model=event.model or "orchestrator",
             request_id=event.request_id or self.request_id or "",
             timestamp=event.timestamp or time.time(),
-            metadata=metadata,
+            metadata=copied(metadata),
         )
 
     def _redacted(self, event: StreamEvent) -> StreamEvent | None:
@@ -189,12 +199,13 @@ class RunEvents(EventManager):
         if self._redactor is None:
             return event
         try:
-            changes: dict[str, Any] = {"metadata": self._clean(dict(event.metadata))}
-            name = event.PAYLOAD
-            if name is not None:
-                changes[name] = self._clean_payload(name, getattr(event, name))
+            with self._timed():
+                changes: dict[str, Any] = {"metadata": self._clean(dict(event.metadata))}
+                name = event.PAYLOAD
+                if name is not None:
+                    changes[name] = self._clean_payload(name, getattr(event, name))
             return replace(event, **changes)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             _log.warning("the redactor failed: a %s event is withheld", event.type, exc_info=True)
             return None
 
@@ -211,35 +222,49 @@ class RunEvents(EventManager):
         return cleaned
 
     def _hand_over(self, handler: Handler, event: StreamEvent) -> None:
+        if self._dropped:
+            return
         if self._drain is not None and not self._drain.done():
             if len(self._queue) >= BACKLOG:
                 self._drop(f"{BACKLOG} events were waiting for them")
+                return
             self._queue.append((handler, event))
             return
         result = self._call(handler, event)
         if result is not None:
             self._drain = asyncio.get_running_loop().create_task(self._work_off(result, event))
+            if inspect.iscoroutine(result):  # The task may be cancelled before it has begun.
+                self._drain.add_done_callback(lambda _: result.close())
 
     def _call(self, handler: Handler, event: StreamEvent) -> Awaitable[Any] | None:
+        try:
+            with self._timed():
+                result = handler(event)
+        except (Exception, asyncio.CancelledError):  # It may have asked a future that was cancelled.
+            _log.warning("a handler of %s events failed", event.type, exc_info=True)
+            return None
+        return result if inspect.isawaitable(result) else None
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         # The processor's clock, not the loop's: what is measured is how long the loop was held.
         started = time.perf_counter()
         try:
-            result = handler(event)
-        except Exception:
-            _log.warning("a handler of %s events failed", event.type, exc_info=True)
-            return None
+            yield
         finally:
             self._taken += time.perf_counter() - started
             if self._taken > ALLOWANCE:
                 self._drop(f"they held the run for {self._taken:.2g} s")
-        return result if inspect.isawaitable(result) else None
 
     async def _work_off(self, result: Awaitable[Any] | None, event: StreamEvent) -> None:
+        task = asyncio.current_task()
         while True:
             if result is not None:
                 try:
                     await result
-                except Exception:
+                except (Exception, asyncio.CancelledError):
+                    if task is not None and task.cancelling():
+                        return
                     _log.warning("a handler of %s events failed", event.type, exc_info=True)
             if not self._queue:
                 return

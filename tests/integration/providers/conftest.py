@@ -11,6 +11,7 @@ from canned import Answer, Canned, adapter_at
 from steer_llm_sdk.providers.base import Message, ModelAdapter, ModelRequest
 from steer_llm_sdk.providers.simulated import SimulatedServer, shipped_recording
 
+
 @pytest.fixture(autouse=True)
 def _no_endpoints_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "OPENAI_ORG_ID", "OPENAI_CUSTOM_HEADERS"):
@@ -58,5 +59,3 @@ def question() -> ModelRequest:
     """One that the recording answers, with limits that no good answer meets."""
     text = shipped_recording().questions[0].text
     return ModelRequest(messages=(Message("user", text),), timeout=30.0, first_byte_timeout=15.0, chunk_timeout=15.0)
-
-

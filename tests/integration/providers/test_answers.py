@@ -113,7 +113,9 @@ async def test_usage_that_is_not_reported_is_empty_and_its_cost_unknown(canned: 
     assert (reply.usage, reply.cost_usd) == ({}, None)
 
 
-async def test_a_declared_price_wins_over_the_list(simulated: SimulatedServer, wire: str, question: ModelRequest) -> None:
+async def test_a_declared_price_wins_over_the_list(
+    simulated: SimulatedServer, wire: str, question: ModelRequest
+) -> None:
     adapter = adapter_at(simulated.base_url, wire, price=Price(input=1000.0, output=0.0))
     reply = await adapter.request(question)
     await adapter.aclose()
@@ -129,7 +131,9 @@ async def test_a_server_on_this_machine_is_local_and_has_no_list_price(canned: S
     assert (reply.local, reply.simulated, reply.cost_usd) == (True, False, None)
 
 
-async def test_an_answer_cut_at_its_limit_is_an_answer_that_says_so(adapter: ModelAdapter, question: ModelRequest) -> None:
+async def test_an_answer_cut_at_its_limit_is_an_answer_that_says_so(
+    adapter: ModelAdapter, question: ModelRequest
+) -> None:
     reply = await adapter.request(replace(question, max_tokens=5))
     assert reply.finish_reason == "length"
     assert len(reply.text) <= 20
@@ -158,6 +162,26 @@ async def test_what_on_text_raises_is_passed_on_as_it_is(adapter: ModelAdapter, 
     with pytest.raises(LookupError, match="enough"):
         await adapter.request(question, stop)
     assert (await adapter.request(question)).text
+
+
+async def test_a_timeout_of_on_text_is_no_timeout_of_the_provider(
+    adapter: ModelAdapter, question: ModelRequest
+) -> None:
+    def late(text: str) -> None:
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        await adapter.request(question, late)
+
+
+async def test_preparing_sends_nothing(canned: Start) -> None:
+    server = await canned(stream(*OK_OPENAI))
+    adapter = adapter_at(server.url, "openai")
+    await adapter.prepare()
+    await adapter.prepare()
+    assert server.connections == 0
+    assert (await adapter.request(asking())).text == "yes"
+    await adapter.aclose()
 
 
 async def test_many_at_once_do_not_mix(question: ModelRequest) -> None:

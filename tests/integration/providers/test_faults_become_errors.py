@@ -192,9 +192,7 @@ async def test_an_exhausted_quota_is_no_rate_limit(
 
 
 @pytest.mark.parametrize("chunks", [0, 3])
-@pytest.mark.parametrize(
-    ("status", "kind"), [(500, ProviderUnavailable), (429, RateLimited), (400, RequestRejected)]
-)
+@pytest.mark.parametrize(("status", "kind"), [(500, ProviderUnavailable), (429, RateLimited), (400, RequestRejected)])
 async def test_an_error_inside_a_stream_becomes_its_class(
     simulated: SimulatedServer,
     adapter: ModelAdapter,
@@ -239,7 +237,7 @@ async def test_a_question_that_was_not_recorded_is_refused_with_a_sentence() -> 
 
 async def test_a_prompt_that_is_too_long_says_so(canned: Start, wire: str) -> None:
     body = {
-        "openai": b'{"error": {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}}',
+        "openai": b'{"error": {"message": "too long", "code": "context_length_exceeded"}}',
         "anthropic": b'{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9 > 8"}}',
     }[wire]
     server = await canned(raw("400 Bad Request", "application/json", body))

@@ -104,16 +104,16 @@ async def test_headers_alone_are_no_first_byte(canned: Start, wire: str) -> None
     assert "(first_byte_timeout)" in str(error)
 
 
-@pytest.mark.parametrize("limits", [{"first_byte_timeout": 0.1}, {"timeout": 0.1}])
-async def test_a_call_that_is_given_up_closes_its_connection(
-    canned: Start, wire: str, limits: dict[str, float]
-) -> None:
+@pytest.mark.parametrize(
+    "request_", [asking(first_byte_timeout=0.1), replace(asking(), timeout=0.1)], ids=["silence", "timeout"]
+)
+async def test_a_call_that_is_given_up_closes_its_connection(canned: Start, wire: str, request_: ModelRequest) -> None:
     async def answer(server: Canned, writer: asyncio.StreamWriter) -> bool:
         return await server.left.wait()
 
     server = await canned(answer)
     adapter = adapter_at(server.url, wire)
-    await overdue(adapter, replace(asking(), **limits))
+    await overdue(adapter, request_)
     async with asyncio.timeout(5):
         await server.left.wait()
     await adapter.aclose()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import httpx2
 import pytest
-from official_clients import PATIENCE, Clients
+from official_clients import PATIENCE, Clients, bare
 
 from steer_llm_sdk.providers.simulated import SimulatedServer
 
@@ -26,7 +25,7 @@ async def clients(server: SimulatedServer) -> AsyncIterator[Clients]:
 @pytest.fixture
 async def impatient(server: SimulatedServer) -> AsyncIterator[Clients]:
     """Clients that soon give up, in front of a server that has loaded all it needs."""
-    async with httpx2.AsyncClient(base_url=server.base_url) as client:
+    async with bare(server.base_url) as client:
         await client.get("/v1/models")
     async with Clients(server.base_url, patience=PATIENCE) as made:
         yield made

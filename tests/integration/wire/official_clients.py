@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import Self
@@ -16,6 +17,15 @@ CLAUDE = "claude-3-haiku-20240307"
 
 PATIENCE = 0.1
 """Seconds of silence after which the clients of these tests give up."""
+
+
+CERTIFICATES = ssl.create_default_context()
+"""Read once: nothing here is encrypted, and each client would read them again, for longer than most tests take."""
+
+
+def bare(base_url: str, *, timeout: float = 10.0) -> httpx2.AsyncClient:
+    """A client of no provider, which sees everything."""
+    return httpx2.AsyncClient(base_url=base_url, timeout=timeout, verify=CERTIFICATES)
 
 
 class Clients:
@@ -37,13 +47,25 @@ class Clients:
 
     @cached_property
     def openai(self) -> openai.AsyncOpenAI:
-        made = openai.AsyncOpenAI(base_url=f"{self._base_url}/v1", api_key="any", max_retries=0, timeout=self._timeout)
+        made = openai.AsyncOpenAI(
+            base_url=f"{self._base_url}/v1",
+            api_key="any",
+            max_retries=0,
+            timeout=self._timeout,
+            http_client=openai.DefaultAsyncHttpx2Client(verify=CERTIFICATES),
+        )
         self._closing.push_async_callback(made.close)
         return made
 
     @cached_property
     def anthropic(self) -> anthropic.AsyncAnthropic:
-        made = anthropic.AsyncAnthropic(base_url=self._base_url, api_key="any", max_retries=0, timeout=self._timeout)
+        made = anthropic.AsyncAnthropic(
+            base_url=self._base_url,
+            api_key="any",
+            max_retries=0,
+            timeout=self._timeout,
+            http_client=anthropic.DefaultAsyncHttpxClient(verify=CERTIFICATES),
+        )
         self._closing.push_async_callback(made.close)
         return made
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import anthropic
 import httpx2
 import openai
 import pytest
-from official_clients import CLAUDE, GPT, Clients
+from official_clients import CLAUDE, GPT, Clients, bare
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers.simulated import SimulatedServer
@@ -17,7 +18,7 @@ from steer_llm_sdk.providers.simulated.server import CallCount
 
 @pytest.fixture
 async def control(server: SimulatedServer) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(base_url=server.control_url) as client:
+    async with bare(server.control_url) as client:
         yield client
 
 
@@ -54,6 +55,31 @@ async def test_an_answer_that_breaks_off_counts_as_the_status_that_was_sent(
     with pytest.raises(openai.APIConnectionError):
         await clients.openai_whole()
     assert server.calls() == [CallCount(GPT, 200, "reset", 1)]
+
+
+async def test_a_client_that_does_not_wait_for_a_late_answer_counts_as_having_got_none(
+    server: SimulatedServer, impatient: Clients
+) -> None:
+    await server.set_faults(["silence:first=1", "slow"])
+    for _ in range(2):
+        with pytest.raises(openai.APITimeoutError):
+            await impatient.openai_whole()
+    while server.requests < 2:
+        await asyncio.sleep(0)
+    assert server.calls() == [CallCount(GPT, None, "silence", 1), CallCount(GPT, None, "slow", 1)]
+    assert server.upstream_calls == 0
+
+
+async def test_a_connection_to_the_control_port_outlives_an_outage(server: SimulatedServer) -> None:
+    _, port = server.control_url.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
+    for faults in ("", '"refuse"', ""):
+        body = f'{{"faults": [{faults}]}}'.encode()
+        writer.write(b"PUT /__faults HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        await reader.readuntil(b"}")
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_listing_models_counts_for_nothing(server: SimulatedServer, clients: Clients) -> None:
@@ -104,7 +130,7 @@ async def test_a_bad_fault_in_code_is_refused_and_changes_nothing(server: Simula
 async def test_control_answers_on_the_models_port_too_and_on_its_own_while_nobody_listens_there(
     server: SimulatedServer, control: httpx2.AsyncClient
 ) -> None:
-    async with httpx2.AsyncClient(base_url=server.base_url) as client:
+    async with bare(server.base_url) as client:
         assert (await client.put("/__faults", json={"faults": ["refuse"]})).status_code == 200
         with pytest.raises(httpx2.ConnectError):
             await client.get("/__faults")
@@ -146,7 +172,7 @@ async def test_a_fault_may_be_for_one_model_only(server: SimulatedServer, client
 async def test_faults_may_be_set_before_the_server_runs() -> None:
     server = SimulatedServer()
     await server.set_faults("503")
-    async with server, httpx2.AsyncClient(base_url=server.base_url) as client:
+    async with server, bare(server.base_url) as client:
         assert (await client.post("/v1/chat/completions", json={})).status_code == 503
 
 

@@ -12,7 +12,7 @@ import anthropic
 import httpx2
 import openai
 import pytest
-from official_clients import CLAUDE, GPT, QUESTION, Clients
+from official_clients import CLAUDE, GPT, QUESTION, Clients, bare
 
 from steer_llm_sdk.providers.simulated import SimulatedServer
 
@@ -193,9 +193,13 @@ async def test_what_is_late_arrives_whole_in_the_end(fault: str, name: str) -> N
     async def sleep(seconds: float) -> None:
         naps.append(seconds)
 
-    async with SimulatedServer(faults=fault, sleep=sleep) as late, SimulatedServer() as punctual:
-        async with Clients(late.base_url) as ours, Clients(punctual.base_url) as theirs:
-            assert _text(await call(ours, name)) == _text(await call(theirs, name))
+    async with (
+        SimulatedServer(faults=fault, sleep=sleep) as late,
+        SimulatedServer() as punctual,
+        Clients(late.base_url) as ours,
+        Clients(punctual.base_url) as theirs,
+    ):
+        assert _text(await call(ours, name)) == _text(await call(theirs, name))
     assert naps == [7.0]
 
 
@@ -210,10 +214,12 @@ async def test_silence_with_an_end_is_a_connection_that_ended_without_a_word() -
     async def sleep(seconds: float) -> None:
         return None
 
-    async with SimulatedServer(faults="silence:seconds=60", sleep=sleep) as server:
-        async with Clients(server.base_url) as clients:
-            with pytest.raises(openai.APIConnectionError) as caught:
-                await clients.openai_whole()
+    async with (
+        SimulatedServer(faults="silence:seconds=60", sleep=sleep) as server,
+        Clients(server.base_url) as clients,
+    ):
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await clients.openai_whole()
     assert isinstance(caught.value.__cause__, httpx2.RemoteProtocolError)
 
 
@@ -229,7 +235,7 @@ async def test_a_stream_without_its_end_looks_complete_but_for_the_finish_reason
 
 async def test_the_right_end_marker_is_what_is_missing_on_the_wire(server: SimulatedServer) -> None:
     body = {"model": GPT, "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
-    async with httpx2.AsyncClient(base_url=server.base_url) as client:
+    async with bare(server.base_url) as client:
         whole = (await client.post("/v1/chat/completions", json=body)).text
         await server.set_faults("no-end")
         cut = (await client.post("/v1/chat/completions", json=body)).text
@@ -274,7 +280,7 @@ async def test_an_empty_answer_has_everything_but_the_answer(server: SimulatedSe
 async def test_a_wrong_content_type_stands_over_the_right_answer(server: SimulatedServer, stream: bool) -> None:
     body = {"model": GPT, "stream": stream, "messages": [{"role": "user", "content": QUESTION}]}
     await server.set_faults("wrong-type")
-    async with httpx2.AsyncClient(base_url=server.base_url) as client:
+    async with bare(server.base_url) as client:
         response = await client.post("/v1/chat/completions", json=body)
     assert response.headers.get_list("content-type") == ["application/octet-stream"]
     assert response.text.endswith("data: [DONE]\n\n") if stream else response.json()["choices"]
@@ -305,7 +311,7 @@ async def test_faults_of_a_stream_leave_an_answer_in_one_piece_alone(
 async def outcomes(seed: int, how_many: int = 40) -> list[int | str]:
     async with SimulatedServer(faults=["503:rate=0.3", "drop:rate=0.2"], seed=seed) as server:
         seen: list[int | str] = []
-        async with httpx2.AsyncClient(base_url=server.base_url) as client:
+        async with bare(server.base_url) as client:
             for _ in range(how_many):
                 try:
                     body = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}]}
@@ -323,14 +329,16 @@ async def test_the_same_seed_gives_the_same_faults_and_another_seed_others() -> 
 
 async def test_an_outage_begins_and_ends_by_the_clock() -> None:
     now = 0.0
-    async with SimulatedServer(faults="outage:from=2,to=30,as=529", clock=lambda: now) as server:
-        async with Clients(server.base_url) as clients:
-            assert await clients.anthropic_whole()
-            now = 2.0
-            with pytest.raises(anthropic.OverloadedError):
-                await clients.anthropic_whole()
-            now = 30.0
-            assert await clients.anthropic_whole()
+    async with (
+        SimulatedServer(faults="outage:from=2,to=30,as=529", clock=lambda: now) as server,
+        Clients(server.base_url) as clients,
+    ):
+        assert await clients.anthropic_whole()
+        now = 2.0
+        with pytest.raises(anthropic.OverloadedError):
+            await clients.anthropic_whole()
+        now = 30.0
+        assert await clients.anthropic_whole()
 
 
 async def test_nobody_listens_during_an_outage_and_somebody_after_it() -> None:
@@ -342,7 +350,7 @@ async def test_nobody_listens_during_an_outage_and_somebody_after_it() -> None:
 
     async with (
         SimulatedServer(faults="outage:from=0,to=30,as=refuse", clock=lambda: now, sleep=sleep) as server,
-        httpx2.AsyncClient(base_url=server.base_url) as client,
+        bare(server.base_url) as client,
     ):
         with pytest.raises(httpx2.ConnectError):
             await client.get("/v1/models")

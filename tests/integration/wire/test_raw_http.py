@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from official_clients import GPT, QUESTION
 
-from steer_llm_sdk.providers.simulated import SimulatedServer
+from steer_llm_sdk.providers.simulated import SimulatedServer, _http
 
 BODY = json.dumps({"model": GPT, "messages": [{"role": "user", "content": QUESTION}]}).encode()
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -49,6 +49,19 @@ async def test_a_body_that_is_no_json_object_is_a_400(wire: Pair, body: bytes, s
     head, answer = await exchange(wire, request + body)
     assert head.startswith(b"HTTP/1.1 400 ")
     assert says in json.loads(answer)["error"]["message"]
+
+
+async def test_a_target_that_is_no_path_is_a_400(wire: Pair) -> None:
+    head, _ = await exchange(wire, b"GET @elsewhere/v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_body_without_measure_is_a_400(wire: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_http, "MAX_BODY", 9)
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n0123456789"
+    head, body = await exchange(wire, request)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert "longer than 9 bytes" in json.loads(body)["error"]["message"]
 
 
 async def test_one_connection_serves_one_request_after_the_other(wire: Pair) -> None:

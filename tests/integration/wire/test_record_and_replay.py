@@ -8,12 +8,13 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from official_clients import GPT, QUESTION, Clients
+from official_clients import GPT, QUESTION, Clients, bare
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers.simulated import SimulatedServer, shipped_recording
 from steer_llm_sdk.providers.simulated._http import HttpRequest, HttpResponse
 from steer_llm_sdk.providers.simulated.proxy import ProxyUpstream
+from steer_llm_sdk.providers.simulated.server import CallCount
 from steer_llm_sdk.providers.simulated.sources import upstream_named
 from steer_llm_sdk.providers.simulated.traffic import RecordedTraffic, TrafficRecorder
 
@@ -35,7 +36,7 @@ async def all_four(clients: Clients) -> list[object]:
 
 
 async def raw(base_url: str, stream: bool, **headers: str) -> tuple[int, str, str]:
-    async with httpx2.AsyncClient(base_url=base_url) as client:
+    async with bare(base_url) as client:
         response = await client.post("/v1/chat/completions", json={**BODY, "stream": stream}, headers=headers)
     return response.status_code, response.headers["content-type"], response.text
 
@@ -45,9 +46,9 @@ async def test_the_official_clients_work_through_the_proxy_and_against_the_repla
 ) -> None:
     async with recorder_of(server, tmp_path / "t") as recorder, Clients(recorder.base_url) as through:
         first = await all_four(through)
-    async with SimulatedServer(RecordedTraffic.read(tmp_path / "t", speed=0.0)) as replay:
-        async with Clients(replay.base_url) as again:
-            second = await all_four(again)
+    traffic = RecordedTraffic.read(tmp_path / "t", speed=0.0)
+    async with SimulatedServer(traffic) as replay, Clients(replay.base_url) as again:
+        second = await all_four(again)
     assert first == second
     assert server.requests == 4
 
@@ -79,7 +80,7 @@ async def test_the_key_reaches_the_endpoint_and_never_the_file(tmp_path: Path) -
     async with (
         SimulatedServer(Endpoint()) as endpoint,
         recorder_of(endpoint, tmp_path / "t") as recorder,
-        httpx2.AsyncClient(base_url=recorder.base_url) as client,
+        bare(recorder.base_url) as client,
     ):
         answer = await client.post(f"/v1/chat/completions?key={CANARY}", json=BODY, headers=headers)
     assert seen == [f"Bearer {CANARY}", f"key={CANARY}", f"session={CANARY}"]
@@ -93,7 +94,7 @@ async def test_named_fields_of_requests_and_answers_are_not_in_the_file(
     answer = shipped_recording().questions[0].answers[GPT].text
     async with (
         recorder_of(server, tmp_path / "t", "user", "content") as recorder,
-        httpx2.AsyncClient(base_url=recorder.base_url) as client,
+        bare(recorder.base_url) as client,
     ):
         for stream in (False, True):
             sent = {**BODY, "user": CANARY, "stream": stream}
@@ -162,7 +163,7 @@ async def test_faults_in_front_of_an_endpoint_are_those_in_front_of_the_recordin
     async def said(which: SimulatedServer) -> str:
         received = b""
         await which.set_faults(fault)
-        async with httpx2.AsyncClient(base_url=which.base_url, timeout=0.1) as client:
+        async with bare(which.base_url, timeout=0.1) as client:
             try:
                 async with client.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as response:
                     async for piece in response.aiter_bytes():
@@ -186,6 +187,14 @@ async def test_an_endpoint_that_nobody_serves_is_a_502_that_says_so(server: Simu
     assert server.base_url in text
 
 
+async def test_the_path_reaches_the_endpoint_as_it_was_written(
+    server: SimulatedServer, in_front: SimulatedServer
+) -> None:
+    async with bare(in_front.base_url) as client:
+        found = await client.get("/v1/models/Llama-3.1-405B-Inst%40sambanova?with=query")
+    assert found.json()["id"] == "Llama-3.1-405B-Inst@sambanova"
+
+
 async def test_an_endpoint_that_breaks_off_breaks_the_client_too(
     server: SimulatedServer, in_front: SimulatedServer
 ) -> None:
@@ -193,12 +202,13 @@ async def test_an_endpoint_that_breaks_off_breaks_the_client_too(
     for stream in (False, True):
         with pytest.raises(httpx2.RemoteProtocolError):
             await raw(in_front.base_url, stream)
+    assert in_front.calls() == [CallCount(GPT, None, None, 1), CallCount(GPT, 200, None, 1)]
 
 
 async def test_a_client_that_leaves_a_stream_frees_the_endpoint(server: SimulatedServer, tmp_path: Path) -> None:
     async with (
         recorder_of(server, tmp_path / "t") as recorder,
-        httpx2.AsyncClient(base_url=recorder.base_url) as client,
+        bare(recorder.base_url) as client,
     ):
         await recorder.set_faults("stall:chunks=2")
         async with client.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as response:

@@ -16,9 +16,8 @@ FIRST = shipped_recording().questions[0]
 
 async def ask(client: openai.AsyncOpenAI, model: str, question: str = QUESTION, seed: int | None = None) -> str:
     """Who answered."""
-    options = {} if seed is None else {"seed": seed}
     reply = await client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": question}], **options
+        model=model, messages=[{"role": "user", "content": question}], seed=seed
     )
     return reply.model
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx2
 import pytest
+from official_clients import bare
 
 from steer_llm_sdk.providers.simulated import shared_recorded_server
 
@@ -21,7 +21,7 @@ def test_every_thread_gets_the_same_address() -> None:
 
 def test_it_outlives_the_event_loops_of_its_users() -> None:
     async def models() -> int:
-        async with httpx2.AsyncClient(base_url=shared_recorded_server()) as client:
+        async with bare(shared_recorded_server()) as client:
             return len((await client.get("/v1/models")).json()["data"])
 
     assert [asyncio.run(models()) for _ in range(2)] == [52, 52]

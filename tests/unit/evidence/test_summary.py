@@ -49,6 +49,14 @@ def test_a_field_that_the_nearest_lacks_is_laid_over_it() -> None:
     assert found.consensus == {"a": 1, "b": 2}
 
 
+def test_a_field_that_most_lack_is_taken_out_of_the_nearest() -> None:
+    rich = {"a": 1, "b": 1, "c": {"d": 1, "e": 1}}
+    found = summarize(valid(rich, rich, {"a": 1, "b": 1}, {"a": 2}, {"a": 3}), fields=["a", "b", "c.d"])
+    assert (found.nearest, found.consensus) == ("r3", {"a": 1, "b": 1})
+    found = summarize(valid(rich, {"a": 1, "b": 2}, {"a": 1, "b": 3}), fields=["a", "c.d"])
+    assert found.consensus == {"a": 1, "b": 2}
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [("$", ()), ("a", ("a",)), ("a.b", ("a", "b")), ('"a.b".c', ("a.b", "c")), ('a.""', ("a", ""))],

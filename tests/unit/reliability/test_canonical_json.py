@@ -50,7 +50,7 @@ def test_any_text_is_encoded_alike_or_refused_as_half_a_character(text: str) -> 
         ({"b": 1, "a": 2}, '{"a":2,"b":1}'),
         ({"\u20ac": 1, "\r": 2, "\U0001f600": 3, "\ufb33": 4}, '{"\\r":2,"\u20ac":1,"\U0001f600":3,"\ufb33":4}'),
         ([1.0, 1e30, 0.002, 1e-27, -0.0, 4.50], "[1,1e+30,0.002,1e-27,0,4.5]"),
-        ("\x00\x1f\x7f\u2028/\"\\", '"\\u0000\\u001f\x7f\u2028/\\"\\\\"'),
+        ('\x00\x1f\x7f\u2028/"\\', '"\\u0000\\u001f\x7f\u2028/\\"\\\\"'),
         ((1, (2,)), "[1,[2]]"),
         (OrderedDict(b=1, a=2), '{"a":2,"b":1}'),
         (2**53 - 1, "9007199254740991"),
@@ -77,8 +77,8 @@ def test_two_values_have_one_fingerprint_exactly_if_their_canonical_bytes_are_th
     assert (fingerprint(a) == fingerprint(b)) is (rfc8785.dumps(a) == rfc8785.dumps(b))
 
 
-@given(st.dictionaries(st.text(), st.integers(), min_size=2))
-def test_the_order_of_keys_does_not_matter(value: dict[str, int]) -> None:
+@given(st.dictionaries(st.text(), SCALARS, min_size=2))
+def test_the_order_of_keys_does_not_matter(value: dict[str, Any]) -> None:
     turned = dict(reversed(value.items()))
     assert canonical_json(value) == canonical_json(turned)
 
@@ -100,7 +100,7 @@ def test_a_model_counts_as_what_it_dumps_to() -> None:
         [-float("inf")],
         2**53,
         -(2**53),
-        10**5000,
+        [10**5000],
         {"n": 2**60},
         "\ud800",
         {"\ud800": 1},
@@ -116,7 +116,6 @@ def test_a_model_counts_as_what_it_dumps_to() -> None:
         Question.model_construct(text=object()),
         lambda: None,
     ],
-
 )
 def test_what_is_no_json_is_refused_with_a_sentence(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="a request must be JSON") as caught:
@@ -161,4 +160,4 @@ def test_ten_megabytes_of_text_are_read() -> None:
 
 @given(JSON)
 def test_canonical_bytes_read_back_as_an_equal_value(value: Any) -> None:
-    assert canonical_json(json.loads(canonical_json(value))) == canonical_json(value)
+    assert canonical_json(json.loads(canonical_json(value), parse_int=float)) == canonical_json(value)

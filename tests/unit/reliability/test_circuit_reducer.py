@@ -490,8 +490,9 @@ class World:
         circuit = self.circuit
         streaks = sorted((part, [at - self.now for at in ats]) for part, ats in circuit.streaks.items())
         narrowed = sorted((part, lane(of)) for part, of in circuit.narrowed.items())
-        sent = [(name(s.permit.generation), s.permit.part, s.permit.serial, s.part, s.until - self.now)
-                for s in self.sent]
+        sent = [
+            (name(s.permit.generation), s.permit.part, s.permit.serial, s.part, s.until - self.now) for s in self.sent
+        ]
         return repr((lane(circuit.whole), narrowed, streaks, sent))
 
 

@@ -159,8 +159,6 @@ def of_pydantic_ai() -> Iterator[tuple[BaseException, ErrorCategory]]:
 
 def of_the_standard_library() -> Iterator[tuple[BaseException, ErrorCategory]]:
     yield TimeoutError(), C.TIMEOUT
-    yield asyncio.TimeoutError(), C.TIMEOUT
-    yield socket.timeout(), C.TIMEOUT
     yield OSError(errno.ETIMEDOUT, "x"), C.TIMEOUT
     for kind in (ConnectionResetError, ConnectionRefusedError, ConnectionAbortedError, BrokenPipeError):
         yield kind(), C.NETWORK

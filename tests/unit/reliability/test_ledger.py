@@ -16,6 +16,14 @@ from steer_llm_sdk.reliability.budget import Ledger, charge_of_failure
 EXACT = pytest.approx(0, abs=1e-9)
 
 
+def refusal(ledger: Ledger, worst: Amount) -> BudgetExceeded | None:
+    try:
+        ledger.reserve(worst)
+    except BudgetExceeded as refused:
+        return refused
+    return None
+
+
 class WithinReservations(RuleBasedStateMachine):
     """No call takes more than was reserved for it."""
 
@@ -31,14 +39,13 @@ class WithinReservations(RuleBasedStateMachine):
     def reserve(self, tokens: int, cost: float) -> Any:
         worst = Amount(tokens, cost)
         before = (self.ledger.tokens_left, self.ledger.cost_left)
-        try:
-            self.ledger.reserve(worst)
-        except BudgetExceeded as refused:
-            assert refused.actual > refused.limit
-            assert (self.ledger.tokens_left, self.ledger.cost_left) == before
-            return None
-        self.reserved.append(worst)
-        return worst
+        refused = refusal(self.ledger, worst)
+        if refused is None:
+            self.reserved.append(worst)
+            return worst
+        assert refused.actual > refused.limit
+        assert (self.ledger.tokens_left, self.ledger.cost_left) == before
+        return None
 
     @rule(worst=consumes(open), share=st.floats(0, 1), known=st.booleans())
     def settle(self, worst: Amount | None, share: float, known: bool) -> None:
@@ -101,9 +108,7 @@ def test_a_refusal_counts_what_is_spent_and_set_aside() -> None:
     ledger.reserve(Amount(30))
 
 
-@pytest.mark.parametrize(
-    ("limits", "excess"), [({"tokens": 10}, Amount(11)), ({"cost_usd": 1.0}, Amount(0, 1.5))]
-)
+@pytest.mark.parametrize(("limits", "excess"), [({"tokens": 10}, Amount(11)), ({"cost_usd": 1.0}, Amount(0, 1.5))])
 def test_an_excess_is_charged_and_stops_even_what_costs_nothing(limits: Any, excess: Amount) -> None:
     ledger = Ledger(**limits)
     ledger.reserve(Amount())

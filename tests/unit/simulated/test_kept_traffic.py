@@ -37,7 +37,7 @@ class Scripted:
 def ask(body: object = None, *, query: str = "", **headers: str) -> HttpRequest:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     data = json.dumps({"model": "m"} if body is None else body).encode()
-    return HttpRequest(method="POST", path="/v1/chat/completions", query=query, headers=named, body=data)
+    return HttpRequest(method="POST", target="/v1/chat/completions", query=query, headers=named, body=data)
 
 
 def answer(body: object, headers: Headers = JSON) -> HttpResponse:
@@ -182,7 +182,7 @@ async def test_a_redacted_field_may_differ_when_the_request_comes_again(tmp_path
 async def test_a_request_that_was_not_recorded_is_a_404_that_says_how_many_were(tmp_path: Path) -> None:
     replay = await kept(tmp_path / "t", (ask({"a": 1}), answer(1)))
     with pytest.raises(ApiError, match="None of the 1 recorded requests") as caught:
-        await replay.respond(HttpRequest(method="POST", path="/elsewhere"))
+        await replay.respond(HttpRequest(method="POST", target="/elsewhere"))
     assert caught.value.status == 404
 
 

@@ -69,6 +69,9 @@ class ScriptedModel:
         finally:
             self.running -= 1
 
+    async def prepare(self) -> None:
+        """Always ready."""
+
     def worst_case(self, request: ModelRequest) -> Amount:
         """Ten tokens in, `max_tokens` out, a thousandth of `cost_usd` for each token."""
         tokens = 10 + (self._tokens_out if request.max_tokens is None else request.max_tokens)

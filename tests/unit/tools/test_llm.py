@@ -16,7 +16,6 @@ from steer_llm_sdk.errors import (
     InvalidOutput,
     InvalidRequest,
     ProviderError,
-    ProviderTimeout,
     RequestRejected,
 )
 from steer_llm_sdk.orchestration import (
@@ -194,6 +193,13 @@ async def test_a_truncated_answer_that_is_no_json_says_why() -> None:
     assert "cut off at max_tokens = 4" in model.said[1]
 
 
+async def test_what_a_failed_request_used_is_counted_at_an_unknown_price() -> None:
+    broken = ProviderError("the stream broke", "a", usage={"total_tokens": 7})
+    a, b = models(broken, "fine")
+    answer = await LLMTool("t", [a, b]).execute("q")
+    assert (answer["usage"]["total_tokens"], answer["cost_usd"]) == (22, None)
+
+
 async def test_an_unpriced_repair_makes_the_whole_unpriced() -> None:
     model = ScriptedModel(Say(text=BAD, reply={"cost_usd": None}), GOOD)
     assert (await LLMTool("t", model, output_type=Fact).execute("Who?"))["cost_usd"] is None
@@ -246,10 +252,10 @@ async def test_the_models_timeout_is_the_time_left_and_the_deadline_speaks_first
 
 async def test_a_timeout_of_the_tool_alone_is_a_failure_of_the_tool() -> None:
     model = ScriptedModel(Say(after=60))
-    with pytest.raises(ProviderTimeout, match="no answer within timeout_ms = 1500"):
+    with pytest.raises(TimeoutError, match="no answer within timeout_ms = 1500"):
         await LLMTool("t", model).execute("q", {"timeout_ms": 1500})
     output = await run(LLMTool("t", model), tool_options={"timeout_ms": 1500}, options={"budget": {"ms": 9000}})
-    assert (output.status, output.content["error"]["is_retryable"], model.cancelled) == ("failed", False, 2)
+    assert (output.status, output.content["error"]["code"], model.cancelled) == ("failed", "timeout", 2)
 
 
 async def test_a_timeout_of_the_models_own_library_is_not_taken_for_the_tools() -> None:
@@ -315,6 +321,15 @@ async def test_a_model_without_a_price_gives_way_to_one_with_it_under_a_cost_bud
     output = await run(LLMTool("t", [a, b]), options={"budget": {"cost_usd": 1.0}})
     assert (output.content, a.requests) == ("fine", [])
     assert "the price of the model is unknown" in output.metadata["failed_models"]["a:m"]
+
+
+async def test_a_run_that_has_used_up_its_attempts_asks_no_further_model() -> None:
+    a, b, c = models(DOWN, DOWN, "fine")
+    registry = ToolRegistry()
+    registry.register_tool(LLMTool("t", [a, b, c]))
+    config = ReliabilityConfig(retry_policy=RetryPolicy(max_attempts=1), max_total_attempts=1)
+    output = await ReliableOrchestrator(registry=registry, reliability_config=config).run("q", "t")
+    assert (output.status, len(a.requests), b.requests, c.requests) == ("failed", 1, [], [])
 
 
 async def test_an_open_circuit_is_answered_by_the_next_model() -> None:

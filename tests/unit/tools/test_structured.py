@@ -181,6 +181,14 @@ def test_a_choice_of_words_is_understood_without_quotes() -> None:
         read("perhaps", Literal["yes", "no"])
 
 
+def test_a_model_that_writes_what_json_cannot_say_does_not_fit() -> None:
+    class Odd(BaseModel):
+        x: float = float("nan")
+
+    with pytest.raises(InvalidAnswer, match="the answer does not fit: nan is not a JSON number"):
+        read("{}", Odd)
+
+
 def test_a_recursive_model_is_an_object() -> None:
     class Node(BaseModel):
         name: str

@@ -7,6 +7,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import Any
 
 from steer_llm_sdk.errors import NoEligibleTool
@@ -62,6 +63,7 @@ class RuleBasedPlanner(Planner):
         self._all: list[PlanningRule] = []
         self._rules: list[_Rule] = []
         self._catalogs = CatalogCache()
+        self._ready: tuple[Tools, dict[int, PlanDecision]] = ({}, {})
         for rule in rules or ():
             self.add_rule(rule)
 
@@ -79,21 +81,56 @@ class RuleBasedPlanner(Planner):
             insort(self._rules, _Rule.of(rule, rule.action), key=lambda entry: -entry.rule.priority)
 
     async def plan(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
-        return self.decide(request, available_tools, context)
+        decision = self.decide(request, available_tools, context)
+        own = {"tool_options": copy.deepcopy(decision.tool_options), "fallback_tools": [*decision.fallback_tools]}
+        return decision.model_copy(update={**own, "metadata": copy.deepcopy(decision.metadata)})
 
     def decide(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
-        """What `plan` answers, without a loop: deciding waits for nothing."""
+        """What `plan` answers, without a loop, and to be read only: a rule that always says the same shares its decision."""
         if not available_tools:
             raise NoEligibleTool
         asked = {"query": request} if isinstance(request, str) else request
-        search = _Search(self, asked, available_tools, context)
+        search: _Search | None = None
+        ready = self._ready_for(available_tools, context)
         for entry in self._rules:
             try:
-                if entry.holds(asked) and (decision := search.first_choice(entry)) is not None:
-                    return decision
+                if not entry.holds(asked):
+                    continue
+                if search is None:
+                    if ready is not None and (known := ready.get(id(entry))) is not None:
+                        return known
+                    search = _Search(self, asked, available_tools, context)
+                if (decision := search.first_choice(entry)) is not None:
+                    return self._kept(decision, entry, search, ready)
             except Exception as error:
+                search = search or _Search(self, asked, available_tools, context)
                 search.skip(entry, error)
+        search = search or _Search(self, asked, available_tools, context)
         return search.without_first_choice(self._catalogs.of(available_tools))
+
+    def _ready_for(self, tools: Tools, context: PlanRequest | None) -> dict[int, PlanDecision] | None:
+        """The decisions made before for these tools, by rule; None where a decision depends on what the context says."""
+        told = context is not None and (
+            context.circuit_breaker_states or context.quality_requirements or context.previous_failures
+        )
+        if told or not isinstance(tools, MappingProxyType):
+            return None
+        if self._ready[0] is not tools:
+            self._ready = (tools, {})
+        return self._ready[1]
+
+    def _kept(
+        self, decision: PlanDecision, entry: _Rule, search: _Search, ready: dict[int, PlanDecision] | None
+    ) -> PlanDecision:
+        clear = not search.skipped and not search.passed_over
+        if (
+            ready is not None
+            and clear
+            and entry.rule.action is not None
+            and entry.rule.action.option_transformer is None
+        ):
+            ready[id(entry)] = decision
+        return decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded, OrchestratorError
 from steer_llm_sdk.evidence import Summary, summarize
@@ -22,6 +22,10 @@ from steer_llm_sdk.orchestration.models.evidence_bundle import (
 )
 from steer_llm_sdk.orchestration.tools.base import BundleOptions
 from steer_llm_sdk.reliability.deadline import GRACE
+
+
+_TICK: Final = 0.001
+"""Seconds within which a time has come: a timer may fire a rounding error early."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,7 @@ async def make_bundle(job: Job) -> EvidenceBundle:
 
     A replicate that fails is an invalid one. Over budget, no more are started; shortly before the deadline of the run,
     with at least one valid replicate, the others are cancelled and what there is is reported. None valid:
-    BudgetExceeded if that is all there was, else AllToolsFailed with every cause. No child outlives this call, except
+    BudgetExceeded if that is all there was, TimeoutError at the tool's own limit, else AllToolsFailed with every cause. No child outlives this call, except
     one that is deaf to cancellation.
     """
     return await _Making(job).make()
@@ -219,12 +223,19 @@ class _Making:
         return None if own is None else self._started + own / 1000 - self._clock()
 
     def _patience(self) -> float | None:
-        """How long to wait for the next replicate. With a valid one in hand the rest of the work needs its time too:
-        the cancelled must end and the summary be made before the deadline."""
-        left = self._left()
-        if left is None:
-            return None
-        return max(0.0, left - self._margin) if self._valid else left
+        """How long to wait for the next replicate.
+
+        With a valid one in hand the rest of the work needs its time too: the cancelled must end and the summary be made
+        before the deadline. Without, the run ends the wait at its own deadline, and a limit of the tool's is kept here.
+        """
+        left = self._left() if self._valid else None
+        if left is not None:
+            return max(0.0, left - self._margin)
+        return max(0.0, self._own_left() or 0.0) if self._own_is_earlier() else None
+
+    def _own_is_earlier(self) -> bool:
+        own, run = self._own_left(), time_left()
+        return own is not None and (run is None or own + _TICK < run)
 
     @property
     def _margin(self) -> float:
@@ -232,14 +243,11 @@ class _Making:
 
     async def _mind_the_time(self) -> None:
         left, own = self._left(), self._own_left()
-        if left is None or left > self._margin:
-            return
         if self._valid:
-            await self._cut()
-        elif own is not None and own <= 0 and time_left() is None:
-            # Within a run the run says so; here nobody else does.
-            limit = self._job.options.timeout_ms or 0.0
-            raise BudgetExceeded("time", limit, (self._clock() - self._started) * 1000)
+            if left is not None and left <= self._margin + _TICK:
+                await self._cut()
+        elif own is not None and own <= _TICK and self._own_is_earlier():
+            raise TimeoutError(f"no valid replicate within timeout_ms = {self._job.options.timeout_ms:g}")
 
     async def _cut(self) -> None:
         self._reason = "deadline"

@@ -238,6 +238,7 @@ class _Asking:
     async def _send(self, request: ModelRequest) -> tuple[ModelReply, int | None]:
         """The reply, and the `max_tokens` it was given."""
         adapter = self.route.adapter
+        await adapter.prepare()
         request = fitted(adapter, request, *self._room())
         worst = adapter.worst_case(request)
         own = self.question.budget

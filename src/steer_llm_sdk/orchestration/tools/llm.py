@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderTimeout
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.evidence import parse_path
 from steer_llm_sdk.orchestration._call import expect_answers, time_left
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
@@ -187,7 +187,7 @@ class LLMTool(Tool):
         events = self._asking.events(event_manager) if chosen.streaming else None
         account = Account()
         try:
-            answer = await _in_time(ask(question, routes, account, events), chosen.timeout_ms, routes)
+            answer = await _in_time(ask(question, routes, account, events), chosen.timeout_ms)
         finally:
             if events is not None:
                 await events.flush()
@@ -306,7 +306,7 @@ class _Asking:
         return None if manager is None else TextEvents(manager, is_json=self._output is not None)
 
 
-async def _in_time(work: Awaitable[Answer], timeout_ms: float | None, routes: Sequence[Route]) -> Answer:
+async def _in_time(work: Awaitable[Answer], timeout_ms: float | None) -> Answer:
     """Within the tool's own limit, where the deadline of the run is not the earlier one: that is the run's to keep."""
     left = time_left()
     if timeout_ms is None or (left is not None and left <= timeout_ms / 1000):
@@ -318,9 +318,7 @@ async def _in_time(work: Awaitable[Answer], timeout_ms: float | None, routes: Se
     except TimeoutError:
         if not timer.expired():
             raise
-        late = ProviderTimeout(f"no answer within timeout_ms = {timeout_ms:g}", routes[0].adapter.target)
-        late.is_retryable = False
-        raise late from None
+        raise TimeoutError(f"no answer within timeout_ms = {timeout_ms:g}") from None
 
 
 async def _replicate(question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot) -> Outcome:

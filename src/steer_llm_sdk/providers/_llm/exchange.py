@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ LONGEST_SILENCE = 600.0
 _CONNECT = 10.0
 _EXCERPT = 300
 _TAIL = 512
-_END_MARKERS = (b"[DONE]", b'"message_stop"')
+# At the start of a line: inside of an event a line break is escaped, so a model cannot write one.
+_END_MARKER = re.compile(rb"^(?:data: ?\[DONE\]|event: ?message_stop)", re.MULTILINE)
 _ENVIRONMENT_HEADERS = ("OpenAI-Organization", "OpenAI-Project")
 _HEADER_VARIABLES = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS")
 
@@ -35,9 +37,9 @@ class NotAStream(Exception):
 class Exchange:
     """One request and what became of it.
 
-    `body` is what was sent. `status` and `headers` are those of the response; `began`: some of its body came; `over`: all of it that will. `silence`
-    is the limit that ran out, by name, and its seconds. `no_stream` says what came instead of a stream. `ended`: the
-    wire's own end marker was seen.
+    `body` is what was sent. `status` and `headers` are those of the response; `began`: some of its body came; `over`:
+    all of it that will. `silence` is the limit that ran out, by name, and its seconds. `no_stream` says what came
+    instead of a stream. `ended`: the wire's own end marker was seen.
     """
 
     first_byte_timeout: float | None = None
@@ -58,7 +60,7 @@ class Exchange:
 
     @property
     def ended(self) -> bool:
-        return any(marker in self.tail for marker in _END_MARKERS)
+        return _END_MARKER.search(self.tail) is not None
 
     @property
     def truncated(self) -> bool:

@@ -145,9 +145,7 @@ def _problems(request: ModelRequest, endpoint: Endpoint, model: Model[Any]) -> I
             yield from _image_problems(f"messages[{number}]", message, endpoint, model)
 
 
-def _image_problems(
-    where: str, message: Message, endpoint: Endpoint, model: Model[Any]
-) -> Iterator[tuple[str, str]]:
+def _image_problems(where: str, message: Message, endpoint: Endpoint, model: Model[Any]) -> Iterator[tuple[str, str]]:
     for number, part in enumerate(message.content):
         if not isinstance(part, Image):
             continue

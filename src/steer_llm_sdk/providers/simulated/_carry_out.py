@@ -67,11 +67,11 @@ class Exchange:
 
 async def carry_out(fault: Fault, exchange: Exchange) -> None:
     """Answer the exchange the way the fault says. Raises ConnectionError where no connection is left."""
-    await _HANDLERS.get(fault.kind, _refuse_politely)(fault, exchange)
+    await _HANDLERS.get(fault.kind, _status)(fault, exchange)
 
 
-async def _refuse_politely(fault: Fault, exchange: Exchange) -> None:
-    """Every status, and `quota`."""
+async def _status(fault: Fault, exchange: Exchange) -> None:
+    """Every kind that is a status, and `quota`."""
     error = _quota(exchange.wire) if fault.kind == "quota" else _status_error(int(fault.kind))
     headers = (JSON, *exchange.wire.headers(exchange.request_id, time.time()), *_retry_headers(fault, time.time()))
     await exchange.deliver(
@@ -91,9 +91,8 @@ def _quota(wire: Wire) -> ApiError:
 def _retry_headers(fault: Fault, now: float) -> list[tuple[str, str]]:
     headers = []
     if fault.retry_after is not None:
-        wait = fault.retry_after
-        dated = formatdate(now + float(wait[5:]), usegmt=True) if wait.startswith("date+") else wait
-        headers.append(("retry-after", dated))
+        text, _, seconds = fault.retry_after.partition("date+")
+        headers.append(("retry-after", formatdate(now + float(seconds), usegmt=True) if seconds else text))
     if fault.retry_after_ms is not None:
         headers.append(("retry-after-ms", str(fault.retry_after_ms)))
     if fault.should_retry is not None:
@@ -113,7 +112,11 @@ async def _silence(fault: Fault, exchange: Exchange) -> None:
 
 
 async def _slow(fault: Fault, exchange: Exchange) -> None:
-    await exchange.quiet(_SLOW if fault.seconds is None else fault.seconds)
+    try:
+        await exchange.quiet(_SLOW if fault.seconds is None else fault.seconds)
+    except ConnectionAbortedError:
+        exchange.note(None)
+        raise
     await exchange.deliver(await exchange.respond())
 
 

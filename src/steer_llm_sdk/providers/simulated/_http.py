@@ -23,13 +23,17 @@ Headers = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """`headers` by lower-case name. `path` is decoded and without the `query`, which is as it came."""
+    """`headers` by lower-case name. `target` is the path as it came, `query` what follows the question mark."""
 
     method: str
-    path: str
-    query: str = ""
+    target: str
+    query: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
+
+    @property
+    def path(self) -> str:
+        return unquote(self.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +164,12 @@ class HttpConnection:
 
 
 def _request(head: h11.Request, body: bytes) -> HttpRequest:
-    path, _, query = head.target.decode("latin-1").partition("?")
+    target, _, query = head.target.decode("latin-1").partition("?")
+    if not target.startswith("/"):
+        raise BadRequest("the target of a request must begin with a slash")
     return HttpRequest(
         method=head.method.decode("latin-1"),
-        path=unquote(path),
+        target=target,
         query=query,
         headers={name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers},
         body=body,

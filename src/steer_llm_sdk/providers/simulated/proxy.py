@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers.simulated._http import HttpRequest, HttpResponse
@@ -60,7 +59,7 @@ class ProxyUpstream:
         await self._client.aclose()
 
     async def _send(self, request: HttpRequest) -> httpx2.Response:
-        url = self._base + quote(request.path) + ("?" + request.query if request.query else "")
+        url = self._base + request.target + ("?" + request.query if request.query else "")
         headers = {name: value for name, value in request.headers.items() if name not in _HOP}
         # Not compressed: faults and recordings are cut where events end.
         headers["accept-encoding"] = "identity"

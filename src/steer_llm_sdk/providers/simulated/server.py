@@ -120,14 +120,14 @@ class SimulatedServer:
 
     async def aclose(self) -> None:
         """Stop listening, end every connection, and close the upstream."""
-        tasks = [*self._tasks] if self._gatekeeper is None else [self._gatekeeper, *self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         for listening in (self._control, self._listener, self._socket):
             if listening is not None:
                 listening.close()
         self._control = self._listener = self._socket = None
+        tasks = [*self._tasks] if self._gatekeeper is None else [self._gatekeeper, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._upstream.aclose()
 
     @property
@@ -192,7 +192,10 @@ class SimulatedServer:
                 for connection in self._shut():
                     await connection.close()
             elif self._listener is None and self._socket is not None:
-                self._listener = await asyncio.start_server(self._serve, sock=self._socket, backlog=1024)
+                self._listener = await asyncio.start_server(
+                    self._serve, sock=self._socket, backlog=1024, start_serving=False
+                )
+                await self._listener.start_serving()
 
     def _shut(self) -> list[HttpConnection]:
         """Stop listening but keep the port: bound to a socket that does not listen, it refuses.
@@ -234,15 +237,16 @@ class SimulatedServer:
 
     async def _converse(self, connection: HttpConnection, control_only: bool) -> None:
         try:
-            while (request := await self._next_request(connection)) is not None:
+            while self._socket is not None and (request := await self._next(connection, control_only)) is not None:
                 await self._take(connection, request, control_only)
                 if not connection.reusable or (self._listener is None and not control_only):
                     return
         except BadRequest as error:
             await _deliver(connection, error_response(OPENAI, ApiError(400, str(error)), "req_none"), keep_alive=False)
 
-    async def _next_request(self, connection: HttpConnection) -> HttpRequest | None:
-        self._idle.add(connection)
+    async def _next(self, connection: HttpConnection, control_only: bool) -> HttpRequest | None:
+        if not control_only:
+            self._idle.add(connection)
         try:
             return await connection.read_request()
         finally:
@@ -271,6 +275,7 @@ class SimulatedServer:
         fault = decide(plan, number, plan.chance(number), self._now(), model)
         if self._refusing():
             self._shut()
+        note = partial(self._count, model, fault)
         request_id = "req_" + hashlib.sha256(f"{plan.seed}/{number}".encode()).hexdigest()[:24]
         async with self._responses(request, request_id) as respond:
             exchange = Exchange(
@@ -279,16 +284,22 @@ class SimulatedServer:
                 model=model,
                 stream=stream,
                 request_id=request_id,
-                respond=partial(self._ask, respond),
-                note=partial(self._count, model, fault),
+                respond=partial(self._ask, respond, note),
+                note=note,
                 sleep=self._sleep,
                 last=self._listener is None,
             )
             await (exchange.deliver(await exchange.respond()) if fault is None else carry_out(fault, exchange))
 
-    async def _ask(self, respond: Callable[[], Awaitable[HttpResponse]]) -> HttpResponse:
+    async def _ask(
+        self, respond: Callable[[], Awaitable[HttpResponse]], note: Callable[[int | None], None]
+    ) -> HttpResponse:
         self._asked += 1
-        return await respond()
+        try:
+            return await respond()
+        except ConnectionError:
+            note(None)
+            raise
 
     def _count(self, model: str | None, fault: Fault | None, status: int | None) -> None:
         self._counts[model, status, None if fault is None else fault.kind] += 1

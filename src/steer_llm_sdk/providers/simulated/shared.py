@@ -27,8 +27,10 @@ class _Shared:
             async with simulated.SimulatedServer() as server:
                 self._started.set_result(server.base_url)
                 await self._stop.wait()
-        except OSError as error:
-            self._started.set_exception(error)
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)  # raised where the server was asked for
 
     def close(self) -> None:
         if self.pid == os.getpid():

@@ -1,0 +1,457 @@
+"""once: one key, one piece of work, however many callers come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from steer_llm_sdk.errors import ConflictError, StoreUnavailable
+from steer_llm_sdk.reliability import IdempotencyManager
+from steer_llm_sdk.reliability.deadline import Deadline, Late
+from steer_llm_sdk.reliability.idempotency import LEASE, POLL, Heart, Work, once
+from steer_llm_sdk.reliability.stores import Claim
+from steer_llm_sdk.testing import run_in_virtual_time
+
+Result = list[str]
+
+
+@dataclass
+class Job:
+    """A job of so many seconds that is counted each time it runs."""
+
+    seconds: float = 10.0
+    fails: BaseException | None = None
+    runs: int = 0
+    deadlines: list[Deadline] = field(default_factory=list)
+    cancelled: int = 0
+
+    async def run(self, deadline: Deadline) -> Result:
+        self.runs += 1
+        self.deadlines.append(deadline)
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.fails is not None:
+            raise self.fails
+        return [f"run {self.runs}"]
+
+    def work(self, key: str = "k", fingerprint: str = "f", **changes: Any) -> Work[Result]:
+        fields: dict[str, Any] = {
+            "key": key,
+            "name": key,
+            "fingerprint": fingerprint,
+            "run": self.run,
+            "dump": lambda result: ",".join(result).encode(),
+            "load": lambda kept: ["loaded", kept.decode()],
+            "copy": lambda result: ["copied", *result],
+        }
+        return Work(**{**fields, **changes})
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def within(seconds: float) -> Deadline:
+    return Deadline.after(seconds * 1000, now())
+
+
+def others() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+async def test_the_first_gets_the_result_itself_and_a_later_one_what_was_remembered() -> None:
+    manager, job = IdempotencyManager(), Job()
+    assert await once(manager, job.work(), None) == ["run 1"]
+    assert await once(manager, job.work(), None) == ["loaded", "run 1"]
+    assert job.runs == 1
+    assert not others()
+    assert manager.flights == {}
+
+
+async def test_those_who_come_while_it_runs_join_and_each_gets_a_copy_of_his_own() -> None:
+    manager, job = IdempotencyManager(), Job()
+    ends = await asyncio.gather(*(once(manager, job.work(), None) for _ in range(5)))
+    assert ends == [["run 1"], *[["copied", "copied", "run 1"]] * 4]
+    assert len({id(end) for end in ends}) == 5
+    assert (job.runs, now()) == (1, 10)
+
+
+async def test_what_the_first_writes_into_his_result_is_seen_by_nobody_who_joined() -> None:
+    manager, job = IdempotencyManager(), Job()
+
+    async def first() -> None:
+        result = await once(manager, job.work(), None)
+        result.append("written")
+
+    _, joined = await asyncio.gather(first(), once(manager, job.work(), None))
+    assert "written" not in joined
+
+
+async def test_what_failed_fails_for_all_and_is_not_remembered() -> None:
+    manager, job = IdempotencyManager(), Job(fails=KeyError("x"))
+    ends = await asyncio.gather(*(once(manager, job.work(), None) for _ in range(3)), return_exceptions=True)
+    assert [type(end) for end in ends] == [KeyError] * 3
+    with pytest.raises(KeyError):
+        await once(manager, job.work(), None)
+    assert job.runs == 2
+
+
+async def test_a_result_that_is_not_to_be_remembered_frees_the_key_for_any_request() -> None:
+    manager, job = IdempotencyManager(), Job()
+    await once(manager, job.work(dump=lambda _: None), None)
+    assert await once(manager, job.work(fingerprint="g"), None) == ["run 2"]
+
+
+async def test_a_result_that_cannot_be_written_down_is_still_handed_over(caplog: pytest.LogCaptureFixture) -> None:
+    def dump(_: Result) -> bytes:
+        raise ValueError("no JSON")
+
+    manager, job = IdempotencyManager(), Job()
+    assert await once(manager, job.work(dump=dump), None) == ["run 1"]
+    assert "a result cannot be remembered: no JSON" in caplog.text
+    assert await once(manager, job.work(), None) == ["run 2"]
+
+
+async def test_another_fingerprint_is_a_conflict_while_it_runs_and_afterwards() -> None:
+    manager, job = IdempotencyManager(), Job()
+    running = asyncio.create_task(once(manager, job.work(), None))
+    await asyncio.sleep(1)
+    with pytest.raises(ConflictError, match="used with different request") as caught:
+        await once(manager, job.work(fingerprint="g"), None)
+    assert (caught.value.key, caught.value.idempotency_key) == ("k", "k")
+    await running
+    with pytest.raises(ConflictError):
+        await once(manager, job.work(fingerprint="g"), None)
+    assert job.runs == 1
+
+
+async def test_other_keys_are_other_work() -> None:
+    manager, job = IdempotencyManager(), Job()
+    await asyncio.gather(once(manager, job.work("a"), None), once(manager, job.work("b"), None))
+    assert job.runs == 2
+
+
+# ── deadlines ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_one_alone_is_late_at_his_deadline_and_takes_the_work_along() -> None:
+    manager, job = IdempotencyManager(), Job()
+    with pytest.raises(Late) as caught:
+        await once(manager, job.work(), within(4))
+    assert (now(), job.cancelled, caught.value.finished) == (4, 1, False)
+    assert not others()
+
+
+async def test_work_that_still_finishes_in_the_grace_is_late_handed_over_and_remembered() -> None:
+    async def run(_: Deadline) -> Result:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            return ["paid"]
+        return []
+
+    manager, job = IdempotencyManager(), Job()
+    with pytest.raises(Late) as caught:
+        await once(manager, job.work(run=run), within(4))
+    assert (caught.value.finished, caught.value.result) == (True, ["paid"])
+    assert await once(manager, job.work(), None) == ["loaded", "paid"]
+
+
+async def test_work_that_fails_in_the_grace_is_late_and_nothing_else() -> None:
+    async def run(_: Deadline) -> Result:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            raise KeyError("x") from None
+        return []
+
+    with pytest.raises(Late):
+        await once(IdempotencyManager(), Job().work(run=run), within(4))
+
+
+async def test_the_first_with_the_shorter_deadline_leaves_the_work_to_the_one_who_joined() -> None:
+    manager, job = IdempotencyManager(), Job()
+    first = asyncio.create_task(once(manager, job.work(), within(4)))
+    await asyncio.sleep(1)
+    joined = asyncio.create_task(once(manager, job.work(), within(100)))
+    with pytest.raises(Late):
+        await first
+    assert now() == 4
+    assert await joined == ["copied", "run 1"]
+    assert (job.runs, job.cancelled, now()) == (1, 0, 10)
+
+
+async def test_the_work_knows_the_latest_deadline_of_those_who_wait() -> None:
+    manager, job = IdempotencyManager(), Job()
+    first = asyncio.create_task(once(manager, job.work(), within(20)))
+    await asyncio.sleep(1)
+    (shared,) = job.deadlines
+    assert (shared.at, shared.firm) == (20, False)
+    joined = asyncio.create_task(once(manager, job.work(), within(50)))
+    await asyncio.sleep(0)
+    assert shared.at == 51
+    endless = asyncio.create_task(once(manager, job.work(), None))
+    await asyncio.sleep(0)
+    assert shared.at == float("inf")
+    await asyncio.gather(first, joined, endless)
+
+
+async def test_a_first_who_is_cancelled_leaves_the_work_to_the_one_who_joined() -> None:
+    manager, job = IdempotencyManager(), Job()
+    first = asyncio.create_task(once(manager, job.work(), None))
+    await asyncio.sleep(1)
+    joined = asyncio.create_task(once(manager, job.work(), None))
+    await asyncio.sleep(1)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await joined == ["copied", "run 1"]
+    assert (job.runs, job.cancelled) == (1, 0)
+
+
+async def test_the_last_who_is_cancelled_takes_the_work_along_and_frees_the_key() -> None:
+    manager, job = IdempotencyManager(), Job()
+    callers = [asyncio.create_task(once(manager, job.work(), None)) for _ in range(3)]
+    await asyncio.sleep(1)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+    assert job.cancelled == 1
+    assert not others()
+    assert await once(manager, job.work(fingerprint="g"), None) == ["run 2"]
+
+
+async def test_one_who_comes_while_the_work_is_being_cancelled_does_it_anew() -> None:
+    stop = asyncio.Event()
+
+    async def slow_to_stop(_: Deadline) -> Result:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            stop.set()
+            await asyncio.sleep(0.01)
+        return []
+
+    manager, job = IdempotencyManager(), Job()
+    first = asyncio.create_task(once(manager, job.work(run=slow_to_stop), None))
+    await asyncio.sleep(1)
+    first.cancel()
+    await stop.wait()
+    assert await once(manager, job.work(), None) == ["run 1"]
+    assert now() == pytest.approx(1 + POLL + 10)
+
+
+async def test_work_that_was_left_behind_and_still_holds_the_key_is_waited_for_and_not_bought_twice() -> None:
+    deaf_until = 3.0
+
+    async def deaf(_: Deadline) -> Result:
+        while now() < deaf_until:
+            try:
+                await asyncio.sleep(deaf_until - now())
+            except asyncio.CancelledError:
+                continue
+        return ["after all"]
+
+    manager, job = IdempotencyManager(), Job()
+    with pytest.raises(Late):
+        await once(manager, job.work(run=deaf), within(1))
+    assert await once(manager, job.work(), None) == ["loaded", "after all"]
+    assert job.runs == 0
+
+
+async def test_work_that_cancels_itself_is_cancelled_and_not_late() -> None:
+    async def run(_: Deadline) -> Result:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await once(IdempotencyManager(), Job().work(run=run), None)
+
+
+# ── stores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Broken:
+    """A store that fails where it is told to."""
+
+    def __init__(self, *calls: str) -> None:
+        self.calls = calls
+        self.released: list[int] = []
+
+    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+        self._maybe("claim")
+        return Claim("ours", 7)
+
+    async def renew(self, key: str, token: int, lease: float) -> bool:
+        self._maybe("renew")
+        return True
+
+    async def settle(self, key: str, token: int, result: bytes) -> bool:
+        self._maybe("settle")
+        return True
+
+    async def release(self, key: str, token: int) -> bool:
+        self._maybe("release")
+        self.released.append(token)
+        return True
+
+    def _maybe(self, call: str) -> None:
+        if call in self.calls:
+            raise ConnectionError("down")
+
+
+class Elsewhere(IdempotencyManager):
+    def __init__(self, store: Any) -> None:
+        super().__init__()
+        self.elsewhere = store
+        self.heart = Heart(store)
+
+    @property
+    def claims(self) -> Any:
+        return self.elsewhere
+
+
+async def test_a_keyed_run_whose_store_is_down_is_not_started() -> None:
+    job = Job()
+    with pytest.raises(StoreUnavailable, match=r"ConnectionError.*run_unprotected") as caught:
+        await once(Elsewhere(Broken("claim")), job.work(), None)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert job.runs == 0
+
+
+async def test_it_runs_unprotected_where_that_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    job = Job()
+    assert await once(Elsewhere(Broken("claim")), job.work(run_unprotected=True), None) == ["run 1"]
+    assert "the run is unprotected" in caplog.text
+
+
+@pytest.mark.parametrize("call", ["settle", "renew"])
+async def test_a_store_that_goes_down_meanwhile_does_not_change_the_result(
+    call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, job = Broken(call), Job(seconds=3 * LEASE)
+    with caplog.at_level(logging.WARNING):
+        assert await once(Elsewhere(store), job.work(), None) == ["run 1"]
+    assert "did not answer" in caplog.text
+    assert store.released == ([7] if call == "settle" else [])
+
+
+async def test_a_release_that_fails_does_not_hide_why_the_work_failed() -> None:
+    with pytest.raises(KeyError):
+        await once(Elsewhere(Broken("release")), Job(fails=KeyError("x")).work(), None)
+
+
+async def test_a_lease_is_renewed_at_a_third_of_it_while_the_work_goes_on() -> None:
+    renewed: list[float] = []
+
+    class Watched(Broken):
+        async def renew(self, key: str, token: int, lease: float) -> bool:
+            renewed.append(now())
+            return lease == LEASE
+
+    await once(Elsewhere(Watched()), Job(seconds=LEASE - 1).work(), None)
+    await asyncio.sleep(10 * LEASE)
+    assert renewed == pytest.approx([LEASE / 3, 2 * LEASE / 3])
+
+
+async def test_a_result_held_elsewhere_is_waited_for() -> None:
+    class Theirs(Broken):
+        async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+            return Claim("theirs") if now() < 5 else Claim("settled", 1, b"theirs")
+
+    job = Job()
+    assert await once(Elsewhere(Theirs()), job.work(), None) == ["loaded", "theirs"]
+    assert job.runs == 0
+    assert now() == pytest.approx(5, abs=2 * POLL)
+
+
+async def test_one_who_waits_for_a_result_held_elsewhere_is_late_at_his_deadline() -> None:
+    class Theirs(Broken):
+        async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+            return Claim("theirs")
+
+    with pytest.raises(Late):
+        await once(Elsewhere(Theirs()), Job().work(), within(3))
+    assert now() == pytest.approx(3)
+
+
+# ── a plain cache ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Dict(IdempotencyManager):
+    """As a caller might write it: nothing but get and store, and an __init__ of its own."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+
+    async def get(self, key: str) -> Any:
+        return self.kept.get(key)
+
+    async def store(self, key: str, value: Any) -> None:
+        self.kept[key] = value
+
+
+async def test_a_subclass_with_only_get_and_store_is_a_plain_cache_of_finished_results() -> None:
+    cache, job = Dict(), Job()
+    ends = await asyncio.gather(*(once(cache, job.work(), None) for _ in range(2)))
+    assert ends[0] == ["run 1"]
+    assert list(cache.kept) == ["k"]
+    assert await once(cache, job.work(), None) == ["loaded", "run 1"]
+    with pytest.raises(ConflictError):
+        await once(cache, job.work(fingerprint="g"), None)
+    assert job.runs == 1
+
+
+async def test_a_plain_cache_remembers_no_failure() -> None:
+    cache, job = Dict(), Job(fails=KeyError("x"))
+    with pytest.raises(KeyError):
+        await once(cache, job.work(), None)
+    assert cache.kept == {}
+
+
+# ── loops and memory ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_manager_serves_one_loop_after_another() -> None:
+    manager, job = IdempotencyManager(), Job()
+    assert run_in_virtual_time(once(manager, job.work(), None)) == ["run 1"]
+    assert run_in_virtual_time(once(manager, job.work(), None)) == ["loaded", "run 1"]
+
+
+def test_a_loop_that_ends_in_the_middle_of_the_work_frees_the_key() -> None:
+    manager, job = IdempotencyManager(), Job()
+
+    async def begin() -> None:
+        asyncio.create_task(once(manager, job.work(), None))  # noqa: RUF006 - the loop ends before the task does
+        await asyncio.sleep(1)
+
+    run_in_virtual_time(begin())
+    assert run_in_virtual_time(once(manager, job.work(), None)) == ["run 2"]
+
+
+async def test_the_manager_keeps_what_callers_give_it_for_so_long_and_so_many() -> None:
+    manager = IdempotencyManager(max_entries=2)
+    assert await manager.get("a") is None
+    for key in "ab":
+        await manager.store(key, key.upper())
+    assert await manager.get("a") == "A"
+    await manager.store("c", "C")
+    assert [await manager.get(key) for key in "abc"] == ["A", None, "C"]
+
+
+async def test_what_callers_keep_is_forgotten_after_its_time() -> None:
+    manager = IdempotencyManager(ttl_seconds=1e-9)
+    await manager.store("a", "A")
+    assert await manager.get("a") is None
+
+
+@pytest.mark.parametrize("fields", [{"ttl_seconds": 0}, {"ttl_seconds": float("nan")}, {"max_entries": 0}])
+def test_a_manager_that_could_keep_nothing_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        IdempotencyManager(**fields)
