@@ -77,9 +77,7 @@ def cases() -> dict[str, Case]:
     plain, deadline = OrchestrationConfig(), OrchestrationConfig(timeout_ms=30_000)
 
     def keyed() -> Awaitable[Any]:
-        return runner.run(
-            REQUEST, options=OrchestrationConfig(timeout_ms=30_000, idempotency_key=f"key-{next(keys)}")
-        )
+        return runner.run(REQUEST, options=OrchestrationConfig(timeout_ms=30_000, idempotency_key=f"key-{next(keys)}"))
 
     return {
         "bare": lambda: tool.execute(REQUEST, {}),
@@ -144,7 +142,10 @@ def main() -> None:
         if name != "bare":
             print(f"  {name:<26}{value - bare:8.1f} µs   {(value - bare) / (reference - bare):5.2f} × glued")
     bare_cpu, bare_kb, cpu, kb = asyncio.run(crowd(given.crowd))
-    print(f"{given.crowd} runs in flight of a 50 ms tool: CPU {cpu:.1f} µs, {cpu / bare_cpu:.1f} × bare; {kb:.1f} kB ", end="")
+    print(
+        f"{given.crowd} runs in flight of a 50 ms tool: CPU {cpu:.1f} µs, {cpu / bare_cpu:.1f} × bare; {kb:.1f} kB ",
+        end="",
+    )
     print(f"each, {kb / bare_kb:.1f} × bare")
 
 

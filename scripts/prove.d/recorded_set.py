@@ -26,7 +26,12 @@ from unittest.mock import patch
 from pydantic import BaseModel
 
 from steer_llm_sdk.models.usage import tokens_of
-from steer_llm_sdk.orchestration import OrchestrationConfig, OrchestrationOutput, ReliabilityConfig, ReliableOrchestrator
+from steer_llm_sdk.orchestration import (
+    OrchestrationConfig,
+    OrchestrationOutput,
+    ReliabilityConfig,
+    ReliableOrchestrator,
+)
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.providers._llm.exchange import Exchange
@@ -123,7 +128,9 @@ def _repaired(replicate: Any) -> bool:
 
 
 def _why(errors: Sequence[str]) -> str:
-    return "invalid: not the form asked for" if any("answer" in error or "JSON" in error for error in errors) else "failed"
+    return (
+        "invalid: not the form asked for" if any("answer" in error or "JSON" in error for error in errors) else "failed"
+    )
 
 
 def _add_up(question: Question, output: OrchestrationOutput, tally: Tally) -> None:
@@ -135,7 +142,9 @@ def _add_up(question: Question, output: OrchestrationOutput, tally: Tally) -> No
     if bundle.summary.confidence is not None:
         tally.confidences.append(bundle.summary.confidence)
     tally.attempts += len(output.attempts)
-    tally.errors.update(line["error"]["type"] + ": " + line["error"]["message"][:90] for line in output.attempts if "error" in line)
+    tally.errors.update(
+        line["error"]["type"] + ": " + line["error"]["message"][:90] for line in output.attempts if "error" in line
+    )
     tally.answered += sum(line["outcome"] == "succeeded" for line in output.attempts)
     tally.tokens += tokens_of(output.usage)
 
@@ -261,8 +270,10 @@ def show(tally: Tally, asked: dict[str, int], questions: int, seconds: float) ->
         print(f"{title} ({sum(rows.values())})")
         for name, count in rows.most_common():
             print(f"  {name:<46}{count:>6}")
-    print(f"\nconsensus right on {tally.right} of {questions} questions; "
-          f"mean confidence {statistics.mean(tally.confidences or [0]):.2f} (share of the votes, invalid ones included)")
+    print(
+        f"\nconsensus right on {tally.right} of {questions} questions; "
+        f"mean confidence {statistics.mean(tally.confidences or [0]):.2f} (share of the votes, invalid ones included)"
+    )
     print(f"attempts {tally.attempts}, tokens {tally.tokens} (estimated: the recording has no counts)\n")
     print(f"{'model':<42}{'valid':>6}{'not':>6}")
     for model, outcomes in sorted(tally.by_model.items(), key=lambda row: -row[1]["not valid"])[:12]:

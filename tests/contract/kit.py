@@ -84,9 +84,7 @@ def bundle(
 ) -> EvidenceBundle:
     """A bundle of these answers, and so many more that are none."""
     answers = [Replicate(id=f"r{n}", data=value) for n, value in enumerate(data)]
-    none = [
-        Replicate(id=f"x{n}", quality=ReplicateQuality(valid=False, errors=["no answer"])) for n in range(invalid)
-    ]
+    none = [Replicate(id=f"x{n}", quality=ReplicateQuality(valid=False, errors=["no answer"])) for n in range(invalid)]
     return EvidenceBundle(
         meta=BundleMetadata(task="t", k=k or len(data) + invalid, **meta),
         replicates=[*answers, *none],

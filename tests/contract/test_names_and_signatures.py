@@ -85,7 +85,9 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize(("module", "name"), [(path, name) for path, names in MODULES.items() for name in names.split()])
+@pytest.mark.parametrize(
+    ("module", "name"), [(path, name) for path, names in MODULES.items() for name in names.split()]
+)
 def test_the_name_can_be_imported_from_the_path(module: str, name: str) -> None:
     found = getattr(import_module(f"steer_llm_sdk.{module}"), name)
     assert getattr(found, "__name__", name) == name
@@ -375,9 +377,7 @@ def names(text: str) -> list[tuple[str, Any]]:
         (RuleBasedPlanner, [("rules", None)]),
         (
             EventManager,
-            names(
-                "on_start on_delta on_usage on_complete on_error request_id trace_id sdk_version on_create_event"
-            ),
+            names("on_start on_delta on_usage on_complete on_error request_id trace_id sdk_version on_create_event"),
         ),
         (
             create_budget_aware_rule,

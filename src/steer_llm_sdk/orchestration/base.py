@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import getrandbits
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +30,7 @@ from steer_llm_sdk.orchestration.planning.planner import PlanDecision
 from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
 from steer_llm_sdk.orchestration.replay import keyed
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
+from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
 from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
@@ -111,6 +112,49 @@ class BaseOrchestrator(ABC):
             raise
         finally:
             await events.flush(None if deadline is None else deadline.at)
+
+    def stream(
+        self,
+        request: Any,
+        tool_name: str | None = None,
+        tool_options: Mapping[str, Any] | None = None,
+        options: OrchestrationConfig | Mapping[str, Any] | None = None,
+    ) -> RunStream:
+        """The run's events as they come, text included; its output is on `.output` afterwards."""
+        config = _config_of(options).model_copy(update={"streaming": True})
+        return RunStream(lambda events: self.run(request, tool_name, tool_options, config, events))
+
+    async def run_many(
+        self,
+        requests: Iterable[Any],
+        max_parallel: int = 10,
+        *,
+        tool_name: str | None = None,
+        tool_options: Mapping[str, Any] | None = None,
+        options: OrchestrationConfig | Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+    ) -> ManyOutputs:
+        """One run for each request, at most `max_parallel` at a time; a run that raises does not stop the others."""
+        config = _config_of(options)
+        for name in ("idempotency_key", "request_id"):
+            if getattr(config, name) is not None:
+                raise InvalidRequest(f"options.{name}", getattr(config, name), "each run needs its own; leave it out")
+
+        async def one(request: Any) -> OrchestrationOutput:
+            return await self.run(request, tool_name, tool_options, config)
+
+        return await run_many(one, requests, max_parallel, on_progress)
+
+    def run_sync(
+        self,
+        request: Any,
+        tool_name: str | None = None,
+        tool_options: Mapping[str, Any] | None = None,
+        options: OrchestrationConfig | Mapping[str, Any] | None = None,
+        event_manager: EventManager | None = None,
+    ) -> OrchestrationOutput:
+        """`run` for code without a loop, and for notebooks. All such runs share one loop, kept for the process."""
+        return run_sync(self.run(request, tool_name, tool_options, options, event_manager))
 
     async def __aenter__(self: Self) -> Self:
         return self

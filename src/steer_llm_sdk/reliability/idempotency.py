@@ -9,7 +9,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import ConflictError, StoreUnavailable
 from steer_llm_sdk.reliability.deadline import Deadline, Late, stop, watch
@@ -32,26 +33,34 @@ class IdempotencyManager:
     cache of finished runs: without leases, so two processes may do the same work.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        # A subclass with only `get` and `store` may have an `__init__` of its own that knows nothing of this one.
-        manager = super().__new__(cls)
-        manager._begin(900, 1000)
-        return manager
+    # What __init__ does not set is made when it is first used: a subclass with only `get` and `store` may have an
+    # __init__ of its own that knows nothing of this one.
+    ttl_seconds: float = 900
+    max_entries: int = 1000
 
     def __init__(self, ttl_seconds: float = 900, max_entries: int = 1000) -> None:
         if not ttl_seconds > 0:
             raise ValueError(f"ttl_seconds: {ttl_seconds!r} cannot be used; give a positive number of seconds")
         if max_entries < 1:
             raise ValueError(f"max_entries: {max_entries!r} cannot be used; give a whole number from 1")
-        self._begin(ttl_seconds, max_entries)
-
-    def _begin(self, ttl_seconds: float, max_entries: int) -> None:
         self.ttl_seconds = ttl_seconds
         self.max_entries = max_entries
-        self.flights: dict[str, Flight[Any]] = {}
-        self._kept: OrderedDict[str, tuple[float, Any]] = OrderedDict()
-        self._store: IdempotencyStore = _PlainCache(self) if self._is_plain_cache() else MemoryStore(max_entries)
-        self.heart = Heart(self._store)
+
+    @cached_property
+    def flights(self) -> dict[str, Flight[Any]]:
+        return {}
+
+    @cached_property
+    def claims(self) -> IdempotencyStore:
+        return _PlainCache(self) if self._is_plain_cache() else MemoryStore(self.max_entries)
+
+    @cached_property
+    def heart(self) -> Heart:
+        return Heart(self.claims)
+
+    @cached_property
+    def _kept(self) -> OrderedDict[str, tuple[float, Any]]:
+        return OrderedDict()
 
     async def get(self, key: str) -> Any:
         """The value kept under `key`, or None."""
@@ -69,10 +78,6 @@ class IdempotencyManager:
         self._kept.move_to_end(key)
         while len(self._kept) > self.max_entries:
             self._kept.popitem(last=False)
-
-    @property
-    def claims(self) -> IdempotencyStore:
-        return self._store
 
     def _is_plain_cache(self) -> bool:
         return type(self).get is not IdempotencyManager.get

@@ -49,12 +49,21 @@ def test_a_field_that_the_nearest_lacks_is_laid_over_it() -> None:
     assert found.consensus == {"a": 1, "b": 2}
 
 
-def test_a_field_that_most_lack_is_taken_out_of_the_nearest() -> None:
+def test_a_field_that_most_lack_is_not_in_the_consensus() -> None:
     rich = {"a": 1, "b": 1, "c": {"d": 1, "e": 1}}
     found = summarize(valid(rich, rich, {"a": 1, "b": 1}, {"a": 2}, {"a": 3}), fields=["a", "b", "c.d"])
     assert (found.nearest, found.consensus) == ("r3", {"a": 1, "b": 1})
-    found = summarize(valid(rich, {"a": 1, "b": 2}, {"a": 1, "b": 3}), fields=["a", "c.d"])
-    assert found.consensus == {"a": 1, "b": 2}
+
+
+def test_a_field_that_only_the_nearest_has_is_taken_out_of_it() -> None:
+    central = {"a": 1, "b": 1, "e": 1, "f": 1, "c": {"d": 1, "z": 1}}
+    others = [
+        {"a": 1, "b": 1, "e": 2, "f": 3},
+        {"a": 1, "b": 5, "e": 1, "f": 6},
+        {"a": 1, "b": 8, "e": 9, "f": 1},
+    ]
+    found = summarize(valid(central, *others), fields=["a", "b", "e", "f", "c.d"])
+    assert (found.nearest, found.consensus) == ("r1", {**central, "c": {"z": 1}})
 
 
 @pytest.mark.parametrize(
@@ -138,8 +147,9 @@ MANY = valid(*({f"f{field:02}": (field * number) % 3 for field in range(20)} for
 
 
 def test_without_limits_nothing_is_cut() -> None:
-    found = summarize(MANY)
-    assert (found.truncated, found.truncation_info) == (False, None)
+    for limits in (Limits(), Limits(max_fields=20, max_diffs=20, max_bytes=100_000)):
+        found = summarize(MANY, limits=limits)
+        assert (found.truncated, found.truncation_info) == (False, None)
 
 
 def test_max_fields_bounds_the_distributions_and_says_how_many_there_were() -> None:

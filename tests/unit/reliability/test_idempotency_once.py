@@ -12,7 +12,7 @@ import pytest
 from steer_llm_sdk.errors import ConflictError, StoreUnavailable
 from steer_llm_sdk.reliability import IdempotencyManager
 from steer_llm_sdk.reliability.deadline import Deadline, Late
-from steer_llm_sdk.reliability.idempotency import LEASE, POLL, Heart, Work, once
+from steer_llm_sdk.reliability.idempotency import LEASE, POLL, Work, once
 from steer_llm_sdk.reliability.stores import Claim
 from steer_llm_sdk.testing import run_in_virtual_time
 
@@ -309,12 +309,7 @@ class Broken:
 class Elsewhere(IdempotencyManager):
     def __init__(self, store: Any) -> None:
         super().__init__()
-        self.elsewhere = store
-        self.heart = Heart(store)
-
-    @property
-    def claims(self) -> Any:
-        return self.elsewhere
+        self.claims = store
 
 
 async def test_a_keyed_run_whose_store_is_down_is_not_started() -> None:

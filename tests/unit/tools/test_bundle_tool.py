@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from steer_llm_sdk.testing import RecordedEvents
 
 class Dice(BundleTool):
     name = "dice"
-    default_options = {"k": 4}
+    default_options = MappingProxyType({"k": 4})
 
     def __init__(self) -> None:
         self.seen: list[BundleOptions] = []
@@ -123,7 +124,7 @@ async def test_a_tool_may_declare_a_higher_ceiling() -> None:
         max_k = 50
 
     assert (await ManyDice().execute("q", {"k": 50})).meta.k == 50
-    with pytest.raises(InvalidRequest, match="^k: 51 cannot be used; at most 50 replicates"):
+    with pytest.raises(InvalidRequest, match=r"^k: 51 cannot be used; at most 50 replicates"):
         await ManyDice().execute("q", {"k": 51})
 
 

@@ -229,6 +229,12 @@ async def test_max_tokens_is_what_the_budget_leaves_where_nobody_set_it() -> Non
     assert model.requests[0].max_tokens == 990
 
 
+async def test_a_model_without_a_price_is_fitted_to_the_tokens_alone() -> None:
+    model = ScriptedModel(tokens_out=16_000, cost_usd=None)
+    await run(LLMTool("t", model), options={"budget": {"tokens": 200}})
+    assert model.requests[0].max_tokens == 190
+
+
 async def test_max_tokens_that_somebody_set_is_not_lowered() -> None:
     model = ScriptedModel()
     with pytest.raises(BudgetExceeded, match="tokens budget exceeded: 510 > 200"):
@@ -431,9 +437,9 @@ def test_what_it_cannot_be_made_of_is_refused_by_name(make: Any, field: str) -> 
         make()
 
 
-async def test_it_closes_what_it_made_and_not_what_it_was_given() -> None:
+async def test_it_does_not_close_what_it_was_given() -> None:
     given = ScriptedModel()
-    await LLMTool("t", [given, "recorded:demo"]).aclose()
+    await LLMTool("t", [given, "recorded:demo", "recorded:demo"]).aclose()
     assert given.closed == 0
 
 

@@ -23,7 +23,6 @@ from steer_llm_sdk.orchestration.models.evidence_bundle import (
 from steer_llm_sdk.orchestration.tools.base import BundleOptions
 from steer_llm_sdk.reliability.deadline import GRACE
 
-
 _TICK: Final = 0.001
 """Seconds within which a time has come: a timer may fire a rounding error early."""
 
@@ -124,8 +123,8 @@ async def make_bundle(job: Job) -> EvidenceBundle:
 
     A replicate that fails is an invalid one. Over budget, no more are started; shortly before the deadline of the run,
     with at least one valid replicate, the others are cancelled and what there is is reported. None valid:
-    BudgetExceeded if that is all there was, TimeoutError at the tool's own limit, else AllToolsFailed with every cause. No child outlives this call, except
-    one that is deaf to cancellation.
+    BudgetExceeded if that is all there was, TimeoutError at the tool's own limit, else AllToolsFailed with every cause.
+    No child outlives this call, except one that is deaf to cancellation.
     """
     return await _Making(job).make()
 

@@ -74,8 +74,7 @@ class _Models:
 
     def __init__(self, tool_name: str, spec: ModelSpec | Sequence[ModelSpec]) -> None:
         self._tool_name = tool_name
-        self._made: dict[str, ModelAdapter] = {}
-        self._own: list[ModelAdapter] = []
+        self._made: dict[str | Model, ModelAdapter] = {}
         self.routes = self._routes(spec)
 
     @property
@@ -87,7 +86,7 @@ class _Models:
 
     async def aclose(self) -> None:
         """Close what was made here. An adapter that was given is its owner's to close."""
-        for adapter in self._own:
+        for adapter in self._made.values():
             await adapter.aclose()
 
     def _routes(self, spec: Any, chosen: bool = False) -> tuple[Route, ...]:
@@ -111,13 +110,9 @@ class _Models:
             return spec
         if not isinstance(spec, (str, Model)):
             raise InvalidRequest("model", spec, "give a name such as openai:gpt-5-mini, a Model, or a list of them")
-        if isinstance(spec, str) and spec in self._made:
-            return self._made[spec]
-        adapter = resolve_model(spec)
-        self._own.append(adapter)
-        if isinstance(spec, str):
-            self._made[spec] = adapter
-        return adapter
+        if spec not in self._made:
+            self._made[spec] = resolve_model(spec)
+        return self._made[spec]
 
 
 class LLMTool(Tool):

@@ -1,0 +1,194 @@
+"""Other ways to run than awaiting one output: as a stream of events, many at once, and from code without a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextvars
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sized
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.models.events import StreamEvent
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.streaming.manager import EventManager
+
+R = TypeVar("R")
+
+# ── a stream of events ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunStream:
+    """The events of one run as they come: `async for event in orchestrator.stream(…)`; then `output`.
+
+    What the run raises is raised when its last event has been given. Leaving early, or `aclose()`, cancels the run.
+    """
+
+    def __init__(self, start: Callable[[EventManager], Awaitable[OrchestrationOutput]]) -> None:
+        self._start = start
+        self._events: AsyncGenerator[StreamEvent, None] | None = None
+        self._output: OrchestrationOutput | None = None
+
+    @property
+    def output(self) -> OrchestrationOutput:
+        """The output, once the events are at their end; RuntimeError before."""
+        if self._output is None:
+            raise RuntimeError("the run has not ended; iterate over its events first")
+        return self._output
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        if self._events is not None:
+            raise RuntimeError("a stream can be iterated over once; start another run")
+        self._events = self._iterate()
+        return self._events
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        if self._events is not None:
+            await self._events.aclose()
+
+    async def _iterate(self) -> AsyncGenerator[StreamEvent, None]:
+        queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
+        run = asyncio.ensure_future(self._start(EventManager(on_create_event=queue.put_nowait)))
+        run.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+            self._output = await run
+        finally:
+            if not run.done():
+                run.cancel()
+                await asyncio.wait({run})
+
+
+# ── many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class ManyOutputs:
+    """`outputs` in the order of the requests, None where the run raised; `failures` has what it raised, by position."""
+
+    outputs: list[OrchestrationOutput | None]
+    failures: dict[int, Exception] = field(default_factory=dict)
+
+    @property
+    def succeeded(self) -> list[OrchestrationOutput]:
+        """The outputs with status "succeeded" or "partial", in order."""
+        return [output for output in self.outputs if output is not None and output.status != "failed"]
+
+
+Progress = Callable[[int, int | None], object]
+"""Called after each run with how many are done, and how many there are (None for an iterator without a length)."""
+
+
+async def run_many(
+    run: Callable[[Any], Awaitable[OrchestrationOutput]],
+    requests: Iterable[Any],
+    max_parallel: int,
+    on_progress: Progress | None,
+) -> ManyOutputs:
+    """At most `max_parallel` runs at a time. Requests are taken from the iterable as places become free."""
+    if isinstance(max_parallel, bool) or not isinstance(max_parallel, int) or max_parallel < 1:
+        raise InvalidRequest("max_parallel", max_parallel, "give a whole number from 1")
+    if isinstance(requests, (str, bytes)):
+        raise InvalidRequest("requests", requests, "give a list of requests; for one request use run()")
+    total = len(requests) if isinstance(requests, Sized) else None
+    waiting = enumerate(requests)
+    outputs: dict[int, OrchestrationOutput | None] = {}
+    failures: dict[int, Exception] = {}
+
+    async def work() -> None:
+        for position, request in waiting:
+            outputs[position] = None
+            try:
+                outputs[position] = await run(request)
+            except Exception as error:
+                failures[position] = error
+            if on_progress is not None:
+                on_progress(sum(done is not None for done in outputs.values()) + len(failures), total)
+
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(max_parallel if total is None else min(max_parallel, total)):
+            workers.create_task(work())
+    return ManyOutputs([outputs[position] for position in sorted(outputs)], dict(sorted(failures.items())))
+
+
+# ── without a loop ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _BackgroundLoop:
+    """One event loop on a daemon thread, kept for the life of the process: model clients belong to their loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, work: Coroutine[Any, Any, R]) -> R:
+        loop = self._running()
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("run_sync() was called from within a run; await run() there")
+        done: concurrent.futures.Future[R] = concurrent.futures.Future()
+        context = contextvars.copy_context()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def finish() -> None:
+            try:
+                done.set_result(await work)
+            except BaseException as error:
+                done.set_exception(error)
+
+        loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(finish(), context=context)))
+        try:
+            return done.result()
+        except BaseException:
+            # The waiting thread was interrupted, or the run raised; in the first case the run must not go on.
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            raise
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="steer-run-sync", daemon=True)
+                self._thread.start()
+                atexit.register(self._end)
+            return self._loop
+
+    def _end(self) -> None:
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(_wind_up(), loop).result(timeout=2)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=2)
+        if not thread.is_alive():
+            loop.close()
+
+
+async def _wind_up() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.wait(others, timeout=1) if others else None
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+_background = _BackgroundLoop()
+
+
+def run_sync(work: Coroutine[Any, Any, R]) -> R:
+    """Run `work` to its end on the loop that is kept for this; also from a notebook, whose own loop is running."""
+    return _background.run(work)
