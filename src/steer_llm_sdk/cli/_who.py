@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.orchestration.tools.text_analyzer import MODEL_VARIABLE, TextAnalyzer
 
 ON_THIS_MACHINE = frozenset({"ollama", "vllm", "llamacpp"})
+
+
+def configured_model() -> str | None:
+    """What STEER_MODEL names."""
+    return os.environ.get(MODEL_VARIABLE, "").strip() or None
 
 
 def who_answers(models: Sequence[str], source: str) -> str:
@@ -16,10 +23,14 @@ def who_answers(models: Sequence[str], source: str) -> str:
     return f"answering: {first}, named by {source}{then}"
 
 
-def which_tool(tool: Tool) -> str:
-    """For a tool that was found rather than named with a model."""
-    said = f": {tool.description}" if tool.description else ""
-    return f"answering: the tool {tool.name}{said}"
+def which_tool(tool: Tool, configured: str | None) -> str:
+    """For a tool that was named or found without a model; `configured` is what STEER_MODEL names."""
+    if not isinstance(tool, TextAnalyzer):
+        said = f": {tool.description}" if tool.description else ""
+        return f"answering: the tool {tool.name}{said}"
+    if configured is None:
+        return f"answering: {tool.name}, by counting on this machine; no language model is called"
+    return f"answering: {tool.name} with {_described(configured)}, named by STEER_MODEL"
 
 
 def _described(model: str) -> str:

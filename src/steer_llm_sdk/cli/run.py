@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ import typer
 from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._clients import load_clients
 from steer_llm_sdk.cli._show import console, show_output, write
-from steer_llm_sdk.cli._who import which_tool, who_answers
+from steer_llm_sdk.cli._who import configured_model, which_tool, who_answers
 from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, refuse
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
@@ -22,6 +21,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool, LLMTool
+from steer_llm_sdk.orchestration.tools.text_analyzer import MODEL_VARIABLE
 from steer_llm_sdk.streaming.manager import EventManager
 
 ASK = "ask"
@@ -128,8 +128,8 @@ def _models(named: list[str]) -> tuple[list[str], str]:
     """The models to try, in order, and who named them."""
     if named:
         return named, "--model"
-    configured = os.environ.get("STEER_MODEL", "").strip()
-    return ([configured] if configured else []), "STEER_MODEL"
+    configured = configured_model()
+    return ([] if configured is None else [configured]), MODEL_VARIABLE
 
 
 def _model_tool(models: list[str], k: int | None, schema: dict[str, Any] | None) -> Tool:
@@ -144,6 +144,7 @@ async def _carry_out(order: Order, *, stream: bool, as_json: bool) -> Exit:
         registry.register_tool(order.tool)
     if order.who is not None:
         complain(order.who)
+    if order.who is not None or configured_model() is not None:
         load_clients(console(stderr=True))
     watcher = _Watcher(order, registry, stream=stream, as_json=as_json)
     async with ReliableOrchestrator(registry=registry) as orchestrator:
@@ -177,7 +178,7 @@ class _Watcher:
     def _say_who(self, event: StreamEvent) -> None:
         tool = self._registry.get_tool(str(event.metadata["tool_name"]))
         if self._order.who is None and tool is not None:
-            complain(which_tool(tool))
+            complain(which_tool(tool, configured_model()))
 
     def _text(self, event: StreamDeltaEvent) -> None:
         if isinstance(event.delta, str):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, tokens_of
@@ -95,19 +95,17 @@ def expect_answers(count: int) -> None:
         scope.run.answers = max(scope.run.answers, count)
 
 
-@dataclass(slots=True, kw_only=True)
-class Attempt:
-    """One line of a run's timeline. Times are ms; `started_ms` counts from the start of the run."""
+class Attempt(TypedDict):
+    """One line of a run's timeline, as the output shows it. Times are ms; `started_ms` counts from the run's start."""
 
     tool: str
-    target: str
-    number: int
+    provider: str
+    attempt: int
     started_ms: float
-    elapsed_ms: float = 0.0
-    outcome: str = "running"
-    error: dict[str, Any] | None = None
-    model: str | None = None
-    spent: Spent = _NOTHING
+    elapsed_ms: float
+    outcome: Literal["running", "succeeded", "failed", "cancelled"]
+    model: NotRequired[str]
+    error: NotRequired[dict[str, Any]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,6 +113,7 @@ class Run:
     """One run: what the caller sent, read only, and what all its calls share.
 
     `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without a budget.
+    `spending` has what each attempt is known to have used, with the tool that it was for.
     """
 
     request: Any
@@ -131,6 +130,7 @@ class Run:
     attempt: Next[Call, Any]
     max_attempts: int
     timeline: list[Attempt] = field(default_factory=list)
+    spending: list[tuple[str, Spent]] = field(default_factory=list)
     answers: int = 1
 
     def tell(self, event_type: str, data: dict[str, Any]) -> None:

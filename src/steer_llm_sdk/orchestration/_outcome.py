@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
 from steer_llm_sdk.models.usage import add_usage
-from steer_llm_sdk.orchestration._call import Attempt, Run
-from steer_llm_sdk.orchestration._result import as_json, describe_error
+from steer_llm_sdk.orchestration._call import Attempt, Run, Spent
+from steer_llm_sdk.orchestration._result import ToolResult, as_json, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision
@@ -32,14 +32,14 @@ def answered(run: Run, decision: PlanDecision | None, answer: Answer) -> Orchest
     if status == "failed":
         errors[answer.tool.name] = dict(_NO_VALID_REPLICATE)
         content = {"error": dict(_NO_VALID_REPLICATE), **content}
-    tools = _by_tool(run, answer)
+    tools, usage, cost = _account(run, answer, result)
     # Validating a mapping costs half of what keyword arguments do.
     return OrchestrationOutput.model_validate(
         {
             "content": content,
-            "usage": _total_usage(run, result.usage),
-            "cost_usd": _total_cost(run, result.cost_usd),
-            "cost_breakdown": dict(result.cost_breakdown) or _costs(tools),
+            "usage": usage,
+            "cost_usd": cost,
+            "cost_breakdown": dict(result.cost_breakdown) or ({} if cost is None else _costs(tools)),
             "elapsed_ms": round(elapsed_ms(run)),
             "per_agent": tools,
             "status": status,
@@ -55,11 +55,11 @@ def failed(run: Run, decision: PlanDecision | None, answer: Answer) -> Orchestra
     if isinstance(last, BudgetExceeded):
         raise last
     errors = _described(answer.failures)
-    tools = _by_tool(run, answer)
+    tools, usage, cost = _account(run, answer, None)
     return OrchestrationOutput(
         content={"error": _one_error(answer.failures, errors)},
-        usage=_total_usage(run, {}),
-        cost_usd=_total_cost(run, None),
+        usage=usage,
+        cost_usd=cost,
         cost_breakdown=_costs(tools),
         elapsed_ms=round(elapsed_ms(run)),
         per_agent=tools,
@@ -89,68 +89,57 @@ def _one_error(failures: Mapping[str, Exception], errors: Mapping[str, dict[str,
     }
 
 
-def _by_tool(run: Run, answer: Answer) -> dict[str, Any]:
-    """For each tool that was tried: attempts, usage, cost, its error if any, and the timeline they are read from."""
-    if not answer.failures and len(run.timeline) == 1:  # Most runs; the lines below would say the same of it.
-        return {run.timeline[0].tool: _entry(run.timeline)}
-    names = dict.fromkeys((*answer.failures, answer.tool.name, *(line.tool for line in run.timeline)))
-    entries = {name: _entry([line for line in run.timeline if line.tool == name]) for name in names}
+class _Account(NamedTuple):
+    """`tools` has, for each that was tried: attempts, usage, cost, its error if any, and its timeline."""
+
+    tools: dict[str, Any]
+    usage: dict[str, Any]
+    cost_usd: float | None
+
+
+def _account(run: Run, answer: Answer, told: ToolResult | None) -> _Account:
+    """Where no attempt measured anything, what the tool says of itself is the sum."""
+    if len(run.timeline) == 1 and len(run.spending) == 1 and not answer.failures:
+        # Most runs. The general way below comes to the same.
+        tool, (used, cost) = run.spending[0]
+        usage = dict(used)
+        return _Account({tool: _entry(usage, cost, run.timeline)}, usage, cost)
+    names = dict.fromkeys((*answer.failures, answer.tool.name, *(line["tool"] for line in run.timeline)))
+    tools = {name: _entry_of(run, name) for name in names}
     for name, error in answer.failures.items():
-        entries[name]["error"] = describe_error(error)
-    return entries
+        tools[name]["error"] = describe_error(error)
+    usage, cost = _sum(spent for _, spent in run.spending)
+    if told is None:
+        return _Account(tools, usage, cost)
+    return _Account(tools, usage or dict(told.usage), told.cost_usd if not run.spending else cost)
 
 
-def _entry(lines: Sequence[Attempt]) -> dict[str, Any]:
+def _entry_of(run: Run, name: str) -> dict[str, Any]:
+    usage, cost = _sum(spent for tool, spent in run.spending if tool == name)
+    return _entry(usage, cost, [line for line in run.timeline if line["tool"] == name])
+
+
+def _entry(usage: dict[str, Any], cost: float | None, lines: list[Attempt]) -> dict[str, Any]:
+    return {"attempts": len(lines), "usage": usage, "cost_usd": cost, "timeline": lines}
+
+
+def _sum(spending: Iterable[Spent]) -> tuple[dict[str, Any], float | None]:
+    """The cost is None as soon as something was used whose price nobody knows."""
     usage: dict[str, Any] = {}
     cost: float | None = None
-    for line in lines:
-        used, price = line.spent
+    unknown = False
+    for used, price in spending:
         if used:
             usage = add_usage(usage, used)
         if price is not None:
             cost = price + (cost or 0.0)
-    return {"attempts": len(lines), "usage": usage, "cost_usd": cost, "timeline": [_shown(line) for line in lines]}
-
-
-def _shown(line: Attempt) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "tool": line.tool,
-        "provider": line.target,
-        "attempt": line.number,
-        "started_ms": round(line.started_ms, 1),
-        "elapsed_ms": round(line.elapsed_ms, 1),
-        "outcome": line.outcome,
-    }
-    if line.model is not None:
-        shown["model"] = line.model
-    if line.error is not None:
-        shown["error"] = line.error
-    return shown
+        elif used:
+            unknown = True
+    return usage, None if unknown else cost
 
 
 def _costs(tools: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {name: entry["cost_usd"] for name, entry in tools.items() if entry["cost_usd"] is not None}
-
-
-def _total_usage(run: Run, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What all attempts used; where no attempt measured anything, what the tool says of itself."""
-    total: dict[str, Any] = {}
-    for line in run.timeline:
-        if line.spent.usage:
-            total = add_usage(total, line.spent.usage)
-    return total or dict(told)
-
-
-def _total_cost(run: Run, told: float | None) -> float | None:
-    """What all attempts cost; None as soon as one that used something has no known price."""
-    total: float | None = None
-    for line in run.timeline:
-        used, price = line.spent
-        if price is not None:
-            total = price + (total or 0.0)
-        elif used:
-            return None
-    return told if total is None else total
 
 
 def _metadata(run: Run, decision: PlanDecision | None, tool: Tool, own: Mapping[str, Any]) -> dict[str, Any]:

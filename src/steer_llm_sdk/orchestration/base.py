@@ -183,7 +183,7 @@ class BaseOrchestrator(ABC):
         options: OrchestrationConfig | Mapping[str, Any] | None,
         event_manager: EventManager | None,
     ) -> Run:
-        config = _config_of(options)
+        config = options if type(options) is OrchestrationConfig else _config_of(options)
         if tool_options is not None and not isinstance(tool_options, Mapping):
             raise InvalidRequest("tool_options", tool_options, "give a mapping of option names to values")
         if tool_name is not None and not isinstance(tool_name, str):
@@ -227,7 +227,7 @@ class BaseOrchestrator(ABC):
                 "time",
                 deadline.limit_ms,
                 elapsed_ms(run),
-                [line.tool for line in run.timeline if line.outcome in ("running", "cancelled")],
+                [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")],
                 output=late.result,
             ) from None
 

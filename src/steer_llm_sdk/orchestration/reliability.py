@@ -101,32 +101,36 @@ class ReliableToolExecutor:
 
 async def record(call: Call, next: Next[Call, Any], /) -> Any:
     """The policy that writes each attempt into the run's timeline, with how it ended and what it used."""
-    run = call.scope.run
+    scope = call.scope
+    run, tool = scope.run, scope.tool
     call.attempts += 1
     started = run.clock()
-    line = Attempt(
-        tool=call.scope.tool,
-        target=call.target,
-        number=call.attempts,
-        started_ms=(started - run.started) * 1000,
-        model=call.model,
-    )
+    line: Attempt = {
+        "tool": tool,
+        "provider": call.target,
+        "attempt": call.attempts,
+        "started_ms": round((started - run.started) * 1000, 1),
+        "elapsed_ms": 0.0,
+        "outcome": "running",
+    }
+    if call.model is not None:
+        line["model"] = call.model
     run.timeline.append(line)
     try:
         result = await next(call)
-        line.spent = call.measure(result)
-        line.outcome = "succeeded"
+        run.spending.append((tool, call.measure(result)))
+        line["outcome"] = "succeeded"
         return result
     except asyncio.CancelledError:
-        line.outcome = "cancelled"
+        line["outcome"] = "cancelled"
         raise
     except Exception as error:
-        line.outcome, line.error = "failed", describe_error(error)
+        line["outcome"], line["error"] = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
-            line.spent = Spent(json_mapping(error.usage))
+            run.spending.append((tool, Spent(json_mapping(error.usage))))
         raise
     finally:
-        line.elapsed_ms = (run.clock() - started) * 1000
+        line["elapsed_ms"] = round((run.clock() - started) * 1000, 1)
 
 
 def execute(call: Call) -> Coroutine[Any, Any, Any]:

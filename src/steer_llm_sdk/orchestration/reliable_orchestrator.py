@@ -64,6 +64,8 @@ class ReliableOrchestrator(BaseOrchestrator):
             decision = self._decide(run.request, view, context)
         else:
             decision = await self.planner.plan(run.request, view, context)
+        if not decision.fallback_tools:
+            return Plan((self._step(run, self._find(decision.selected_tool), decision.tool_options),), decision)
         return Plan(tuple(self._steps(run, decision)), decision)
 
     def _steps(self, run: Run, decision: PlanDecision) -> Iterator[ToolCall]:

@@ -147,3 +147,20 @@ def test_what_cannot_be_used_is_said_in_one_line(arguments: list[str], said: str
 
 def test_a_request_may_carry_an_idempotency_key() -> None:
     assert Ran(QUESTION, "--model", MODEL, "--idempotency-key", "k-1").code == Exit.OK
+
+
+def test_a_text_without_a_model_is_counted_on_this_machine_even_where_a_key_is_set() -> None:
+    ran = Ran("A short text. It has two sentences.", "--json", env={"OPENAI_API_KEY": "sk-test-000000"})
+    assert ran.code == Exit.OK
+    assert ran.err == (
+        "steer-llm: answering: text_analyzer, by counting on this machine; no language model is called\n"
+    )
+    assert ran.json["content"]["counts"]["sentences"] == 2
+    assert ran.json["metadata"]["local"] is True
+    assert "sk-test" not in ran.out
+
+
+def test_a_long_text_is_counted_within_its_budget() -> None:
+    ran = Ran("-", "--json", "--budget", "tokens=1000", stdin=("One more sentence. " * 100_000).encode())
+    assert ran.code == Exit.OK
+    assert ran.json["content"]["counts"]["sentences"] == 100_000

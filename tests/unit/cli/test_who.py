@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from steer_llm_sdk.cli._who import which_tool, who_answers
+from steer_llm_sdk.cli._who import configured_model, which_tool, who_answers
+from steer_llm_sdk.orchestration.tools.text_analyzer import TextAnalyzer
 from steer_llm_sdk.testing import ScriptedTool
 
 
@@ -31,5 +32,19 @@ def test_models_are_named_in_the_order_they_are_tried(models: list[str], source:
 
 
 def test_a_tool_that_was_found_is_named_with_what_it_does() -> None:
-    assert which_tool(ScriptedTool("t", description="counts words")) == "answering: the tool t: counts words"
-    assert which_tool(ScriptedTool("t")) == "answering: the tool t"
+    assert which_tool(ScriptedTool("t", description="counts words"), None) == "answering: the tool t: counts words"
+    assert which_tool(ScriptedTool("t"), "openai:x") == "answering: the tool t"
+
+
+def test_the_text_analyzer_says_that_no_model_is_called_unless_one_is_configured() -> None:
+    alone = "answering: text_analyzer, by counting on this machine; no language model is called"
+    assert which_tool(TextAnalyzer(), None) == alone
+    with_model = "answering: text_analyzer with openai:gpt-5-mini, named by STEER_MODEL"
+    assert which_tool(TextAnalyzer(), "openai:gpt-5-mini") == with_model
+
+
+def test_a_blank_steer_model_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEER_MODEL", "  ")
+    assert configured_model() is None
+    monkeypatch.setenv("STEER_MODEL", " openai:x ")
+    assert configured_model() == "openai:x"

@@ -515,6 +515,45 @@ async def test_a_read_only_view_of_tools_is_catalogued_once_and_anew_when_it_cha
     assert (await planner.plan({"type": "y"}, other)).selected_tool == "c"
 
 
+async def test_a_decision_that_was_made_before_is_as_good_as_a_new_one() -> None:
+    rules = [
+        PlanningRule("shaky", 9, [RuleCondition("n", "gt", 5)], RuleAction("b")),
+        always("r", "a", "b", priority=5),
+        PlanningRule("t", 1, [], RuleAction("b", option_transformer=lambda request, options: {"n": request["n"]})),
+    ]
+    planner, view = RuleBasedPlanner(rules), MappingProxyType(tools(a="", b=""))
+    contexts = [None, PlanRequest(), opened("a"), PlanRequest(previous_failures=["a"]), None]
+    for context in contexts:
+        for request in ({"n": 1}, {"n": "x"}, {"n": 6}, {"n": 1}):
+            assert await planner.plan(request, view, context) == await RuleBasedPlanner(rules).plan(
+                request, dict(view), context
+            )
+
+
+async def test_changing_a_decision_about_a_view_changes_no_later_one() -> None:
+    planner, view = (
+        RuleBasedPlanner([PlanningRule("r", 0, [], RuleAction("a", {"list": [1]}))]),
+        MappingProxyType(tools(a="")),
+    )
+    first = await planner.plan({}, view)
+    first.tool_options["list"].append(2)
+    first.metadata["x"] = 1
+    account = explain(planner, {}, view)
+    assert account.decision is not None
+    account.decision.tool_options["list"].append(3)
+    again = await planner.plan({}, view)
+    assert again.tool_options == {"list": [1]}
+    assert again.metadata == {"matched_rule": "r", "selection_method": "rule"}
+
+
+async def test_a_decision_is_not_remembered_beyond_its_tool() -> None:
+    some = tools(a="x", b="x")
+    planner, view = RuleBasedPlanner([always("r", "a", "b")]), MappingProxyType(some)
+    assert (await planner.plan({}, view)).selected_tool == "a"
+    del some["a"]
+    assert (await planner.plan({}, view)).selected_tool == "b"
+
+
 async def test_a_plain_mapping_of_tools_may_change_between_plans() -> None:
     planner = RuleBasedPlanner()
     some = tools(a="x", b="y")

@@ -58,11 +58,12 @@ def test_strict_json_is_taken_without_a_warning() -> None:
         ('As [1] says: {"n": 1}', "text around"),
         ('\ufeff{"n": 1}', None),
         ('```json {"n": 1} ```', "text around"),
+        ('{"n": 1, "why": "so\nthat\tis"}', "control characters"),
     ],
 )
 def test_json_in_a_fence_or_in_prose_is_taken_with_a_warning(text: str, warning: str | None) -> None:
-    parsed = read_answer(text, schema(NUMBER))
-    assert parsed.value == {"n": 1}
+    parsed = read_answer(text, schema({**NUMBER, "additionalProperties": True}))
+    assert parsed.value["n"] == 1
     assert [warning in told for told in parsed.warnings] == ([] if warning is None else [True])
 
 
@@ -103,6 +104,12 @@ def test_the_inside_of_an_unfinished_object_is_no_answer() -> None:
 def test_the_inside_of_a_broken_object_is_no_answer() -> None:
     with pytest.raises(InvalidAnswer, match="twice"):
         read('{"a": {"n": 1}, "a": {"n": 2}}')
+
+
+def test_line_breaks_in_strings_are_kept() -> None:
+    parsed = read_answer('```json\n{"why": "a\nb"}\n```', schema({"type": "object"}))
+    assert parsed.value == {"why": "a\nb"}
+    assert len(parsed.warnings) == 2
 
 
 def test_brackets_in_strings_are_text() -> None:

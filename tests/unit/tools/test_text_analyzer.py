@@ -364,7 +364,7 @@ async def test_a_model_named_in_the_environment_is_used(
         await analyzer.execute("A text.")
     assert list(analyzer.targets) == [("text_analyzer", "text_analyzer")]
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    assert list(analyzer.targets) == [("openai", "text_analyzer")]
+    assert list(analyzer.targets) == list(analyzer.targets) == [("openai", "text_analyzer")]
 
 
 async def test_an_adapter_that_was_given_is_not_closed_here(analyzer: TextAnalyzer) -> None:

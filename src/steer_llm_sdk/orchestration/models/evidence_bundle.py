@@ -63,7 +63,8 @@ Json = Annotated[Any, BeforeValidator(json_value)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Built when first used: an import that never makes a bundle does not pay for it.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class ReplicateQuality(_Model):

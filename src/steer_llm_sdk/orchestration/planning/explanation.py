@@ -89,7 +89,8 @@ def _decision(
     planner: RuleBasedPlanner, request: Any, tools: Mapping[str, ToolMetadata], context: PlanRequest | None
 ) -> tuple[PlanDecision | None, str | None]:
     try:
-        return planner.decide(request, tools, context), None
+        # A copy: what the planner decides it may hand out again.
+        return planner.decide(request, tools, context).model_copy(deep=True), None
     except NoEligibleTool as error:
         return None, str(error)
 

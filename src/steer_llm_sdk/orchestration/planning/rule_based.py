@@ -86,7 +86,7 @@ class RuleBasedPlanner(Planner):
         return decision.model_copy(update={**own, "metadata": copy.deepcopy(decision.metadata)})
 
     def decide(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
-        """What `plan` answers, without a loop, and to be read only: a rule that always says the same shares its decision."""
+        """What `plan` answers, without a loop, and to be read only: it may be handed out again."""
         if not available_tools:
             raise NoEligibleTool
         asked = {"query": request} if isinstance(request, str) else request
@@ -97,11 +97,14 @@ class RuleBasedPlanner(Planner):
                 if not entry.holds(asked):
                     continue
                 if search is None:
-                    if ready is not None and (known := ready.get(id(entry))) is not None:
+                    known = None if ready is None else ready.get(id(entry))
+                    if known is not None and known.selected_tool in available_tools:
                         return known
                     search = _Search(self, asked, available_tools, context)
                 if (decision := search.first_choice(entry)) is not None:
-                    return self._kept(decision, entry, search, ready)
+                    if ready is not None and entry.always_the_same and search.met_nothing:
+                        ready[id(entry)] = decision
+                    return decision
             except Exception as error:
                 search = search or _Search(self, asked, available_tools, context)
                 search.skip(entry, error)
@@ -109,28 +112,15 @@ class RuleBasedPlanner(Planner):
         return search.without_first_choice(self._catalogs.of(available_tools))
 
     def _ready_for(self, tools: Tools, context: PlanRequest | None) -> dict[int, PlanDecision] | None:
-        """The decisions made before for these tools, by rule; None where a decision depends on what the context says."""
-        told = context is not None and (
+        """The decisions for these tools that rules have made before; None where the context has a say in them."""
+        has_a_say = context is not None and (
             context.circuit_breaker_states or context.quality_requirements or context.previous_failures
         )
-        if told or not isinstance(tools, MappingProxyType):
+        if has_a_say or not isinstance(tools, MappingProxyType):
             return None
         if self._ready[0] is not tools:
             self._ready = (tools, {})
         return self._ready[1]
-
-    def _kept(
-        self, decision: PlanDecision, entry: _Rule, search: _Search, ready: dict[int, PlanDecision] | None
-    ) -> PlanDecision:
-        clear = not search.skipped and not search.passed_over
-        if (
-            ready is not None
-            and clear
-            and entry.rule.action is not None
-            and entry.rule.action.option_transformer is None
-        ):
-            ready[id(entry)] = decision
-        return decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +133,7 @@ class _Rule:
     serves: tuple[str, ...]
     options: Callable[[Any, PlanRequest | None], Mapping[str, Any]]
     fields: Mapping[str, Any]
+    always_the_same: bool
 
     @classmethod
     def of(cls, rule: PlanningRule, action: RuleAction) -> _Rule:
@@ -152,7 +143,7 @@ class _Rule:
         except Unfit as error:
             holds = options = _unusable(str(error))
         serves = (action.tool_name, *action.fallback_tools)
-        return cls(rule, holds, serves, options, _fields_of(rule, action))
+        return cls(rule, holds, serves, options, _fields_of(rule, action), action.option_transformer is None)
 
 
 def _fields_of(rule: PlanningRule, action: RuleAction) -> dict[str, Any]:
@@ -217,6 +208,11 @@ class _Search:
     skipped: dict[str, str] = field(default_factory=dict)
     passed_over: dict[str, str] = field(default_factory=dict)
     matched: list[_Rule] = field(default_factory=list)
+
+    @property
+    def met_nothing(self) -> bool:
+        """Whether the first rule that matched decides for its own tool."""
+        return not (self.skipped or self.passed_over or self.matched)
 
     def skip(self, entry: _Rule, error: Exception) -> None:
         self.skipped[entry.rule.name] = reason_of(error)

@@ -33,7 +33,7 @@ class BundleOptions(BaseModel):
     option that has no field here, such as `seed` and `temperature` of a deterministic run, or the tool's own.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     k: int = Field(default=3, ge=2)
     seeds: list[int] | None = None

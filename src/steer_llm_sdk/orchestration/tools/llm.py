@@ -37,6 +37,8 @@ ModelSpec: TypeAlias = str | Model | ModelAdapter
 
 
 class _CallOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
     model: Any = None
     temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     seed: int | None = None
@@ -50,8 +52,6 @@ class LLMOptions(_CallOptions):
     `model` is a name, a Model, an adapter, or a list of them. `timeout_ms` bounds the whole call. `streaming` shows
     the text as it comes, in delta events. The others are what a run tells every tool.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     streaming: bool = False
     timeout_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)

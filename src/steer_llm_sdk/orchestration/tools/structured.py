@@ -86,16 +86,16 @@ class Parsed:
 def read_answer(text: str, output: OutputSchema) -> Parsed:
     """The value in `text`: strict JSON, else the first fenced block that is JSON, else the first balanced object.
 
-    Taken from anything but strict JSON, the value comes with a warning. Never the inside of a broken or unfinished
+    Line breaks and tabs that stand in its strings as they are may stay. Taken from anything but strict JSON, the value
+    comes with a warning. Never the inside of a broken or unfinished
     object: what is cut off is no answer. InvalidAnswer says what was wrong.
     """
     try:
-        found, warning = _find_json(text, output)
+        found, warnings = _find_json(text, output)
     except InvalidAnswer:
         if not output.is_text or not text.strip():
             raise
-        found, warning = text.strip(), "the answer was plain text where JSON was asked for"
-    warnings = () if warning is None else (warning,)
+        found, warnings = text.strip(), ("the answer was plain text where JSON was asked for",)
     return Parsed(output.check(_unwrapped(found) if output.wrapped else found), warnings)
 
 
@@ -116,23 +116,23 @@ _OPENING, _CLOSING = ("{", "["), ("}", "]")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
-def _find_json(text: str, output: OutputSchema) -> tuple[Any, str | None]:
+def _find_json(text: str, output: OutputSchema) -> tuple[Any, tuple[str, ...]]:
     text = text.strip().removeprefix("\ufeff")
     if not text:
         raise InvalidAnswer("the answer is empty; answer with JSON")
     try:
-        return _loads(text), None
+        return _loads(text)
     except InvalidAnswer as error:
         failure = error
     for candidate, warning in _inside(text, output):
         try:
-            value = _loads(candidate)
+            value, more = _loads(candidate)
         except InvalidAnswer as error:
             # A text that is JSON to the eye is judged as such, another one by the JSON in it.
             failure = failure if text[0] in "{[" else error
         else:
             if output.wrapped or isinstance(value, dict):
-                return value, warning
+                return value, (warning, *more)
     raise failure
 
 
@@ -160,15 +160,29 @@ def _balanced(text: str) -> list[str]:
     return regions
 
 
-def _loads(text: str) -> Any:
+def _loads(text: str) -> tuple[Any, tuple[str, ...]]:
     _check_nesting(text)
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_no_constant)
-        return json_value(value)
-    except InvalidAnswer:
-        raise
+        return _parsed(text, strict=True), ()
     except json.JSONDecodeError as error:
-        raise InvalidAnswer(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        failure = InvalidAnswer(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+    try:
+        # What models get wrong most often, and what cannot be misread: a line break within a string.
+        return _parsed(text, strict=False), ("the JSON had line breaks or other control characters in its strings",)
+    except json.JSONDecodeError:
+        raise failure from None
+
+
+def _parsed(text: str, *, strict: bool) -> Any:
+    hooks: dict[str, Any] = {
+        "object_pairs_hook": _no_duplicates,
+        "parse_float": _finite,
+        "parse_constant": _no_constant,
+    }
+    try:
+        return json_value(json.loads(text, strict=strict, **hooks))
+    except (InvalidAnswer, json.JSONDecodeError):
+        raise
     except ValueError as error:
         raise InvalidAnswer(f"not usable JSON: {error}") from None
 
