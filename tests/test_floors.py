@@ -20,6 +20,7 @@ ROOT = Path(steer_llm_sdk.__file__).parent
 
 WORDS, MECHANISMS, NOUNS, VERBS, FLOW, WAYS = range(6)
 FLOORS = {
+    "_names": WORDS,
     "errors": WORDS,
     "models": WORDS,
     "providers.base": WORDS,
@@ -35,11 +36,15 @@ FLOORS = {
     "orchestration.tool_registry": NOUNS,
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
+    "orchestration._html": NOUNS,
     "orchestration._outcome": FLOW,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,
     "orchestration.replay": VERBS,
     "orchestration.tools": VERBS,
+    "orchestration.ways_to_run": FLOW,
+    "orchestration.direct": FLOW,
+    "orchestration.orchestrator_v2": FLOW,
     "orchestration.base": FLOW,
     "orchestration.orchestrator": FLOW,
     "orchestration.reliable_orchestrator": FLOW,

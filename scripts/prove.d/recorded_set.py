@@ -79,10 +79,13 @@ class Tally:
 
 
 def readable(text: str) -> str | None:
-    """The answer in a recorded reply by an account of its own: the first JSON object in it that has one."""
+    """The answer in a recorded reply by an account of its own: the first JSON object in it that has one.
+
+    A line break inside a string is read as one: Claude 3 writes them so.
+    """
     for start in (match.start() for match in re.finditer("{", text)):
         try:
-            value, _ = json.JSONDecoder().raw_decode(text, start)
+            value, _ = json.JSONDecoder(strict=False).raw_decode(text, start)
         except ValueError:
             continue
         if isinstance(value, dict) and isinstance(value.get("answer"), str):

@@ -1,5 +1,8 @@
 """Run LLM operations through tools, reliably: an answer, what it cost, and how far to trust it."""
 
+from typing import TYPE_CHECKING
+
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     OrchestrationOutput,
@@ -12,6 +15,9 @@ from steer_llm_sdk.orchestration import (
 )
 from steer_llm_sdk.streaming.manager import EventManager
 
+if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration.tools.function import tool
+
 __all__ = [
     "EventManager",
     "OrchestrationConfig",
@@ -22,6 +28,10 @@ __all__ = [
     "Tool",
     "ToolRegistry",
     "get_global_registry",
+    "tool",
 ]
 
 __version__ = "1.0.0a1"
+
+if not TYPE_CHECKING:  # A type checker would take any name to be there.
+    __getattr__ = looked_up(__name__, {"tool": "steer_llm_sdk.orchestration.tools.function"})

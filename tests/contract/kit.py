@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import (
     BundleMetadata,
     BundleSummary,
@@ -23,6 +24,7 @@ from steer_llm_sdk.orchestration import (
     ToolRegistry,
 )
 from steer_llm_sdk.orchestration.planning import ToolMetadata
+from steer_llm_sdk.providers.base import ModelReply, ModelRequest
 from steer_llm_sdk.reliability import CircuitBreakerConfig, IdempotencyManager, RetryPolicy
 
 STEADY = RetryPolicy(jitter_factor=0)
@@ -117,3 +119,49 @@ def failed(output: OrchestrationOutput) -> Mapping[str, Any]:
 
 def kinds(infos: Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:
     return [(name, info["type"]) for name, info in (infos or {}).items()]
+
+
+class Model:
+    """A model behind the adapter contract: answers `text` after so many seconds, or raises.
+
+    `requests` lists what it was asked, `most_running` how many at once.
+    """
+
+    def __init__(
+        self, *steps: Any, name: str = "test:m", target: str = "test", after: float = 0.0, cost_usd: float = 0.01
+    ) -> None:
+        self.name = name
+        self.target = target
+        self.steps = steps or ("yes",)
+        self.after = after
+        self.cost_usd = cost_usd
+        self.requests: list[ModelRequest] = []
+        self.running = self.most_running = self.cancelled = 0
+
+    async def request(self, request: ModelRequest, on_text: Any = None) -> ModelReply:
+        step = self.steps[min(len(self.requests), len(self.steps) - 1)]
+        self.requests.append(request)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.after)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        if isinstance(step, BaseException):
+            raise step
+        usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+        return ModelReply(text=str(step), model=self.name, usage=usage, cost_usd=self.cost_usd, ignored=self.ignores)
+
+    ignores: tuple[str, ...] = ()
+
+    async def prepare(self) -> None:
+        """Always ready."""
+
+    def worst_case(self, request: ModelRequest) -> Amount:
+        return Amount(20, self.cost_usd * 2)
+
+    async def aclose(self) -> None:
+        """Nothing was opened."""

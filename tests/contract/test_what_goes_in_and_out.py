@@ -439,7 +439,11 @@ class Strict(ScriptedTool):
 async def test_validate_request_is_called_for_every_tool_before_it_is_asked(orchestrator: Any) -> None:
     tool = Strict("t", ValueError("query: give at least one word"))
     info = failed(await orchestrator(tool).run("", "t"))
-    assert (info["type"], info["code"], info["message"]) == ("ValueError", "validation", "query: give at least one word")
+    assert (info["type"], info["code"], info["message"]) == (
+        "ValueError",
+        "validation",
+        "query: give at least one word",
+    )
     assert tool.calls == []
 
 

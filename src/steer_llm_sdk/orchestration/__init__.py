@@ -1,5 +1,7 @@
 """Orchestration: name a tool or let a planner choose; get an answer, what it cost, and how far to trust it."""
 
+from steer_llm_sdk._names import answer_for_renamed
+from steer_llm_sdk.orchestration import direct as _direct  # noqa: F401 - FunctionTool.run runs through it
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, OrchestrationOutput
 from steer_llm_sdk.orchestration.errors import BudgetExceeded, ConflictError, OrchestratorError, ToolExecutionError
 from steer_llm_sdk.orchestration.models import (
@@ -52,3 +54,6 @@ __all__ = [
     "ToolRegistry",
     "get_global_registry",
 ]
+
+_HERE = ("base", "options", "orchestrator", "planning", "planning.planner", "planning.rule_based")
+answer_for_renamed((__name__, *(f"{__name__}.{module}" for module in _HERE)))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.orchestration._html import as_html
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 
 
@@ -57,6 +58,10 @@ class OrchestrationOutput(BaseModel):
         if self.status == "failed":
             raise RunFailed(self)
         return self
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: status, content, cost and the timeline of the attempts; nothing in it is live."""
+        return as_html(self)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, OrchestrationOutput):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import math
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 from steer_llm_sdk.errors import (
     RETRYABLE,
+    AllToolsFailed,
     ErrorCategory,
     InvalidRequest,
     ProviderError,
@@ -151,6 +153,8 @@ def classify(error: BaseException) -> ErrorClassification:
             isinstance(error, Rejected),
             _maybe_billed(error.category, error.status_code) and getattr(error, "sent", True) is True,
         )
+    if isinstance(error, AllToolsFailed):
+        return _of_all(error)
     if isinstance(error, Rejected):
         return ErrorClassification(ErrorCategory.UNKNOWN, False, valid_delay(error.retry_after), refused=True)
     if isinstance(error, InvalidRequest):
@@ -189,6 +193,14 @@ def _of_group(group: BaseExceptionGroup[BaseException]) -> ErrorClassification:
         max(waits, default=None),
         maybe_billed=any(part.maybe_billed for part in parts),
     )
+
+
+def _of_all(error: AllToolsFailed) -> ErrorClassification:
+    """What the first cause means, worth another try where any of them is."""
+    means = [classify(cause) for cause in error.failures.values()]
+    if not means:
+        return ErrorClassification(ErrorCategory.UNKNOWN, False)
+    return dataclasses.replace(means[0], is_retryable=any(each.is_retryable for each in means), declared=None)
 
 
 def _of_foreign(error: BaseException) -> ErrorClassification:

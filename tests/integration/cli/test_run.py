@@ -79,11 +79,11 @@ def test_k_answers_become_votes(schema: str) -> None:
 
 
 def test_a_bundle_that_is_not_whole_is_partial(schema: str) -> None:
-    """One of these ten models gave no JSON that can be read, asked twice."""
+    """Two of these ten models answered null where a string was asked for, also when asked again."""
     seeds = json.dumps(list(range(10)))
-    ran = Ran("crux-test-#776", "-m", "recorded:demo", "-k", "10", "--schema", schema, "-o", f"seeds={seeds}", "--json")
+    ran = Ran("crux-test-#640", "-m", "recorded:demo", "-k", "10", "--schema", schema, "-o", f"seeds={seeds}", "--json")
     assert ran.code == Exit.PARTIAL
-    assert ran.json["content"]["evidence_bundle"]["meta"]["k_completed"] == 9
+    assert ran.json["content"]["evidence_bundle"]["meta"]["k_completed"] == 8
 
 
 def test_a_model_that_fails_is_followed_by_the_next() -> None:

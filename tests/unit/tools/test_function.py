@@ -21,8 +21,9 @@ from pydantic import BaseModel, Field, SecretStr
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
-from steer_llm_sdk.orchestration.tools import function
-from steer_llm_sdk.orchestration.tools.function import FunctionTool, set_runner, tool
+from steer_llm_sdk.orchestration.tools import _runner
+from steer_llm_sdk.orchestration.tools._runner import set_runner
+from steer_llm_sdk.orchestration.tools.function import FunctionTool, tool
 
 if TYPE_CHECKING:
     from steer_llm_sdk.streaming.manager import EventManager
@@ -503,7 +504,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def runner(tool: Tool, request: Mapping[str, Any], **how: Any) -> Any:
         return Ran(tool, request, how)
 
-    monkeypatch.setattr(function, "_runner", None)
+    monkeypatch.setattr(_runner, "_runner", None)
     set_runner(runner)
 
 
@@ -548,7 +549,7 @@ async def test_run_refuses_arguments_that_the_function_does_not_have() -> None:
 
 
 async def test_run_without_the_flow_says_what_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(function, "_runner", None)
+    monkeypatch.setattr(_runner, "_runner", None)
     with pytest.raises(RuntimeError, match=r"import steer_llm_sdk\.orchestration first"):
         await shout.run("a")
 

@@ -17,11 +17,12 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.orchestration.tools._parameters import Parameters
+from steer_llm_sdk.orchestration.tools._runner import runner
 
 if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.options import OrchestrationConfig
@@ -30,20 +31,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Runner(Protocol):
-    """Runs a tool, registered or not, under the policies. The flow, which stands above the tools, supplies it."""
-
-    async def __call__(
-        self,
-        tool: Tool,
-        request: Mapping[str, Any],
-        *,
-        tool_options: Mapping[str, Any] | None,
-        options: OrchestrationConfig | Mapping[str, Any] | None,
-        event_manager: EventManager | None,
-    ) -> OrchestrationOutput: ...
 
 
 class FunctionTool(Tool, Generic[P, R]):
@@ -126,10 +113,9 @@ class FunctionTool(Tool, Generic[P, R]):
 
         A mapping given alone, to a function whose first parameter takes none, is the whole request.
         """
-        if _runner is None:
-            raise RuntimeError(f"{self.name}.run: nothing is there to run it; import steer_llm_sdk.orchestration first")
         request = self._parameters.request_of(args, kwargs)
-        return await _runner(self, request, tool_options=tool_options, options=options, event_manager=event_manager)
+        run = runner()
+        return await run(self, request, tool_options=tool_options, options=options, event_manager=event_manager)
 
 
 @overload
@@ -160,15 +146,6 @@ def tool(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     if function is None:
         return lambda decorated: FunctionTool(decorated, **declared)
     return FunctionTool(function, **declared)
-
-
-_runner: Runner | None = None
-
-
-def set_runner(runner: Runner) -> None:
-    """What `FunctionTool.run` runs through, in the whole process."""
-    global _runner
-    _runner = runner
 
 
 def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

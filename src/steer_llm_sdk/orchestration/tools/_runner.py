@@ -1,0 +1,42 @@
+"""What runs a tool that is in no registry: a place that the flow, which stands above the tools, fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration.options import OrchestrationConfig
+    from steer_llm_sdk.orchestration.output import OrchestrationOutput
+    from steer_llm_sdk.orchestration.tool_registry import Tool
+    from steer_llm_sdk.streaming.manager import EventManager
+
+
+class Runner(Protocol):
+    """Runs a tool, registered or not, under the policies."""
+
+    async def __call__(
+        self,
+        tool: Tool,
+        request: Mapping[str, Any],
+        *,
+        tool_options: Mapping[str, Any] | None,
+        options: OrchestrationConfig | Mapping[str, Any] | None,
+        event_manager: EventManager | None,
+    ) -> OrchestrationOutput: ...
+
+
+_runner: Runner | None = None
+
+
+def set_runner(runner: Runner) -> None:
+    """What `FunctionTool.run` runs through, in the whole process."""
+    global _runner
+    _runner = runner
+
+
+def runner() -> Runner:
+    """RuntimeError where nothing has filled the place, which importing `steer_llm_sdk.orchestration` does."""
+    if _runner is None:
+        raise RuntimeError("nothing is there to run a tool; import steer_llm_sdk.orchestration first")
+    return _runner
