@@ -5,7 +5,6 @@ Exception
 │   ├── ToolExecutionError     a tool failed; .original_error says why
 │   ├── BudgetExceeded         time, tokens or cost; .output holds what was finished and paid for
 │   ├── ConflictError          an idempotency key came back with another request
-│   ├── InFlight               a duplicate is running and the caller chose not to wait
 │   ├── StoreUnavailable       a keyed run could not reach its store
 │   ├── AllToolsFailed         .failures holds every cause, in order
 │   ├── InvalidRequest         (also ValueError) .field, .given and what would do
@@ -134,20 +133,12 @@ class ConflictError(OrchestratorError):
     """One idempotency key, two different requests. Use a new key, or send the first request again."""
 
     def __init__(self, idempotency_key: str, message: str | None = None) -> None:
-        super().__init__(message or f"Idempotency key '{idempotency_key}' was used with different request parameters")
+        says = (
+            f"Idempotency key '{idempotency_key}' was used with different request parameters; give this one a new key"
+        )
+        super().__init__(message or says)
         self.idempotency_key = idempotency_key
         self.key = idempotency_key
-
-
-class InFlight(OrchestratorError):
-    """The same keyed request is running elsewhere. `retry_after` is in seconds."""
-
-    def __init__(self, idempotency_key: str, retry_after: float) -> None:
-        super().__init__(
-            f"Idempotency key '{idempotency_key}' is in use by a run in flight; ask again in {retry_after:g} s"
-        )
-        self.key = self.idempotency_key = idempotency_key
-        self.retry_after = retry_after
 
 
 class StoreUnavailable(OrchestratorError):
@@ -160,15 +151,6 @@ class AllToolsFailed(OrchestratorError):
     def __init__(self, failures: Mapping[str, BaseException]) -> None:
         self.failures = dict(failures)
         super().__init__("; ".join(f"{name}: {error}" for name, error in self.failures.items()))
-
-    @property
-    def is_retryable(self) -> bool:
-        """Whether asking again later may help, for one of them at least."""
-        return any(
-            cause.is_retryable
-            for cause in self.failures.values()
-            if isinstance(cause, (AllToolsFailed, ProviderError, ToolExecutionError))
-        )
 
 
 class InvalidRequest(OrchestratorError, ValueError):

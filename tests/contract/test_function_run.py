@@ -132,7 +132,7 @@ async def test_events_name_the_function() -> None:
 
 
 async def test_an_option_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="options.colour"):
+    with pytest.raises(InvalidRequest, match=r"options\.colour"):
         await failing(0).run("a", options={"colour": "red"})
 
 

@@ -329,7 +329,11 @@ async def test_max_entries_bounds_finished_entries_only(orchestrator: Any) -> No
     tool = ScriptedTool("t", OK(after=1))
     runner = orchestrator(tool, manager=IdempotencyManager(max_entries=2))
     keys = [str(n) for n in range(6)]
-    await asyncio.gather(*(runner.run("q", "t", None, keyed(key)) for key in keys for _ in range(2)))
+    running = []
+    for key in keys:
+        running += [asyncio.create_task(runner.run("q", "t", None, keyed(key))) for _ in range(2)]
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*running)
     assert len(tool.calls) == 6
     outputs = [await runner.run("q", "t", None, keyed(key)) for key in reversed(keys)]
     assert sum(output.replayed for output in outputs) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel
 
+from steer_llm_sdk.cli._live import in_words
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -142,16 +142,11 @@ def _teller(tell: Tell) -> Callable[[StreamDeltaEvent], None]:
             return
         data = event.delta["data"]
         if event.delta["event_type"] == "retry_attempt":
-            tell(f"{_in_words(data['error'])}, again in {data['delay_ms'] / 1000:.1f} s")
+            tell(f"{in_words(data['error'])}, again in {data['delay_ms'] / 1000:.1f} s")
         elif event.delta["event_type"] == "circuit_breaker":
             tell(f"circuit of {data['provider'].partition('@')[0]} is {data['state']}")
 
     return on_delta
-
-
-def _in_words(error: str) -> str:
-    """ProviderTimeout: "provider timeout"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", error).lower()
 
 
 def consensus_of(output: OrchestrationOutput) -> str | None:

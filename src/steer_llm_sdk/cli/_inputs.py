@@ -7,9 +7,10 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from steer_llm_sdk.cli.exits import refuse
+from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 from steer_llm_sdk.orchestration.options import BUDGET_KEYS
 
 
@@ -18,7 +19,7 @@ def read_text(text: str) -> str:
     if text == "-":
         found, field = _decoded(sys.stdin.buffer.read(), "-"), "standard input"
     elif text.startswith("@"):
-        found, field = _decoded(_bytes_of(text[1:], "TEXT"), text), text
+        found, field = _decoded(bytes_of(text[1:], "TEXT"), text), text
     else:
         found, field = text, "TEXT"
     if not found.strip():
@@ -31,8 +32,8 @@ def read_schema(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        schema = json.loads(_bytes_of(path, "--schema"))
-    except (ValueError, RecursionError) as error:
+        schema = strict_json(bytes_of(path, "--schema"))
+    except ValueError as error:
         refuse("--schema", path, f"the file must hold a JSON Schema ({error})")
     if not isinstance(schema, dict):
         refuse("--schema", path, 'the file must hold a JSON object, such as {"type": "object", "properties": {...}}')
@@ -82,12 +83,29 @@ def _positive(field: str, pair: str, value: str) -> float:
 
 def _json_or_text(value: str) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return strict_json(value.encode("utf-8", "surrogatepass"))
+    except ValueError:
         return value
 
 
-def _bytes_of(path: str, field: str) -> bytes:
+def strict_json(raw: bytes) -> Any:
+    """The value of a JSON document. ValueError, in a few words, where it is none or nothing to be worked with: not
+    UTF-8, NaN, half a character, a number of thousands of digits, nested more than 200 deep."""
+    try:
+        return json_value(json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def bytes_of(path: str, field: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:

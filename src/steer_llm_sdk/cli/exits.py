@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from steer_llm_sdk.errors import BudgetExceeded, ConflictError, OrchestratorError, ProviderError
+from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, ProviderError
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 
 
@@ -29,7 +29,8 @@ class Exit(IntEnum):
 MEANING = (
     "Exit codes: 0 answered; 1 no answer: every model or tool failed; "
     "2 the command, its input or a name cannot be used; 3 a budget or the time was exceeded; "
-    "4 the idempotency key was used for another request; 5 a partial answer; 130 interrupted."
+    "4 the idempotency key was used for another request; 5 a partial answer, or of a batch some lines without one; "
+    "130 interrupted."
 )
 
 BAD_INPUT_CODES = frozenset({"validation", "not_found"})
@@ -42,7 +43,7 @@ def complain(message: object) -> None:
 
 def refuse(field: str, given: object, remedy: str) -> NoReturn:
     """Leave with BAD_INPUT and one sentence: the field, what was given, and what would do."""
-    complain(f"{field}: {given!r} cannot be used; {remedy}")
+    complain(InvalidRequest(field, given, remedy))
     raise typer.Exit(Exit.BAD_INPUT)
 
 

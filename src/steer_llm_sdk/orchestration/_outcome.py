@@ -81,12 +81,7 @@ def _one_error(failures: Mapping[str, Exception], errors: Mapping[str, dict[str,
     infos = list(errors.values())
     if len(infos) == 1:
         return infos[0]
-    return {
-        **describe_error(AllToolsFailed(failures)),
-        "code": infos[0]["code"],
-        "is_retryable": any(info["is_retryable"] for info in infos),
-        "failures": dict(errors),
-    }
+    return {**describe_error(AllToolsFailed(failures)), "failures": dict(errors)}
 
 
 class _Account(NamedTuple):

@@ -1,4 +1,11 @@
-"""The flow of one request. What differs between orchestrators is how they plan and which policies they ask for."""
+"""The flow of one request, and the order of everything that happens to it:
+
+    Deadline(Replay(Plan(Fallback(  Retry(Breaker(Reserve(Record(AttemptTimeout(call)))))  ))))
+
+The first four stand round the run and are here, in `_in_time` and `_work`. The others stand round each call that a
+tool makes to the outside; their list is in `orchestration/reliability.py`. Orchestrators differ in how they plan and in
+which policies they ask for.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +39,7 @@ from steer_llm_sdk.orchestration.replay import keyed
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
 from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
 from steer_llm_sdk.reliability._pipeline import Next
-from steer_llm_sdk.reliability.budget import Ledger
+from steer_llm_sdk.reliability.budget import Ledger, excess
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager, once
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
@@ -120,7 +127,7 @@ class BaseOrchestrator(ABC):
         tool_options: Mapping[str, Any] | None = None,
         options: OrchestrationConfig | Mapping[str, Any] | None = None,
     ) -> RunStream:
-        """The run's events as they come, text included; its output is on `.output` afterwards."""
+        """The run's events as they come, text included; its output is on `.output` afterwards. See RunStream."""
         config = _config_of(options).model_copy(update={"streaming": True})
         return RunStream(lambda events: self.run(request, tool_name, tool_options, config, events))
 
@@ -276,12 +283,9 @@ class BaseOrchestrator(ABC):
         budget = run.options.budget
         if not budget:
             return output
-        tokens, limit = tokens_of(output.usage), budget.get("tokens")
-        if limit is not None and tokens > limit:
-            raise BudgetExceeded("tokens", limit, tokens, list(output.per_agent), output=output)
-        cost, limit = output.cost_usd, budget.get("cost_usd")
-        if limit is not None and cost is not None and cost > limit + 1e-10:
-            raise BudgetExceeded("cost", limit, cost, list(output.per_agent), output=output)
+        over = excess(budget.get("tokens"), budget.get("cost_usd"), tokens_of(output.usage), output.cost_usd or 0.0)
+        if over is not None:
+            raise BudgetExceeded(*over, list(output.per_agent), output=output)
         return output
 
 

@@ -1,4 +1,4 @@
-"""The one list that says the order of the policies, and the configuration that fills it."""
+"""The list of policies round each call to the outside, and the configuration that fills it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ class ReliableToolExecutor:
 
 
 async def record(call: Call, next: Next[Call, Any], /) -> Any:
-    """The policy that writes each attempt into the run's timeline, with how it ended and what it used."""
+    """The policy that counts an attempt and writes it into the run's timeline: how it ended and what it used.
+
+    Retry's limits are on what is counted here. It is always in the list.
+    """
     scope = call.scope
     run, tool = scope.run, scope.tool
     call.attempts += 1

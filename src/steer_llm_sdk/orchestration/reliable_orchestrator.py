@@ -10,7 +10,7 @@ from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
-from steer_llm_sdk.orchestration.planning.planner import PlanDecision, Planner, PlanRequest
+from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy, PlanDecision, Planner, PlanRequest
 from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
@@ -64,8 +64,10 @@ class ReliableOrchestrator(BaseOrchestrator):
             decision = self._decide(run.request, view, context)
         else:
             decision = await self.planner.plan(run.request, view, context)
-        if not decision.fallback_tools:
-            return Plan((self._step(run, self._find(decision.selected_tool), decision.tool_options),), decision)
+        if decision.execution_strategy is not ExecutionStrategy.SINGLE:
+            raise InvalidRequest(
+                "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'
+            )
         return Plan(tuple(self._steps(run, decision)), decision)
 
     def _steps(self, run: Run, decision: PlanDecision) -> Iterator[ToolCall]:

@@ -53,6 +53,9 @@ class Tool(ABC):
     def validate_request(self, request: Any) -> None:  # noqa: B027 - most tools take any request
         """Raise ValueError, with the field and what would do, where the request cannot be served."""
 
+    def validate_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027 - most tools take any option
+        """Raise ValueError where the options cannot be used, for who wants to know before anything is spent."""
+
     def worst_case(self, request: Any, options: Mapping[str, Any]) -> Amount:
         """What one call can take at most; reserved before each attempt. By default what the class declares."""
         cost = self.resource_requirements.get("estimated_cost_per_run")

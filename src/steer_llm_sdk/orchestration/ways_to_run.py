@@ -6,6 +6,8 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextvars
+import itertools
+import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sized
 from dataclasses import dataclass, field
@@ -18,32 +20,39 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.streaming.manager import EventManager
 
 R = TypeVar("R")
+_log = logging.getLogger(__name__)
 
 # ── a stream of events ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class RunStream:
-    """The events of one run as they come: `async for event in orchestrator.stream(…)`; then `output`.
+    """The events of one run as they come, and then its `output`.
 
-    What the run raises is raised when its last event has been given. Leaving early, or `aclose()`, cancels the run.
+        async with orchestrator.stream("Analyze this text") as events:
+            async for event in events:
+                ...
+        print(events.output.content)
+
+    What the run raises is raised after its last event. `async with` and `aclose()` cancel a run that has not ended; so
+    does a `break` out of `async for event in orchestrator.stream(…)`, where nothing else holds the stream.
     """
 
     def __init__(self, start: Callable[[EventManager], Awaitable[OrchestrationOutput]]) -> None:
         self._start = start
         self._events: AsyncGenerator[StreamEvent, None] | None = None
-        self._output: OrchestrationOutput | None = None
+        self._outputs: list[OrchestrationOutput] = []
 
     @property
     def output(self) -> OrchestrationOutput:
         """The output, once the events are at their end; RuntimeError before."""
-        if self._output is None:
+        if not self._outputs:
             raise RuntimeError("the run has not ended; iterate over its events first")
-        return self._output
+        return self._outputs[0]
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         if self._events is not None:
             raise RuntimeError("a stream can be iterated over once; start another run")
-        self._events = self._iterate()
+        self._events = _events_of(self._start, self._outputs)
         return self._events
 
     async def __aenter__(self) -> Self:
@@ -58,18 +67,22 @@ class RunStream:
         if self._events is not None:
             await self._events.aclose()
 
-    async def _iterate(self) -> AsyncGenerator[StreamEvent, None]:
-        queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
-        run = asyncio.ensure_future(self._start(EventManager(on_create_event=queue.put_nowait)))
-        run.add_done_callback(lambda _: queue.put_nowait(None))
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-            self._output = await run
-        finally:
-            if not run.done():
-                run.cancel()
-                await asyncio.wait({run})
+
+async def _events_of(
+    start: Callable[[EventManager], Awaitable[OrchestrationOutput]], outputs: list[OrchestrationOutput]
+) -> AsyncGenerator[StreamEvent, None]:
+    # It does not know the RunStream: a cycle would keep an abandoned run alive until the next garbage collection.
+    queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
+    run = asyncio.ensure_future(start(EventManager(on_create_event=queue.put_nowait)))
+    run.add_done_callback(lambda _: queue.put_nowait(None))
+    try:
+        while (event := await queue.get()) is not None:
+            yield event
+        outputs.append(await run)
+    finally:
+        if not run.done():
+            run.cancel()
+            await asyncio.wait({run})
 
 
 # ── many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,7 +102,8 @@ class ManyOutputs:
 
 
 Progress = Callable[[int, int | None], object]
-"""Called after each run with how many are done, and how many there are (None for an iterator without a length)."""
+"""Called after each run with how many are done, and how many there are (None for an iterator without a length). What it
+raises is logged."""
 
 
 async def run_many(
@@ -107,6 +121,7 @@ async def run_many(
     waiting = enumerate(requests)
     outputs: dict[int, OrchestrationOutput | None] = {}
     failures: dict[int, Exception] = {}
+    done = itertools.count(1)
 
     async def work() -> None:
         for position, request in waiting:
@@ -115,13 +130,21 @@ async def run_many(
                 outputs[position] = await run(request)
             except Exception as error:
                 failures[position] = error
-            if on_progress is not None:
-                on_progress(sum(done is not None for done in outputs.values()) + len(failures), total)
+            _tell(on_progress, next(done), total)
 
     async with asyncio.TaskGroup() as workers:
         for _ in range(max_parallel if total is None else min(max_parallel, total)):
             workers.create_task(work())
     return ManyOutputs([outputs[position] for position in sorted(outputs)], dict(sorted(failures.items())))
+
+
+def _tell(on_progress: Progress | None, done: int, total: int | None) -> None:
+    if on_progress is None:
+        return
+    try:
+        on_progress(done, total)
+    except Exception:
+        _log.warning("on_progress failed", exc_info=True)
 
 
 # ── without a loop ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from steer_llm_sdk.reliability._pipeline import Call, Next
 
 
+COST_SLACK = 1e-10
+"""USD by which a sum may pass its limit: sums of decimal prices are not exact in binary."""
+
+
+def excess(
+    token_limit: float | None, cost_limit: float | None, tokens: float, cost_usd: float
+) -> tuple[str, float, float] | None:
+    """Which limit is passed, the limit, and the amount that passes it; None where none is."""
+    if token_limit is not None and tokens > token_limit:
+        return "tokens", token_limit, tokens
+    if cost_limit is not None and cost_usd > cost_limit + COST_SLACK:
+        return "cost", cost_limit, cost_usd
+    return None
+
+
 class Ledger:
     """The account of one run. `tokens` and `cost_usd` are limits; None is no limit."""
 
@@ -46,7 +61,9 @@ class Ledger:
 
     def reserve(self, worst: Amount) -> None:
         """Set `worst` aside. Raises BudgetExceeded, with nothing set aside, where that would pass a limit."""
-        self._refuse_if_spent()
+        over = excess(self.tokens, self.cost_usd, self.spent_tokens, self.spent_cost)
+        if over is not None:
+            raise BudgetExceeded(*over)
         if worst.tokens > self.tokens_left:
             assert self.tokens is not None
             raise BudgetExceeded("tokens", self.tokens, self.tokens - self.tokens_left + worst.tokens)
@@ -57,8 +74,7 @@ class Ledger:
                     self.cost_usd,
                     "the price of the model is unknown; declare one, or drop the limit",
                 )
-            # A tenth of a nano-dollar of slack: sums of decimal prices are not exact in binary.
-            if worst.cost_usd > self.cost_left + 1e-10:
+            if worst.cost_usd > self.cost_left + COST_SLACK:
                 raise BudgetExceeded("cost", self.cost_usd, self.cost_usd - self.cost_left + worst.cost_usd)
         self.reserved_tokens += worst.tokens
         self.reserved_cost += worst.cost_usd or 0.0
@@ -69,12 +85,6 @@ class Ledger:
         self.reserved_cost -= worst.cost_usd or 0.0
         self.spent_tokens += actual.tokens
         self.spent_cost += (worst.cost_usd or 0.0) if actual.cost_usd is None else actual.cost_usd
-
-    def _refuse_if_spent(self) -> None:
-        if self.tokens is not None and self.spent_tokens > self.tokens:
-            raise BudgetExceeded("tokens", self.tokens, self.spent_tokens)
-        if self.cost_usd is not None and self.spent_cost > self.cost_usd + 1e-10:
-            raise BudgetExceeded("cost", self.cost_usd, self.spent_cost)
 
 
 def charge_of_failure(error: BaseException, worst: Amount) -> Amount:

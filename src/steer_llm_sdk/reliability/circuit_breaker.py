@@ -321,7 +321,7 @@ class CircuitBreaker:
         self._on_change = on_change
         self.config = config or CircuitBreakerConfig()
         self._circuit = Circuit()
-        self._pass = Permit(0)
+        self._closed_permit = Permit(0)
         self._counts = {"successes": 0, "failures": 0, "refusals": 0}
         self._callbacks: set[asyncio.Task[Any]] = set()
 
@@ -341,8 +341,8 @@ class CircuitBreaker:
 
     def admit(self, part: str) -> Permit:
         """A permit, to be reported exactly once; CircuitOpen otherwise."""
-        if self.is_well:
-            return self._pass
+        if self.all_closed:  # Nearly every call: one shared permit, and no state is made anew.
+            return self._closed_permit
         circuit = self._circuit
         moved, answer = circuit.admit(part, _now(), self.config)
         self._move(moved)
@@ -356,7 +356,7 @@ class CircuitBreaker:
         if outcome is not Outcome.NEUTRAL:
             self._counts["successes" if outcome is Outcome.SUCCESS else "failures"] += 1
         circuit = self._circuit
-        if outcome is Outcome.SUCCESS and not circuit.streaks and permit is self._pass:
+        if outcome is Outcome.SUCCESS and not circuit.streaks and permit is self._closed_permit:
             whole = circuit.whole
             if type(whole) is Closed and not whole.failures:
                 return None
@@ -390,7 +390,7 @@ class CircuitBreaker:
         }
 
     @property
-    def is_well(self) -> bool:
+    def all_closed(self) -> bool:
         """Closed, with no part cut off."""
         return type(self._circuit.whole) is Closed and not self._circuit.narrowed
 
@@ -416,7 +416,7 @@ class CircuitBreaker:
         if self._on_change is not None:
             self._on_change(self)
         if circuit.whole.generation != before.generation:
-            self._pass = Permit(circuit.whole.generation)
+            self._closed_permit = Permit(circuit.whole.generation)
         if type(circuit.whole) is not type(before):
             self._tell(circuit.whole)
 
@@ -470,7 +470,7 @@ class CircuitBreakerManager:
     def __init__(self, config_for: Callable[[str], CircuitBreakerConfig] | None = None) -> None:
         self._config_for = config_for or (lambda name: CircuitBreakerConfig())
         self._breakers: dict[str, CircuitBreaker] = {}
-        self._unwell: set[str] = set()
+        self._not_closed: set[str] = set()
 
     def get_or_create(self, name: str, config: CircuitBreakerConfig | None = None) -> CircuitBreaker:
         breaker = self._breakers.get(name)
@@ -492,10 +492,10 @@ class CircuitBreakerManager:
     @property
     def all_closed(self) -> bool:
         """Whether every circuit is closed with no part cut off; known without looking at them."""
-        return not self._unwell
+        return not self._not_closed
 
     def _note(self, breaker: CircuitBreaker) -> None:
-        (self._unwell.discard if breaker.is_well else self._unwell.add)(breaker.name)
+        (self._not_closed.discard if breaker.all_closed else self._not_closed.add)(breaker.name)
 
 
 class Breaker:

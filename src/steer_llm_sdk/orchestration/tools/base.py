@@ -115,6 +115,9 @@ class BundleTool(Tool):
         """Read the options and make the bundle. InvalidRequest names an option that cannot be used."""
         return await self._execute_bundle(request, self._read_options(options or {}), event_manager)
 
+    def validate_options(self, options: Mapping[str, Any]) -> None:
+        self._read_options(options)
+
     def _read_options(self, given: Mapping[str, Any]) -> BundleOptions:
         merged = {**self.default_options, **given}
         fields = self.options_type.model_fields

@@ -169,6 +169,9 @@ class LLMTool(Tool):
     def validate_request(self, request: Any) -> None:
         messages_of(request)
 
+    def validate_options(self, options: Mapping[str, Any]) -> None:
+        self._models.chosen(read_options(LLMOptions, _without_bundle_options(options)).model)
+
     async def execute(
         self,
         request: Any,
@@ -247,6 +250,11 @@ class LLMBundleTool(BundleTool):
 
     def validate_request(self, request: Any) -> None:
         messages_of(request)
+
+    def validate_options(self, options: Mapping[str, Any]) -> None:
+        chosen = cast(LLMBundleOptions, self._read_options(options))
+        _refuse_unknown(chosen)
+        self._models.chosen(chosen.model)
 
     async def _execute_bundle(
         self, request: Any, options: BundleOptions, event_manager: EventManager | None

@@ -122,6 +122,10 @@ class TextAnalyzer(Tool):
         """InvalidRequest where there is no text, an empty one, or something else in its place."""
         _text_of(request)
 
+    def validate_options(self, options: Mapping[str, Any]) -> None:
+        chosen = read_options(TextAnalyzerOptions, _without_bundle_options(options))
+        self._adapters_of(_named_model(chosen.model))
+
     async def execute(
         self,
         request: Any,

@@ -1,0 +1,160 @@
+"""**Planning**, as a run sees it. (How rules and defaults decide is in tests/unit/planning.)"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from contract.kit import Fixed, calls, registry, reliable
+from steer_llm_sdk.orchestration import (
+    PlanDecision,
+    Planner,
+    PlanningRule,
+    PlanRequest,
+    ReliabilityConfig,
+    ReliableOrchestrator,
+    RuleBasedPlanner,
+    Tool,
+)
+from steer_llm_sdk.orchestration.planning import RuleAction, RuleCondition, create_budget_aware_rule
+from steer_llm_sdk.reliability import CircuitBreakerConfig
+from steer_llm_sdk.testing import OK, ScriptedTool, err
+
+ONE = ReliabilityConfig(circuit_breaker_configs={"default": CircuitBreakerConfig(failure_threshold=1)})
+NO_RETRY = {"max_retries": 0}
+
+
+def ruled(*rules: PlanningRule, tools: tuple[Tool, ...]) -> ReliableOrchestrator:
+    return ReliableOrchestrator(RuleBasedPlanner(rules), ONE, registry=registry(*tools))
+
+
+def rule(name: str, tool: str, *fallbacks: str, when: RuleCondition | None = None, **fields: Any) -> PlanningRule:
+    conditions = [] if when is None else [when]
+    return PlanningRule(name, conditions=conditions, action=RuleAction(tool, fallback_tools=fallbacks), **fields)
+
+
+async def test_the_planner_selects_where_no_tool_is_named() -> None:
+    a, b = ScriptedTool("a"), ScriptedTool("b")
+    output = await reliable(a, b, planner=Fixed("b")).run("q")
+    assert (output.metadata["tool_name"], calls(a, b)) == ("b", [0, 1])
+    assert output.metadata["plan"]["selected_tool"] == "b"
+
+
+async def test_a_tool_that_is_named_is_simply_the_shortest_plan() -> None:
+    planner = Fixed("b")
+    a = ScriptedTool("a")
+    output = await reliable(a, ScriptedTool("b"), planner=planner).run("q", "a")
+    assert (len(a.calls), planner.asked) == (1, [])
+    assert "plan" not in output.metadata
+
+
+async def test_callers_options_over_plans_over_tools_defaults() -> None:
+    tool = ScriptedTool("t", default_options={"a": "tool", "b": "tool", "c": "tool"})
+    runner = reliable(tool, planner=Fixed("t", options={"b": "plan", "c": "plan"}))
+    await runner.run("q", None, {"c": "caller"})
+    seen = tool.calls[0].options
+    assert {name: seen[name] for name in "abc"} == {"a": "tool", "b": "plan", "c": "caller"}
+
+
+async def test_the_planner_is_told_the_budget_and_what_the_tools_declare() -> None:
+    told: list[tuple[Mapping[str, Any], PlanRequest | None]] = []
+
+    class Watching(Planner):
+        async def plan(self, request: Any, available_tools: Any, context: Any = None) -> PlanDecision:
+            told.append((available_tools, context))
+            return PlanDecision(selected_tool="t")
+
+    tool = ScriptedTool("t", capabilities=["qa"], resource_requirements={"estimated_cost_per_run": 0.5})
+    await reliable(tool, planner=Watching()).run("q", None, None, {"budget": {"tokens": 50}})
+    ((tools, context),) = told
+    assert (tools["t"].capabilities, tools["t"].resource_requirements) == (["qa"], {"estimated_cost_per_run": 0.5})
+    assert context is not None
+    assert context.budget == {"tokens": 50}
+
+
+async def test_a_rule_whose_primary_is_open_uses_its_declared_fallbacks_before_any_other_rule() -> None:
+    a, b, c = ScriptedTool("a", err(503)), ScriptedTool("b", OK("b")), ScriptedTool("c", OK("c"))
+    runner = ruled(rule("first", "a", "b", priority=9), rule("second", "c", priority=5), tools=(c, b, a))
+    await runner.run("q", "a", None, NO_RETRY)
+    output = await runner.run("q")
+    assert (output.content, len(a.calls)) == ("b", 1)
+    assert output.metadata["plan"]["matched_rule"] == "first"
+    assert output.metadata["plan"]["passed_over"] == {"a": "its circuit breaker is open"}
+
+
+async def test_a_rule_whose_primary_is_missing_uses_its_declared_fallbacks() -> None:
+    b, c = ScriptedTool("b", OK("b")), ScriptedTool("c")
+    output = await ruled(rule("r", "gone", "b"), tools=(c, b)).run("q")
+    assert output.content == "b"
+
+
+async def test_an_unrelated_tool_is_never_used_by_accident() -> None:
+    unrelated = ScriptedTool("unrelated", capabilities=["poetry"])
+    a = ScriptedTool("a", err(503), capabilities=["qa"])
+    runner = ruled(rule("r", "a"), tools=(unrelated, a))
+    await runner.run("q", "a", None, NO_RETRY)
+    with pytest.raises(ValueError, match="No tools available") as caught:
+        await runner.run("q")
+    assert unrelated.calls == []
+    assert set(caught.value.reasons) == {"a", "unrelated"}  # type: ignore[attr-defined]
+
+
+async def test_a_default_falls_back_only_among_tools_that_share_a_declared_capability() -> None:
+    a = ScriptedTool("a", err(400), capabilities=["qa"])
+    other, b = ScriptedTool("other", capabilities=["poetry"]), ScriptedTool("b", OK("b"), capabilities=["qa", "x"])
+    output = await ruled(tools=(a, other, b)).run({"type": "qa", "query": "q"})
+    assert (output.content, calls(a, other, b)) == ("b", [1, 0, 1])
+    assert output.metadata["plan"]["selection_method"] == "default"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        RuleCondition("n", "gt", "five"),
+        RuleCondition("n", "regex", "("),
+        RuleCondition("n", "regex", r"(a)\1"),
+        RuleCondition("n", "contains", 5),
+        RuleCondition("n", "equals", 1, lambda value: 1 / 0),
+    ],
+    ids=repr,
+)
+async def test_a_rule_that_raises_is_skipped_recorded_in_the_decision_and_never_aborts_the_run(
+    condition: RuleCondition,
+) -> None:
+    a, b = ScriptedTool("a"), ScriptedTool("b", OK("b"))
+    runner = ruled(rule("broken", "a", when=condition, priority=9), rule("sound", "b"), tools=(a, b))
+    output = await runner.run({"n": 5})
+    assert (output.content, a.calls) == ("b", [])
+    assert list(output.metadata["plan"]["skipped_rules"]) == ["broken"]
+
+
+async def test_patterns_run_in_linear_time() -> None:
+    a, b = ScriptedTool("a"), ScriptedTool("b", OK("b"))
+    evil = rule("evil", "a", when=RuleCondition("query", "regex", "^(a+)+$"), priority=9)
+    output = await ruled(evil, rule("sound", "b"), tools=(a, b)).run("a" * 100_000 + "!")
+    assert output.content == "b"
+
+
+async def test_a_planner_that_names_a_tool_nobody_has_says_so() -> None:
+    with pytest.raises(ValueError, match=re.escape("Tool 'nobody' not found")):
+        await reliable(ScriptedTool("t"), planner=Fixed("nobody")).run("q")
+
+
+async def test_the_plan_adapts_to_the_budget() -> None:
+    tool = ScriptedTool("t")
+    runner = ruled(create_budget_aware_rule("t"), tools=(tool,))
+    for budget in ({"tokens": 500}, {"tokens": 50_000}, None):
+        await runner.run("q", None, None, {"budget": budget})
+    assert [call.options["k"] for call in tool.calls] == [2, 5, 5]
+
+
+async def test_a_tool_registered_later_is_planned_from_then_on() -> None:
+    tools = registry(ScriptedTool("a"))
+    runner = ReliableOrchestrator(RuleBasedPlanner([rule("r", "b", priority=1)]), registry=tools)
+    with pytest.raises(ValueError, match="No tools available"):
+        await runner.run("q")
+    tools.register_tool(ScriptedTool("b"))
+    assert (await runner.run("q")).metadata["tool_name"] == "b"
