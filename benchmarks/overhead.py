@@ -66,6 +66,7 @@ def glued(tool: Tool, breakers: AsyncCircuitBreakerFactory) -> Case:
                 with attempt:
                     async with await breakers.get_breaker("local"):
                         return await tool.execute(REQUEST, {})
+        raise AssertionError("tenacity reraises")
 
     return run
 

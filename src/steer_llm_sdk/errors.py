@@ -154,12 +154,13 @@ class AllToolsFailed(OrchestratorError):
 
 
 class InvalidRequest(OrchestratorError, ValueError):
-    """What was asked cannot be served: `field`, what was `given`, and in the message what would do."""
+    """What was asked cannot be served: `field`, what was `given`, and as `remedy` what would do."""
 
     def __init__(self, field: str, given: object, remedy: str) -> None:
         super().__init__(f"{field}: {_shown(given)} cannot be used; {remedy}")
         self.field = field
         self.given = given
+        self.remedy = remedy
 
 
 def _shown(value: object) -> str:

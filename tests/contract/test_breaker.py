@@ -108,8 +108,10 @@ async def test_if_the_early_probe_succeeds_the_circuit_narrows_to_the_tool_that_
 
 
 async def test_if_the_early_probe_fails_the_provider_is_confirmed_down_for_all_its_tools() -> None:
-    a, b, c = ScriptedTool("a", err(503), provider="p"), ScriptedTool("b", err(503), provider="p"), ScriptedTool(
-        "c", provider="p"
+    a, b, c = (
+        ScriptedTool("a", err(503), provider="p"),
+        ScriptedTool("b", err(503), provider="p"),
+        ScriptedTool("c", provider="p"),
     )
     runner = guarded(a, b, c)
     await ask(runner, "a")

@@ -140,7 +140,8 @@ def test_one_that_cannot_be_loaded_takes_no_other_with_it_and_is_named_in_the_lo
         packages,
         """
         content = run(Orchestrator(registry), "installed_tool").content
-        told(content=content, has={name: registry.has_tool(name) for name in ("broken_tool", "missing_tool", "no_tool")})
+        broken = ("broken_tool", "missing_tool", "no_tool")
+        told(content=content, has={name: registry.has_tool(name) for name in broken})
         """,
     )
     assert told == {"content": "installed", "has": {"broken_tool": False, "missing_tool": False, "no_tool": False}}

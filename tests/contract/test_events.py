@@ -199,8 +199,12 @@ async def test_without_handlers_a_tool_is_given_no_manager(orchestrator: Any) ->
 
 
 async def test_secrets_that_a_redactor_hides_are_hidden_in_every_event_of_a_hard_run() -> None:
-    def hide(content: dict[str, Any]) -> dict[str, Any]:
-        return eval(repr(content).replace("s3cret", "***"))  # noqa: S307 - deep, and of plain data only
+    def hide(content: Any) -> Any:
+        if isinstance(content, dict):
+            return {key: hide(value) for key, value in content.items()}
+        if isinstance(content, list):
+            return [hide(value) for value in content]
+        return content.replace("s3cret", "***") if isinstance(content, str) else content
 
     events = RecordedEvents()
     first = Talks("first", err(503), err(ValueError("key s3cret is wrong")))

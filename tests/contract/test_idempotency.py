@@ -44,7 +44,9 @@ SENT: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changed", SENT, ids=repr)
-async def test_the_fingerprint_covers_request_tool_name_or_its_absence_and_tool_options(changed: dict[str, Any]) -> None:
+async def test_the_fingerprint_covers_request_tool_name_or_its_absence_and_tool_options(
+    changed: dict[str, Any],
+) -> None:
     runner = reliable(ScriptedTool("t"), ScriptedTool("u"))
     sent: dict[str, Any] = {"request": "q", "tool_name": "t", "tool_options": {"k": 3}}
     await runner.run(**sent, options=keyed())
@@ -319,7 +321,7 @@ async def test_a_result_is_forgotten_after_its_time(orchestrator: Any) -> None:
     tool = ScriptedTool("t")
     runner = orchestrator(tool, manager=IdempotencyManager(ttl_seconds=0.002))
     await runner.run("q", "t", None, keyed())
-    time.sleep(0.003)  # noqa: ASYNC251 - memory lasts on the store's own clock
+    time.sleep(0.003)
     output = await runner.run("other", "t", None, keyed())
     assert (output.replayed, len(tool.calls)) == (False, 2)
 

@@ -119,7 +119,6 @@ async def test_a_default_falls_back_only_among_tools_that_share_a_declared_capab
         RuleCondition("n", "contains", 5),
         RuleCondition("n", "equals", 1, lambda value: 1 / 0),
     ],
-    ids=repr,
 )
 async def test_a_rule_that_raises_is_skipped_recorded_in_the_decision_and_never_aborts_the_run(
     condition: RuleCondition,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from email.utils import formatdate
+from itertools import pairwise
 from typing import Any
 
 import anthropic
@@ -29,7 +30,7 @@ def response(status: int, **headers: str) -> httpx2.Response:
 
 
 async def attempts(error: Any, **policy: Any) -> int:
-    tool = ScriptedTool("t", err(error) if isinstance(error, int) else err(error), OK())
+    tool = ScriptedTool("t", err(error), OK())
     await reliable(tool, retry=RetryPolicy(**policy)).run("q", "t")
     return len(tool.calls)
 
@@ -132,7 +133,7 @@ async def test_successive_delays_grow_yet_never_synchronise() -> None:
         began = now()
         await reliable(tool, retry=RetryPolicy(max_attempts=4)).run("q", "t")
         at = [call.at - began for call in tool.calls]
-        delays.append([later - earlier for earlier, later in zip(at, at[1:], strict=False)])
+        delays.append([later - earlier for earlier, later in pairwise(at)])
     assert all(one <= two <= three for one, two, three in delays)
     assert len({round(delay, 9) for run in delays for delay in run}) == 90
 

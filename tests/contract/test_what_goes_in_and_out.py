@@ -214,7 +214,6 @@ async def test_a_mapping_or_a_model_brings_usage_cost_and_metadata(orchestrator:
         {"usage": {"model": object()}},
         {"metadata": {1: object()}},
     ],
-    ids=repr,
 )
 async def test_an_answer_is_not_lost_because_its_account_makes_no_sense(orchestrator: Any, nonsense: Any) -> None:
     output = await orchestrator(ScriptedTool("t", OK({"content": "paid", **nonsense}))).run("q", "t")
@@ -357,7 +356,7 @@ async def test_a_conflict_is_raised_with_the_key_on_it(orchestrator: Any) -> Non
 
 
 async def test_an_orchestrator_that_plans_nothing_says_that_it_needs_a_name() -> None:
-    with pytest.raises(ValueError, match="tool_name.*ReliableOrchestrator"):
+    with pytest.raises(ValueError, match=r"tool_name.*ReliableOrchestrator"):
         await plain(ScriptedTool("t")).run("q")
 
 

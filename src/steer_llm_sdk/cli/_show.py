@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steer_llm_sdk.evidence import ABSENT, at, parse_path
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -106,11 +107,15 @@ def _fields(evidence: EvidenceBundle) -> Iterator[tuple[str, list[tuple[str, int
     """Each field with its values as JSON and their votes, most first."""
     contested = {d.field: d.values for d in evidence.summary.disagreements}
     for name in dict.fromkeys((*(evidence.summary.distributions or {}), *contested)):
-        if name in contested:
-            yield name, _counted(contested[name])
-            continue
-        agreeing = [r for r in evidence.replicates if r.quality.valid]
-        yield name, [(_as_json(_at(agreeing[0].data, name)), len(agreeing))]
+        yield name, _counted(contested[name]) if name in contested else [_agreed(evidence, name)]
+
+
+def _agreed(evidence: EvidenceBundle, field: str) -> tuple[str, int]:
+    """The one value of a field on which nobody differs, and how many replicates have it."""
+    path = parse_path(field)
+    values = [at(replicate.data, path) for replicate in evidence.replicates if replicate.quality.valid]
+    given = [value for value in values if value is not ABSENT]
+    return (_as_json(given[0]), len(given)) if given else ("(absent)", len(values))
 
 
 def _counted(values: Sequence[Any]) -> list[tuple[str, int]]:
@@ -119,15 +124,6 @@ def _counted(values: Sequence[Any]) -> list[tuple[str, int]]:
         shown = _as_json(value)
         counts[shown] = counts.get(shown, 0) + 1
     return sorted(counts.items(), key=lambda item: -item[1])
-
-
-def _at(data: Any, path: str) -> Any:
-    for part in filter(None, path.split(".")):
-        if isinstance(data, dict) and part in data:
-            data = data[part]
-        else:
-            return data
-    return data
 
 
 def _as_json(value: Any) -> str:
@@ -176,11 +172,11 @@ def summary_line(output: OrchestrationOutput) -> str:
 def cost_of(output: OrchestrationOutput) -> str:
     if output.metadata.get("local"):
         return "computed on this machine"
-    price = "cost unknown" if output.cost_usd is None else f"{_dollars(output.cost_usd)} list price"
+    price = "cost unknown" if output.cost_usd is None else f"{dollars(output.cost_usd)} list price"
     return f"{price}, not spent" if output.metadata.get("simulated") else price
 
 
-def _dollars(cost: float) -> str:
+def dollars(cost: float) -> str:
     """Two digits from a dollar on, up to six below."""
     return f"${cost:.2f}" if cost >= 1 else f"${cost:.6f}".rstrip("0").rstrip(".")
 

@@ -18,9 +18,7 @@ from steer_llm_sdk.providers.simulated.shared import shared_recorded_server
 
 if TYPE_CHECKING:
     from steer_llm_sdk.providers._llm.client import Client
-
-Pricing = Callable[[int, int], float]
-"""USD for so many input and output tokens."""
+    from steer_llm_sdk.providers._llm.prices import Pricing
 
 
 @dataclass(frozen=True, slots=True)

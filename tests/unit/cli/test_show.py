@@ -22,14 +22,14 @@ from steer_llm_sdk.orchestration.models import (
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 
 
-def bundle(*answers: Any, invalid: int = 0) -> EvidenceBundle:
+def bundle(*answers: Any, invalid: int = 0, fields: list[str] | None = None) -> EvidenceBundle:
     replicates = [Replicate(id=f"r{n}", data=data) for n, data in enumerate(answers, start=1)]
     bad = ReplicateQuality(valid=False, errors=["BadResponse: no JSON"])
     replicates += [Replicate(id=f"x{n}", quality=bad) for n in range(invalid)]
     return EvidenceBundle(
         meta=BundleMetadata(task="t", k=len(replicates), k_completed=len(answers)),
         replicates=replicates,
-        summary=BundleSummary.of(summarize(replicates)),
+        summary=BundleSummary.of(summarize(replicates, fields=fields)),
     )
 
 
@@ -80,6 +80,21 @@ def test_more_values_than_fit_are_counted() -> None:
 def test_a_nested_field_shows_the_value_at_its_path() -> None:
     text = shown(bundle({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}))
     assert ["a.b", "[1, 2]", "2 of 2"] in rows(text)
+
+
+def test_a_key_with_a_dot_in_it_is_one_field() -> None:
+    text = shown(bundle({"a.b": 1, "c": "x"}, {"a.b": 1, "c": "x"}))
+    assert ['"a.b"', "1", "2 of 2"] in rows(text)
+
+
+def test_a_field_that_some_answers_have_no_room_for_is_counted_among_the_others() -> None:
+    text = shown(bundle({"a": "none"}, {"a": {"b": 1}}, {"a": {"b": 1}}))
+    assert ["a.b", "1", "2 of 3"] in rows(text)
+
+
+def test_a_field_that_no_answer_has_is_shown_as_absent() -> None:
+    text = shown(bundle({"a": 1}, {"a": 2}, fields=["b"]))
+    assert ["b", "(absent)", "2 of 2"] in rows(text)
 
 
 def test_plain_text_answers_are_shown_too() -> None:

@@ -27,6 +27,7 @@ from steer_llm_sdk.orchestration import (
 )
 from steer_llm_sdk.orchestration.tools import LLMTool
 from steer_llm_sdk.reliability import RetryPolicy
+from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.testing import RecordedEvents
 
 
@@ -303,7 +304,7 @@ async def test_all_models_failing_is_one_error_with_every_cause_in_order() -> No
     with pytest.raises(AllToolsFailed) as caught:
         await tool.execute("q")
     assert list(caught.value.failures) == ["a:m", "b:m"]
-    assert caught.value.is_retryable
+    assert classify(caught.value).is_retryable
 
 
 async def test_models_of_one_name_with_several_keys_are_told_apart() -> None:

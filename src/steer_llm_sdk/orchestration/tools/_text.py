@@ -190,8 +190,8 @@ def word_pattern(text: str) -> re.Pattern[str]:
 @cache
 def _pattern(ideographs: bool, marks: bool) -> re.Pattern[str]:
     letter = rf"[^\W{_IDEOGRAPHS}]" if ideographs else r"\w"
-    joined = rf"(?!_){letter}(?:{letter}|{_mark().pattern})*+" if marks else rf"(?!_){letter}++"
-    word = rf"{joined}(?:['\u2019\u2010-]{joined}|(?<=\d)[.,](?=\d){letter}++)*+"
+    joined = rf"(?!_){letter}(?:{letter}|{_mark().pattern})*" if marks else rf"(?!_){letter}+"
+    word = rf"{joined}(?:['\u2019\u2010-]{joined}|(?<=\d)[.,](?=\d){letter}+)*"
     return re.compile(rf"[{_IDEOGRAPHS}]|{word}" if ideographs else word)
 
 
@@ -207,14 +207,14 @@ _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _CLAUSE_END = re.compile(r"[^\w\s'\u2019\u2010\u0300-\u1dff\u200c\u200d-]+|\s-+\s|\s{2,}")
 
 
-_BLANK_LINE = re.compile(r"(?:\r\n?|\n|\u2029)[^\S\r\n\u2029]*+(?=\r|\n|\u2029)\s*+")
+_BLANK_LINE = re.compile(r"(?:\r\n?|\n|\u2029)[^\S\r\n\u2029]*(?=\r|\n|\u2029)\s*")
 _BLANK = re.compile(r"\s")
 _SOMETHING = re.compile(r"[^\s\x00]")
 _NO_BLANK = re.compile(r"\S")
 _NO_END = re.compile(r"[\w\s]|[^\x00-\u02ff\u2000-\u20ff\u3000-\u303f\uff00-\uffef]")
 _NO_WORD = re.compile(rf"[^\w]|[{_IDEOGRAPHS}]")
 # Whole runs of marks, and what closes behind them; where the script writes no blank behind, the mark alone is the end.
-_END = re.compile(r"(?:[.!?…]++[\"'”’)\]»]*+|[؟۔।॥։።]++)(?P<blank>)|[。！？｡]++[」』”’）]*+")  # noqa: RUF001
+_END = re.compile(r"(?:[.!?…]+[\"'”’)\]»]*|[؟۔।॥։።]+)(?P<blank>)|[。！？｡]+[」』”’）]*")  # noqa: RUF001
 _ABBREVIATION = re.compile(
     r"\b(?:[A-Za-z]|Mrs?|Ms|Dr|Prof|St|Jr|Sr|vs|etc|cf|No|Fig|Eq|al|approx|e\.g|i\.e|z\.B|d\.h|bzw|usw)\.\Z"
 )

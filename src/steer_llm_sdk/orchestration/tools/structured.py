@@ -86,9 +86,9 @@ class Parsed:
 def read_answer(text: str, output: OutputSchema) -> Parsed:
     """The value in `text`: strict JSON, else the first fenced block that is JSON, else the first balanced object.
 
-    Line breaks and tabs that stand in its strings as they are may stay. Taken from anything but strict JSON, the value
-    comes with a warning. Never the inside of a broken or unfinished
-    object: what is cut off is no answer. InvalidAnswer says what was wrong.
+    Line breaks and tabs may stand in its strings unescaped. A value that was not strict JSON comes with a warning. The
+    inside of a broken or unfinished object is never taken: an answer that was cut off is not usable. InvalidAnswer says
+    what was wrong.
     """
     try:
         found, warnings = _find_json(text, output)

@@ -20,7 +20,7 @@ from steer_llm_sdk import errors
 from steer_llm_sdk.errors import ErrorCategory, ProviderError, category_of_status
 from steer_llm_sdk.providers._endpoint import Endpoint
 from steer_llm_sdk.providers._llm.exchange import LONGEST_SILENCE, Exchange
-from steer_llm_sdk.reliability.classify import parse_retry_after
+from steer_llm_sdk.reliability.classify import classify, parse_retry_after
 
 _BY_TYPE: tuple[tuple[type[Exception], type[ProviderError]], ...] = (
     (ai.ModelRateLimitError, errors.RateLimited),
@@ -60,7 +60,6 @@ _BY_CODE: Mapping[str, type[ProviderError]] = {
     "content_policy_violation": errors.ContentFiltered,
     "question_not_recorded": errors.RequestRejected,
 }
-_NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 _LONGEST_DETAIL = 400
 
 
@@ -72,11 +71,10 @@ def as_provider_error(error: Exception, endpoint: Endpoint, exchange: Exchange) 
     if isinstance(error, ProviderError):
         return error
     kind = _class_of(error, exchange)
-    sent = _was_sent(error)
-    if kind is errors.ProviderTimeout and not sent:
+    if kind is errors.ProviderTimeout and not _was_sent(error):
         kind = errors.ConnectionFailed
-    failure = _build(kind, error, endpoint, exchange, sent)
-    failure.is_retryable = _should_retry(exchange.headers)
+    failure = _build(kind, error, endpoint, exchange)
+    failure.is_retryable = classify(error).declared
     safe = not endpoint.betrayed_by("".join(traceback.format_exception(error)))
     failure.original_error = failure.__cause__ = error if safe else None
     return failure
@@ -103,9 +101,7 @@ def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
     return errors.BadResponse if exchange.sent else errors.RequestRejected
 
 
-def _build(
-    kind: type[ProviderError], error: Exception, endpoint: Endpoint, exchange: Exchange, sent: bool
-) -> ProviderError:
+def _build(kind: type[ProviderError], error: Exception, endpoint: Endpoint, exchange: Exchange) -> ProviderError:
     details: dict[str, Any] = {
         "status_code": _status_of(error),
         "retry_after": parse_retry_after(exchange.headers, time.time()),
@@ -114,7 +110,7 @@ def _build(
     }
     message = endpoint.scrub(f"{endpoint.name}: {_says(kind, error, endpoint, exchange)}")
     if issubclass(kind, errors.ConnectionFailed):
-        return kind(message, endpoint.target, sent=sent, **details)
+        return kind(message, endpoint.target, sent=_was_sent(error), **details)
     return kind(message, endpoint.target, **details)
 
 
@@ -131,17 +127,9 @@ def _code_of(error: Exception) -> str | None:
     return None
 
 
-def _was_sent(error: BaseException) -> bool:
-    """Whether the request may have reached the provider: not where the connection never came about."""
-    if isinstance(error, ai.ModelConnectionError) and error.phase in ("connect", "pool"):
-        return False
-    cause = error.__cause__
-    return not isinstance(error, _NOT_SENT) and (cause is None or _was_sent(cause))
-
-
-def _should_retry(headers: Mapping[str, str]) -> bool | None:
-    """What OpenAI and Anthropic say of it themselves; None where they do not."""
-    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
+def _was_sent(error: Exception) -> bool:
+    """Of a broken connection or a timeout: whether the request may have reached the provider."""
+    return _status_of(error) is not None or classify(error).maybe_billed
 
 
 def _says(kind: type[ProviderError], error: Exception, endpoint: Endpoint, exchange: Exchange) -> str:

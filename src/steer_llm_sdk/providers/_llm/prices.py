@@ -17,6 +17,7 @@ from steer_llm_sdk.providers.base import ModelRequest
 from steer_llm_sdk.providers.simulated.recording import POOL, shipped_recording
 
 Pricing = Callable[[int, int], float]
+"""USD for so many input and output tokens."""
 
 _PRICED = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 

@@ -5,8 +5,9 @@ What is in the recording and what is not: `data/README.md`. What the server make
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from steer_llm_sdk._names import looked_up
 
 if TYPE_CHECKING:
     from steer_llm_sdk.providers.simulated.faults import Fault, FaultPlan, parse_fault
@@ -26,16 +27,17 @@ __all__ = [
     "shipped_recording",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("Fault", "FaultPlan", "parse_fault"), "faults"),
-    **dict.fromkeys(("Answer", "Question", "Recording", "shipped_recording"), "recording"),
-    "SimulatedServer": "server",
-    "shared_recorded_server": "shared",
+# Most programs name no recorded model: a module here is loaded when one of its names is used.
+_LATE = {
+    name: f"{__name__}.{module}"
+    for module, names in {
+        "faults": ("Fault", "FaultPlan", "parse_fault"),
+        "recording": ("Answer", "Question", "Recording", "shipped_recording"),
+        "server": ("SimulatedServer",),
+        "shared": ("shared_recorded_server",),
+    }.items()
+    for name in names
 }
 
-
-def __getattr__(name: str) -> object:
-    """Load what is asked for, when it is: most programs name no recorded model, and none pays for the server then."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # A type checker would take any name to be there.
+    __getattr__ = looked_up(__name__, _LATE)
