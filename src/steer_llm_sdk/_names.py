@@ -37,7 +37,7 @@ def looked_up(module: str, late: Mapping[str, str] | None = None) -> Callable[[s
 def answer_for_renamed(modules: Iterable[str]) -> None:
     """Let these modules, which are loaded, say what a renamed name is called."""
     for module in modules:
-        vars(sys.modules[module])["__getattr__"] = looked_up(module)
+        vars(sys.modules[module]).setdefault("__getattr__", looked_up(module))
 
 
 def renamed(name: str) -> ImportError:

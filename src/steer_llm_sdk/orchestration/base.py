@@ -13,6 +13,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from random import getrandbits
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -51,7 +52,14 @@ Self = TypeVar("Self", bound="BaseOrchestrator")
 _log = logging.getLogger(__name__)
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
-_DEFAULTS = OrchestrationConfig()
+
+
+@cache
+def _defaults() -> OrchestrationConfig:
+    """Made when first asked for: a model costs milliseconds to build, and an import should not."""
+    return OrchestrationConfig()
+
+
 SEED = 0
 """What a deterministic run gives its tools, unless the caller gives a seed of his own."""
 
@@ -291,7 +299,7 @@ class BaseOrchestrator(ABC):
 
 def _config_of(options: OrchestrationConfig | Mapping[str, Any] | None) -> OrchestrationConfig:
     if options is None:
-        return _DEFAULTS
+        return _defaults()
     if isinstance(options, OrchestrationConfig):
         return options
     if not isinstance(options, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
@@ -42,5 +43,14 @@ class _Direct(ReliableOrchestrator):
             self._used.pop(id(tool), None)  # A function has nothing open; keeping it would keep it for ever.
 
 
-# One for the process: functions of one provider share its circuit breaker, and a key is known from call to call.
-set_runner(_Direct(registry=_Handed()).run_tool)
+@cache
+def _direct() -> _Direct:
+    """One for the process: functions of one provider share its breaker, and a key is known from call to call."""
+    return _Direct(registry=_Handed())
+
+
+async def _run_tool(tool: Tool, request: Mapping[str, Any], **given: Any) -> OrchestrationOutput:
+    return await _direct().run_tool(tool, request, **given)
+
+
+set_runner(_run_tool)

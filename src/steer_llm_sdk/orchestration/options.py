@@ -19,7 +19,7 @@ class OrchestrationConfig(BaseModel):
     retry policy decides. `metadata` is copied into every event and into the output under "user".
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     max_parallel: int = Field(default=10, ge=1, le=20)
     budget: dict[str, float] | None = None

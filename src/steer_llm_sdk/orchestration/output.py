@@ -28,7 +28,7 @@ class OrchestrationOutput(BaseModel):
     `replayed` marks a remembered output; it is no part of `==`.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     content: Any
     usage: dict[str, Any] = Field(default_factory=dict)

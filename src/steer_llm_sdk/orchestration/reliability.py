@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,12 +30,15 @@ def _breaker(failures: int, timeout: float, window: float, successes: int) -> Ci
     )
 
 
-BREAKERS: Mapping[str, CircuitBreakerConfig] = {
-    "openai": _breaker(5, 60, 300, 2),
-    "anthropic": _breaker(3, 120, 300, 1),
-    "xai": _breaker(4, 90, 300, 2),
-    "default": _breaker(5, 60, 300, 2),
-}
+@cache
+def built_in_breakers() -> Mapping[str, CircuitBreakerConfig]:
+    """By provider; made when first asked for, so that an import stays cheap."""
+    return {
+        "openai": _breaker(5, 60, 300, 2),
+        "anthropic": _breaker(3, 120, 300, 1),
+        "xai": _breaker(4, 90, 300, 2),
+        "default": _breaker(5, 60, 300, 2),
+    }
 
 
 class ReliabilityConfig(BaseModel):
@@ -46,7 +50,7 @@ class ReliabilityConfig(BaseModel):
     a failure that no retry can cure is replayed like an answer.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
     circuit_breaker_configs: dict[str, CircuitBreakerConfig] = Field(default_factory=dict)
@@ -59,7 +63,7 @@ class ReliabilityConfig(BaseModel):
 
     def breaker_for(self, target: str) -> CircuitBreakerConfig:
         """For "openai@http://…" the configuration of that endpoint if there is one, else openai's, else the default."""
-        configs = {**BREAKERS, **self.circuit_breaker_configs}
+        configs = {**built_in_breakers(), **self.circuit_breaker_configs}
         names = (target, target.partition("@")[0], "default")
         return next(configs[name] for name in names if name in configs)
 

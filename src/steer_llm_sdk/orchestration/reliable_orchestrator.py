@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
@@ -18,7 +19,11 @@ from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.circuit_breaker import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 
-_NOTHING_KNOWN = PlanRequest()
+
+@cache
+def _nothing_known() -> PlanRequest:
+    """The context of a run without budget or requirements while every circuit is closed; planners read it only."""
+    return PlanRequest()
 
 
 def _plans_by_rule(planner: Planner) -> TypeGuard[RuleBasedPlanner]:
@@ -84,7 +89,7 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _context(self, options: OrchestrationConfig) -> PlanRequest:
         states = self._breaker_states() if options.enable_circuit_breaker else {}
         if options.budget is None and options.quality_requirements is None and not states:
-            return _NOTHING_KNOWN
+            return _nothing_known()
         return PlanRequest(
             budget=options.budget,
             quality_requirements=options.quality_requirements,

@@ -47,7 +47,7 @@ class CircuitBreakerConfig(BaseModel):
     may be sync or async.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     failure_threshold: int = Field(default=5, ge=1)
     success_threshold: int = Field(default=2, ge=1)
@@ -519,6 +519,3 @@ class Breaker:
             changed = breaker.report(permit, call.part, outcome)
             if changed is not None:
                 call.emit("circuit_breaker", {"provider": call.target, "part": call.part, "state": changed.value})
-
-
-CircuitBreakerConfig.model_rebuild()

@@ -23,7 +23,7 @@ class RetryPolicy(BaseModel):
     step. `max_total_delay` bounds the sum of the waits of one call.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     max_attempts: int = Field(default=3, ge=1)
     initial_delay: float = Field(default=1.0, ge=0, allow_inf_nan=False)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from steer_llm_sdk.orchestration.planning.explanation import (
-    ConditionAccount,
-    Explanation,
-    RuleAccount,
-    ToolAccount,
-    explain,
-)
+from typing import TYPE_CHECKING
+
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.orchestration.planning.planner import (
     ExecutionStrategy,
     PlanDecision,
@@ -25,6 +21,15 @@ from steer_llm_sdk.orchestration.planning.rules import (
     create_keyword_based_rule,
     create_type_based_rule,
 )
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration.planning.explanation import (
+        ConditionAccount,
+        Explanation,
+        RuleAccount,
+        ToolAccount,
+        explain,
+    )
 
 __all__ = [
     "ConditionAccount",
@@ -45,3 +50,12 @@ __all__ = [
     "create_type_based_rule",
     "explain",
 ]
+
+# Explaining is loaded when somebody asks for it: a run does not.
+_LATE = dict.fromkeys(
+    ("ConditionAccount", "Explanation", "RuleAccount", "ToolAccount", "explain"),
+    "steer_llm_sdk.orchestration.planning.explanation",
+)
+
+if not TYPE_CHECKING:  # A type checker would take any name to be there.
+    __getattr__ = looked_up(__name__, _LATE)

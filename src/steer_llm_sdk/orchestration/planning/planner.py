@@ -29,7 +29,7 @@ class ToolMetadata(BaseModel):
     """What a tool declares. `resource_requirements` may hold `estimated_cost_per_run` (USD) and
     `estimated_duration_ms`, both for one replicate."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     name: str
     version: str = "1.0.0"
@@ -48,7 +48,7 @@ class PlanRequest(BaseModel):
     a tool up by its own name. `quality_requirements` may hold min_confidence, min_quality and max_latency_ms.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     budget: dict[str, float] | None = None
     quality_requirements: dict[str, Any] | None = None
@@ -63,7 +63,7 @@ class PlanDecision(BaseModel):
     `estimated_cost` is in USD; None, like `estimated_duration_ms`, where the tool declares nothing.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     selected_tool: str
     tool_options: dict[str, Any] = Field(default_factory=dict)

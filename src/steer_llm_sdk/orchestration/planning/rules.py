@@ -19,7 +19,7 @@ _NAME_LENGTH = 40
 class _Positional(BaseModel):
     """Fields may be given by position, in the order they are declared."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     def __init__(self, *values: Any, **fields: Any) -> None:
         names = list(type(self).model_fields)
