@@ -78,6 +78,14 @@ def category_of_status(status: int | None) -> ErrorCategory:
     return ErrorCategory.VALIDATION if status < 500 else ErrorCategory.SERVER_ERROR
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says, or its type where it says nothing, or raises when it is asked."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:
+        return type(error).__name__
+
+
 class OrchestratorError(Exception):
     """The root of what orchestration raises."""
 
@@ -92,7 +100,7 @@ class ToolExecutionError(OrchestratorError):
         is_retryable: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(f"Tool '{tool_name}' failed: {str(original_error) or type(original_error).__name__}")
+        super().__init__(f"Tool '{tool_name}' failed: {message_of(original_error)}")
         self.tool_name = tool_name
         self.original_error = original_error
         self.metadata: dict[str, Any] = dict(metadata or {})
@@ -121,7 +129,7 @@ class BudgetExceeded(OrchestratorError):
         *,
         output: Any = None,
     ) -> None:
-        super().__init__(f"{budget_type} budget exceeded: {actual:.9g} > {limit:.9g}")
+        super().__init__(f"{budget_type} budget exceeded: {_digits(actual)} > {_digits(limit)}")
         self.budget_type = budget_type
         self.limit = limit
         self.actual = actual
@@ -150,7 +158,7 @@ class AllToolsFailed(OrchestratorError):
 
     def __init__(self, failures: Mapping[str, BaseException]) -> None:
         self.failures = dict(failures)
-        super().__init__("; ".join(f"{name}: {error}" for name, error in self.failures.items()))
+        super().__init__("; ".join(f"{name}: {message_of(error)}" for name, error in self.failures.items()))
 
 
 class InvalidRequest(OrchestratorError, ValueError):
@@ -161,6 +169,13 @@ class InvalidRequest(OrchestratorError, ValueError):
         self.field = field
         self.given = given
         self.remedy = remedy
+
+
+def _digits(number: float) -> str:
+    try:
+        return f"{number:.9g}"
+    except OverflowError:  # an integer beyond every float
+        return f"about 10**{int(number).bit_length() * 3 // 10}"
 
 
 def _shown(value: object) -> str:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from contract.kit import Fixed, bundle, plain, registry, reliable
+from contract.kit import Fixed, Model, bundle, plain, registry, reliable
 from steer_llm_sdk import EventManager
 from steer_llm_sdk.orchestration import OrchestrationConfig, PlanningRule, ReliableOrchestrator, RuleBasedPlanner
 from steer_llm_sdk.orchestration.planning import RuleAction
+from steer_llm_sdk.orchestration.tools import LLMBundleTool
+from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.reliability import RetryPolicy
-from steer_llm_sdk.testing import OK, ScriptedTool, err
+from steer_llm_sdk.testing import OK, ScriptedTool, err, stubborn
 
 BOTH = pytest.mark.parametrize("orchestrator", [plain, reliable])
 
@@ -162,3 +164,23 @@ async def test_one_config_may_be_shared_by_any_number_of_runs_and_each_gets_its_
     assert len(ids) == 50
     assert {call.options["request_id"] for call in tool.calls} == ids
     assert (config.request_id, config.trace_id) == (None, None)
+
+
+@BOTH
+async def test_a_finished_output_is_not_written_by_work_that_was_left_behind(orchestrator: Any) -> None:
+    """Two replicates of three are deaf to their cancellation; they end, and try again, long after the run."""
+
+    class Deaf(Model):
+        async def request(self, request: Any, on_text: Any = None) -> Any:
+            if len(self.requests) > 0:
+                self.requests.append(request)
+                await ScriptedTool("deaf", stubborn(30)).execute("q")
+                raise ProviderError("down", "p", 503)
+            return await super().request(request, on_text)
+
+    tool = LLMBundleTool("t", Deaf(), k=3)
+    output = await orchestrator(tool).run("q", "t", None, {"timeout_ms": 1000, "max_retries": 2})
+    assert output.status == "partial"
+    finished = output.model_copy(deep=True)
+    await asyncio.sleep(1000)
+    assert output == finished

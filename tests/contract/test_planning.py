@@ -19,7 +19,12 @@ from steer_llm_sdk.orchestration import (
     RuleBasedPlanner,
     Tool,
 )
-from steer_llm_sdk.orchestration.planning import RuleAction, RuleCondition, create_budget_aware_rule
+from steer_llm_sdk.orchestration.planning import (
+    ExecutionStrategy,
+    RuleAction,
+    RuleCondition,
+    create_budget_aware_rule,
+)
 from steer_llm_sdk.reliability import CircuitBreakerConfig
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
@@ -140,6 +145,16 @@ async def test_patterns_run_in_linear_time() -> None:
 async def test_a_planner_that_names_a_tool_nobody_has_says_so() -> None:
     with pytest.raises(ValueError, match=re.escape("Tool 'nobody' not found")):
         await reliable(ScriptedTool("t"), planner=Fixed("nobody")).run("q")
+
+
+@pytest.mark.parametrize("strategy", ["chain", "parallel", "conditional"])
+async def test_a_strategy_that_is_not_carried_out_is_refused_and_not_taken_for_another(strategy: Any) -> None:
+    a, b = ScriptedTool("a"), ScriptedTool("b")
+    planner = Fixed("a", "b")
+    planner.decision = planner.decision.model_copy(update={"execution_strategy": ExecutionStrategy(strategy)})
+    with pytest.raises(ValueError, match=strategy):
+        await reliable(a, b, planner=planner).run("q")
+    assert calls(a, b) == [0, 0]
 
 
 async def test_the_plan_adapts_to_the_budget() -> None:

@@ -78,6 +78,16 @@ async def test_options_may_be_given_as_a_mapping(orchestrator: Any) -> None:
 
 
 @BOTH
+async def test_options_may_be_of_a_class_of_the_callers_own(orchestrator: Any) -> None:
+    class Ours(OrchestrationConfig):
+        team: str = "a"
+
+    output = await orchestrator(ScriptedTool("t")).run("q", "t", None, Ours(request_id="mine"))
+    assert output.metadata["request_id"] == "mine"
+    assert output != "mine"
+
+
+@BOTH
 async def test_a_request_id_is_made_where_there_is_none_and_is_the_trace_id_where_that_is_missing(
     orchestrator: Any,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar, Token
@@ -86,6 +87,12 @@ def enter(scope: Scope) -> Token[Scope | None]:
 
 def leave(token: Token[Scope | None]) -> None:
     _scope.reset(token)
+
+
+def cancellations() -> int:
+    """How often the running task has been asked to stop: it has grown where a tool swallowed its cancellation."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def expect_answers(count: int) -> None:

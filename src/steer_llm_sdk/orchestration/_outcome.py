@@ -115,7 +115,9 @@ def _entry_of(run: Run, name: str) -> dict[str, Any]:
 
 
 def _entry(usage: dict[str, Any], cost: float | None, lines: list[Attempt]) -> dict[str, Any]:
-    return {"attempts": len(lines), "usage": usage, "cost_usd": cost, "timeline": lines}
+    # Copies: an attempt that was left behind still writes into its line.
+    timeline = [line.copy() for line in lines]
+    return {"attempts": len(lines), "usage": usage, "cost_usd": cost, "timeline": timeline}
 
 
 def _sum(spending: Iterable[Spent]) -> tuple[dict[str, Any], float | None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.errors import ProviderError, message_of
 from steer_llm_sdk.orchestration._call import Spent
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.reliability.classify import classify
@@ -46,7 +48,7 @@ class ToolResult(NamedTuple):
         if isinstance(returned, EvidenceBundle):
             return cls._of_bundle(returned)
         if isinstance(returned, BaseModel):
-            return cls._of_mapping(returned.model_dump())
+            return cls._of_mapping(_dumped(returned))
         if isinstance(returned, Mapping):
             return cls._of_mapping(returned)
         content, warning = as_json(returned)
@@ -98,6 +100,13 @@ class ToolResult(NamedTuple):
         return "succeeded" if stopped_well or completed >= meta.k else "partial"
 
 
+def _dumped(model: BaseModel) -> dict[str, Any]:
+    try:
+        return model.model_dump()
+    except Exception:  # A serializer of somebody else's; the fields are still there.
+        return dict(model)
+
+
 def spent_of(result: ToolResult) -> Spent:
     return result.spent
 
@@ -117,7 +126,7 @@ def _forced(value: Any, depth: int) -> Any:
     if depth == 0:
         return "(nested too deep)"
     if isinstance(value, Mapping):
-        return {_text(str(key)): _forced(item, depth - 1) for key, item in value.items()}
+        return _forced_object(value, depth - 1)
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_forced(item, depth - 1) for item in value]
     if isinstance(value, str):
@@ -126,7 +135,24 @@ def _forced(value: Any, depth: int) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return _text(repr(value))
+    return _text(_said(value))
+
+
+def _forced_object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    forced: dict[str, Any] = {}
+    for key, item in value.items():
+        name = _text(_said(key) if not isinstance(key, str) else key)
+        while name in forced:  # The keys 1 and "1" are two things, and both were paid for.
+            name += "'"
+        forced[name] = _forced(item, depth)
+    return forced
+
+
+def _said(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"({type(value).__name__})"
 
 
 def _text(value: str) -> str:
@@ -135,8 +161,13 @@ def _text(value: str) -> str:
 
 def _cost(value: Any) -> float | None:
     """USD; None for what is no price."""
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if known and math.isfinite(value) and value >= 0 else None
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, Fraction)):
+        return None
+    try:
+        cost = float(value)
+    except (OverflowError, ValueError):
+        return None
+    return cost if math.isfinite(cost) and cost >= 0 else None
 
 
 def json_mapping(value: Any) -> dict[str, Any]:
@@ -152,7 +183,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     means = classify(error)
     info: dict[str, Any] = {
         "type": type(error).__name__,
-        "message": _message_of(error),
+        "message": _text(message_of(error)),
         "code": means.category.value,
         "is_retryable": means.is_retryable,
     }
@@ -160,10 +191,3 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ProviderError):
         known |= {"provider": error.provider, "request_id": error.request_id, "provider_code": error.code}
     return {**info, **{name: as_json(value)[0] for name, value in known.items() if value is not None}}
-
-
-def _message_of(error: BaseException) -> str:
-    try:
-        return _text(str(error)) or type(error).__name__
-    except Exception:  # a __str__ of somebody else's
-        return type(error).__name__

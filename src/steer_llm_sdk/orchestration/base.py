@@ -82,8 +82,8 @@ class BaseOrchestrator(ABC):
         idempotency_manager: IdempotencyManager | None = None,
     ) -> None:
         self.registry = get_global_registry() if registry is None else registry
-        self.executor = executor or ReliableToolExecutor()
-        self.idempotency_manager = idempotency_manager or IdempotencyManager()
+        self.executor = ReliableToolExecutor() if executor is None else executor
+        self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
         self._used: dict[int, Tool] = {}
 
     @abstractmethod
@@ -183,10 +183,7 @@ class BaseOrchestrator(ABC):
         """Close what the tools that this orchestrator used have opened."""
         tools, self._used = self._used, {}
         for tool in tools.values():
-            try:
-                await tool.aclose()
-            except Exception:
-                _log.warning("%r could not be closed", tool, exc_info=True)
+            await _closed(tool)
 
     # ── accept ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -295,6 +292,19 @@ class BaseOrchestrator(ABC):
         if over is not None:
             raise BudgetExceeded(*over, list(output.per_agent), output=output)
         return output
+
+
+CLOSING = 5.0
+"""Seconds that a tool gets to close; after that it is left to itself."""
+
+
+async def _closed(tool: Tool) -> None:
+    try:
+        await until(asyncio.get_running_loop().time() + CLOSING, tool.aclose())
+    except Late:
+        _log.warning("%r did not close within %g s", tool, CLOSING)
+    except Exception:
+        _log.warning("%r could not be closed", tool, exc_info=True)
 
 
 def _config_of(options: OrchestrationConfig | Mapping[str, Any] | None) -> OrchestrationConfig:

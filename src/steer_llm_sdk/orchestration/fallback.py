@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError, ToolExecutionError
-from steer_llm_sdk.orchestration._call import Run, Scope, enter, leave
+from steer_llm_sdk.models.plain import copied
+from steer_llm_sdk.orchestration._call import Run, Scope, cancellations, enter, leave
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.reliability import use_tool
 from steer_llm_sdk.orchestration.tool_registry import Tool
@@ -47,6 +48,8 @@ async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float
     first: then it is the caller's to correct. What does not suit a fallback may still suit the next."""
     failures: dict[str, Exception] = {}
     for step in plan:
+        if failures and run.deadline is not None and not run.deadline.remaining():
+            break
         if failures:
             _tell_fallback(run, plan, step, failures)
         objection = _objection(step.tool, run.request)
@@ -66,25 +69,32 @@ async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float
 
 
 def _objection(tool: Tool, request: Any) -> Exception | None:
+    if type(tool).validate_request is Tool.validate_request:
+        return None
     try:
-        tool.validate_request(request)
+        tool.validate_request(copied(request))
     except Exception as error:
         return error
     return None
 
 
 async def _ask(run: Run, step: ToolCall) -> ToolResult:
+    """A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an exit that the tool came
+    up with by itself is a failure of the tool."""
     tool = step.tool
     scope = Scope(run, tool.name, tool.version)
     token = enter(scope)
+    before = cancellations()
     try:
         return await use_tool(scope, tool, step.options)
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+    except (asyncio.CancelledError, SystemExit) as error:
+        if isinstance(error, asyncio.CancelledError) and cancellations() > before:
             raise
-        # Nobody cancelled the run: the tool met a cancellation of its own making, and that is a failure of the tool.
         raise ToolExecutionError(tool.name, error) from error
+    except Exception as error:
+        if cancellations() > before:
+            raise asyncio.CancelledError from error
+        raise
     finally:
         leave(token)
 

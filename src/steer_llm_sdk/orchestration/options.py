@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+A_YEAR = 31_536_000_000
+"""In ms: the longest a run may take."""
 BUDGET_KEYS = ("ms", "tokens", "cost_usd")
 
 
@@ -27,8 +28,8 @@ class OrchestrationConfig(BaseModel):
     streaming: bool = False
     retry_on_failure: bool = True
     max_retries: int | None = Field(default=None, ge=0, le=5)
-    timeout_ms: int | None = Field(default=None, ge=100)
-    per_agent_timeout_ms: int | None = Field(default=None, ge=100)
+    timeout_ms: int | None = Field(default=None, ge=100, le=A_YEAR)
+    per_agent_timeout_ms: int | None = Field(default=None, ge=100, le=A_YEAR)
     trace_id: str | None = None
     request_id: str | None = None
     idempotency_key: str | None = None
@@ -49,14 +50,15 @@ class OrchestrationConfig(BaseModel):
         for key, value in budget.items():
             if key not in BUDGET_KEYS:
                 raise ValueError(f"budget[{key!r}] is unknown; the keys are {', '.join(BUDGET_KEYS)}")
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value <= 0:
+            if not _is_amount(value, A_YEAR if key == "ms" else 1e15):
                 raise ValueError(f"budget[{key!r}]: {value!r} cannot be used; give a positive finite number")
         return dict(budget)
 
-    @field_validator("idempotency_key", "request_id", "trace_id")
+    @field_validator("idempotency_key", "request_id", "trace_id", "tenant")
     @classmethod
     def _check_id(cls, value: str | None) -> str | None:
+        if value is not None and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("it holds half a character (a lone surrogate); give whole text")
         if value is not None and not (0 < len(value) <= 512 and value.strip()):
             raise ValueError("give 1 to 512 characters, not all of them blank")
         return value
@@ -66,3 +68,8 @@ class OrchestrationConfig(BaseModel):
         """The one deadline of the run in ms from its start; None for none."""
         limits = [limit for limit in (self.timeout_ms, (self.budget or {}).get("ms")) if limit is not None]
         return min(limits) if limits else None
+
+
+def _is_amount(value: Any, most: float) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < value <= most

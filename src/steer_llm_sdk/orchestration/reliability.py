@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from steer_llm_sdk.errors import ProviderError
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.orchestration._call import Attempt, Call, Scope, Spent
+from steer_llm_sdk.orchestration._call import Attempt, Call, Scope, Spent, cancellations
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error, json_mapping, spent_of
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
@@ -123,6 +123,7 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
     if call.model is not None:
         line["model"] = call.model
     run.timeline.append(line)
+    before = cancellations()
     try:
         result = await next(call)
         run.spending.append((tool, call.measure(result)))
@@ -132,6 +133,9 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
         line["outcome"] = "cancelled"
         raise
     except Exception as error:
+        if cancellations() > before:  # The tool made an error of its cancellation; nothing may follow it.
+            line["outcome"] = "cancelled"
+            raise asyncio.CancelledError from error
         line["outcome"], line["error"] = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
             run.spending.append((tool, Spent(json_mapping(error.usage))))

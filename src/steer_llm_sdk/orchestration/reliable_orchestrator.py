@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
+from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.fallback import ToolCall
@@ -42,10 +43,10 @@ class ReliableOrchestrator(BaseOrchestrator):
         *,
         registry: ToolRegistry | None = None,
     ) -> None:
-        self.planner = planner or RuleBasedPlanner()
+        self.planner = RuleBasedPlanner() if planner is None else planner
         # Its own plan() is decide() with a copy for the caller to keep; the flow only reads, and needs none.
         self._decide = self.planner.decide if _plans_by_rule(self.planner) else None
-        self.reliability_config = reliability_config or ReliabilityConfig()
+        self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
             registry,
             executor=ReliableToolExecutor(self.reliability_config),
@@ -68,7 +69,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         if self._decide is not None:
             decision = self._decide(run.request, view, context)
         else:
-            decision = await self.planner.plan(run.request, view, context)
+            decision = await self.planner.plan(copied(run.request), view, context)
         if decision.execution_strategy is not ExecutionStrategy.SINGLE:
             raise InvalidRequest(
                 "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'

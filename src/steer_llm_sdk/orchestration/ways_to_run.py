@@ -9,7 +9,7 @@ import contextvars
 import itertools
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.reliability.deadline import stop
 from steer_llm_sdk.streaming.manager import EventManager
 
 R = TypeVar("R")
@@ -80,9 +81,7 @@ async def _events_of(
             yield event
         outputs.append(await run)
     finally:
-        if not run.done():
-            run.cancel()
-            await asyncio.wait({run})
+        await stop(run)
 
 
 # ── many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,8 +122,15 @@ async def run_many(
     failures: dict[int, Exception] = {}
     done = itertools.count(1)
 
+    def given() -> Iterator[tuple[int, Any]]:
+        try:
+            yield from waiting
+        except Exception as error:  # What was done before the requests ran out is kept.
+            failures[len(outputs)] = error
+            outputs[len(outputs)] = None
+
     async def work() -> None:
-        for position, request in waiting:
+        for position, request in given():
             outputs[position] = None
             try:
                 outputs[position] = await run(request)
@@ -183,7 +189,7 @@ class _BackgroundLoop:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None:
+            if self._thread is None or not self._thread.is_alive() or self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="steer-run-sync", daemon=True)
                 self._thread.start()

@@ -47,10 +47,6 @@ class Ledger:
         self.reserved_cost = 0.0
 
     @property
-    def limited(self) -> bool:
-        return self.tokens is not None or self.cost_usd is not None
-
-    @property
     def tokens_left(self) -> float:
         """What may still be reserved; infinite without a limit."""
         return math.inf if self.tokens is None else self.tokens - self.spent_tokens - self.reserved_tokens

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,7 @@ class Open:
 
     def admits_early(self, part: str, now: float) -> bool:
         free = self.early is None or self.early[1] <= now
-        return free and not self.confirmed and len(self.blamed) == 1 and part not in self.blamed
+        return now < self.until and free and not self.confirmed and len(self.blamed) == 1 and part not in self.blamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +190,10 @@ class Circuit:
     generation: int = 0
 
     def admit(self, part: str, now: float, cfg: CircuitBreakerConfig) -> tuple[Circuit, Permit | Refusal]:
-        if part in self.narrowed:
-            return self._admit_part(part, now, cfg)
         whole = self.whole
         if isinstance(whole, Closed):
-            return self, Permit(whole.generation)
-        if isinstance(whole, Open) and now < whole.until and whole.admits_early(part, now):
+            return self._admit_part(part, now, cfg) if part in self.narrowed else (self, Permit(whole.generation))
+        if part not in self.narrowed and isinstance(whole, Open) and whole.admits_early(part, now):
             early = replace(whole, early=(self.serial, now + cfg.lease))
             return replace(self, whole=early, serial=self.serial + 1), Permit(whole.generation, serial=self.serial)
         admitted = _admit_probe(whole, self.serial, now, cfg)
@@ -261,9 +260,7 @@ class Circuit:
         return replace(self, whole=replace(whole, early=None, confirmed=outcome is Outcome.FAILURE))
 
     def _admit_part(self, part: str, now: float, cfg: CircuitBreakerConfig) -> tuple[Circuit, Permit | Refusal]:
-        """A part with a lane of its own probes that lane, and only while the provider as a whole is closed."""
-        if isinstance(self.whole, Open) and now < self.whole.until:
-            return self, Refusal(self.whole.until - now)
+        """A part with a lane of its own probes that lane, once the provider as a whole is closed."""
         admitted = _admit_probe(self.narrowed[part], self.serial, now, cfg)
         if isinstance(admitted, Refusal):
             return self, admitted
@@ -321,6 +318,8 @@ class CircuitBreaker:
         self._on_change = on_change
         self.config = config or CircuitBreakerConfig()
         self._circuit = Circuit()
+        # Orchestrators may be shared by threads. Callbacks run under it, so it lets its own thread in again.
+        self._lock = threading.RLock()
         self._closed_permit = Permit(0)
         self._counts = {"successes": 0, "failures": 0, "refusals": 0}
         self._callbacks: set[asyncio.Task[Any]] = set()
@@ -343,9 +342,9 @@ class CircuitBreaker:
         """A permit, to be reported exactly once; CircuitOpen otherwise."""
         if self.all_closed:  # Nearly every call: one shared permit, and no state is made anew.
             return self._closed_permit
-        circuit = self._circuit
-        moved, answer = circuit.admit(part, _now(), self.config)
-        self._move(moved)
+        with self._lock:
+            moved, answer = self._circuit.admit(part, _now(), self.config)
+            self._move(moved)
         if isinstance(answer, Refusal):
             self._counts["refusals"] += 1
             raise CircuitOpen(self.name, answer.retry_after)
@@ -361,9 +360,11 @@ class CircuitBreaker:
             if type(whole) is Closed and not whole.failures:
                 return None
         now = _now()
-        moved = circuit.report(permit, part, outcome, now, self.config)
+        with self._lock:
+            circuit = self._circuit
+            moved = circuit.report(permit, part, outcome, now, self.config)
+            self._move(moved)
         changed = moved.generations(part) != circuit.generations(part)
-        self._move(moved)
         return moved.state(now, part) if changed else None
 
     def judge(self, error: BaseException) -> Outcome:

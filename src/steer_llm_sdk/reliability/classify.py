@@ -147,7 +147,7 @@ def classify(error: BaseException) -> ErrorClassification:
         return ErrorClassification(
             error.category,
             error.is_retryable,
-            valid_delay(error.retry_after),
+            _asked_delay(error.retry_after),
             error.status_code,
             error.declared_retryable,
             isinstance(error, Rejected),
@@ -289,12 +289,22 @@ def _headers_of(error: BaseException) -> Mapping[str, str] | None:
     for holder in (error, _told(error, "response")):
         headers = _told(holder, "headers")
         if isinstance(headers, Mapping):
-            return {str(name).lower(): str(value) for name, value in headers.items()}
+            try:
+                return {str(name).lower(): str(value) for name, value in headers.items()}
+            except Exception:  # A mapping of somebody else's that cannot be read says nothing.
+                return None
     return None
 
 
 def _should_retry(headers: Mapping[str, str] | None) -> bool | None:
     return {"true": True, "false": False}.get((headers or {}).get("x-should-retry", "").lower())
+
+
+def _asked_delay(retry_after: Any) -> float | None:
+    """Seconds, also from a header's value that was handed on as it came."""
+    if isinstance(retry_after, str):
+        return parse_retry_after({"retry-after": retry_after}, time.time())
+    return valid_delay(retry_after)
 
 
 def valid_delay(seconds: Any) -> float | None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import ConflictError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import Deadline, Late, stop, watch
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, watch
 from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 LEASE = 20.0
 """Seconds for which a key is held without a sign of life from its owner."""
+PATIENCE = 2.0
+"""Seconds that a store gets to answer, before it counts as down."""
+_writing: set[asyncio.Task[bool]] = set()
 POLL = 0.05
 """Seconds between two looks at a key that somebody else holds."""
 
@@ -199,7 +202,7 @@ async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -
     store = manager.claims
     while True:
         try:
-            claim = await store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
+            claim = await _in_patience(store, store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds))
         except Exception as error:
             return await _without_store(work, flight, error)
         if claim.kind == "conflict":
@@ -229,22 +232,42 @@ async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: F
     remembered = False
     try:
         result = await work.run(flight.deadline)
-        remembered = await _settle(store, token, work, result)
+        remembered = await _settle(store, token, work, result, flight.deadline)
         return result
     finally:
         heart.let_go(work.key, token)
         if not remembered:
-            await _quietly(store.release(work.key, token))
+            await _quietly(_in_patience(store, store.release(work.key, token)))
 
 
-async def _settle(store: IdempotencyStore, token: int, work: Work[R], result: R) -> bool:
-    """A result that cannot be remembered was still paid for: the caller gets it."""
+async def _settle(store: IdempotencyStore, token: int, work: Work[R], result: R, deadline: Deadline) -> bool:
+    """A result that cannot be remembered was still paid for: the caller gets it, and in time. A store that is slow to
+    write goes on writing when the caller has his result."""
     try:
         kept = work.dump(result)
     except ValueError as error:
         _log.warning("a result cannot be remembered: %s", error)
         return False
-    return kept is not None and bool(await _quietly(store.settle(work.key, token, kept)))
+    if kept is None:
+        return False
+    writing = _quietly(store.settle(work.key, token, kept))
+    if isinstance(store, MemoryStore):
+        return await writing
+    task = asyncio.ensure_future(writing)
+    await watch(task, min(task.get_loop().time() + PATIENCE, deadline.at - GRACE))
+    if task.done():
+        return task.result()
+    _writing.add(task)
+    task.add_done_callback(_writing.discard)
+    return True
+
+
+async def _in_patience(store: IdempotencyStore, action: Awaitable[R]) -> R:
+    """The memory store answers at once; any other gets PATIENCE and is then as good as down."""
+    if isinstance(store, MemoryStore):
+        return await action
+    async with asyncio.timeout(PATIENCE):
+        return await action
 
 
 async def _quietly(action: Awaitable[bool]) -> bool:

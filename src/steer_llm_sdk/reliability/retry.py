@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from steer_llm_sdk.errors import AttemptsUsedUp, ErrorCategory, Rejected
+from steer_llm_sdk.errors import AttemptsUsedUp, ErrorCategory, Rejected, message_of
 from steer_llm_sdk.reliability.classify import ErrorClassification, classify
 
 if TYPE_CHECKING:
@@ -145,5 +145,5 @@ def _told(call: Call, error: Exception, delay: float) -> dict[str, Any]:
         "attempt": call.attempts,
         "delay_ms": round(delay * 1000, 1),
         "error": type(error).__name__,
-        "message": str(error),
+        "message": message_of(error),
     }

@@ -188,6 +188,15 @@ async def test_callbacks_sync_or_async_get_the_breaker_at_each_change() -> None:
     assert told == [("open", CircuitState.OPEN), ("half", CircuitState.HALF_OPEN), ("close", CircuitState.CLOSED)]
 
 
+async def test_a_callback_may_return_anything_that_can_be_awaited() -> None:
+    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    breaker = CircuitBreaker("p", config(on_open=lambda _: told))
+    await fail(breaker, 2)
+    told.set_result("heard")
+    await asyncio.sleep(0)
+    assert breaker.is_open
+
+
 async def test_a_callback_that_fails_is_logged_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def later(_: CircuitBreaker) -> None:
         raise KeyError("later")

@@ -1,0 +1,252 @@
+"""Each policy by itself, round a call that has never heard of tools."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from steer_llm_sdk.errors import AttemptsUsedUp, BudgetExceeded, CircuitOpen, ProviderError, ProviderTimeout
+from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.reliability import CircuitBreakerConfig, CircuitBreakerManager, RetryPolicy
+from steer_llm_sdk.reliability._pipeline import compose
+from steer_llm_sdk.reliability.budget import Ledger, Reserve
+from steer_llm_sdk.reliability.circuit_breaker import Breaker
+from steer_llm_sdk.reliability.deadline import AttemptTimeout, Deadline, Late, stop, until, watch
+from steer_llm_sdk.reliability.retry import Retry
+
+WORST, TOOK = Amount(10, 0.1), Amount(4, 0.04)
+
+
+@dataclass
+class Call:
+    """What a policy may know of a call; `steps` is what comes of it, one for each time it is made."""
+
+    steps: list[Any] = field(default_factory=list)
+    target: str = "p"
+    part: str = "x"
+    worst_case: Amount = WORST
+    deadline: Deadline | None = None
+    ledger: Ledger | None = None
+    max_attempts: int = 3
+    attempt_timeout: float | None = None
+    answers: int = 1
+    attempts: int = 0
+    sent: int = 0
+    started: float = 0.0
+    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def elapsed(self) -> float:
+        return now() - self.started
+
+    def spent(self, result: Any) -> Amount:
+        return TOOK
+
+    def emit(self, event_type: str, data: dict[str, Any]) -> None:
+        self.told.append((event_type, data))
+
+
+async def make(call: Call) -> Any:
+    """The innermost step."""
+    call.attempts += 1
+    call.sent += 1
+    step = call.steps.pop(0) if call.steps else "answer"
+    if isinstance(step, BaseException):
+        raise step
+    return await step if asyncio.iscoroutine(step) else step
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def down(status: int = 503, **fields: Any) -> ProviderError:
+    return ProviderError("down", "p", status, **fields)
+
+
+# ── the fold ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_first_policy_of_a_list_is_outermost() -> None:
+    order: list[str] = []
+
+    def policy(name: str) -> Any:
+        async def wrap(call: Any, next: Any, /) -> Any:
+            order.append(f"{name} in")
+            result = await next(call)
+            order.append(f"{name} out")
+            return result
+
+        return wrap
+
+    assert await compose([policy("a"), policy("b")], make)(Call()) == "answer"
+    assert order == ["a in", "b in", "b out", "a out"]
+    assert await compose([], make)(Call()) == "answer"
+
+
+# ── retry ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def retry(jitter: float = 0.0, **fields: Any) -> Retry:
+    limits = {name: fields.pop(name) for name in ("max_total_time", "max_total_attempts") if name in fields}
+    return Retry(RetryPolicy(**fields), jitter=lambda: jitter, **limits)
+
+
+async def test_retry_waits_and_tries_again_and_tells_so() -> None:
+    call = Call([down(), down(429, retry_after=5)])
+    assert await retry(jitter=0.5)(call, make) == "answer"
+    assert now() == 0.75 + 5.25
+    assert [data["delay_ms"] for _, data in call.told] == [750, 5250]
+    assert [(kind, data["attempt"], data["provider"]) for kind, data in call.told] == [
+        ("retry_attempt", 1, "p"),
+        ("retry_attempt", 2, "p"),
+    ]
+
+
+async def test_retry_raises_the_last_error_when_the_attempts_are_over() -> None:
+    errors = [down(500), down(502), down(504)]
+    with pytest.raises(ProviderError) as caught:
+        await retry()(Call(list(errors)), make)
+    assert caught.value is errors[2]
+
+
+async def test_retry_lets_a_refusal_through_at_once_and_after_a_failure_raises_the_failure_from_it() -> None:
+    with pytest.raises(CircuitOpen):
+        await retry()(Call([CircuitOpen("p")]), make)
+    assert now() == 0
+    failure, refusal = down(), CircuitOpen("p")
+    with pytest.raises(ProviderError) as caught:
+        await retry()(Call([failure, refusal]), make)
+    assert caught.value is failure
+    assert caught.value.__cause__ is refusal
+
+
+@pytest.mark.parametrize(("sent", "answers", "admitted"), [(3, 1, True), (4, 1, False), (4, 2, True), (8, 2, False)])
+async def test_retry_makes_no_call_past_the_total_of_the_run(sent: int, answers: int, admitted: bool) -> None:
+    call = Call(sent=sent, answers=answers)
+    if admitted:
+        assert await retry(max_total_attempts=4)(call, make) == "answer"
+    else:
+        with pytest.raises(AttemptsUsedUp, match=f"all {sent} upstream calls"):
+            await retry(max_total_attempts=4)(call, make)
+        assert call.attempts == 0
+
+
+async def test_retry_waits_for_nothing_that_the_total_would_then_refuse() -> None:
+    with pytest.raises(ProviderError):
+        await retry(max_total_attempts=4)(Call([down()], sent=3), make)
+    assert now() == 0
+
+
+@pytest.mark.parametrize(("at", "waits"), [(1.0, False), (1.001, True)])
+async def test_retry_begins_no_wait_that_does_not_end_before_the_deadline(at: float, waits: bool) -> None:
+    call = Call([down()], deadline=Deadline(at, at * 1000))
+    if waits:
+        assert await retry()(call, make) == "answer"
+    else:
+        with pytest.raises(ProviderError):
+            await retry()(call, make)
+        assert now() == 0
+
+
+@pytest.mark.parametrize(("limit", "waits"), [(1.0, True), (0.999, False)])
+async def test_retry_begins_no_wait_past_the_total_time_or_the_total_delay(limit: float, waits: bool) -> None:
+    for fields in ({"max_total_time": limit}, {"max_total_delay": limit}):
+        call = Call([down()], started=now())
+        (end,) = await asyncio.gather(retry(**fields)(call, make), return_exceptions=True)
+        assert (end == "answer") is waits
+
+
+async def test_retry_does_not_touch_a_cancellation() -> None:
+    call = Call([asyncio.CancelledError()])
+    with pytest.raises(asyncio.CancelledError):
+        await retry()(call, make)
+    assert call.attempts == 1
+
+
+# ── attempt timeout ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_attempt_without_a_limit_takes_as_long_as_it_takes() -> None:
+    assert await AttemptTimeout()(Call([asyncio.sleep(3600, "late")]), make) == "late"
+
+
+async def test_an_attempt_that_takes_too_long_is_a_timeout_of_the_provider() -> None:
+    with pytest.raises(ProviderTimeout, match=r"no answer from p within 0\.5 s"):
+        await AttemptTimeout()(Call([asyncio.sleep(3600)], attempt_timeout=0.5), make)
+    assert now() == 0.5
+
+
+async def test_an_attempt_that_fails_in_time_fails_as_it_did() -> None:
+    with pytest.raises(KeyError):
+        await AttemptTimeout()(Call([KeyError("x")], attempt_timeout=0.5), make)
+
+
+async def test_watching_and_stopping_what_has_ended_waits_for_nothing() -> None:
+    done = asyncio.create_task(asyncio.sleep(0, "done"))
+    await done
+    await watch(done, now() + 10)
+    await stop(done)
+    assert (now(), done.result()) == (0, "done")
+
+
+async def test_what_is_late_says_so() -> None:
+    with pytest.raises(Late, match="the time was up"):
+        await until(1, asyncio.sleep(3600))
+
+
+# ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_reserve_sets_the_worst_aside_and_charges_what_it_was() -> None:
+    ledger = Ledger(tokens=100, cost_usd=1.0)
+    seen: list[tuple[int, float]] = []
+
+    async def watching(call: Call) -> str:
+        seen.append((ledger.reserved_tokens, ledger.reserved_cost))
+        return "answer"
+
+    assert await Reserve()(Call(ledger=ledger), watching) == "answer"
+    assert seen == [(10, 0.1)]
+    assert (ledger.tokens_left, round(ledger.cost_left, 9)) == (96, 0.96)
+
+
+async def test_reserve_calls_nobody_where_the_worst_does_not_fit() -> None:
+    call = Call(ledger=Ledger(tokens=9))
+    with pytest.raises(BudgetExceeded):
+        await Reserve()(call, make)
+    assert call.attempts == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "left"), [(down(), 100), (TimeoutError(), 90), (asyncio.CancelledError(), 90), (KeyError("x"), 100)]
+)
+async def test_reserve_charges_a_call_that_fails_once_by_what_it_may_have_cost(step: BaseException, left: int) -> None:
+    ledger = Ledger(tokens=100)
+    with pytest.raises(type(step)):
+        await Reserve()(Call([step], ledger=ledger), make)
+    assert (ledger.tokens_left, ledger.reserved_tokens) == (left, 0)
+
+
+async def test_without_a_ledger_nothing_is_reserved() -> None:
+    assert await Reserve()(Call(worst_case=Amount(10**9, None)), make) == "answer"
+
+
+# ── breaker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_breaker_of_a_target_is_made_when_it_is_first_called_and_tells_when_it_changes() -> None:
+    manager = CircuitBreakerManager(lambda _: CircuitBreakerConfig(failure_threshold=1, success_threshold=1, timeout=5))
+    policy = Breaker(manager)
+    call = Call([down(), "well"])
+    with pytest.raises(ProviderError):
+        await policy(call, make)
+    with pytest.raises(CircuitOpen, match="Circuit breaker p is OPEN"):
+        await policy(call, make)
+    await asyncio.sleep(5)
+    assert await policy(call, make) == "well"
+    assert call.attempts == 2
+    assert [data["state"] for _, data in call.told] == ["open", "closed"]
+    assert list(manager.get_all_stats()) == ["p"]
