@@ -17,9 +17,12 @@ from steer_llm_sdk.streaming.manager import EventManager
 
 if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.tools.function import tool
+    from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool, LLMTool
 
 __all__ = [
     "EventManager",
+    "LLMBundleTool",
+    "LLMTool",
     "OrchestrationConfig",
     "OrchestrationOutput",
     "Orchestrator",
@@ -34,4 +37,10 @@ __all__ = [
 __version__ = "1.0.0a1"
 
 if not TYPE_CHECKING:  # A type checker would take any name to be there.
-    __getattr__ = looked_up(__name__, {"tool": "steer_llm_sdk.orchestration.tools.function"})
+    __getattr__ = looked_up(
+        __name__,
+        {
+            "tool": "steer_llm_sdk.orchestration.tools.function",
+            **dict.fromkeys(("LLMBundleTool", "LLMTool"), "steer_llm_sdk.orchestration.tools.llm"),
+        },
+    )

@@ -129,7 +129,8 @@ class BudgetExceeded(OrchestratorError):
         *,
         output: Any = None,
     ) -> None:
-        super().__init__(f"{budget_type} budget exceeded: {_digits(actual)} > {_digits(limit)}")
+        unit = " ms" if budget_type == "time" else ""
+        super().__init__(f"{budget_type} budget exceeded: {_digits(actual)}{unit} > {_digits(limit)}{unit}")
         self.budget_type = budget_type
         self.limit = limit
         self.actual = actual

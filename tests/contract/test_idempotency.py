@@ -10,8 +10,17 @@ import pytest
 
 from contract.kit import Fixed, bundle, calls, failed, now, plain, registry, reliable, tasks
 from steer_llm_sdk.orchestration import BudgetExceeded, ConflictError, ReliableOrchestrator
-from steer_llm_sdk.reliability import CircuitBreakerConfig, IdempotencyManager
-from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err, stubborn
+from steer_llm_sdk.reliability import CircuitBreakerConfig, IdempotencyManager, idempotency
+from steer_llm_sdk.testing import (
+    HANG,
+    OK,
+    RecordedEvents,
+    ScriptedTool,
+    VirtualTimeLoop,
+    err,
+    run_in_virtual_time,
+    stubborn,
+)
 
 BOTH = pytest.mark.parametrize("orchestrator", [plain, reliable])
 
@@ -339,6 +348,28 @@ async def test_max_entries_bounds_finished_entries_only(orchestrator: Any) -> No
     assert len(tool.calls) == 6
     outputs = [await runner.run("q", "t", None, keyed(key)) for key in reversed(keys)]
     assert sum(output.replayed for output in outputs) == 2
+
+
+@BOTH
+def test_an_owner_that_dies_is_succeeded_after_its_lease_and_a_stale_owner_cannot_write(
+    orchestrator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner's loop stands still in the middle of its work, as a process does that is stopped, and goes on later."""
+    monkeypatch.setattr(idempotency, "LEASE", 0.004)
+    tool = ScriptedTool("t", OK("of the stale owner", after=10), OK("of the successor"))
+    runner = orchestrator(tool)
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as stopped:
+        owner = stopped.get_loop().create_task(runner.run("q", "t", None, keyed()))
+        stopped.run(asyncio.sleep(1))
+        successor = run_in_virtual_time(runner.run("q", "t", None, keyed()))
+        assert (successor.content, successor.replayed, len(tool.calls)) == ("of the successor", False, 2)
+
+        async def go_on() -> Any:
+            return await owner
+
+        assert stopped.run(go_on()).content == "of the stale owner"
+    replay = run_in_virtual_time(runner.run("q", "t", None, keyed()))
+    assert (replay == successor, replay.replayed, len(tool.calls)) == (True, True, 2)
 
 
 @BOTH

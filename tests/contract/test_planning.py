@@ -165,6 +165,23 @@ async def test_the_plan_adapts_to_the_budget() -> None:
     assert [call.options["k"] for call in tool.calls] == [2, 5, 5]
 
 
+async def test_a_planner_that_is_put_in_the_place_of_another_is_asked() -> None:
+    runner = ReliableOrchestrator(registry=registry(ScriptedTool("a"), ScriptedTool("b")))
+    names = [(await runner.run("q")).metadata["tool_name"]]
+    for planner in (Fixed("b"), RuleBasedPlanner([rule("r", "b")]), RuleBasedPlanner()):
+        runner.planner = planner
+        names.append((await runner.run("q")).metadata["tool_name"])
+    assert names == ["a", "b", "b", "a"]
+
+
+async def test_a_rule_that_is_added_later_is_asked_from_then_on() -> None:
+    planner = RuleBasedPlanner([rule("first", "a")])
+    runner = ReliableOrchestrator(planner, registry=registry(ScriptedTool("a"), ScriptedTool("b")))
+    assert (await runner.run("q")).metadata["tool_name"] == "a"
+    planner.add_rule(rule("second", "b", priority=5))
+    assert (await runner.run("q")).metadata["tool_name"] == "b"
+
+
 async def test_a_tool_registered_later_is_planned_from_then_on() -> None:
     tools = registry(ScriptedTool("a"))
     runner = ReliableOrchestrator(RuleBasedPlanner([rule("r", "b", priority=1)]), registry=tools)

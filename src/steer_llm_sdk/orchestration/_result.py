@@ -90,7 +90,8 @@ class ToolResult(NamedTuple):
     def status(self) -> Literal["succeeded", "partial", "failed"]:
         """Honest: a bundle with fewer valid replicates than were asked for is partial, one with none has failed."""
         if self.bundle is None:
-            return "succeeded"
+            # An answer that its tool says was cut off is no whole one.
+            return "partial" if self.metadata.get("truncated") is True else "succeeded"
         meta = self.bundle.meta
         valid = sum(replicate.quality.valid for replicate in self.bundle.replicates)
         completed = valid if meta.k_completed is None else min(valid, meta.k_completed)

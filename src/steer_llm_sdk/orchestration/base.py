@@ -256,6 +256,7 @@ class BaseOrchestrator(ABC):
             run.options.idempotency_key,
             {"request": run.request, "tool_name": run.tool_name, "tool_options": dict(run.tool_options)},
             work,
+            budget=run.options.budget,
             remember_failures=config.remember_failures,
             run_unprotected=config.on_store_down == "run_unprotected",
         )

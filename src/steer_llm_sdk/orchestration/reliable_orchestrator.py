@@ -44,8 +44,6 @@ class ReliableOrchestrator(BaseOrchestrator):
         registry: ToolRegistry | None = None,
     ) -> None:
         self.planner = RuleBasedPlanner() if planner is None else planner
-        # Its own plan() is decide() with a copy for the caller to keep; the flow only reads, and needs none.
-        self._decide = self.planner.decide if _plans_by_rule(self.planner) else None
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
             registry,
@@ -65,11 +63,12 @@ class ReliableOrchestrator(BaseOrchestrator):
         view = self.registry.planning_view()
         if not view:
             raise NoEligibleTool
-        context = self._context(run.options)
-        if self._decide is not None:
-            decision = self._decide(run.request, view, context)
+        planner, context = self.planner, self._context(run.options)
+        if _plans_by_rule(planner):
+            # Its plan() is decide() with a copy for the caller to keep; the flow only reads, and needs none.
+            decision = planner.decide(run.request, view, context)
         else:
-            decision = await self.planner.plan(copied(run.request), view, context)
+            decision = await planner.plan(copied(run.request), view, context)
         if decision.execution_strategy is not ExecutionStrategy.SINGLE:
             raise InvalidRequest(
                 "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'

@@ -18,6 +18,7 @@ def keyed(
     asked: Mapping[str, Any],
     run: Callable[[Deadline], Coroutine[Any, Any, OrchestrationOutput]],
     *,
+    budget: Mapping[str, float] | None,
     remember_failures: bool,
     run_unprotected: bool,
 ) -> Work[OrchestrationOutput]:
@@ -31,6 +32,7 @@ def keyed(
         dump=_dump_all if remember_failures else _dump_successes,
         load=_load,
         copy=_copy,
+        terms=budget,
         run_unprotected=run_unprotected,
     )
 

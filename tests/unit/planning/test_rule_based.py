@@ -650,3 +650,11 @@ async def test_planning_answers_with_an_eligible_tool_or_says_that_there_is_none
         assert states.get(decision.selected_tool) != "open"
         assert decision.selected_tool not in decision.fallback_tools
     assert repr((request, available, context, some)) == before
+
+
+async def test_a_default_plans_what_the_tool_declares_and_k_2_on_a_small_budget() -> None:
+    tools = {"vote": ToolMetadata(name="vote", default_options={"k": 5, "max_parallel": 2})}
+    decision = await RuleBasedPlanner().plan("q", tools)
+    assert decision.tool_options == {"k": 5, "epsilon": 0.2, "max_parallel": 2}
+    decision = await RuleBasedPlanner().plan("q", tools, PlanRequest(budget={"tokens": 999}))
+    assert decision.tool_options["k"] == 2

@@ -76,7 +76,7 @@ def explain(
     """The decision that `plan` would take now, and the whole account of it. Nothing is run, and nothing is written."""
     decision, refusal = _decision(planner, request, available_tools, context)
     asked = {"query": request} if isinstance(request, str) else request
-    options = default_options(asked, context) if decision is None else decision.tool_options
+    options = default_options(None, asked, context) if decision is None else decision.tool_options
     return Explanation(
         decision=decision,
         refusal=refusal,

@@ -54,7 +54,8 @@ class RuleBasedPlanner(Planner):
     named in `previous_failures` is chosen only where nothing else can be.
 
     Where no rule matches: a tool whose declared capabilities contain the request's `type`, else the first registered,
-    with k 3 (2 where fewer than 1000 tokens or 0.05 USD are left), epsilon 0.2 and max_parallel 10.
+    with k 3, epsilon 0.2 and max_parallel 10 where the tool declares no others, and k 2 where fewer than 1000 tokens
+    or 0.05 USD are left.
 
     A rule that cannot be evaluated is skipped; `decision.metadata["skipped_rules"]` says which and why.
     """
@@ -280,7 +281,7 @@ class _Search:
             reasoning, method = f"No tool of rule {rule} can be used, using one with the same capability", "related"
         fields = {
             "selected_tool": name,
-            "tool_options": default_options(self.request, self.context),
+            "tool_options": default_options(self.tools.get(name), self.request, self.context),
             "fallback_tools": self.default_fallbacks(name, catalog),
             "confidence": DEFAULT_CONFIDENCE,
             "reasoning": reasoning,
@@ -337,10 +338,16 @@ def _too_slow(tool: ToolMetadata, limit: Any) -> str | None:
     return f"it declares {declared:g} ms, and max_latency_ms is {limit:g}" if numbers and declared > limit else None
 
 
-def default_options(request: Any, context: PlanRequest | None) -> dict[str, Any]:
-    """What a tool gets where no rule says it."""
-    small = budget_is_below(request, context, tokens=1000, cost_usd=0.05)
-    return {"k": 2 if small else 3, "epsilon": 0.2, "max_parallel": 10}
+DEFAULT_OPTIONS: Mapping[str, Any] = MappingProxyType({"k": 3, "epsilon": 0.2, "max_parallel": 10})
+
+
+def default_options(tool: ToolMetadata | None, request: Any, context: PlanRequest | None) -> dict[str, Any]:
+    """What a tool gets where no rule says it: what it declares itself, else DEFAULT_OPTIONS; k 2 on a small budget."""
+    declared = {} if tool is None else tool.default_options
+    options = {name: declared.get(name, value) for name, value in DEFAULT_OPTIONS.items()}
+    if budget_is_below(request, context, tokens=1000, cost_usd=0.05):
+        options["k"] = 2
+    return options
 
 
 def reason_of(error: Exception) -> str:
