@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from steer_llm_sdk.testing import VirtualTimeLoop
 
@@ -18,6 +19,9 @@ UNIT = Path(__file__).parent / "unit"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "real_time: run this unit test on the real clock")
+    # How long one example takes says more about the machine than about the code.
+    settings.register_profile("without_deadline", deadline=None)
+    settings.load_profile("without_deadline")
 
 
 def pytest_asyncio_loop_factories(

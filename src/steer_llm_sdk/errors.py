@@ -159,7 +159,17 @@ class AllToolsFailed(OrchestratorError):
 
     def __init__(self, failures: Mapping[str, BaseException]) -> None:
         self.failures = dict(failures)
-        super().__init__("; ".join(f"{name}: {message_of(error)}" for name, error in self.failures.items()))
+        super().__init__(said_once({name: message_of(error) for name, error in self.failures.items()}))
+
+
+def said_once(messages: Mapping[str, str]) -> str:
+    """What each has to say, in one line: "all 5: down", or "r1, r3: down; r2: late"."""
+    names: dict[str, list[str]] = {}
+    for name, message in messages.items():
+        names.setdefault(message, []).append(name)
+    if len(names) == 1 and len(messages) > 1:
+        return f"all {len(messages)}: {next(iter(names))}"
+    return "; ".join(f"{', '.join(those)}: {message}" for message, those in names.items())
 
 
 class InvalidRequest(OrchestratorError, ValueError):
@@ -326,9 +336,9 @@ class TruncatedStream(BadResponse):
 
 
 class InvalidOutput(BadResponse):
-    """A model answered, and has not the form that was asked for after it was told what is wrong. `answer` is its text.
+    """A model answered, and has not the form that was asked for after it was told what is wrong, or was cut off.
 
-    Not retryable: it was asked twice, and what it said was paid for.
+    `answer` is its text. Not retryable: what it said was paid for, and asked once more it would say no better.
     """
 
     def __init__(self, message: str, provider: str, *, answer: str, **details: Any) -> None:

@@ -107,6 +107,36 @@ async def test_deadline_and_fallback__a_tool_that_is_stopped_by_it_is_not_answer
     assert calls(first, second) == [1, 0]
 
 
+@pytest.mark.parametrize("key", [None, "k"], ids=["without key", "keyed"])
+async def test_deadline_and_fallback__a_tool_that_is_deaf_to_it_and_fails_later_is_not_answered_by_another(
+    key: str | None,
+) -> None:
+    first, second = ScriptedTool("first", stubborn(5, err(400))), ScriptedTool("second")
+    with pytest.raises(BudgetExceeded):
+        await reliable(first, second).run("q", None, None, {"timeout_ms": 1000, "idempotency_key": key})
+    await asyncio.sleep(60)
+    assert calls(first, second) == [1, 0]
+
+
+@pytest.mark.parametrize("composite", [True, False])
+async def test_deadline_and_fallback__a_tool_that_makes_an_error_of_its_cancellation_is_not_answered_by_another(
+    composite: bool,
+) -> None:
+    class Spiteful(ScriptedTool):
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            try:
+                return await super().execute(request, options, event_manager)
+            except asyncio.CancelledError:
+                raise ValueError("instead") from None
+
+    first, second = Spiteful("first", HANG), ScriptedTool("second")
+    first.composite = composite
+    with pytest.raises(BudgetExceeded):
+        await reliable(first, second).run("q", None, None, {"timeout_ms": 1000})
+    await asyncio.sleep(60)
+    assert calls(first, second) == [1, 0]
+
+
 async def test_deadline_and_fallback__a_fallback_has_what_the_first_has_left() -> None:
     first, second = ScriptedTool("first", err(400, after=0.7)), ScriptedTool("second", OK("x", after=0.2))
     runner = reliable(first, second)
@@ -297,6 +327,17 @@ async def test_replay_and_reserve__one_who_joins_is_held_to_his_own_limit_and_th
         *(runner.run("q", "t", None, keyed(budget={"tokens": limit})) for limit in (500, 40)), return_exceptions=True
     )
     assert [type(end).__name__ for end in ends] == ["OrchestrationOutput", "BudgetExceeded"]
+
+
+async def test_replay_and_reserve__one_who_joins_is_not_ended_by_the_limit_of_who_led() -> None:
+    tool = Priced("t", OK("x", usage={"total_tokens": 50}))
+    runner = reliable(tool, planner=SlowPlan(1, "t"))
+    budgets: list[Any] = [{"cost_usd": 0.1}, {"cost_usd": 0.1}, {"cost_usd": 1.0}, None]
+    ends = await asyncio.gather(
+        *(runner.run("q", None, None, keyed(budget=budget)) for budget in budgets), return_exceptions=True
+    )
+    assert [getattr(end, "content", type(end).__name__) for end in ends] == ["BudgetExceeded"] * 2 + ["x"] * 2
+    assert len(tool.calls) == 1
 
 
 async def test_replay_and_attempt_timeout__an_attempt_that_was_left_behind_cannot_write_later() -> None:

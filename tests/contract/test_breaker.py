@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from contract.kit import Fixed, Model, calls, failed, now, plain, registry, reliable
+from steer_llm_sdk.errors import BadResponse, TruncatedStream
 from steer_llm_sdk.orchestration import (
     PlanningRule,
     ReliabilityConfig,
@@ -228,8 +229,6 @@ async def test_only_failures_that_speak_about_the_provider_count(step: Any, coun
 
 
 async def test_malformed_answers_count() -> None:
-    from steer_llm_sdk.errors import BadResponse, TruncatedStream
-
     for error in (BadResponse("HTML", "p"), TruncatedStream("no end", "p")):
         runner = guarded(ScriptedTool("t", err(error)))
         await ask(runner, "t")

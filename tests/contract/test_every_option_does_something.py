@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ async def once(orchestrator: Any, tool: Any, options: dict[str, Any] | None = No
 
 
 def test_there_is_no_option_without_a_test_here() -> None:
-    source = __import__("pathlib").Path(__file__).read_text()
+    source = Path(__file__).read_text(encoding="utf-8")
     assert [name for name in OrchestrationConfig.model_fields if f'"{name}"' not in source] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import date
@@ -22,6 +23,7 @@ from steer_llm_sdk.orchestration import (
     ReliableOrchestrator,
     ToolExecutionError,
     ToolRegistry,
+    get_global_registry,
 )
 from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.testing import OK, ScriptedTool, err
@@ -310,8 +312,6 @@ async def test_an_error_that_cannot_be_told_is_a_failure_all_the_same(orchestrat
 
 @BOTH
 async def test_a_tool_that_meets_a_cancellation_of_its_own_making_has_failed(orchestrator: Any) -> None:
-    import asyncio
-
     for options in ({}, {"timeout_ms": 1000}, {"per_agent_timeout_ms": 1000}, {"idempotency_key": "k"}):
         output = await orchestrator(ScriptedTool("t", err(asyncio.CancelledError))).run("q", "t", None, options)
         assert failed(output)["message"] == "Tool 't' failed: CancelledError"
@@ -519,8 +519,6 @@ async def test_clearing_the_dictionary_of_tools_by_hand_clears_the_registry() ->
 
 
 async def test_the_global_registry_serves_both_orchestrators() -> None:
-    from steer_llm_sdk.orchestration import get_global_registry
-
     get_global_registry().register_tool(ScriptedTool("everywhere"))
     try:
         for runner in (Orchestrator(), ReliableOrchestrator()):

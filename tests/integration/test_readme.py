@@ -21,14 +21,13 @@ SERVES_FOR_EVER = ("simulate", "record")
 def test_its_snippet_runs_as_it_stands() -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     ran = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True)
-    assert ran.stdout == "succeeded {'answer': '[45, 3, 61, 39, 27, 47]'} 1.0\n"
+    assert ran.stdout == "succeeded {'answer': '[45, 3, 61, 39, 27, 47]'} 0.8\n"
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.split()[1].startswith(SERVES_FOR_EVER)])
-def test_its_commands_run_as_they_stand(command: str, tmp_path: Path) -> None:
-    (tmp_path / "letter.txt").write_text("Dear reader, this is a letter. It is short.", encoding="utf-8")
+def test_its_commands_run_as_they_stand(command: str) -> None:
     _, *arguments = shlex.split(command)
-    subprocess.run([sys.executable, "-m", "steer_llm_sdk.cli", *arguments], cwd=tmp_path, timeout=60, check=True)
+    subprocess.run([sys.executable, "-m", "steer_llm_sdk.cli", *arguments], cwd=ROOT, timeout=60, check=True)
 
 
 def test_its_links_lead_somewhere() -> None:

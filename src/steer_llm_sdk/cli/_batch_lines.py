@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from steer_llm_sdk.cli import _inputs as inputs
+from steer_llm_sdk.cli._command import check, config_of
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
-from steer_llm_sdk.orchestration.planning import RuleBasedPlanner
-from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
+from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 
 _KEYS = ("request", "tool_name", "tool_options", "options", "id")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What the command line asks for; a line of the file goes before it. `made` goes into the line's mark: an answer
+    """What the command line asks for; a line of the file goes before it. `made_of` goes into the line's mark: an answer
     of other models or of another schema is not the answer to the same line."""
 
     tool_name: str | None
     tool_options: Mapping[str, Any]
     options: Mapping[str, Any]
-    made: Any = None
+    made_of: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +60,13 @@ class _Reader:
         self._path = path
         self._defaults = defaults
         self._registry = registry
-        self._planner = RuleBasedPlanner()
         self._seen: dict[str, int] = {}
 
     def read(self, number: int, raw: bytes) -> Line:
         where = f"{self._path}, line {number}"
         try:
             line = self._line(number, _object(raw))
-            self._check(line)
+            check(line.request, line.tool_name, line.tool_options, self._registry)
         except InvalidRequest as error:
             field_name = f"{where}: {error.field}" if error.field else where
             raise InvalidRequest(field_name, error.given, error.remedy) from error
@@ -89,8 +84,8 @@ class _Reader:
             request=request,
             tool_name=name,
             tool_options=tool_options,
-            options=_options({**defaults.options, **_mapping(given, "options")}),
-            mark=_mark([request, name, tool_options, defaults.made]),
+            options=config_of({**defaults.options, **_mapping(given, "options")}),
+            mark=_mark([request, name, tool_options, defaults.made_of]),
         )
 
     def _id(self, number: int, given: Mapping[str, Any]) -> str | None:
@@ -101,26 +96,6 @@ class _Reader:
             raise InvalidRequest("id", name, f"line {self._seen[name]} has it already; give each line its own, or none")
         self._seen[name] = number
         return name
-
-    def _check(self, line: Line) -> None:
-        tool = self._tool(line)
-        try:
-            tool.validate_request({"query": line.request} if isinstance(line.request, str) else line.request)
-            tool.validate_options(line.tool_options)
-        except ValueError:
-            raise
-        except Exception:
-            # A check that breaks says nothing of the line; what comes of it is told when it is asked.
-            _log.debug("%r could not check line %d", tool, line.position, exc_info=True)
-
-    def _tool(self, line: Line) -> Tool:
-        name = line.tool_name
-        if name is None:
-            name = self._planner.decide(line.request, self._registry.planning_view()).selected_tool
-        tool = self._registry.get_tool(name)
-        if tool is None:
-            raise InvalidRequest("tool_name", name, f"the tools are {', '.join(self._registry.names())}")
-        return tool
 
 
 class _Raw:
@@ -173,15 +148,6 @@ def _text(key: str, value: Any) -> str | None:
     if value is None or (isinstance(value, str) and value.strip()):
         return value
     raise InvalidRequest(key, value, "give a text that is not empty")
-
-
-def _options(given: Mapping[str, Any]) -> OrchestrationConfig:
-    try:
-        return OrchestrationConfig.model_validate(dict(given))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(("options", *map(str, first["loc"])))
-        raise InvalidRequest(place, first["input"], first["msg"].removeprefix("Value error, ")) from error
 
 
 def _mark(asked: Any) -> str:

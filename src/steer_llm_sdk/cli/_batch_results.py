@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from steer_llm_sdk.cli._batch_lines import Line
 from steer_llm_sdk.errors import InvalidRequest
@@ -19,24 +21,20 @@ _BEGINNING = b'{"position": '
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What is to be known of a result once it is written. `cost_usd` None: something was sent, at an unknown price."""
+    """What is to be known of a result once it is written. `cost_usd` None: something was used, at an unknown price.
+    `simulated` None: nothing was to be paid, whoever answered."""
 
     status: str
     cost_usd: float | None
-    simulated: bool
+    simulated: bool | None
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Kept:
-        output = result["output"]
+        output, status = result["output"], str(result["status"])
         if output is None:
-            return cls(status=str(result["status"]), cost_usd=None, simulated=False)
-        sent = any(tool["attempts"] for tool in output["per_agent"].values())
-        cost = output["cost_usd"]
-        return cls(
-            status=str(result["status"]),
-            cost_usd=0.0 if cost is None and not sent else cost,
-            simulated=bool(output["metadata"].get("simulated")),
-        )
+            return cls(status=status, cost_usd=None, simulated=False)
+        cost = 0.0 if output["cost_usd"] is None and not output["usage"] else output["cost_usd"]
+        return cls(status=status, cost_usd=cost, simulated=bool(output["metadata"].get("simulated")) if cost else None)
 
 
 class Results:
@@ -54,7 +52,7 @@ class Results:
         self._by_position = {line.position: line for line in lines if line.id is None}
         self._open()
         try:
-            self._lines = dict(self._matched(self._whole_lines()))
+            self._lines = self._read()
         except BaseException:
             self._file.close()
             raise
@@ -89,9 +87,14 @@ class Results:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InvalidRequest("--out", self.path, f"name a file that can be written ({reason})") from error
-        if not _locked(self._file):
+        why = None
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            why = "name a file; what is there cannot be read again"
+        elif not _locked(self._file):
+            why = "another batch is writing it; wait for it, or name another file"
+        if why is not None:
             self._file.close()
-            raise InvalidRequest("--out", self.path, "another batch is writing it; wait for it, or name another file")
+            raise InvalidRequest("--out", self.path, why)
 
     def _write(self, raw: bytes) -> None:
         try:
@@ -100,4 +103,64 @@ class Results:
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.path) from error
 
-    def _whole_lines(self) -> list[tuple[bytes, Callable[[], object]]]: ...
+    def _read(self) -> dict[int, bytes]:
+        """What is there, by the position of the line that it answers."""
+        self._file.seek(0)
+        *whole, last = self._file.readall().split(b"\n")
+        found = {self._position(number, raw): raw for number, raw in enumerate(whole, start=1)}
+        if last:
+            self._mend(found, len(whole) + 1, last, sum(len(raw) + 1 for raw in whole))
+        return found
+
+    def _mend(self, found: dict[int, bytes], number: int, last: bytes, start: int) -> None:
+        """The end of a file that somebody was killed over: a whole line without its end, or a torn one."""
+        if _record(last) is not None:
+            found[self._position(number, last)] = last
+            self._write(b"\n")
+        elif last.startswith(_BEGINNING) or _BEGINNING.startswith(last):
+            self._file.truncate(start)
+        else:
+            self._refuse(number, "it is no result of a batch")
+
+    def _position(self, number: int, raw: bytes) -> int:
+        record = _record(raw)
+        if record is None:
+            self._refuse(number, "it is no result of a batch")
+        name = record["id"]
+        line = self._by_position.get(record["position"]) if name is None else self._by_id.get(name)
+        if line is None:
+            self._refuse(number, f"this batch has no {_named(record)} to which it is the answer")
+        if line.mark != record["mark"]:
+            self._refuse(number, f"{_named(record)} asks something else now, or asks it of other models")
+        return line.position
+
+    def _refuse(self, number: int, why: str) -> NoReturn:
+        raise InvalidRequest("--out", self.path, f"its line {number} does not fit: {why}; name another file")
+
+
+def _named(record: Mapping[str, Any]) -> str:
+    return f"line {record['position']}" if record["id"] is None else f"line with the id {record['id']!r}"
+
+
+def _record(raw: bytes) -> dict[str, Any] | None:
+    """A line as it was written; None where it is none of ours."""
+    try:
+        record = json.loads(raw)
+        Kept.of(record)
+        known = isinstance(record["position"], int) and isinstance(record["mark"], str)
+        return record if known and isinstance(record["id"], (str, type(None))) else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _locked(file: FileIO) -> bool:
+    """Whether nobody else has the file. The lock ends with the process; where the system knows none, it is had."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The client libraries of models, loaded while nobody's time is running."""
+"""Loads the client libraries of models before a run starts its clock."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from steer_llm_sdk.providers.models import resolve_model
 
 
 def load_clients(err: Console) -> None:
-    """Import what talks to models. It takes seconds, and they belong to no run, no attempt and no deadline.
+    """Import the client libraries. This takes seconds, which should count against no deadline.
 
-    InvalidRequest with the line that installs it, where the extra `llm` is missing.
+    InvalidRequest with the line that installs it, if the extra `llm` is missing.
     """
     resolve_model("recorded:demo")
     with err.status("loading the model clients"):

@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from steer_llm_sdk.cli.exits import refuse
+from steer_llm_sdk.evidence import parse_path
 from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
-from steer_llm_sdk.orchestration.options import BUDGET_KEYS
+from steer_llm_sdk.orchestration.options import A_YEAR, BUDGET_KEYS
+
+MOST_BYTES = 256_000_000
+"""What a file may have at most."""
 
 
-def read_text(text: str) -> str:
+def read_text(text: str | None) -> str:
     """TEXT itself, standard input for "-", a file for "@path"."""
+    if text is None:
+        refuse("TEXT", None, "give a question or a text, @FILE, - for standard input, or many with --batch FILE")
     if text == "-":
-        found, field = _decoded(sys.stdin.buffer.read(), "-"), "standard input"
+        found, field = _decoded(sys.stdin.buffer.read(MOST_BYTES), "standard input"), "standard input"
+    elif text == "@":
+        refuse("TEXT", text, "name a file that can be read behind the @, as in @README.md")
     elif text.startswith("@"):
         found, field = _decoded(bytes_of(text[1:], "TEXT"), text), text
     else:
@@ -27,17 +35,39 @@ def read_text(text: str) -> str:
     return found
 
 
-def read_schema(path: str | None) -> dict[str, Any] | None:
-    """The JSON Schema in a file."""
-    if path is None:
+def read_schema(given: str | None) -> dict[str, Any] | None:
+    """The JSON Schema in a file, or `given` itself where it begins with a brace."""
+    if given is None:
         return None
+    inline = given.lstrip().startswith("{")
+    what = "the schema" if inline else "the file"
     try:
-        schema = strict_json(bytes_of(path, "--schema"))
+        schema = strict_json(given.encode("utf-8", "surrogatepass") if inline else bytes_of(given, "--schema"))
     except ValueError as error:
-        refuse("--schema", path, f"the file must hold a JSON Schema ({error})")
+        refuse("--schema", given, f"{what} must be a JSON Schema ({error})")
     if not isinstance(schema, dict):
-        refuse("--schema", path, 'the file must hold a JSON object, such as {"type": "object", "properties": {...}}')
+        refuse("--schema", given, f'{what} must be a JSON object, such as {{"type": "object", "properties": {{...}}}}')
     return schema
+
+
+def read_fields(given: Sequence[str]) -> list[tuple[str, ...]]:
+    """The dotted paths of --fields, as keys."""
+    paths = []
+    for path in given:
+        try:
+            paths.append(parse_path(path))
+        except ValueError:
+            refuse("--fields", path, "write a dotted path, such as answer or person.name")
+    return paths
+
+
+def schema_with(paths: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """A JSON Schema of objects that have a value at each of `paths`."""
+    keys = list(dict.fromkeys(path[0] for path in paths if path))
+    if not keys:
+        return {}
+    inner = {key: schema_with([path[1:] for path in paths if path[:1] == (key,)]) for key in keys}
+    return {"type": "object", "properties": inner, "required": keys}
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:
@@ -66,8 +96,8 @@ def read_timeout(seconds: float | None) -> int | None:
     """Seconds to whole ms. A run needs 0.1 s at least."""
     if seconds is None:
         return None
-    if not math.isfinite(seconds) or seconds < 0.1:
-        refuse("--timeout", seconds, "give seconds, 0.1 or more")
+    if not 0.1 <= seconds <= A_YEAR / 1000:
+        refuse("--timeout", seconds, "give seconds, 0.1 or more, and less than a year")
     return round(seconds * 1000)
 
 
@@ -107,7 +137,11 @@ def _no_constant(name: str) -> NoReturn:
 
 def bytes_of(path: str, field: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            found = file.read(MOST_BYTES + 1)
+        if len(found) <= MOST_BYTES:
+            return found
+        refuse(field, path, f"it has more than {MOST_BYTES // 1_000_000} MB; give less, in several runs")
     except (OSError, ValueError) as error:
         refuse(field, path, f"name a file that can be read ({getattr(error, 'strerror', None) or error})")
 

@@ -37,6 +37,10 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """What is printed from now on has the terminal to itself."""
         if self._status is not None:
             self._status.stop()
 

@@ -1,4 +1,4 @@
-"""An output for people: the answer on stdout; what it cost, and what went wrong on the way, on stderr."""
+"""Shows an output to people: the answer on stdout; its cost, and what went wrong, on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -21,33 +22,57 @@ VALUE_WIDTH = 46
 VALUES_SHOWN = 3
 FIELDS_SHOWN = 20
 
+_STOPPED = {"budget": "the budget allowed no more", "deadline": "the time was up"}
+
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def console(stderr: bool = False) -> Console:
-    """At most WIDTH columns; no colour where NO_COLOR is set or nobody looks. What models say is never markup."""
+    """At most WIDTH columns; no colour if NO_COLOR is set or it is not a terminal. Answers are never read as markup."""
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     made.width = min(made.width, WIDTH)
     return made
 
 
+class _Table(Table):
+    """A table whose lines end where their text ends."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rendered = (part for part in super().__rich_console__(console, options) if isinstance(part, Segment))
+        for line in Segment.split_lines(rendered):
+            length = len("".join(segment.text for segment in line).rstrip())
+            yield from Segment.adjust_line_length(line, length, pad=False)
+            yield Segment.line()
+
+
+def table_of(*titles: str) -> Table:
+    """A table without lines, with a column of folded text for each title. Other columns are added to it."""
+    table = _Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
 def printable(text: str) -> str:
-    """Without what would move the cursor or colour a terminal."""
+    """`text` without the control characters that move the cursor or colour a terminal."""
     return text.translate(_CONTROL)
 
 
 def show_output(output: OrchestrationOutput, *, printed: str = "") -> None:
-    """Show it. `printed` is what of the answer has been on stdout already."""
+    """Show it. `printed` is the part of the answer that is on stdout already."""
     out, err = console(), console(stderr=True)
+    evidence = None if output.status == "failed" else output.evidence
     if output.status == "failed":
         _show_failure(output, err)
-    elif (evidence := output.evidence) is not None:
+    elif evidence is not None:
         show_evidence(evidence, out)
     else:
         _show_content(output.content, out, printed)
     attempts = output.attempts
     if output.status == "failed" and not attempts:
         return
+    for said in (*_warnings(output), *(shortfall(evidence) if evidence is not None else ())):
+        err.print(Text(printable(said), style="yellow"), soft_wrap=True)
     if any(line["outcome"] != "succeeded" for line in attempts):
         err.print(attempts_table(attempts))
     err.print(Text(summary_line(output), style="dim"), soft_wrap=True)
@@ -66,28 +91,56 @@ def _show_failure(output: OrchestrationOutput, err: Console) -> None:
         err.print(Text(f"{name}: {printable(error['message'])}", style="red"), soft_wrap=True)
 
 
+def _warnings(output: OrchestrationOutput) -> list[str]:
+    """What the tool has to say about its answer."""
+    given = output.metadata.get("warnings")
+    return [f"warning: {warning}" for warning in given] if isinstance(given, list) else []
+
+
 def show_evidence(evidence: EvidenceBundle, out: Console) -> None:
-    """The field-wise consensus with its votes, what the others said, and how much was asked."""
+    """The field-wise consensus with its votes, the other values, and how many answers were valid."""
     out.print(_votes_table(evidence))
     out.print(Text(agreement_line(evidence)))
 
 
 def agreement_line(evidence: EvidenceBundle) -> str:
-    meta, confidence = evidence.meta, evidence.summary.confidence
-    asked = f"{meta.k_completed} of {meta.k} answers valid"
+    """Of the answers that came; `shortfall` tells of the others."""
+    came, confidence = evidence.replicates, evidence.summary.confidence
+    valid = sum(replicate.quality.valid for replicate in came)
+    said = f"{valid} of {len(came)} answers valid"
     if confidence is None:
-        return f"{asked}; no two of them agree, so there is no consensus"
-    return f"{asked}; confidence {confidence:.2f} (share of votes: stability, not truth)"
+        why = "one answer alone is" if valid == 1 else "no two of them agree, so there is"
+        return f"{said}; {why} no consensus"
+    return f"{said}; confidence {confidence:.2f} (share of all {len(came)}: stability, not truth)"
+
+
+def shortfall(evidence: EvidenceBundle) -> Iterator[str]:
+    """Which of the answers asked for are missing or not valid, and why; each reason once."""
+    meta, came = evidence.meta, [replicate.id for replicate in evidence.replicates]
+    missing = meta.k - len(came)
+    if missing > 0:
+        slots = [f"r{number}" for number in range(1, meta.k + 1) if f"r{number}" not in came]
+        names = ", ".join(slots) if len(slots) == missing else str(missing)
+        why = _STOPPED.get(meta.early_stop_reason or "", meta.early_stop_reason) or "no reason was given"
+        yield f"{names} of the {meta.k} asked for {'is' if missing == 1 else 'are'} missing: {why}"
+    reasons: dict[str, list[str]] = {}
+    for replicate in evidence.replicates:
+        if not replicate.quality.valid:
+            reason = " ".join("; ".join(replicate.quality.errors).split())
+            reasons.setdefault(reason or "no reason was given", []).append(replicate.id)
+    for reason, names_of in reasons.items():
+        yield f"{', '.join(names_of)} not valid: {reason}"
 
 
 def _votes_table(evidence: EvidenceBundle) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = table_of()
     table.add_column("field", overflow="fold", max_width=18)
     table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=VALUE_WIDTH)
     table.add_column("votes", no_wrap=True)
     fields = list(_fields(evidence))
     for name, values in fields[:FIELDS_SHOWN]:
-        _add_field(table, name, values, evidence.meta.k)
+        # "$" is a path for programs; it means the whole answer.
+        _add_field(table, "answer" if name == "$" else name, values, len(evidence.replicates))
     if len(fields) > FIELDS_SHOWN:
         table.add_row("…", f"{len(fields) - FIELDS_SHOWN} more fields", "")
     return table
@@ -111,7 +164,7 @@ def _fields(evidence: EvidenceBundle) -> Iterator[tuple[str, list[tuple[str, int
 
 
 def _agreed(evidence: EvidenceBundle, field: str) -> tuple[str, int]:
-    """The one value of a field on which nobody differs, and how many replicates have it."""
+    """The one value of a field on which all agree, and how many replicates have it."""
     path = parse_path(field)
     values = [at(replicate.data, path) for replicate in evidence.replicates if replicate.quality.valid]
     given = [value for value in values if value is not ABSENT]
@@ -132,7 +185,7 @@ def _as_json(value: Any) -> str:
 
 def attempts_table(attempts: Sequence[dict[str, Any]]) -> Table:
     """Every call that was sent, by time."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = table_of()
     for title in ("at", "took"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("asked", overflow="ellipsis", no_wrap=True, max_width=34)
@@ -177,7 +230,7 @@ def cost_of(output: OrchestrationOutput) -> str:
 
 
 def dollars(cost: float) -> str:
-    """Two digits from a dollar on, up to six below."""
+    """Two digits after the point from a dollar on, below that up to six."""
     return f"${cost:.2f}" if cost >= 1 else f"${cost:.6f}".rstrip("0").rstrip(".")
 
 

@@ -1,42 +1,44 @@
-"""One line, before anything is spent: who is going to answer."""
+"""One line, before anything is spent, that names the model or tool that will answer."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from steer_llm_sdk.orchestration.tool_registry import Tool
-from steer_llm_sdk.orchestration.tools.text_analyzer import MODEL_VARIABLE, TextAnalyzer
-
-ON_THIS_MACHINE = frozenset({"ollama", "vllm", "llamacpp"})
-
-
-def configured_model() -> str | None:
-    """What STEER_MODEL names."""
-    return os.environ.get(MODEL_VARIABLE, "").strip() or None
+from steer_llm_sdk.orchestration.tools.text_analyzer import TextAnalyzer
+from steer_llm_sdk.providers._endpoint import LOCAL_SERVERS
+from steer_llm_sdk.providers.models import MODEL_VARIABLE
 
 
 def who_answers(models: Sequence[str], source: str) -> str:
     """The models in the order they are tried, and who named them: "--model" or "STEER_MODEL"."""
+    return f"answering: {_in_order(models, source)}"
+
+
+def which_tool(tool: Tool, configured: str | None, named: Sequence[str] = (), source: str = "--model") -> str:
+    """For a tool. `configured` is what STEER_MODEL names, which only the text analyzer goes by; `named` are the models
+    that the tool is given besides, and `source` says by what."""
+    analyses = isinstance(tool, TextAnalyzer)
+    name = tool.name if analyses else f"the tool {tool.name}"
+    if named:
+        return f"answering: {name} with {_in_order(named, source)}"
+    if not analyses:
+        return f"answering: {name}" + (f": {tool.description}" if tool.description else "")
+    if configured is None:
+        return f"answering: {name}, by counting on this machine; no language model is called"
+    return f"answering: {name} with {_in_order([configured], MODEL_VARIABLE)}"
+
+
+def _in_order(models: Sequence[str], source: str) -> str:
     first, *others = map(_described, models)
     then = f"; if that fails {', then '.join(others)}" if others else ""
-    return f"answering: {first}, named by {source}{then}"
-
-
-def which_tool(tool: Tool, configured: str | None) -> str:
-    """For a tool that was named or found without a model; `configured` is what STEER_MODEL names."""
-    if not isinstance(tool, TextAnalyzer):
-        said = f": {tool.description}" if tool.description else ""
-        return f"answering: the tool {tool.name}{said}"
-    if configured is None:
-        return f"answering: {tool.name}, by counting on this machine; no language model is called"
-    return f"answering: {tool.name} with {_described(configured)}, named by STEER_MODEL"
+    return f"{first}, named by {source}{then}"
 
 
 def _described(model: str) -> str:
     prefix, _, name = model.partition(":")
     if prefix == "recorded":
         return f"{model} (what real models once answered; nothing is sent or spent)"
-    if prefix in ON_THIS_MACHINE:
+    if prefix in LOCAL_SERVERS:
         return f"{name} by {prefix} on this machine"
     return model

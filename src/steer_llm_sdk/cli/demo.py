@@ -14,18 +14,30 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from steer_llm_sdk.cli import _demo_cast as cast
 from steer_llm_sdk.cli._clients import load_clients
-from steer_llm_sdk.cli._demo_cast import NaiveLoop, Stage
-from steer_llm_sdk.cli._show import agreement_line, attempts_table, console, show_evidence, summary_line
+from steer_llm_sdk.cli._demo_setup import (
+    CONTESTED,
+    GOOD_CALLS,
+    OPEN_FOR,
+    PACE,
+    QUESTIONS,
+    TOOL,
+    NaiveLoop,
+    Providers,
+    consensus_of,
+    is_right,
+    providers,
+    reliable,
+    solve,
+)
+from steer_llm_sdk.cli._show import agreement_line, attempts_table, console, show_evidence, summary_line, table_of
 from steer_llm_sdk.cli._who import who_answers
 from steer_llm_sdk.cli.exits import complain, errors_as_exits
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.providers.simulated import Question, shipped_recording
+from steer_llm_sdk.providers.simulated import Question, SimulatedServer, shipped_recording
 
 K = 5
 OWN_QUESTIONS = 3
@@ -73,48 +85,51 @@ async def _with_recorded() -> None:
     out = console()
     out.rule(Text("steer-llm demo", style="bold"), characters="─")
     load_clients(console(stderr=True))
-    out.print(INTRO.format(good=cast.GOOD_CALLS))
-    questions = _questions(cast.QUESTIONS)
-    async with cast.stage() as stage:
-        naive = cast.NaiveLoop(f"{stage.naive.base_url}/v1")
-        log = Log(out)
-        outputs = await _race(stage, naive, questions, log)
+    out.print(INTRO.format(good=GOOD_CALLS))
+    questions = _questions(QUESTIONS)
+    log = Log(out)
+    naive = NaiveLoop(log.naive)
+    async with providers(naive.on_call) as servers:
+        outputs = await _race(servers, naive, questions, log)
         _show_results(out, questions, outputs)
-        _show_account(out, stage, naive, outputs, log.elapsed)
+        _show_account(out, servers, naive, outputs, log.elapsed)
     await _show_disagreement(out)
     out.print(Text(_your_turn(), style="bold"), soft_wrap=True)
 
 
-async def _race(stage: Stage, naive: NaiveLoop, questions: Sequence[Question], log: Log) -> list[OrchestrationOutput]:
-    """Both at once. The naive loop is stopped when ours is done; it would wait for its client's timeout."""
-    looping = asyncio.create_task(naive.run(questions, K, log.naive))
+async def _race(
+    servers: Providers, naive: NaiveLoop, questions: Sequence[Question], log: Log
+) -> list[OrchestrationOutput]:
+    """Run both at once. The naive loop, which would wait for its client's timeout, is stopped when ours is done."""
+    looping = asyncio.create_task(naive.run(f"{servers.naive.base_url}/v1", questions, K))
     try:
-        outputs = await _answer_all(stage, questions, log)
+        outputs = await _answer_all(servers, questions, log)
         if not looping.done():
-            log.naive(f"waits for answer {len(naive.answers) + 1}")
+            log.naive(f"still waits for answer {len(naive.answers) + 1}")
         return outputs
     finally:
         looping.cancel()
         await asyncio.gather(looping, return_exceptions=True)
 
 
-async def _answer_all(stage: Stage, questions: Sequence[Question], log: Log) -> list[OrchestrationOutput]:
+async def _answer_all(servers: Providers, questions: Sequence[Question], log: Log) -> list[OrchestrationOutput]:
     options = OrchestrationConfig(timeout_ms=20_000, per_agent_timeout_ms=1200)
     outputs = []
-    async with cast.reliable(stage.models, K) as orchestrator:
+    async with reliable(servers.models, K) as orchestrator:
         for number, question in enumerate(questions, start=1):
             if number == len(questions):
-                await stage.first.set_faults(cast.PACE)
-                log.ours("(the first provider is back)")
-                await asyncio.sleep(cast.OPEN_FOR)
-            output = await cast.solve(orchestrator, question, options, log.ours)
+                await servers.first.set_faults(PACE)
+                log.ours("(the first provider is back;")
+                log.ours(f"the circuit lets a probe through in {OPEN_FOR:g} s)")
+                await asyncio.sleep(OPEN_FOR)
+            output = await solve(orchestrator, question, options, log.ours)
             log.ours(f"question {number}: {_answered(output)}", good=output.status == "succeeded")
             outputs.append(output)
     return outputs
 
 
 class Log:
-    """Two columns under one clock: what the naive loop does, what ours does."""
+    """Prints what the naive loop and ours do, in two columns with the time."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -137,7 +152,7 @@ class Log:
 
 
 def _answered(output: OrchestrationOutput) -> str:
-    """Who gave how many of the answers."""
+    """How many of the answers each model gave."""
     evidence = output.evidence
     if evidence is None:
         return "no answer"
@@ -151,13 +166,13 @@ def _short(model: str) -> str:
 
 
 def _show_results(out: Console, questions: Sequence[Question], outputs: Sequence[OrchestrationOutput]) -> None:
-    table = _table("question", "consensus", "confidence", "right?")
+    table = table_of("question", "consensus", "confidence", "right?")
     for question, output in zip(questions, outputs, strict=True):
         confidence = None if output.evidence is None else output.evidence.summary.confidence
-        right = cast.is_right(output, question)
+        right = is_right(output, question)
         table.add_row(
             Text(question.id),
-            Text(str(cast.consensus_of(output))),
+            Text(str(consensus_of(output))),
             "" if confidence is None else f"{confidence:.2f}",
             Text("yes" if right else "no", style="green" if right else "red"),
         )
@@ -169,17 +184,17 @@ def _show_results(out: Console, questions: Sequence[Question], outputs: Sequence
 
 
 def _show_account(
-    out: Console, stage: Stage, naive: NaiveLoop, outputs: Sequence[OrchestrationOutput], elapsed: float
+    out: Console, servers: Providers, naive: NaiveLoop, outputs: Sequence[OrchestrationOutput], elapsed: float
 ) -> None:
     wanted = K * len(outputs)
     bundles = [output.evidence for output in outputs]
     valid = sum(bundle.meta.k_completed or 0 for bundle in bundles if bundle is not None)
     costs = [output.cost_usd for output in outputs]
     price = "unknown" if None in costs else f"${sum(cost or 0.0 for cost in costs):.4f}"
-    table = _table("", "naive loop", "steer_llm_sdk")
+    table = table_of("", "naive loop", "steer_llm_sdk")
     table.add_row("answers", f"{len(naive.answers)} of {wanted}", f"{valid} of {wanted}")
-    table.add_row("calls to gpt-4o", str(stage.naive.requests), str(stage.first.requests))
-    table.add_row("calls to claude-3.5-sonnet", "0", str(stage.second.requests))
+    table.add_row("gpt-4o", _calls(servers.naive), _calls(servers.first))
+    table.add_row("claude-3.5-sonnet", "", _calls(servers.second))
     table.add_row("time", f"hung; would wait {naive.patience:.0f} s", f"{elapsed:.1f} s")
     table.add_row("at list price", "", price)
     out.print()
@@ -187,16 +202,21 @@ def _show_account(
     out.print("Tokens are estimated from the recorded text; nothing was spent.\n")
 
 
+def _calls(server: SimulatedServer) -> str:
+    unanswered = server.requests - sum(row.count for row in server.calls() if row.status == 200)
+    return f"{server.requests} calls ({unanswered} unanswered)" if unanswered else f"{server.requests} calls"
+
+
 # ── one question on which models disagree ────────────────────────────────────────────────────────────────────────────
 
 
 async def _show_disagreement(out: Console) -> None:
-    (question,) = _questions([cast.CONTESTED])
+    (question,) = _questions([CONTESTED])
     out.rule(Text("Where real models disagree", style="bold"), characters="─")
     out.print(Text(question.text.partition("[PYTHON]")[2].partition("[/PYTHON]")[0].strip()), soft_wrap=True)
     out.print("\nTen of the 51 recorded models, one answer each:\n")
-    async with cast.reliable(["recorded:demo"], 10) as orchestrator:
-        output = await orchestrator.run(question.text, cast.TOOL, {"seeds": list(range(10))})
+    async with reliable(["recorded:demo"], 10) as orchestrator:
+        output = await orchestrator.run(question.text, TOOL, {"seeds": list(range(10))})
     if output.evidence is not None:
         show_evidence(output.evidence, out)
     out.print(Text(f"The right answer is {question.gold}.\n"))
@@ -207,16 +227,17 @@ async def _show_disagreement(out: Console) -> None:
 
 async def _with_own(models: list[str]) -> None:
     out = console()
+    orchestrator = reliable([*models], OWN_K)
     complain(who_answers(models, "--model"))
     complain(f"{OWN_QUESTIONS} questions, {OWN_K} answers each, at most {OWN_TOKENS:,} tokens a question")
     load_clients(console(stderr=True))
     options = OrchestrationConfig(timeout_ms=120_000, budget={"tokens": OWN_TOKENS})
-    async with cast.reliable([*models], OWN_K) as orchestrator:
-        for question in _questions(cast.QUESTIONS[:OWN_QUESTIONS]):
-            output = await cast.solve(orchestrator, question, options, complain)
-            right = "right" if cast.is_right(output, question) else f"wrong, it is {question.gold}"
+    async with orchestrator:
+        for question in _questions(QUESTIONS[:OWN_QUESTIONS]):
+            output = await solve(orchestrator, question, options, complain)
+            right = "right" if is_right(output, question) else f"wrong, it is {question.gold}"
             said = "no answer" if output.evidence is None else agreement_line(output.evidence)
-            out.print(Text(f"{question.id}: {cast.consensus_of(output)} ({right})\n  {said}\n  {summary_line(output)}"))
+            out.print(Text(f"{question.id}: {consensus_of(output)} ({right})\n  {said}\n  {summary_line(output)}"))
 
 
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -228,7 +249,7 @@ def _questions(ids: Sequence[str]) -> list[Question]:
 
 
 def _your_turn() -> str:
-    """The one line that does it with a model of the reader's own."""
+    """How to run the demo with a model of one's own."""
     beside = Path(sys.executable).with_name("steer-llm")
     command = "steer-llm" if shutil.which("steer-llm") or not beside.exists() else os.path.relpath(beside)
     model = "anthropic:claude-haiku-4-5" if _only_anthropic() else "openai:gpt-5-mini"
@@ -237,10 +258,3 @@ def _your_turn() -> str:
 
 def _only_anthropic() -> bool:
     return bool(os.environ.get("ANTHROPIC_API_KEY")) and not os.environ.get("OPENAI_API_KEY")
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table

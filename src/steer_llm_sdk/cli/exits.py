@@ -1,7 +1,8 @@
-"""Exit codes, and which error ends in which."""
+"""Exit codes, and which error leads to which."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,14 @@ from typing import NoReturn
 
 import typer
 
+from steer_llm_sdk.cli._show import printable
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, ProviderError
+from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 
 
 class Exit(IntEnum):
-    """What `steer-llm` says to the shell."""
+    """The exit codes of `steer-llm`."""
 
     OK = 0
     FAILED = 1
@@ -34,17 +37,27 @@ MEANING = (
 )
 
 BAD_INPUT_CODES = frozenset({"validation", "not_found"})
-"""Codes of a failed output that say: another request would do, the same one never will."""
+"""Error codes of a failed output for which only another request can succeed."""
+
+
+class Refused(typer.Exit):
+    """Leaves with BAD_INPUT; what is wrong has been said on stderr."""
+
+    def __init__(self, error: InvalidRequest) -> None:
+        super().__init__(Exit.BAD_INPUT)
+        self.error = error
 
 
 def complain(message: object) -> None:
-    print(f"steer-llm: {message}", file=sys.stderr)
+    """One line on stderr, without what would move a terminal's cursor: some of it is the words of others."""
+    print(f"steer-llm: {printable(str(message))}", file=sys.stderr)
 
 
 def refuse(field: str, given: object, remedy: str) -> NoReturn:
-    """Leave with BAD_INPUT and one sentence: the field, what was given, and what would do."""
-    complain(InvalidRequest(field, given, remedy))
-    raise typer.Exit(Exit.BAD_INPUT)
+    """Leave with BAD_INPUT and one sentence: the field, what was given, and how to mend it."""
+    error = InvalidRequest(field, given, remedy)
+    complain(error)
+    raise Refused(error)
 
 
 def code_of(output: OrchestrationOutput) -> Exit:
@@ -57,22 +70,37 @@ def code_of(output: OrchestrationOutput) -> Exit:
 
 
 @contextmanager
-def errors_as_exits() -> Iterator[None]:
-    """One sentence on stderr and the right code, for every error that a caller can do something about."""
+def errors_as_exits(*, as_json: bool = False) -> Iterator[None]:
+    """Turn every error that a caller can act on into one sentence on stderr and an exit code.
+
+    With `as_json` the error is on stdout as well, as {"error": {...}}.
+    """
     try:
         yield
-    except BudgetExceeded as error:
+    except Refused as refusal:
+        if as_json:
+            _print_json(refusal.error)
+        raise
+    except (ValueError, ImportError, OrchestratorError, ProviderError, OSError) as error:
         complain(error)
-        raise typer.Exit(Exit.BUDGET) from error
-    except ConflictError as error:
-        complain(error)
-        raise typer.Exit(Exit.CONFLICT) from error
-    except (ValueError, ImportError) as error:
-        complain(error)
-        raise typer.Exit(Exit.BAD_INPUT) from error
-    except (OrchestratorError, ProviderError, OSError) as error:
-        complain(error)
-        raise typer.Exit(Exit.FAILED) from error
+        if as_json:
+            _print_json(error)
+        raise typer.Exit(_code_of_error(error)) from error
     except KeyboardInterrupt as error:
         complain("interrupted")
         raise typer.Exit(Exit.INTERRUPTED) from error
+
+
+def _code_of_error(error: Exception) -> Exit:
+    if isinstance(error, BudgetExceeded):
+        return Exit.BUDGET
+    if isinstance(error, ConflictError):
+        return Exit.CONFLICT
+    return Exit.BAD_INPUT if isinstance(error, (ValueError, ImportError)) else Exit.FAILED
+
+
+def _print_json(error: Exception) -> None:
+    """The error; beside it the output, if that was finished before a budget turned out to be exceeded."""
+    output = error.output if isinstance(error, BudgetExceeded) else None
+    told = {} if output is None else {"output": output.model_dump(mode="json")}
+    print(json.dumps({"error": describe_error(error), **told}, ensure_ascii=False))

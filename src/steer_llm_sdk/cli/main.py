@@ -10,7 +10,9 @@ import typer
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.cli.demo import demo
+from steer_llm_sdk.cli.doctor import doctor
 from steer_llm_sdk.cli.exits import MEANING
+from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
 from steer_llm_sdk.cli.simulate import simulate
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(tools)
+app.add_typer(plan, name="plan")
+app.command()(doctor)
 app.command()(simulate)
 app.command()(record)
 app.command()(demo)
@@ -43,7 +47,7 @@ def common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """What every command has."""
+    """Options of the program itself."""
 
 
 def main() -> None:

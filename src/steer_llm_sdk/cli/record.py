@@ -1,4 +1,4 @@
-"""`steer-llm record`: a proxy that keeps one's own traffic, for `steer-llm simulate` to replay."""
+"""`steer-llm record`: a proxy that records your own traffic, for `steer-llm simulate` to replay."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from steer_llm_sdk.cli.exits import errors_as_exits
+from steer_llm_sdk.cli.exits import complain, errors_as_exits
 from steer_llm_sdk.cli.simulate import serve
+from steer_llm_sdk.providers._endpoint import without_password
 from steer_llm_sdk.providers.simulated import SimulatedServer
 from steer_llm_sdk.providers.simulated.proxy import ProxyUpstream
 from steer_llm_sdk.providers.simulated.traffic import TrafficRecorder
@@ -27,7 +28,14 @@ def record(
 
     Replay: steer-llm simulate --upstream FILE, with --fault if wanted. Text that streams piece by piece is kept as it
     is; to leave it out, redact the field it comes in (content for OpenAI, text for Anthropic).
+
+    While it runs, GET /__calls counts the calls, and PUT /__faults with {"faults": ["503:rate=0.2"], "seed": 0} makes
+    some of them fail.
     """
     with errors_as_exits():
         recorder = TrafficRecorder(ProxyUpstream(upstream), out, redact or ())
-        serve(SimulatedServer(recorder, host=host, port=port), f"Recording {upstream} to {out}")
+        try:
+            serve(SimulatedServer(recorder, host=host, port=port), f"Recording {without_password(upstream)} to {out}")
+        except KeyboardInterrupt:
+            complain(f"kept {recorder.kept} exchange{'' if recorder.kept == 1 else 's'} in {out}")
+            raise

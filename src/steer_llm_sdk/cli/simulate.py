@@ -1,17 +1,22 @@
-"""`steer-llm simulate`: recorded answers, or any endpoint, behind a server with faults on request."""
+"""`steer-llm simulate`: a server of recorded answers, or in front of any endpoint, with faults on request."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Annotated
 
 import typer
 
+from steer_llm_sdk.cli._show import printable
 from steer_llm_sdk.cli.exits import errors_as_exits
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.providers._endpoint import without_password
 from steer_llm_sdk.providers.simulated import SimulatedServer, shipped_recording
+from steer_llm_sdk.providers.simulated.faults import Fault, FaultPlan, first_met
 from steer_llm_sdk.providers.simulated.proxy import ProxyUpstream
 from steer_llm_sdk.providers.simulated.recording import POOL
+from steer_llm_sdk.providers.simulated.server import Call
 from steer_llm_sdk.providers.simulated.sources import RECORDING, upstream_named
 from steer_llm_sdk.providers.simulated.traffic import RecordedTraffic
 from steer_llm_sdk.providers.simulated.upstream import Upstream
@@ -34,19 +39,28 @@ def simulate(
         float | None,
         typer.Option(help="Pace of recorded traffic: 1 as recorded, 10 ten times as fast, 0 without delays.", min=0.0),
     ] = None,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="A line on stderr for each request, also where that is no terminal."),
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the recorded questions and models, and stop.")] = False,
 ) -> None:
     """Serve recorded answers, recorded traffic or a real endpoint over the OpenAI and Anthropic wire formats.
 
-    Faults can be switched while it runs, and calls counted: GET and PUT /__faults, GET and DELETE /__calls.
+    While it runs, GET /__calls counts the calls and DELETE /__calls starts counting again; GET /__faults shows the
+    faults, and PUT /__faults with {"faults": ["503:rate=0.2"], "seed": 0} replaces them: [] is none, and request
+    numbers and times start again.
     """
     if list_:
         typer.echo(listing())
         return
     with errors_as_exits():
         source = _source(upstream, speed)
-        server = SimulatedServer(source, faults=fault or (), seed=seed, host=host, port=port)
-        title = f"Simulating {upstream}" + "".join(f"\n  fault {each}" for each in server.plan.faults)
+        server = SimulatedServer(
+            source, faults=fault or (), seed=seed, host=host, port=port, on_call=_show_call if _shown(verbose) else None
+        )
+        faults = [f"\n  fault {each}{_first_time(server.plan, each)}" for each in server.plan.faults]
+        title = f"Simulating {without_password(upstream)}" + "".join(faults)
         # A recording takes any key, but the official clients want one before they start; an endpoint takes its own.
         serve(server, title, key=None if isinstance(source, ProxyUpstream) else "simulated")
 
@@ -56,6 +70,22 @@ def _source(upstream: str, speed: float | None) -> Upstream:
     if speed is not None and not isinstance(source, RecordedTraffic):
         raise InvalidRequest("speed", speed, "only a file of traffic has a pace; leave it out")
     return source
+
+
+def _first_time(plan: FaultPlan, fault: Fault) -> str:
+    """When a fault with a rate is met first, so that nobody waits for it in vain."""
+    number = first_met(plan, fault) if fault.rate < 1 else None
+    return "" if number is None else f"  (with seed {plan.seed} the first comes at request {number})"
+
+
+def _shown(verbose: bool) -> bool:
+    return verbose or sys.stderr.isatty()
+
+
+def _show_call(call: Call) -> None:
+    came = "no answer" if call.status is None else str(call.status)
+    fault = "" if call.fault is None else f"  fault {call.fault}"
+    typer.echo(f"{call.number:>5}  {came:<9}  {printable(call.model or '(no model named)')}{fault}", err=True)
 
 
 def serve(server: SimulatedServer, title: str, *, key: str | None = None) -> None:
@@ -76,7 +106,8 @@ def _addresses(server: SimulatedServer) -> str:
     return (
         f"OpenAI's format     {server.base_url}/v1\n"
         f"Anthropic's format  {server.base_url}\n"
-        f"Control             {server.control_url}/__faults and /__calls"
+        f"Control             {server.control_url}/__faults and /__calls\n"
+        "                    (on a port of its own: it answers while the other refuses)"
     )
 
 

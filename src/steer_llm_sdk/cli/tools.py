@@ -1,4 +1,4 @@
-"""`steer-llm tools`: what can be asked by name."""
+"""`steer-llm tools`: the tools that can be named with --tool."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from steer_llm_sdk.cli._show import console
+from steer_llm_sdk.cli._show import console, table_of
 from steer_llm_sdk.orchestration.tool_registry import installed_tools
 
 
@@ -27,9 +26,7 @@ def tools(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fa
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("tool", "version", "what it does"):
-        table.add_column(title, overflow="fold")
+    table = table_of("tool", "version", "what it does")
     for name, facts in found.items():
         table.add_row(Text(name), Text(str(facts["version"])), Text(str(facts["description"])))
     console().print(table)

@@ -11,11 +11,11 @@ from typing import Any, Final, TypeAlias
 Path: TypeAlias = tuple[str, ...]
 
 MAX_DEPTH: Final = 200
-"""Levels of nesting that evidence is taken of. Real answers have fewer than ten."""
+"""The deepest nesting of an answer that can be compared. Real answers have fewer than ten levels."""
 
 
 class Absent(Enum):
-    """What a replicate says of a field that it does not have."""
+    """Stands for the value of a field that a replicate does not have."""
 
     ABSENT = "absent"
 
@@ -24,7 +24,7 @@ ABSENT: Final = Absent.ABSENT
 
 
 def class_of(value: Any, depth: int = 0) -> Hashable:
-    """Equal for values that are the same answer, different for all others: 1 is 1.0, true is not 1, null is not absent.
+    """A key that is equal for equal answers only: 1 equals 1.0, true does not equal 1, nor null ABSENT.
 
     The order of an object's keys does not matter, the order of an array does.
     """
@@ -51,7 +51,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def at(value: Any, path: Path) -> Any:
-    """What stands at `path`, or ABSENT."""
+    """The value at `path`, or ABSENT."""
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
             return ABSENT
@@ -74,7 +74,7 @@ def replaced(value: Any, path: Path, new: Any) -> Any:
 
 
 def is_under(path: Path, roots: Sequence[Path] | None) -> bool:
-    """Whether `path` is one of the `roots` or inside one; always where there are none to choose from."""
+    """Whether `path` is one of the `roots` or inside one; always true if `roots` is None."""
     return roots is None or any(path[: len(root)] == root for root in roots)
 
 
@@ -94,12 +94,12 @@ def parse_paths(texts: Iterable[str]) -> list[Path]:
 
 
 def parse_path(text: str) -> Path:
-    """The inverse of `dotted`. ValueError names the path and what would do."""
+    """The inverse of `dotted`. ValueError names the path and how to write one."""
     if text == "$":
         return ()
     keys = _SEGMENT.findall(text)
     if not keys or ".".join(keys) != text:
-        raise ValueError(f'fields: {text!r} is no path; write a.b, or "a.b" in quotes for a key with a dot in it')
+        raise ValueError(f'fields: {text!r} is not a path; write a.b, or "a.b" in quotes for a key with a dot in it')
     return tuple(json.loads(key) if key.startswith('"') else key for key in keys)
 
 

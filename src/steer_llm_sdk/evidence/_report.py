@@ -1,4 +1,4 @@
-"""What a summary says, and how it is cut to the size the caller asked for."""
+"""The summary of a bundle, and how it is cut to the size the caller asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_PAIRWISE: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much is reported; None is no limit. The consensus is never cut: it is what was asked for.
+    """How much is reported; None is no limit. The consensus is never cut.
 
     `max_fields`: fields in `distributions`. `max_diffs`: disagreements, the most contested are kept. `max_bytes`: the
     summary as JSON; distributions go first, then distances, then the least contested disagreements.
@@ -26,7 +26,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """`values[i]` is what `replicate_ids[i]` said; a valid replicate that is not listed did not give the field.
+    """`values[i]` is the value of `replicate_ids[i]`; a valid replicate that is not listed does not have the field.
 
     `support` is the share of all votes that the consensus's value has.
     """
@@ -39,8 +39,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """`confidence` is None exactly where there is no consensus. `nearest` is the id of the valid replicate that has
-    the most of the consensus; `whole` says that the consensus is its answer as it stands, since the mix was refused.
+    """`confidence` is None exactly if there is no consensus. `nearest` is the id of the valid replicate that agrees
+    most with the consensus. `whole`: the consensus is its answer, because the field-wise result was refused.
     """
 
     consensus: Any = None
@@ -55,7 +55,7 @@ class Summary:
 
 
 def cut(summary: Summary, limits: Limits) -> Summary:
-    """The summary within its limits. `truncation_info` says for each limit that was met what there had been."""
+    """The summary within its limits. `truncation_info` has, for each limit that was exceeded, the size before."""
     for shorten, limit in (
         (_cut_fields, limits.max_fields),
         (_cut_diffs, limits.max_diffs),
@@ -99,7 +99,7 @@ def _cut_bytes(summary: Summary, limit: int) -> Summary:
 
 
 def _fewer_diffs(summary: Summary, limit: int) -> Summary:
-    """Half of them at a time, so that a long list is measured a few times only."""
+    """Drop half of them at a time, so that a long list is measured only a few times."""
     while summary.disagreements and _size(summary) > limit:
         summary = _with_diffs(summary, len(summary.disagreements) // 2)
     return summary

@@ -1,8 +1,8 @@
-"""Field-wise plurality: for each field of the answers, what most replicates say.
+"""Field-wise plurality: for each field of the answers, the value that most replicates give.
 
-Objects are walked into, key by key, once most replicates agree that there is an object; arrays, numbers, strings and
-null are voted on whole. A replicate without the field votes "absent". Equal votes are decided by which group has the
-member with the most companions elsewhere, then by the text of its answer: the order of arrival decides nothing.
+If most replicates have an object at a path, its keys are voted on one by one; arrays, numbers, strings and null are
+voted on whole. A replicate without the field votes "absent". A tie is won by the group with the member that shares the
+most leaves with other replicates, then by the text of its answer; the order of arrival does not matter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ANY_OBJECT: Final = object()
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """A valid answer and what its vote weighs."""
+    """A valid answer and the weight of its vote."""
 
     id: str
     data: Any
@@ -44,7 +44,7 @@ class Tally:
 
 
 def shape_of(value: Any) -> Hashable:
-    """What a vote at one path is counted under: the answer itself, or "an object", whatever is in it."""
+    """The key under which a vote at one path is counted: the value itself, or for every object the same key."""
     return _ANY_OBJECT if isinstance(value, Mapping) else class_of(value)
 
 
@@ -56,7 +56,7 @@ class Election:
     tallies: list[Tally] = field(default_factory=list)
 
     def elect(self, path: Path = ()) -> Any:
-        """The value that wins at `path`; ABSENT where most replicates have none."""
+        """The value that wins at `path`; ABSENT if most replicates have none."""
         return self._elect(path, {index: at(ballot.data, path) for index, ballot in enumerate(self.ballots)})
 
     def weight(self, group: Iterable[int]) -> float:
@@ -64,7 +64,7 @@ class Election:
 
     @cached_property
     def rank(self) -> tuple[int, ...]:
-        """For each ballot its place when those come first that share the most leaves with others; then by text."""
+        """For each ballot its place in the order: most leaves shared with others first, then by text."""
         split = [[(path, class_of(value)) for path, value in leaves(ballot.data)] for ballot in self.ballots]
         company = Counter(leaf for own in split for leaf in own)
         order = sorted(

@@ -1,4 +1,4 @@
-"""How far answers are from each other: the share of their leaves on which two of them differ."""
+"""The distance of two answers: the share of their leaves on which they differ."""
 
 from __future__ import annotations
 

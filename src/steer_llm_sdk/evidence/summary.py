@@ -1,4 +1,4 @@
-"""From replicates to one summary: the consensus, how many stand behind it, and where they differ."""
+"""From replicates to one summary: the consensus, how many replicates support it, and where they differ."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Quality(Protocol):
     def valid(self) -> bool: ...
 
 
-class Answer(Protocol):
-    """What is read of a replicate. An invalid one has no vote, and counts in the denominator of every share."""
+class ReplicateLike(Protocol):
+    """What a replicate must have. An invalid one has no vote, but counts in the denominator of every share."""
 
     @property
     def id(self) -> str: ...
@@ -33,23 +33,23 @@ class Answer(Protocol):
 
 
 def summarize(
-    replicates: Sequence[Answer],
+    replicates: Sequence[ReplicateLike],
     *,
     fields: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
     accepts: Callable[[Any], bool] | None = None,
     limits: Limits = Limits(),
 ) -> Summary:
-    """Vote field by field and say what came out, whatever the order in which the replicates arrived.
+    """Vote field by field and report the result, which does not depend on the order of the replicates.
 
-    There is a consensus where at least two valid replicates give the same value to at least one field; one answer
-    alone is none. Fields on which all differ are then taken from the replicate with the most companions, and listed
-    among the disagreements. The confidence is the share of all replicates, invalid ones included, that gave the
-    consensus's value, averaged over the fields. It speaks of stability, not of truth.
+    There is a consensus if at least two valid replicates give the same value to at least one field; a single answer is
+    not a consensus. Fields on which all differ are then taken from the replicate that agrees most with the others, and
+    listed among the disagreements. The confidence is the share of all replicates, invalid ones included, that gave the
+    consensus's value, averaged over the fields. It measures stability, not truth.
 
-    `fields` are the dotted paths that are voted on; everything else comes from the replicate nearest to the outcome.
-    `weights` by replicate id, 1.0 where none is given. A field-wise mix that `accepts` refuses is replaced by the
-    nearest replicate that it does not refuse, as it stands.
+    `fields` are the dotted paths that are voted on; everything else comes from the replicate nearest to the result.
+    `weights` by replicate id, 1.0 where none is given. If `accepts` refuses the field-wise result, the answer of the
+    nearest replicate that it accepts is used instead.
     """
     ordered = sorted(replicates, key=lambda replicate: _natural(replicate.id))
     weigh = _weigher(weights or {})
@@ -57,12 +57,12 @@ def summarize(
     if not ballots:
         return Summary()
     roots = None if fields is None else parse_paths(fields)
-    outcome = _vote(ballots, roots, accepts, total=sum(weigh(item.id) for item in ordered))
-    return cut(_with_distances(outcome.report(), ballots, fields), limits)
+    result = _vote(ballots, roots, accepts, total=sum(weigh(item.id) for item in ordered))
+    return cut(_with_distances(result.report(), ballots, fields), limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
+class _VoteResult:
     """`total` is the weight of all replicates, invalid ones included; `whole`: `value` is that of `nearest`."""
 
     election: Election
@@ -84,7 +84,7 @@ class _Outcome:
         )
 
     def _behind(self, tally: Tally) -> Group:
-        """The ballots that say what the consensus says."""
+        """The ballots that have the consensus's value."""
         if not self.whole:
             return tally.groups[0]
         said = shape_of(at(self.value, tally.path))
@@ -112,7 +112,7 @@ class _Outcome:
         )
 
     def _distribution(self, tally: Tally) -> dict[str, Any]:
-        """`votes` counts the replicates by value, most first; `absent` those without; numbers get min, median, max."""
+        """`votes`: replicates per value, most first; `absent`: those without the field; of numbers min, median, max."""
         given = [group for group in tally.groups if tally.values[group[0]] is not ABSENT]
         votes = sorted((len(group) for group in given), reverse=True)
         absent = len(tally.values) - sum(votes)
@@ -125,7 +125,7 @@ def _vote(
     roots: Sequence[Path] | None,
     accepts: Callable[[Any], bool] | None,
     total: float,
-) -> _Outcome:
+) -> _VoteResult:
     election = Election(ballots)
     if roots is None:
         value = election.elect()
@@ -138,12 +138,12 @@ def _vote(
         acceptable = [index for index, ballot in enumerate(ballots) if accepts(ballot.data)]
         if acceptable:
             whole = _nearest(election, acceptable)
-            return _Outcome(election=election, value=whole.data, nearest=whole, whole=True, total=total)
-    return _Outcome(election=election, value=value, nearest=nearest, whole=False, total=total)
+            return _VoteResult(election=election, value=whole.data, nearest=whole, whole=True, total=total)
+    return _VoteResult(election=election, value=value, nearest=nearest, whole=False, total=total)
 
 
 def _nearest(election: Election, among: Sequence[int]) -> Ballot:
-    """The ballot with the most votes behind what it says of the elected fields."""
+    """The ballot whose values of the elected fields have the most votes."""
     behind = dict.fromkeys(among, 0.0)
     for tally in election.tallies:
         weight = election.weight(tally.groups[0])
@@ -161,7 +161,7 @@ def _with_distances(summary: Summary, ballots: Sequence[Ballot], fields: Sequenc
 
 
 def _of_numbers(values: Sequence[Any]) -> dict[str, Any]:
-    """Three values that somebody really gave: a mean would be one that nobody did."""
+    """Values that were given. There is no mean, because that may be a value that no replicate gave."""
     if not values or any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):
         return {}
     return {"min": min(values), "median": median_low(values), "max": max(values)}

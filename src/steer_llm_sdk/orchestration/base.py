@@ -32,7 +32,7 @@ from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration._outcome import answered, elapsed_ms, failed
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.fallback import ToolCall, first_answer
-from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision
 from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
@@ -318,9 +318,7 @@ def _config_of(options: OrchestrationConfig | Mapping[str, Any] | None) -> Orche
     try:
         return OrchestrationConfig.model_validate(dict(options))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(("options", *map(str, first["loc"])))
-        raise InvalidRequest(field, first["input"], first["msg"].removeprefix("Value error, ")) from error
+        raise invalid_option(error, OrchestrationConfig.model_fields, "options") from error
 
 
 def _ledger_of(budget: Mapping[str, float]) -> Ledger | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from steer_llm_sdk.errors import InvalidRequest
 
 A_YEAR = 31_536_000_000
 """In ms: the longest a run may take."""
@@ -46,12 +48,12 @@ class OrchestrationConfig(BaseModel):
         if budget is None:
             return None
         if not isinstance(budget, dict):
-            raise ValueError(f"budget: {budget!r} cannot be used; give a dict with {', '.join(BUDGET_KEYS)}")
+            raise ValueError(f"give a dict with {', '.join(BUDGET_KEYS)}")
         for key, value in budget.items():
             if key not in BUDGET_KEYS:
-                raise ValueError(f"budget[{key!r}] is unknown; the keys are {', '.join(BUDGET_KEYS)}")
+                raise ValueError(f"{key!r} is no budget; the keys are {', '.join(BUDGET_KEYS)}")
             if not _is_amount(value, A_YEAR if key == "ms" else 1e15):
-                raise ValueError(f"budget[{key!r}]: {value!r} cannot be used; give a positive finite number")
+                raise ValueError(f"for {key!r} give a positive finite number")
         return dict(budget)
 
     @field_validator("idempotency_key", "request_id", "trace_id", "tenant")
@@ -68,6 +70,19 @@ class OrchestrationConfig(BaseModel):
         """The one deadline of the run in ms from its start; None for none."""
         limits = [limit for limit in (self.timeout_ms, (self.budget or {}).get("ms")) if limit is not None]
         return min(limits) if limits else None
+
+
+def invalid_option(error: ValidationError, known: Iterable[str], within: str | None = None) -> InvalidRequest:
+    """The first problem as one sentence: the option, what was given, what would do. `within` comes before its name."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = [str(part) for part in first["loc"]]
+    name = ".".join(place if within is None else (within, *place)) or "options"
+    if first["type"] == "extra_forbidden" and len(place) == 1:
+        return InvalidRequest(name, first["input"], f"there is no such option; there are {', '.join(sorted(known))}")
+    message = first["msg"].removeprefix("Value error, ")
+    if message.startswith("Input "):
+        message = f"it {message.removeprefix('Input ')}"
+    return InvalidRequest(name, first["input"], message)
 
 
 def _is_amount(value: Any, most: float) -> bool:

@@ -1,4 +1,4 @@
-"""Where a model is reached, with which key, and what of that may be shown."""
+"""The address and the key of a model, and how to show them without the key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ LOCAL_SERVERS = {
     "vllm": "http://127.0.0.1:8000/v1",
     "llamacpp": "http://127.0.0.1:8080/v1",
 }
-"""Servers of one's own, by prefix, at the ports they use unless told otherwise. They ask for no key."""
+"""Servers on this machine, by prefix, at their default ports. They need no key."""
 
 _REDACTED = "[redacted]"
-# What a provider may echo although it is not our key letter for letter: another one, or ours half masked.
+_SHORTEST_KEY = 8
+"""A shorter key keeps nobody out ("ollama", "none"), and taking it out of every text would garble them."""
+# A provider may repeat a key that differs from ours: another one, or ours partly masked.
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk)-[\w*.-]{6,}|(?<=Bearer )\S+", re.ASCII)
 
 
@@ -30,9 +32,10 @@ _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk)-[\w*.-]{6,}|(?<=Bearer )\S+", re.ASCII)
 class Endpoint:
     """One model at one address with one key.
 
-    `name` is what the caller wrote, `model` what the wire is told. `base_url` None: the recorded server of this
-    process, whose address is known once it runs. `own_api`: the provider's own API, or what its own environment
-    variable names; anywhere else nothing of the environment is sent. `key_from` says in words where the key came from.
+    `name` is what the caller wrote, `model` the name that is sent. `base_url` None: the recorded server of this
+    process, whose address is known once it runs. `own_api`: this is the provider's own API, or the address in its
+    environment variable; nothing from the environment is sent to any other address. `key_from` says in words where the
+    key came from.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Endpoint:
 
     @property
     def official(self) -> bool:
-        """Whether OpenAI or Anthropic itself answers there, in whatever region."""
+        """Whether this is an address of OpenAI or Anthropic itself, in any region."""
         host = urlsplit(self.base_url or "").hostname or ""
         return f".{host}".endswith(f".api.{self.wire}.com")
 
@@ -62,28 +65,46 @@ class Endpoint:
 
     def scrub(self, text: str) -> str:
         """`text` without the key, and without what looks like one."""
-        key = self.api_key.get_secret_value()
-        return without_keys(text.replace(key, _REDACTED) if key else text)
+        return without_keys(text.replace(self._secret, _REDACTED) if self._secret else text)
 
-    def betrayed_by(self, text: str) -> bool:
-        """Whether the key stands in `text`."""
+    def has_key_in(self, text: str) -> bool:
+        """Whether `text` contains the key."""
+        return bool(self._secret) and self._secret in text
+
+    @property
+    def _secret(self) -> str:
+        """The key, if it is long enough to be one."""
         key = self.api_key.get_secret_value()
-        return bool(key) and key in text
+        return key if len(key) >= _SHORTEST_KEY else ""
 
 
 def without_keys(text: str) -> str:
     return _KEY_LIKE.sub(_REDACTED, text)
 
 
+def without_password(url: str) -> str:
+    """`url` without what stands before its host; where it cannot be read, without all that may."""
+    parts = _split(url)
+    if parts is None:
+        return re.sub("//.*@", "//", url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+
+
 def checked_url(field_name: str, url: str) -> str:
     """`url` without a slash at its end. Raises InvalidRequest, which never shows what may be a password."""
     parts = _split(url)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts is None or not is_address(url):
         raise InvalidRequest(field_name, without_keys(url), "write https://host/path or http://host:port/path")
     if parts.username is not None or parts.query or parts.fragment:
         shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
         raise InvalidRequest(field_name, shown, "leave out user, password and ?query; a key goes into api_key")
     return url.rstrip("/")
+
+
+def is_address(url: str) -> bool:
+    """Whether it is one of the web, with a host and nothing that cannot be a port."""
+    parts = _split(url)
+    return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def is_loopback(url: str) -> bool:
@@ -100,7 +121,7 @@ def is_loopback(url: str) -> bool:
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # only reading it finds out that it is none
+        _ = parts.port  # a port that is no number raises when it is read
     except ValueError:
         return None
     return parts

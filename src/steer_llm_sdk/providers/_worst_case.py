@@ -1,4 +1,4 @@
-"""How many tokens a request can take at most: what is reserved before it is sent."""
+"""The most tokens a request can use, which are reserved before it is sent."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ MAX_TOKENS = 4096
 """Sent where the request names no limit: the most that every model takes."""
 
 MAX_TOKENS_THINKING = 16384
-"""The same for models that think unasked: their thoughts count as output."""
+"""The same for models that reason by default: their reasoning counts as output."""
 
 _BYTES_PER_TOKEN = 3
 _PER_MESSAGE = 8
 _PER_IMAGE = 4800
 
-_THINKS_UNASKED = re.compile(r"o\d|gpt-(?:[5-9]|1\d)(?!\d)(?!.*chat)|claude-[a-z]+-(?:[5-9]|\d\d)\b", re.ASCII)
+_REASONS_BY_DEFAULT = re.compile(r"o\d|gpt-(?:[5-9]|1\d)(?!\d)(?!.*chat)|claude-[a-z]+-(?:[5-9]|\d\d)\b", re.ASCII)
 
 
 def max_tokens_of(request: ModelRequest, model: str) -> int:
     if request.max_tokens is not None:
         return request.max_tokens
-    return MAX_TOKENS_THINKING if _THINKS_UNASKED.match(model) else MAX_TOKENS
+    return MAX_TOKENS_THINKING if _REASONS_BY_DEFAULT.match(model) else MAX_TOKENS
 
 
 def input_tokens(request: ModelRequest) -> int:

@@ -29,10 +29,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
-    """One request to one model. None means: the provider's default; for `max_tokens`, what the adapter sends instead.
+    """One request to one model. None is the provider's default; for `max_tokens` it is the adapter's.
 
-    `schema` is the JSON Schema the answer must have. `timeout` bounds the whole call, `first_byte_timeout` the silence
-    before the first byte, `chunk_timeout` the silence between two; all in seconds.
+    `schema` is the JSON Schema the answer must have. `timeout` limits the whole call, `first_byte_timeout` the wait for
+    the first byte of the answer, `chunk_timeout` the wait between two bytes; all in seconds, None is no such limit.
     """
 
     messages: tuple[Message, ...]
@@ -80,11 +80,11 @@ class ModelAdapter(Protocol):
         ...
 
     async def prepare(self) -> None:
-        """Load and open what requests need; the second time, nothing. Called before an attempt's clock starts."""
+        """Load the libraries and open the client; nothing the second time. Called before an attempt is timed."""
         ...
 
     async def request(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelReply:
-        """Stream underneath; `on_text` gets each piece as it comes. No retries of its own."""
+        """Send it as a stream; `on_text` gets each piece of text when it arrives. Never retries."""
         ...
 
     def worst_case(self, request: ModelRequest) -> Amount:

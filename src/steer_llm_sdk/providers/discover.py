@@ -1,4 +1,4 @@
-"""What there is to answer: keys in the environment, servers on this machine, and how old the price list is."""
+"""Which models could be used (keys in the environment, servers on this machine), and the date of the price list."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def found_keys() -> list[str]:
 async def local_servers(timeout: float = 0.2, at: Mapping[str, str] = LOCAL_SERVERS) -> list[LocalServer]:
     """The servers that list models at the addresses `at`, by prefix; all are asked at once, for `timeout` seconds.
 
-    Asking loads no model and costs nothing. What answers something else is left out.
+    Asking loads no model and costs nothing. A server that answers anything else is left out.
     """
     found = await asyncio.gather(*(_ask(name, base_url, timeout) for name, base_url in at.items()))
     return [server for server in found if server is not None]
@@ -81,7 +81,7 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
     import h11
 
     wire = h11.Connection(h11.CLIENT)
-    # It reads no answer before it has seen the question; what it would send instead of ours is dropped.
+    # h11 reads a response only after a request. The request was sent already, so these bytes are dropped.
     wire.send(h11.Request(method="GET", target="/", headers=[("Host", "localhost")]))
     wire.send(h11.EndOfMessage())
     body = bytearray()
@@ -96,4 +96,4 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
                 return bytes(body)
     except h11.RemoteProtocolError as error:
         raise ValueError(f"no HTTP: {error}") from error
-    raise ValueError("a list of models has less than a megabyte")
+    raise ValueError(f"the list of models is longer than {_LARGEST} bytes")

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.util import find_spec
 from math import isfinite
+from typing import TypeAlias
 
 from pydantic import SecretStr
 
@@ -32,7 +34,7 @@ INSTALL = "pip install 'steer_llm_sdk[llm]'"
 
 @dataclass(frozen=True, slots=True)
 class _Api:
-    """An API of one's own account, and the environment variables that its official client reads."""
+    """A provider's API, and the environment variables that its official client reads."""
 
     wire: Wire
     usual_url: str
@@ -45,6 +47,9 @@ APIS = {
     "anthropic": _Api("anthropic", "https://api.anthropic.com", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
 }
 PREFIXES = (*APIS, *LOCAL_SERVERS, "recorded")
+
+MODEL_VARIABLE = "STEER_MODEL"
+"""The environment variable that names the model to use where a caller names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +76,9 @@ class Model:
         Model("openai:llama-3.3-70b", base_url="https://inference.example.com/v1", api_key=..., price=Price(...))
         Model("vllm:qwen3", base_url="http://127.0.0.1:9000/v1")
 
-    `name` has a prefix, which says how the server is spoken to. `api_key` is kept as a SecretStr. With a `base_url` no
-    key is taken from the environment, and none is needed. `price` None: the list price, where there is one.
-    `takes_images` False: a request with an image is refused before it is sent; None: as the model's profile says.
+    The prefix of `name` selects the wire format. `api_key` is kept as a SecretStr. With a `base_url` no key is taken
+    from the environment, and none is needed. `price` None: the list price, where there is one. `takes_images` False: a
+    request with an image is refused before it is sent; None: as the model's profile says.
     """
 
     name: str
@@ -89,7 +94,10 @@ class Model:
             object.__setattr__(self, "base_url", checked_url("base_url", self.base_url))
 
 
-def resolve_model(spec: str | Model | ModelAdapter) -> ModelAdapter:
+ModelSpec: TypeAlias = str | Model | ModelAdapter
+
+
+def resolve_model(spec: ModelSpec) -> ModelAdapter:
     """The adapter for a name, a Model, or an adapter, which comes back as it is.
 
     Raises InvalidRequest for an unknown prefix, a model that was not recorded, a key that is missing (with the name of
@@ -104,8 +112,15 @@ def resolve_model(spec: str | Model | ModelAdapter) -> ModelAdapter:
     return PydanticAIAdapter(endpoint, None if model.price is None else model.price.of)
 
 
+def configured_model() -> str | None:
+    """What STEER_MODEL names; None if it is unset or blank."""
+    return _from_environment(MODEL_VARIABLE)
+
+
 def _endpoint(model: Model) -> Endpoint:
     prefix, colon, name = model.name.partition(":")
+    if "," in model.name and model.base_url is None:
+        raise InvalidRequest("model", model.name, "one model name is expected; give each of several by itself")
     if prefix not in PREFIXES or not colon or not name:
         known = ", ".join(f"{known}:NAME" for known in PREFIXES)
         raise InvalidRequest("model", model.name, f"write one of {known}")
@@ -125,8 +140,8 @@ def _own_api(model: Model, prefix: str, name: str) -> Endpoint:
         raise InvalidRequest(
             "model",
             model.name,
-            f"set {api.key_variable}, or pass Model({model.name!r}, api_key=...); "
-            "without a key there are local servers (ollama:NAME) and recorded answers (recorded:NAME)",
+            f"set {api.key_variable}; "
+            "without a key there are local servers (ollama:NAME) and recorded answers (recorded:demo)",
         )
     return Endpoint(
         name=model.name,
@@ -143,7 +158,7 @@ def _own_api(model: Model, prefix: str, name: str) -> Endpoint:
 
 
 def _elsewhere(model: Model, prefix: str, name: str) -> Endpoint:
-    """A server of one's own, or a provider's format spoken at another address."""
+    """A local server, or another address that speaks a provider's format."""
     usual = LOCAL_SERVERS.get(prefix) or APIS[prefix].usual_url
     base_url = model.base_url or usual
     return Endpoint(
@@ -164,8 +179,7 @@ def _recorded(model: Model, name: str) -> Endpoint:
         raise InvalidRequest("base_url", model.base_url, "leave it out: recorded answers have a server of their own")
     known = shipped_recording().model_named(name)
     if known is None:
-        names = ", ".join(shipped_recording().models)
-        raise InvalidRequest("model", model.name, f"recorded:demo is all of these in turn: {names}")
+        raise InvalidRequest("model", model.name, _nearest(name))
     return Endpoint(
         name=model.name,
         provider="recorded",
@@ -176,6 +190,13 @@ def _recorded(model: Model, name: str) -> Endpoint:
         key_from="nowhere: none is needed",
         takes_images=False,
     )
+
+
+def _nearest(name: str) -> str:
+    """The recorded models whose names are most like `name`."""
+    near = get_close_matches(name, shipped_recording().models, n=3, cutoff=0.0)
+    names = ", ".join(f"recorded:{one}" for one in near)
+    return f"the nearest are {names}; recorded:demo is all models in turn, `steer-llm simulate --list` has all names"
 
 
 def _target(prefix: str, base_url: str, usual: str) -> str:

@@ -1,4 +1,4 @@
-"""A model behind pydantic-ai's direct requests, whose libraries are imported apart: they take seconds."""
+"""A ModelAdapter on pydantic-ai's direct requests. The libraries take seconds to import, so they are loaded late."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_in_background() -> None:
 
 
 def _load() -> None:
-    # Whoever needs them meets the error; nobody listens here.
+    # A missing library is reported by the request that needs it.
     with contextlib.suppress(ImportError):
         import_module("steer_llm_sdk.providers._llm.client")
 
@@ -75,14 +75,17 @@ class PydanticAIAdapter:
 
     def worst_case(self, request: ModelRequest) -> Amount:
         """Tokens: a third of the bytes of text and schema, 8 for each message, 4800 for each image, and `max_tokens`
-        (where the request names none, what is sent instead: 4096, or 16384 to a model that thinks unasked).
+        (where the request names none, what is sent: 4096, or 16384 to a model that reasons by default).
         """
         from steer_llm_sdk.providers._llm.prices import worst_case
 
         return worst_case(request, self._endpoint, self._pricing)
 
     async def aclose(self) -> None:
-        """Close the connections of the running loop. Those of other loops close when their loop does."""
+        """Close the connections of the running loop. Those of other loops close when their loop does.
+
+        Requests under way are finished on the connections they have; the next one opens new ones.
+        """
         with self._lock:
             held = self._held.pop(asyncio.get_running_loop(), None)
         if held is not None:

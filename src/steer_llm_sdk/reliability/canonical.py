@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import rfc8785
@@ -55,6 +56,8 @@ def _is_plain(value: Any, depth: int) -> bool:
 def _jsonable(value: Any, depth: int) -> Any:
     if isinstance(value, int) and not -_SAFE_INTEGER <= value <= _SAFE_INTEGER:
         raise _no_json(value, "an integer past 2**53 - 1 is not the same number everywhere; give it as text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _no_json(value, f"{value} is no JSON number")
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if depth == 0:

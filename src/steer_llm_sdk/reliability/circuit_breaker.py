@@ -409,8 +409,9 @@ class CircuitBreaker:
 
     def reset(self) -> None:
         """Closed, with nothing remembered. Calls under way report to nobody."""
-        generation = self._circuit.generation + 1
-        self._move(Circuit(Closed(generation), serial=self._circuit.serial, generation=generation))
+        with self._lock:
+            generation = self._circuit.generation + 1
+            self._move(Circuit(Closed(generation), serial=self._circuit.serial, generation=generation))
 
     def _move(self, circuit: Circuit) -> None:
         before, self._circuit = self._circuit.whole, circuit

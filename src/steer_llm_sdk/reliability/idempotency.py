@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from steer_llm_sdk.errors import ConflictError, StoreUnavailable
+from steer_llm_sdk.errors import BudgetExceeded, ConflictError, StoreUnavailable
 from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, watch
 from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
@@ -120,7 +120,7 @@ class Work(Generic[R]):
 
     `run` gets the deadline that all waiting callers share; it moves when one joins.
     `dump` gives the bytes to remember, or None where the result is not to be remembered; `load` reads them back;
-    `copy` makes the one who joins a result of his own.
+    `copy` makes the one who joins a result of his own. `terms` are the caller's own limits on the work, a budget.
     """
 
     key: str
@@ -130,6 +130,7 @@ class Work(Generic[R]):
     dump: Callable[[R], bytes | None]
     load: Callable[[bytes], R]
     copy: Callable[[R], R]
+    terms: Any = None
     run_unprotected: bool = False
 
 
@@ -139,8 +140,9 @@ class Flight(Generic[R]):
     `apart` is a copy of the result, made before any of several callers has the result to write in.
     """
 
-    def __init__(self, fingerprint: str, deadline: Deadline) -> None:
+    def __init__(self, fingerprint: str, terms: Any, deadline: Deadline) -> None:
         self.fingerprint = fingerprint
+        self.terms = terms
         self.deadline = deadline
         self.waiting = 0
         self.closing = False
@@ -168,20 +170,30 @@ class Flight(Generic[R]):
 
 async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
     """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
+    while True:
+        flight: Flight[R] | None = manager.flights.get(work.key)
+        if flight is None or flight.closing or flight.task.get_loop() is not asyncio.get_running_loop():
+            # If there is one, it ends or runs on another loop: the store tells what becomes of it.
+            return await _begin(manager, work, deadline).wait(deadline)
+        if flight.fingerprint != work.fingerprint:
+            raise ConflictError(work.name)
+        try:
+            result = await flight.wait(deadline)
+        except BudgetExceeded:
+            if flight.terms == work.terms:
+                raise
+        else:
+            return work.copy(result if flight.apart is None else flight.apart)
+
+
+def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
     flights = manager.flights
-    flight: Flight[R] | None = flights.get(work.key)
-    if flight is not None and (flight.closing or flight.task.get_loop() is not asyncio.get_running_loop()):
-        flight = None  # It ends, or runs on another loop: the store tells what becomes of it.
-    if flight is None:
-        flight = Flight(work.fingerprint, Deadline(-math.inf, deadline.limit_ms if deadline else math.inf, firm=False))
-        flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
-        flights[work.key] = flight
-        flight.task.add_done_callback(lambda task: _land(flights, work.key, flight))
-        return await flight.wait(deadline)
-    if flight.fingerprint != work.fingerprint:
-        raise ConflictError(work.name)
-    result = await flight.wait(deadline)
-    return work.copy(result if flight.apart is None else flight.apart)
+    limit_ms = deadline.limit_ms if deadline else math.inf
+    flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(-math.inf, limit_ms, firm=False))
+    flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
+    flights[work.key] = flight
+    flight.task.add_done_callback(lambda task: _land(flights, work.key, flight))
+    return flight
 
 
 def _land(flights: dict[str, Flight[Any]], key: str, flight: Flight[Any]) -> None:

@@ -1,7 +1,7 @@
-"""Fakes for tests of one's own: small real implementations of the seams.
+"""Fakes for your own tests: small working implementations of the library's interfaces.
 
-`ScriptedTool` plays a script of answers and failures, `RecordedEvents` keeps the events of a run, `VirtualTimeLoop` and
-`run_in_virtual_time` let hours of waiting pass in milliseconds.
+`ScriptedTool` plays a script of answers and failures, `RecordedEvents` keeps the events of a run, and with
+`VirtualTimeLoop` and `run_in_virtual_time` hours of waiting take milliseconds.
 """
 
 from steer_llm_sdk.testing.clock import Deadlock, VirtualTimeLoop, run_in_virtual_time

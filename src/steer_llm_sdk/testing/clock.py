@@ -1,4 +1,4 @@
-"""Virtual time: an event loop whose clock jumps to the next timer when there is nothing else to do."""
+"""Virtual time: an event loop whose clock jumps to the next timer when all tasks wait."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ R = TypeVar("R")
 Args = TypeVarTuple("Args")
 
 GRACE = 1.0
-"""Real seconds in which another thread may still wake a loop that has nothing else to wait for."""
+"""Real seconds that a loop without timers waits to be woken by another thread."""
 
 
 class Deadlock(RuntimeError):
-    """Every task waits, no timer is set, and nothing outside of the loop can wake it: this would never end."""
+    """Every task waits, no timer is set, and nothing outside of the loop can wake it: the loop would never end."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -56,7 +56,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """A selector that moves the clock instead of waiting, where waiting can bring nothing."""
+    """A selector that moves the clock instead of waiting, if no event can arrive."""
 
     def __init__(self, real: selectors.BaseSelector) -> None:
         self._real = real
@@ -85,7 +85,7 @@ class _JumpingSelector(selectors.BaseSelector):
     def _last_chance(self) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._wait(GRACE)
         if not ready:
-            raise Deadlock("every task waits for something that nobody will do: no timer, no I/O, no executor work")
+            raise Deadlock("every task waits, and nothing can wake one: no timer, no I/O, no executor work")
         return ready
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:

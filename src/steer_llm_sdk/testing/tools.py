@@ -1,4 +1,4 @@
-"""A tool that plays a script: what to answer, what to raise, how long to take, whether to listen when cancelled."""
+"""A tool that plays a script: what to answer or raise, how long to take, whether to ignore a cancellation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OK:
-    """Answer `content`, `after` so many seconds. With `usage`, `cost_usd` or `metadata` the tool returns a mapping."""
+    """Answer `content` after `after` seconds. With `usage`, `cost_usd` or `metadata` the tool returns a mapping."""
 
     content: Any = "ok"
     usage: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
@@ -113,7 +113,7 @@ def err(
 
 
 def stubborn(seconds: float, then: Step | None = None) -> Step:
-    """Work for `seconds`, deaf to cancellation, and play `then` after that."""
+    """Work for `seconds`, ignoring cancellation, then play `then`."""
     return _Stubborn(seconds, then or OK())
 
 

@@ -41,7 +41,21 @@ def test_the_demo_gets_every_answer_while_the_naive_loop_hangs(demo: subprocess.
     assert demo.returncode == 0
     (answers,) = re.findall(r"^answers +(\d+) of 30 +(\d+) of 30", demo.stdout, re.MULTILINE)
     assert answers == ("8", "30")
-    assert "waits for answer 9" in demo.stdout
+    assert "asked for answer 9: silence …" in demo.stdout
+    assert "still waits for answer 9" in demo.stdout
+    assert "11 calls (3 unanswered)" in demo.stdout
+
+
+def test_the_demo_explains_its_gap_and_pads_no_line(demo: subprocess.CompletedProcess[str]) -> None:
+    assert "the circuit lets a probe through in 2.5 s" in demo.stdout
+    assert [line for line in demo.stdout.splitlines() if line.endswith(" ")] == []
+
+
+def test_the_demo_with_a_model_that_has_no_key_announces_nobody() -> None:
+    ran = steer("demo", "--model", "openai:gpt-5-mini")
+    assert ran.returncode == 2
+    assert "set OPENAI_API_KEY" in ran.stderr
+    assert "answering" not in ran.stderr
 
 
 def test_the_demo_shows_the_circuit_open_the_second_provider_answer_and_the_circuit_close(

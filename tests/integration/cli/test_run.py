@@ -145,6 +145,69 @@ def test_what_cannot_be_used_is_said_in_one_line(arguments: list[str], said: str
     assert len(ran.err.splitlines()) <= 2  # who answers, and what is wrong
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hello", "-k", "5"], "-k needs --model"),
+        (["hello", "--tool", "text_analyzer", "-k", "5"], "text_analyzer answers once"),
+        (["hello", "-o", "temperature=0"], "temperature needs --model"),
+        (["hello", "--fields", "answer"], "name one with --model"),
+        (["hello", "--model", MODEL, "--fields", "answer"], "--fields needs -k"),
+        (["hello", "--model", MODEL, "-k", "0"], "at most 10"),
+        (["hello", "--model", "recorded:gpt-4"], "the nearest are recorded:gpt-4-0314"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(arguments: list[str], said: str) -> None:
+    ran = Ran(*arguments)
+    assert (ran.code, ran.out) == (Exit.BAD_INPUT, "")
+    assert said in ran.err
+
+
+def test_a_list_of_models_in_the_environment_is_refused() -> None:
+    ran = Ran("hello", env={"STEER_MODEL": "openai:a,openai:b"})
+    assert ran.code == Exit.BAD_INPUT
+    assert "one model name is expected" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        ([QUESTION, "--model", MODEL, "--budget", "tokens=3"], Exit.BUDGET, "BudgetExceeded"),
+        (["@/no/such/file", "--model", MODEL], Exit.BAD_INPUT, "InvalidRequest"),
+        (["hello", "--tool", "nobody"], Exit.BAD_INPUT, "ToolNotFound"),
+    ],
+)
+def test_an_error_is_json_too_where_json_was_asked_for(arguments: list[str], code: Exit, error: str) -> None:
+    ran = Ran(*arguments, "--json")
+    assert ran.code == code
+    assert ran.json["error"]["type"] == error
+    assert ran.json["error"]["message"] in ran.err
+
+
+def test_answers_are_compared_by_the_fields_that_are_named() -> None:
+    ran = Ran(QUESTION, "-m", "recorded:demo", "-k", "4", "--fields", "answer", "-o", "seeds=[0, 1, 2, 5]")
+    assert ran.code == Exit.OK
+    assert f'answer  "{RIGHT}"  4 of 4' in ran.out
+
+
+def test_a_text_that_was_cut_off_is_partial_and_says_so() -> None:
+    ran = Ran(QUESTION, "-m", MODEL, "-o", "max_tokens=20")
+    assert ran.code == Exit.PARTIAL
+    assert "warning: the answer was cut off at max_tokens = 20" in ran.err.splitlines()
+
+
+def test_replicates_that_all_fail_in_the_same_way_are_told_of_once() -> None:
+    ran = Ran(QUESTION, "-m", MODEL, "-k", "3", "-o", "max_tokens=20")
+    assert ran.code == Exit.FAILED
+    assert "ask: all 3: the answer was cut off at max_tokens = 20" in ran.err.splitlines()
+
+
+def test_a_tool_that_is_given_a_model_is_announced_with_it() -> None:
+    for named in (["-o", f"model={MODEL}"], ["--model", MODEL]):
+        first = Ran("A text.", "--tool", "text_analyzer", *named).err.splitlines()[0]
+        assert first.startswith(f"steer-llm: answering: text_analyzer with {MODEL}")
+
+
 def test_a_request_may_carry_an_idempotency_key() -> None:
     assert Ran(QUESTION, "--model", MODEL, "--idempotency-key", "k-1").code == Exit.OK
 

@@ -76,6 +76,7 @@ class Canned:
             return await self.answer(self, writer)
         finally:
             watching.cancel()
+            await asyncio.wait([watching])
 
     async def _watch(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
@@ -134,9 +135,13 @@ OK_ANTHROPIC = (
 )
 
 
-def adapter_at(url: str, wire: str, name: str | None = None, **more: Any) -> ModelAdapter:
+def model_at(url: str, wire: str, name: str | None = None, **more: Any) -> Model:
     base_url = f"{url}/v1" if wire == "openai" else url
-    return resolve_model(Model(f"{wire}:{name or RECORDED[wire]}", base_url=base_url, api_key=KEY, **more))
+    return Model(f"{wire}:{name or RECORDED[wire]}", base_url=base_url, api_key=KEY, **more)
+
+
+def adapter_at(url: str, wire: str, name: str | None = None, **more: Any) -> ModelAdapter:
+    return resolve_model(model_at(url, wire, name, **more))
 
 
 def asking(text: str = "Is it?", **more: Any) -> ModelRequest:

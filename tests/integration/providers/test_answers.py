@@ -45,14 +45,25 @@ async def test_a_recorded_answer_is_marked_and_priced_as_its_maker_does(
     assert reply.cost_usd == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["gpt-4o-2024-05-13", "claude-3-haiku-20240307", "o1-mini-2024-09-12", "demo"])
-async def test_recorded_models_answer_by_name_without_any_key(name: str, question: ModelRequest) -> None:
+@pytest.mark.parametrize(
+    ("name", "model", "usd"),
+    [
+        ("gpt-4o-2024-05-13", "gpt-4o-2024-05-13", (5.0, 15.0)),
+        ("claude-3-haiku-20240307", "claude-3-haiku-20240307", (0.25, 1.25)),
+        ("o1-mini-2024-09-12", "o1-mini-2024-09-12", (1.1, 4.4)),
+        ("demo", "gpt-4o-mini-2024-07-18", (0.15, 0.6)),
+    ],
+)
+async def test_recorded_models_answer_by_name_without_any_key(
+    name: str, model: str, usd: tuple[float, float], question: ModelRequest
+) -> None:
+    """`usd` is the list price per million tokens. The seed picks one of the models of `demo`."""
     adapter = resolve_model(f"recorded:{name}")
-    reply = await adapter.request(question)
+    reply = await adapter.request(replace(question, seed=4))
     await adapter.aclose()
-    assert reply.simulated
-    assert reply.cost_usd is None or reply.cost_usd > 0
-    assert adapter.target == "recorded"
+    assert (reply.simulated, reply.model, adapter.target) == (True, model, "recorded")
+    expected = (reply.usage["input_tokens"] * usd[0] + reply.usage["output_tokens"] * usd[1]) / 1e6
+    assert reply.cost_usd == pytest.approx(expected)
 
 
 async def test_a_model_without_a_list_price_costs_none_not_nothing(question: ModelRequest) -> None:

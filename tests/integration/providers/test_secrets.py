@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import traceback
@@ -32,9 +33,10 @@ ECHO = f"Incorrect API key provided: {KEY}. You can find your key at https://exa
 
 
 def told_by(error: BaseException) -> str:
-    """Everything of an error that a log, an event or a person may see."""
+    """Everything of an error and its causes that a log, an event or a person may see."""
     shown = [repr(error), str(error), *traceback.format_exception(error), repr(vars(error))]
-    return "\n".join(shown) + str(getattr(error, "original_error", ""))
+    cause = error.__cause__ or error.__context__
+    return "\n".join(shown) + ("" if cause is None else told_by(cause))
 
 
 async def failure(adapter: ModelAdapter) -> ProviderError:
@@ -125,3 +127,64 @@ async def test_a_reply_has_nothing_of_the_key(canned: Start, wire: str) -> None:
     await adapter.aclose()
     assert KEY not in repr(reply)
     assert KEY.encode() not in pickle.dumps(reply)
+
+
+NAMES = {
+    "openai": {"error": {"message": "no", "type": KEY, "code": KEY}},
+    "anthropic": {"type": "error", "error": {"type": KEY, "message": "no"}},
+}
+HALF_JSON = {
+    "openai": b'data: {"id": "%s\n\n' % KEY.encode(),
+    "anthropic": b'event: message_start\ndata: {"id": "%s\n\n' % KEY.encode(),
+}
+
+
+async def test_a_key_in_the_names_that_a_provider_gives_an_error_is_not_repeated(canned: Start, wire: str) -> None:
+    body, plain = json.dumps(NAMES[wire]).encode(), (ERRORS[wire] % "no").encode()
+    for answer in (
+        raw("401 Unauthorized", "application/json", body),
+        raw("401 Unauthorized", "application/json", plain, f"x-request-id: {KEY}", f"request-id: {KEY}"),
+        stream(b"event: error\ndata: " + body + b"\n\n"),
+        stream(HALF_JSON[wire]),
+        raw("200 OK", "text/event-stream", b"", f"x-request-id: {KEY}"),
+    ):
+        server = await canned(answer)
+        assert KEY not in told_by(await failure(adapter_at(server.url, wire)))
+
+
+async def test_half_a_key_where_a_long_explanation_is_cut_is_not_repeated(canned: Start, wire: str) -> None:
+    for length in (270, 290, 370, 390):
+        text = "x" * (length - 1) + " " + KEY
+        for answer in (
+            raw("400 Bad Request", "application/json", (ERRORS[wire] % text).encode()),
+            raw("200 OK", "text/plain", text.encode()),
+        ):
+            server = await canned(answer)
+            assert KEY[:6] not in told_by(await failure(adapter_at(server.url, wire)))
+
+
+def with_the_key(wire: str) -> Answer:
+    """A good answer that repeats the key wherever it gives something a name."""
+    known = {"openai": b"gpt-test-1", "anthropic": b"claude-test-1"}
+    events = b"".join(OK_OPENAI if wire == "openai" else OK_ANTHROPIC)
+    named = events.replace(known[wire], KEY.encode()).replace(b'"stop"', f'"{KEY}"'.encode())
+    ids = (f"x-request-id: {KEY}", f"request-id: {KEY}")
+    return raw("200 OK", "text/event-stream", named.replace(b"end_turn", KEY.encode()), *ids)
+
+
+async def test_a_key_in_the_names_of_a_good_answer_is_not_repeated(canned: Start, wire: str) -> None:
+    server = await canned(with_the_key(wire))
+    adapter = adapter_at(server.url, wire)
+    reply = await adapter.request(asking())
+    await adapter.aclose()
+    assert (reply.model, reply.request_id, reply.text) == ("[redacted]", "[redacted]", "yes")
+    assert KEY not in repr(reply)
+
+
+async def test_a_key_too_short_to_be_one_garbles_no_message_and_drops_no_cause(canned: Start, wire: str) -> None:
+    server = await canned(raw("500 Oops", "application/json", (ERRORS[wire] % "broken ollama link").encode()))
+    base_url = f"{server.url}/v1" if wire == "openai" else server.url
+    for key in ("ollama", "k"):
+        error = await failure(resolve_model(Model(f"{wire}:ollama-m", base_url=base_url, api_key=key)))
+        assert str(error) == f"{wire}:ollama-m: answered 500: broken ollama link"
+        assert error.original_error is error.__cause__ is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import time
 import weakref
 from collections.abc import Awaitable, Callable
@@ -11,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from canned import OK_ANTHROPIC, OK_OPENAI, RECORDED, Answer, Canned, adapter_at, asking
+from canned import OK_ANTHROPIC, OK_OPENAI, RECORDED, Answer, Canned, adapter_at, asking, model_at
 
 from steer_llm_sdk.errors import ConnectionFailed, ProviderTimeout
+from steer_llm_sdk.orchestration.tools import LLMBundleTool, LLMTool
 from steer_llm_sdk.providers.base import ModelAdapter, ModelRequest
 from steer_llm_sdk.providers.models import resolve_model
 from steer_llm_sdk.providers.simulated import SimulatedServer
@@ -191,7 +193,8 @@ async def test_a_closed_adapter_opens_again_when_asked(
     assert (await adapter.request(question)).text
 
 
-async def test_connections_are_kept_between_calls(canned: Start, wire: str) -> None:
+def keeping_open(wire: str) -> Answer:
+    """The answer, on a connection that stays open for the next request."""
     body = b"".join(EVENTS[wire])
     head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
@@ -200,12 +203,31 @@ async def test_connections_are_kept_between_calls(canned: Start, wire: str) -> N
         await writer.drain()
         return True
 
-    server = await canned(answer)
+    return answer
+
+
+async def test_connections_are_kept_between_calls(canned: Start, wire: str) -> None:
+    server = await canned(keeping_open(wire))
     adapter = adapter_at(server.url, wire)
     for _ in range(3):
         await adapter.request(asking())
     await adapter.aclose()
     assert (len(server.seen), server.connections) == (3, 1)
+
+
+@pytest.mark.parametrize("kind", [LLMTool, LLMBundleTool])
+async def test_a_tool_closes_the_connections_of_the_models_it_made(
+    canned: Start, wire: str, kind: type[LLMTool] | type[LLMBundleTool]
+) -> None:
+    server = await canned(keeping_open(wire))
+    tool = kind("t", model_at(server.url, wire))
+    await tool.execute("Is it?")
+    open_connections = set(server.serving)
+    assert open_connections
+    await tool.aclose()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*open_connections)
+    assert server.serving == set()
 
 
 async def test_a_connection_that_cannot_be_made_is_no_timeout_of_the_answer(
@@ -214,3 +236,36 @@ async def test_a_connection_that_cannot_be_made_is_no_timeout_of_the_answer(
     await simulated.set_faults("refuse")
     with pytest.raises(ConnectionFailed):
         await adapter.request(replace(question, timeout=5.0, first_byte_timeout=4.0))
+
+
+async def test_closing_lets_a_request_under_way_finish_and_closes_its_connection_then(canned: Start, wire: str) -> None:
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def answer(server: Canned, writer: asyncio.StreamWriter) -> bool:
+        if len(server.seen) == 1:
+            asked.set()
+            await closed.wait()
+        return await keeping_open(wire)(server, writer)
+
+    server = await canned(answer)
+    adapter = adapter_at(server.url, wire)
+    call = asyncio.create_task(adapter.request(asking()))
+    await asked.wait()
+    await adapter.aclose()
+    assert (await adapter.request(asking())).text == "yes"
+    closed.set()
+    assert (await call).text == "yes"
+    assert (len(server.seen), server.connections) == (2, 2)
+    await adapter.aclose()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*server.serving)
+    assert server.serving == set()
+
+
+async def test_the_price_list_is_read_before_a_worst_case_is_asked_for() -> None:
+    program = (
+        "import asyncio, sys; from steer_llm_sdk.providers.models import resolve_model; "
+        "asyncio.run(resolve_model('ollama:m').prepare()); print('genai_prices.data' in sys.modules)"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    assert (await process.communicate())[0].split() == [b"True"]

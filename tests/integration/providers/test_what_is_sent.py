@@ -281,10 +281,8 @@ async def test_what_the_environment_holds_for_the_provider_goes_nowhere_else(
     await reply_of(server, wire, asking())
     headers = server.seen[0].headers
     assert "secret" not in str(headers)
-    assert {"openai": headers.get("authorization"), "anthropic": headers.get("x-api-key")}[wire] in (
-        f"Bearer {KEY}",
-        KEY,
-    )
+    sent = (headers.get("authorization"), headers.get("x-api-key"))
+    assert sent == {"openai": (f"Bearer {KEY}", None), "anthropic": (None, KEY)}[wire]
 
 
 async def test_several_keys_and_endpoints_stand_side_by_side(canned: Start) -> None:

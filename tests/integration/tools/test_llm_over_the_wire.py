@@ -23,7 +23,7 @@ from steer_llm_sdk.testing import RecordedEvents
 
 ANSWER = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
 QUESTION = shipped_recording().questions[3].text
-SOUND, BROKEN = "gpt-4o-2024-05-13", "gemma-2-2b-it"
+SOUND, BROKEN, SECOND = "gpt-4o-2024-05-13", "gemma-2-2b-it", "claude-3-haiku-20240307"
 
 
 @pytest.fixture
@@ -93,6 +93,52 @@ async def test_the_next_model_answers_in_the_other_format_when_the_first_is_down
     output = await run(tool)
     assert (output.status, output.metadata["model"]) == ("succeeded", SOUND)
     assert list(output.metadata["failed_models"]) == [f"openai:{BROKEN}"]
+
+
+SILENCES = pytest.mark.parametrize(
+    ("fault", "limit"),
+    [("slow", "first_byte_timeout"), ("silence", "first_byte_timeout"), ("stall:chunks=2", "chunk_timeout")],
+)
+
+
+@SILENCES
+async def test_a_silence_longer_than_the_tools_limit_is_a_provider_timeout(
+    server: SimulatedServer, fault: str, limit: str
+) -> None:
+    tool = LLMTool("t", at(server, SOUND), output_type=ANSWER, **{limit: 0.1})
+    await run(tool, tool_options={limit: 10.0})  # what is loaded when first used is loaded now
+    await server.set_faults([fault])
+    output = await run(tool, options={"max_retries": 0})
+    error = output.content["error"]
+    assert (output.status, error["type"]) == ("failed", "ProviderTimeout")
+    assert f"no byte for 0.1 s ({limit})" in error["message"]
+    assert output.elapsed_ms < 4000, "slow is 5 seconds late"
+
+
+@SILENCES
+async def test_after_a_silence_the_next_model_answers(server: SimulatedServer, fault: str, limit: str) -> None:
+    tool = LLMTool("t", [at(server, SOUND), at(server, SECOND, "anthropic")], output_type=ANSWER)
+    await run(tool)
+    await server.set_faults([f"{fault}{',' if ':' in fault else ':'}model={SOUND}"])
+    output = await run(tool, tool_options={limit: 0.1}, options={"max_retries": 0})
+    assert (output.status, output.metadata["model"]) == ("succeeded", SECOND)
+    assert limit in output.metadata["failed_models"][f"openai:{SOUND}"]
+    assert [line["outcome"] for line in output.attempts] == ["failed", "succeeded"]
+
+
+async def test_a_bundles_replicates_are_asked_of_the_next_model_after_a_silence(server: SimulatedServer) -> None:
+    tool = LLMBundleTool(
+        "b",
+        [at(server, SOUND), at(server, SECOND, "anthropic")],
+        output_type=ANSWER,
+        k=2,
+        chunk_timeout=0.1,
+    )
+    await run(tool, tool_options={"chunk_timeout": 10.0})
+    await server.set_faults([f"stall:chunks=2,model={SOUND}"])
+    output = await run(tool, options={"max_retries": 0})
+    assert output.evidence is not None
+    assert [replicate.model for replicate in output.evidence.replicates] == [SECOND] * 2
 
 
 async def test_a_bundle_reports_what_it_has_when_a_model_stays_silent(server: SimulatedServer) -> None:

@@ -104,6 +104,7 @@ async def test_faults_are_switched_over_http(clients: Clients, control: httpx2.A
     ("body", "says"),
     [
         ({"faults": ["503:rate=2"]}, "fault.rate: '2' cannot be used"),
+        ({"faults": ["503:first=" + "9" * 5000]}, "fault.first:"),
         ({"faults": "503"}, "faults:"),
         ({"faults": [], "sed": 1}, "sed:"),
         ({}, "faults:"),

@@ -10,6 +10,7 @@ import pytest
 from official_clients import GPT, QUESTION
 
 from steer_llm_sdk.providers.simulated import SimulatedServer, _http
+from steer_llm_sdk.providers.simulated._http import HttpRequest, HttpResponse
 
 BODY = json.dumps({"model": GPT, "messages": [{"role": "user", "content": QUESTION}]}).encode()
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -128,3 +129,67 @@ async def test_a_port_that_is_taken_is_an_error_and_nothing_is_left_open(server:
 async def test_a_server_on_every_address_is_found_on_loopback() -> None:
     async with SimulatedServer(host="0.0.0.0") as server:
         assert server.base_url == f"http://127.0.0.1:{server.port}"
+
+
+UNREADABLE = {
+    "deep": (b"[" * 200_000, "nested too deep"),
+    "deep inside": (b'{"model": "demo", "messages": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deep"),
+    "content": (
+        b'{"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "\\ud800"}]}',
+        "surrogate",
+    ),
+    "model": (
+        b'{"model": "\\ud800", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}]}',
+        "surrogate",
+    ),
+    "raw": (b'{"model": "\xed\xa0\x80"}', "surrogate"),
+}
+
+
+@pytest.mark.parametrize(("body", "says"), UNREADABLE.values(), ids=UNREADABLE)
+async def test_what_cannot_be_read_is_a_400_in_both_formats_and_the_connection_goes_on(
+    wire: Pair, body: bytes, says: str
+) -> None:
+    for path in (b"chat/completions", b"messages"):
+        head = b"POST /v1/%s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (path, len(body))
+        status, answer = await exchange(wire, head, body)
+        assert status.startswith(b"HTTP/1.1 400 ")
+        assert says in json.loads(answer)["error"]["message"]
+        assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+    status, answer = await exchange(wire, b"GET /__calls HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert status.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(answer)["requests"] == 2
+
+
+class Failing:
+    """An upstream with a bug, before its answer or in it."""
+
+    def __init__(self, begun: bool) -> None:
+        self._begun = begun
+
+    async def respond(self, request: HttpRequest) -> HttpResponse:
+        if not self._begun:
+            raise LookupError("a bug")
+        return HttpResponse(status=200, body=self._broken())
+
+    async def _broken(self) -> AsyncIterator[bytes]:
+        yield b"half"
+        raise LookupError("a bug")
+
+    async def aclose(self) -> None:
+        return None
+
+
+async def test_a_bug_before_an_answer_is_a_500_and_one_in_it_breaks_it_off() -> None:
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
+    received = []
+    for begun in (False, True):
+        async with SimulatedServer(Failing(begun)) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(request)
+            received.append(await reader.read())
+            writer.close()
+            await writer.wait_closed()
+    assert received[0].startswith(b"HTTP/1.1 500 ")
+    assert b"LookupError" in received[0]
+    assert received[1].endswith(b"half\r\n")

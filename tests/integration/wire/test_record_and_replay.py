@@ -53,6 +53,14 @@ async def test_the_official_clients_work_through_the_proxy_and_against_the_repla
     assert server.requests == 4
 
 
+async def test_a_replay_says_that_it_is_one(server: SimulatedServer, tmp_path: Path) -> None:
+    async with recorder_of(server, tmp_path / "t") as recorder:
+        await raw(recorder.base_url, stream=False)
+    async with SimulatedServer(str(tmp_path / "t")) as replay, bare(replay.base_url) as client:
+        response = await client.post("/v1/chat/completions", json={**BODY, "stream": False})
+    assert response.headers["x-simulated"] == "traffic"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_replay_is_byte_for_byte_what_was_recorded(
     server: SimulatedServer, tmp_path: Path, stream: bool
@@ -216,7 +224,38 @@ async def test_a_client_that_leaves_a_stream_frees_the_endpoint(server: Simulate
     assert '"complete":false' in (tmp_path / "t").read_text()
 
 
-@pytest.mark.parametrize(("name", "says"), [("nowhere.jsonl", "a file of traffic"), ("https://", "with a host")])
+async def test_a_password_in_the_address_reaches_the_endpoint_and_is_not_shown(
+    server: SimulatedServer, tmp_path: Path
+) -> None:
+    address = server.base_url.replace("//", f"//user:{CANARY}@")
+    async with SimulatedServer(ProxyUpstream(address)) as in_front:
+        assert (await raw(in_front.base_url, False))[0] == 200
+        await server.set_faults("refuse")
+        status, _, text = await raw(in_front.base_url, False)
+    assert (status, server.base_url in text, CANARY in text) == (502, True, False)
+
+
+async def test_a_path_that_is_too_long_for_an_address_is_a_400(server: SimulatedServer) -> None:
+    upstream = ProxyUpstream(f"{server.base_url}/{'a' * 40_000}")
+    async with SimulatedServer(upstream) as in_front, bare(in_front.base_url) as client:
+        refused = await client.post(f"/{'b' * 40_000}", json=BODY)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith("The path cannot be passed on")
+
+
+async def test_a_header_with_any_letters_reaches_the_endpoint(in_front: SimulatedServer) -> None:
+    async with bare(in_front.base_url) as client:
+        assert (await client.post("/v1/chat/completions", json=BODY, headers={b"x-who": b"J\xf6rg"})).status_code == 200
+
+
+@pytest.mark.parametrize("address", [f"https://user:{CANARY}@", f"https://user:{CANARY}@host:x", "http://[bad"])
+def test_an_address_that_is_none_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(InvalidRequest, match="with a host") as caught:
+        ProxyUpstream(address)
+    assert CANARY not in str(caught.value) + repr(vars(caught.value))
+
+
+@pytest.mark.parametrize(("name", "says"), [("nowhere.jsonl", "there is no such file"), ("https://", "with a host")])
 def test_an_upstream_that_does_not_exist_is_refused(name: str, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         upstream_named(name)

@@ -46,7 +46,7 @@ def test_the_list_has_every_question_and_model_within_80_columns() -> None:
     [
         (["--fault", "5O3"], "fault.kind"),
         (["--fault", "503", "--fault", "503:rate=2"], "fault.rate"),
-        (["--upstream", "no-such-file"], "upstream"),
+        (["--upstream", "missing.jsonl"], "there is no such file"),
         (["--speed", "2"], "speed"),
         (["--port", "70000"], "port"),
     ],
@@ -68,9 +68,16 @@ def test_recording_needs_an_endpoint_with_a_host(tmp_path: Path) -> None:
     assert say("record", "--upstream", "https://", "--out", str(tmp_path / "t"))[0] == 2
 
 
+@pytest.mark.parametrize("out", ["missing/t", "."])
+def test_recording_needs_a_file_that_can_be_written(tmp_path: Path, out: str) -> None:
+    code, said = say("record", "--upstream", "http://127.0.0.1:9", "--out", str(tmp_path / out), "--port", "0")
+    assert code == 2
+    assert "out" in said
+
+
 @contextmanager
 def running(command: str, *words: str) -> Iterator[dict[str, str]]:
-    """The environment that a running command tells its user to set."""
+    """The environment that a running command tells its user to set, and as `said` all it says."""
     program = f"import typer; from steer_llm_sdk.cli.{command} import {command}; typer.run({command})"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *words, "--port", "0"],
@@ -80,9 +87,9 @@ def running(command: str, *words: str) -> Iterator[dict[str, str]]:
     )
     assert process.stdout is not None
     with process:
-        lines = iter(process.stdout.readline, "Ctrl-C stops it.\n")
+        lines = list(iter(process.stdout.readline, "Ctrl-C stops it.\n"))
         told = [line.split("export ")[1].strip().partition("=") for line in lines if "export " in line]
-        yield {name: value for name, _, value in told}
+        yield {name: value for name, _, value in told} | {"said": "".join(lines)}
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
         assert "Traceback" not in process.communicate()[1]
@@ -112,7 +119,47 @@ async def test_what_record_keeps_simulate_replays_with_faults(server: SimulatedS
                 await clients.openai_stream()
 
 
+async def test_each_request_is_a_line_on_stderr_and_the_first_fault_is_foretold() -> None:
+    program = "import typer; from steer_llm_sdk.cli.simulate import simulate; typer.run(simulate)"
+    words = ["--verbose", "--fault", "503:rate=0.2", "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process:
+        said = list(iter(process.stdout.readline, "Ctrl-C stops it.\n"))
+        (url,) = [line.strip().partition("=")[2] for line in said if "ANTHROPIC_BASE_URL" in line]
+        async with Clients(url) as clients:
+            await clients.openai_whole()
+        process.send_signal(signal.SIGINT)
+        lines = process.communicate(timeout=10)[1].splitlines()
+    assert "  fault 503:rate=0.2  (with seed 0 the first comes at request 14)\n" in said
+    assert lines[0].split() == ["1", "200", "gpt-4o-2024-05-13"]
+
+
+def test_record_says_how_much_it_kept(server: SimulatedServer, tmp_path: Path) -> None:
+    program = "import typer; from steer_llm_sdk.cli.record import record; typer.run(record)"
+    words = ["--upstream", server.base_url, "--out", str(tmp_path / "t"), "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process:
+        list(iter(process.stdout.readline, "Ctrl-C stops it.\n"))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=10)[1]
+    assert f"kept 0 exchanges in {tmp_path / 't'}" in said
+
+
 def test_it_listens_on_loopback_only_unless_told() -> None:
     with running("simulate") as told:
         assert told["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
         urllib.request.urlopen(told["OPENAI_BASE_URL"] + "/models").close()
+
+
+@pytest.mark.parametrize("command", ["simulate", "record"])
+def test_a_password_in_the_upstream_is_not_shown(tmp_path: Path, command: str) -> None:
+    more = ["--out", str(tmp_path / "t")] if command == "record" else []
+    with running(command, "--upstream", "http://user:canary-0123@127.0.0.1:9", *more) as told:
+        assert "http://127.0.0.1:9" in told["said"]
+        assert "canary" not in told["said"]

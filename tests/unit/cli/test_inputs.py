@@ -133,3 +133,38 @@ def test_a_file_that_is_no_schema_is_refused(text: str, tmp_path: Path, capsys: 
     with pytest.raises(typer.Exit) as caught:
         inputs.read_schema(str(tmp_path / "s.json"))
     assert "--schema" in refused(capsys, caught)
+
+
+def test_a_schema_may_stand_on_the_command_line() -> None:
+    assert inputs.read_schema(' {"type": "object"}') == {"type": "object"}
+
+
+def test_a_schema_on_the_command_line_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught:
+        inputs.read_schema('{"type": ')
+    assert "the schema must be a JSON Schema" in refused(capsys, caught)
+
+
+def test_fields_make_the_schema_that_has_them() -> None:
+    paths = inputs.read_fields(["answer", "person.name", "$"])
+    assert paths == [("answer",), ("person", "name"), ()]
+    assert inputs.schema_with(paths) == {
+        "type": "object",
+        "properties": {
+            "answer": {},
+            "person": {"type": "object", "properties": {"name": {}}, "required": ["name"]},
+        },
+        "required": ["answer", "person"],
+    }
+
+
+def test_a_field_that_is_no_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught:
+        inputs.read_fields(["a..b"])
+    assert "--fields" in refused(capsys, caught)
+
+
+def test_an_at_sign_alone_is_told_what_belongs_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught:
+        inputs.read_text("@")
+    assert "behind the @, as in @README.md" in refused(capsys, caught)

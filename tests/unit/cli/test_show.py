@@ -66,6 +66,54 @@ def test_invalid_answers_count_among_those_asked() -> None:
     assert "2 of 4 answers valid; confidence 0.50" in text
 
 
+def missing(*answers: Any, k: int, reason: str | None) -> EvidenceBundle:
+    """A bundle that was stopped before all of its k answers were there."""
+    made = bundle(*answers)
+    stopped = made.meta.model_copy(update={"k": k, "early_stopped": True, "early_stop_reason": reason})
+    return made.model_copy(update={"meta": stopped})
+
+
+def test_votes_and_confidence_are_shares_of_the_same_answers() -> None:
+    text = shown(missing("a", "a", "b", k=5, reason="budget"))
+    assert ["answer", '"a"', "2 of 3"] in rows(text)
+    assert "3 of 3 answers valid; confidence 0.67 (share of all 3: stability, not truth)" in text
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        (missing("a", "a", k=3, reason="budget"), "r3 of the 3 asked for is missing: the budget allowed no more"),
+        (missing("a", k=3, reason="deadline"), "r2, r3 of the 3 asked for are missing: the time was up"),
+        (missing("a", "a", k=3, reason="converged"), "r3 of the 3 asked for is missing: converged"),
+        (missing("a", "a", k=3, reason=None), "r3 of the 3 asked for is missing: no reason was given"),
+        (bundle("a", "a", invalid=2), "x0, x1 not valid: BadResponse: no JSON"),
+    ],
+)
+def test_why_answers_are_missing_or_not_valid_is_said_once(evidence: EvidenceBundle, said: str) -> None:
+    assert list(show.shortfall(evidence)) == [said]
+
+
+def test_of_a_whole_bundle_nothing_is_missing() -> None:
+    assert list(show.shortfall(bundle("a", "a"))) == []
+
+
+def test_one_answer_alone_is_no_consensus() -> None:
+    assert "1 of 2 answers valid; one answer alone is no consensus" in shown(bundle("a", invalid=1))
+
+
+def test_lines_of_a_table_end_where_their_text_ends() -> None:
+    lines = shown(bundle({"a": "x"}, {"a": "x"}, {"a": "a longer one"})).splitlines()
+    assert lines == [line.rstrip() for line in lines]
+
+
+def test_a_warning_about_an_answer_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    warned = output(status="partial", metadata={"tool_name": "ask", "warnings": ["the answer was cut off"]})
+    show.show_output(warned)
+    said = capsys.readouterr()
+    assert said.out == "x\n"
+    assert said.err.splitlines()[0] == "warning: the answer was cut off"
+
+
 def test_answers_that_all_differ_are_no_consensus() -> None:
     text = shown(bundle({"a": 1}, {"a": 2}, {"a": 3}))
     assert "no two of them agree" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steer_llm_sdk.cli._who import configured_model, which_tool, who_answers
+from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.orchestration.tools.text_analyzer import TextAnalyzer
 from steer_llm_sdk.testing import ScriptedTool
 
@@ -43,8 +43,9 @@ def test_the_text_analyzer_says_that_no_model_is_called_unless_one_is_configured
     assert which_tool(TextAnalyzer(), "openai:gpt-5-mini") == with_model
 
 
-def test_a_blank_steer_model_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEER_MODEL", "  ")
-    assert configured_model() is None
-    monkeypatch.setenv("STEER_MODEL", " openai:x ")
-    assert configured_model() == "openai:x"
+def test_a_tool_that_is_given_a_model_is_named_with_it() -> None:
+    recorded = "recorded:demo (what real models once answered; nothing is sent or spent), named by --option model"
+    analyzer = which_tool(TextAnalyzer(), "openai:x", ["recorded:demo"], "--option model")
+    assert analyzer == f"answering: text_analyzer with {recorded}"
+    other = which_tool(ScriptedTool("t"), None, ["openai:a", "openai:b"])
+    assert other == "answering: the tool t with openai:a, named by --model; if that fails openai:b"

@@ -76,7 +76,7 @@ def test_a_path_is_keys_with_dots_between_and_odd_keys_in_quotes(text: str, path
 
 @pytest.mark.parametrize("text", ["", ".", "a..b", "a.", '"a'])
 def test_what_is_no_path_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ValueError, match=r"fields: .* is no path"):
+    with pytest.raises(ValueError, match=r"fields: .* is not a path"):
         parse_path(text)
 
 

@@ -79,6 +79,19 @@ def test_all_tools_failed_holds_every_cause_in_order_and_may_be_retried_if_one_o
     assert not classify(AllToolsFailed({})).is_retryable
 
 
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (["down"], "r1: down"),
+        (["down", "down", "down"], "all 3: down"),
+        (["down", "late", "down"], "r1, r3: down; r2: late"),
+    ],
+)
+def test_what_several_say_is_said_once(messages: list[str], said: str) -> None:
+    failures = {f"r{number}": ValueError(message) for number, message in enumerate(messages, start=1)}
+    assert str(AllToolsFailed(failures)) == said
+
+
 def test_an_output_without_the_form_asked_for_is_not_worth_a_third_try_and_is_kept() -> None:
     error = InvalidOutput("not the form", "p", answer="{")
     assert (error.answer, error.is_retryable, error.category) == ("{", False, ErrorCategory.BAD_RESPONSE)

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers._endpoint import is_loopback
 from steer_llm_sdk.providers.base import ModelAdapter, ModelReply, ModelRequest
-from steer_llm_sdk.providers.models import Model, Price, resolve_model
+from steer_llm_sdk.providers.models import Model, Price, configured_model, resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +67,8 @@ def test_a_missing_key_is_named_with_what_would_do(provider: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         resolve_model(f"{provider}:m")
     assert str(caught.value) == (
-        f"model: '{provider}:m' cannot be used; set {variable}, or pass Model('{provider}:m', api_key=...); "
-        "without a key there are local servers (ollama:NAME) and recorded answers (recorded:NAME)"
+        f"model: '{provider}:m' cannot be used; set {variable}; "
+        "without a key there are local servers (ollama:NAME) and recorded answers (recorded:demo)"
     )
     assert caught.value.field == "model"
 
@@ -90,9 +90,18 @@ def test_an_unknown_prefix_is_answered_with_those_there_are(name: str) -> None:
     assert "openai:NAME, anthropic:NAME, ollama:NAME, vllm:NAME, llamacpp:NAME, recorded:NAME" in str(caught.value)
 
 
-def test_a_model_that_was_not_recorded_is_answered_with_those_that_were() -> None:
-    with pytest.raises(InvalidRequest, match=r"recorded:demo is all of these in turn: .*gpt-4o-2024-05-13"):
-        resolve_model("recorded:gpt-9")
+def test_a_model_that_was_not_recorded_is_answered_with_the_three_nearest() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve_model("recorded:gpt-4")
+    assert str(caught.value) == (
+        "model: 'recorded:gpt-4' cannot be used; the nearest are recorded:gpt-4-0314, recorded:gpt-4o-2024-08-06, "
+        "recorded:gpt-4o-2024-05-13; recorded:demo is all models in turn, `steer-llm simulate --list` has all names"
+    )
+
+
+def test_several_names_in_one_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="one model name is expected"):
+        resolve_model("openai:a,openai:b")
 
 
 def test_recorded_answers_have_no_other_address() -> None:
@@ -185,3 +194,13 @@ def test_without_the_extra_the_line_that_installs_it_is_named(package: str, monk
     with pytest.raises(InvalidRequest) as caught:
         resolve_model(name)
     assert str(caught.value).endswith("models by name need the extra `llm`: pip install 'steer_llm_sdk[llm]'")
+
+
+@pytest.mark.parametrize(("value", "named"), [(None, None), ("  ", None), (" openai:x ", "openai:x")])
+def test_steer_model_names_a_model_unless_it_is_unset_or_blank(
+    value: str | None, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STEER_MODEL", raising=False)
+    if value is not None:
+        monkeypatch.setenv("STEER_MODEL", value)
+    assert configured_model() == named

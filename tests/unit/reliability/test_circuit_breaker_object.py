@@ -66,6 +66,28 @@ async def test_it_goes_from_closed_over_open_and_half_open_to_closed() -> None:
     assert breaker.get_state() is CircuitState.CLOSED
 
 
+async def test_a_circuit_that_has_come_back_or_was_reset_opens_again_as_the_first_time() -> None:
+    breaker = CircuitBreaker("p", CONFIG)
+    for _ in range(3):
+        await fail(breaker, 2)
+        assert breaker.is_open
+        await asyncio.sleep(10)
+        await breaker.call(answer)
+        assert breaker.is_closed
+        await fail(breaker, 2)
+        breaker.reset()
+
+
+async def test_a_success_begins_the_count_anew() -> None:
+    breaker = CircuitBreaker("p", CONFIG)
+    for _ in range(5):
+        await fail(breaker)
+        await breaker.call(answer)
+    assert breaker.is_closed
+    await fail(breaker, 2)
+    assert breaker.is_open
+
+
 @pytest.mark.parametrize(
     ("error", "counts"),
     [
@@ -289,6 +311,25 @@ async def test_a_part_that_is_cut_off_alone_is_seen_by_the_manager() -> None:
     assert not manager.all_closed
     with pytest.raises(CircuitOpen):
         breaker.admit("a")
+
+
+async def test_a_part_that_fails_among_the_successes_of_another_is_cut_off_alone_and_its_own_success_clears_it() -> (
+    None
+):
+    breaker = CircuitBreaker("p", CONFIG)
+
+    def report(part: str, *, ok: bool) -> None:
+        breaker.report(breaker.admit(part), part, Outcome.SUCCESS if ok else Outcome.FAILURE)
+
+    for _ in range(4):
+        report("a", ok=False)
+        report("b", ok=True)
+        report("a", ok=True)
+    assert breaker.get_stats()["narrowed"] == {}
+    report("a", ok=False)
+    report("b", ok=True)
+    report("a", ok=False)
+    assert breaker.get_stats()["narrowed"] == {"a": "open"}
 
 
 async def test_a_report_tells_of_each_change_and_of_nothing_else() -> None:

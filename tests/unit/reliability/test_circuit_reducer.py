@@ -347,23 +347,51 @@ def test_a_part_that_fails_among_the_successes_of_others_is_cut_off_alone() -> N
     play.admit("b")
 
 
+def test_a_success_of_the_part_itself_begins_its_own_count_anew() -> None:
+    play = Play()
+    for _ in range(4):
+        play.script("ff", "a")
+        play.call(OK, "b")  # clears the count of the whole, not that of a
+        play.call(OK, "a")
+    assert (play.state(), play.state("a")) == (CLOSED, CLOSED)
+    play.script("ff", "a")
+    play.call(OK, "b")
+    play.call(FAIL, "a")
+    assert play.state("a") is OPEN
+
+
 def test_what_a_part_that_was_cut_off_had_failed_does_not_count_against_the_others() -> None:
     play = Play()
-    for _ in range(2):
-        play.call(FAIL, "a")
-        play.call(OK, "b")
     play.call(FAIL, "a")
+    play.call(OK, "b")
+    play.script("ff", "a")
+    assert (play.state(), play.state("a")) == (CLOSED, OPEN)
     play.script("ff", "b")
     assert play.state() is CLOSED
+    play.script("f", "b")
+    assert play.state() is OPEN
+
+
+def test_what_others_failed_still_counts_when_a_part_is_cut_off() -> None:
+    play = Play()
+    play.script("ff", "a")
+    play.call(OK, "b")
+    play.call(FAIL, "c")
+    play.call(FAIL, "a")
+    assert (play.state(), play.state("a")) == (CLOSED, OPEN)
+    play.script("ff", "b")
+    assert play.state() is OPEN
 
 
 def test_the_failures_of_a_part_are_forgotten_after_the_window_among_the_successes_of_others_too() -> None:
-    play = Play()
-    for _ in range(3):
-        play.call(FAIL, "a")
-        play.call(OK, "b")
-        play.now += 31
-    assert play.state("a") is CLOSED
+    for gap, state in ((31, CLOSED), (30, OPEN)):
+        play = Play(now=1000)
+        for _ in range(3):
+            play.call(FAIL, "a")
+            play.call(OK, "b")
+            play.now += gap
+        play.now -= gap
+        assert play.state("a") is state
 
 
 def test_a_part_that_was_cut_off_is_probed_and_comes_back_alone() -> None:
@@ -395,6 +423,18 @@ def test_late_answers_of_a_part_that_was_cut_off_change_nothing() -> None:
         play.call(OK, "b")
         before = play.circuit
         play.report(late, outcome, "a")
+        assert play.circuit == before
+
+
+def test_late_answers_of_any_part_from_before_a_circuit_was_narrowed_change_nothing() -> None:
+    for outcome in Outcome:
+        play = Play()
+        late = play.admit("c")
+        play.script("fff", "a")
+        play.call(OK, "b")
+        play.script("ff", "b")
+        before = play.circuit
+        play.report(late, outcome, "c")
         assert play.circuit == before
 
 

@@ -15,6 +15,7 @@ from steer_llm_sdk.providers.simulated.faults import (
     Fault,
     FaultPlan,
     decide,
+    first_met,
     next_change,
     parse_fault,
     refusing,
@@ -174,3 +175,20 @@ def test_nobody_listens_during_an_outage_and_its_edges_are_known_beforehand() ->
     plan = FaultPlan.of(["outage:from=2,to=3,as=refuse", "outage:from=5,to=6,as=503"])
     assert [refusing(plan, 0, now) for now in (1.9, 2.0, 2.9, 3.0, 5.5)] == [False, True, True, False, False]
     assert [next_change(plan, now) for now in (0.0, 2.0, 3.0)] == [2.0, 3.0, None]
+
+
+@pytest.mark.parametrize(
+    ("faults", "seed", "number"),
+    [
+        (["503:rate=0.2"], 0, 14),
+        (["503:rate=0.2,after=20"], 0, 21),
+        (["503:rate=0"], 0, None),
+        (["503:rate=0.2,from=3"], 0, None),
+        (["503:rate=0.2,model=gpt-*"], 0, None),
+    ],
+)
+def test_when_a_fault_with_a_rate_is_met_first_is_known_beforehand(
+    faults: list[str], seed: int, number: int | None
+) -> None:
+    plan = FaultPlan.of(faults, seed)
+    assert first_met(plan, plan.faults[0]) == number

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,11 +47,15 @@ def answer(body: object, headers: Headers = JSON) -> HttpResponse:
 
 
 def stream(*events: str) -> HttpResponse:
-    async def pieces() -> AsyncIterator[bytes]:
-        for event in events:
-            yield f"data: {event}\n\n".encode()
+    return pieces(*(f"data: {event}\n\n".encode() for event in events))
 
-    return HttpResponse(status=200, headers=EVENTS, body=pieces())
+
+def pieces(*data: bytes, headers: Headers = EVENTS) -> HttpResponse:
+    async def body() -> AsyncIterator[bytes]:
+        for piece in data:
+            yield piece
+
+    return HttpResponse(status=200, headers=headers, body=body())
 
 
 async def read(response: HttpResponse) -> bytes:
@@ -215,3 +221,127 @@ async def test_half_a_character_in_escaped_json_is_kept_and_found_again(tmp_path
     half = HttpResponse(status=200, headers=JSON, body=b'{"text": "\\ud83d", "user": 1}')
     replay = await kept(tmp_path / "t", (ask({"text": "\ud83d"}), half), redact=("user",))
     assert json.loads(await read(await replay.respond(ask({"text": "\ud83d"})))) == {"text": "\ud83d", "user": REDACTED}
+
+
+FIELD = b'{"user": "%s", "n": 1}' % CANARY.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [b"data: " + FIELD[:20]],
+        [b'data: {"n": 1,\ndata: "user": "%s"}\n\n' % CANARY.encode()],
+        [b"data: " + FIELD + b"\r\rdata: 1\r\r"],
+        [b"data: " + FIELD + b"\r", b"\n\r", b"\ndata: 1\r\n\r\n"],
+        [b"\xef\xbb\xbfdata: " + FIELD + b"\n\n"],
+        [b"data: " + FIELD[:20] + b"\n\n"],
+        [b"data: " + FIELD + b" and more\n\n"],
+        [b": " + FIELD + b"\n\n"],
+        [FIELD + b"\n\n"],
+        [b'data: "\xe9"\ndata: ' + FIELD + b"\n\n"],
+    ],
+    ids=["cut off", "two lines", "CR", "CRLF in pieces", "BOM", "half", "no JSON", "comment", "no data", "latin-1"],
+)
+async def test_a_named_field_is_not_kept_however_its_event_is_written(tmp_path: Path, data: list[bytes]) -> None:
+    recorder = TrafficRecorder(Scripted(pieces(*data)), tmp_path / "t", ["user"])
+    await read(await recorder.respond(ask()))
+    assert_nothing_of_the_canary(tmp_path / "t")
+
+
+def assert_nothing_of_the_canary(path: Path) -> None:
+    written = path.read_text("utf-8")
+    held = [base64.b64decode(chunk["base64"]) for chunk in kept_chunks(path) if isinstance(chunk, dict)]
+    assert CANARY[:8] not in written + repr(held)
+    assert REDACTED in written + repr(held)
+
+
+def kept_chunks(path: Path) -> list[Any]:
+    return [chunk for line in lines(path) for _, chunk in line["response"]["chunks"]]
+
+
+NO_WHOLE_JSON = {
+    "BOM": b"\xef\xbb\xbf" + FIELD,
+    "lines": FIELD + b"\n" + FIELD + b"\n",
+    "cut off": FIELD[:-3],
+    "form": b"user=" + CANARY.encode(),
+    "latin-1": FIELD.replace(b"1", b'"\xe9"'),
+    "too deep": b"[" * 100_000 + FIELD + b"]" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", NO_WHOLE_JSON.values(), ids=NO_WHOLE_JSON)
+async def test_a_named_field_is_not_kept_of_what_is_no_whole_json(tmp_path: Path, body: bytes) -> None:
+    whole = HttpResponse(status=200, headers=JSON, body=body)
+    in_pieces = pieces(body[:12], body[12:], headers=JSON)
+    recorder = TrafficRecorder(Scripted(whole, in_pieces, answer({})), tmp_path / "t", ["user"])
+    assert await read(await recorder.respond(ask())) == body
+    assert await read(await recorder.respond(ask())) == body
+    await recorder.respond(HttpRequest(method="POST", target="/v1/x", body=body))
+    assert len(lines(tmp_path / "t")) == 3
+    assert_nothing_of_the_canary(tmp_path / "t")
+
+
+async def test_what_else_an_event_says_is_kept_beside_a_named_field(tmp_path: Path) -> None:
+    told = b"event: delta\nid: 7\ndata: " + FIELD + b"\n\ndata: [DONE]\n\n"
+    replay = await kept(tmp_path / "t", (ask(), pieces(told)), redact=("user",))
+    again = await read(await replay.respond(ask()))
+    assert again == told.replace(CANARY.encode(), REDACTED.encode())
+
+
+@pytest.mark.parametrize("redact", [(), ("user",)])
+async def test_a_key_is_not_kept_in_bytes_in_escapes_or_behind_a_basic_header(
+    tmp_path: Path, redact: tuple[str, ...]
+) -> None:
+    quoted = CANARY + '"/+x'
+    basic = "Basic " + base64.b64encode(f"me:{CANARY}".encode()).decode()
+    told = [
+        HttpResponse(status=200, headers=JSON, body=b"\xff" + CANARY.encode()),
+        HttpResponse(status=200, headers=JSON, body=json.dumps(quoted).replace("/", "\\/").encode()),
+        answer({"text": CANARY}),
+        pieces(CANARY[:12].encode(), CANARY[12:].encode(), headers=JSON),
+    ]
+    recorder = TrafficRecorder(Scripted(*told), tmp_path / "t", redact)
+    for headers in ({"x_api_key": CANARY}, {"x_api_key": quoted}, {"authorization": basic}, {"x_api_key": CANARY}):
+        await read(await recorder.respond(ask(**headers)))
+    assert_nothing_of_the_canary(tmp_path / "t")
+
+
+async def test_a_cookie_with_a_common_word_leaves_the_file_readable(tmp_path: Path) -> None:
+    recorder = TrafficRecorder(Scripted(answer({})), tmp_path / "t")
+    await recorder.respond(ask(cookie="state=complete; theme=response"))
+    assert await read(await RecordedTraffic.read(tmp_path / "t").respond(ask())) == b"{}"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing" / "t", tmp_path):
+        with pytest.raises(InvalidRequest, match="it cannot be written") as caught:
+            TrafficRecorder(Scripted(), path)
+        assert caught.value.field == "out"
+
+
+async def test_an_answer_that_cannot_be_kept_still_reaches_the_client(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = TrafficRecorder(Scripted(answer(CANARY), stream(CANARY)), tmp_path / "t")
+    (tmp_path / "t").unlink()
+    (tmp_path / "t").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert await read(await recorder.respond(ask())) == json.dumps(CANARY).encode()
+        assert await read(await recorder.respond(ask())) == f"data: {CANARY}\n\n".encode()
+    assert [record.getMessage().partition(" in ")[0] for record in caplog.records] == [
+        "An answer was passed on but is not kept"
+    ] * 2
+    assert CANARY not in caplog.text
+
+
+async def test_json_that_is_too_deep_to_read_is_kept_as_text(tmp_path: Path) -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    request = HttpRequest(method="POST", target="/v1/chat/completions", body=deep)
+    replay = await kept(tmp_path / "t", (request, HttpResponse(status=200, headers=JSON, body=deep)))
+    assert await read(await replay.respond(request)) == deep
+
+
+def test_a_line_that_is_too_deep_to_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("[" * 100_000)
+    with pytest.raises(InvalidRequest, match="not traffic"):
+        RecordedTraffic.read(tmp_path / "t")

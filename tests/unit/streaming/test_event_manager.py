@@ -68,6 +68,19 @@ async def test_an_async_handler_is_awaited() -> None:
     assert told == ["a"]
 
 
+async def test_an_event_can_be_told_without_waiting_for_its_handler() -> None:
+    told: list[str] = []
+
+    async def handler(event: StreamDeltaEvent) -> None:
+        await asyncio.sleep(5)
+        told.append(str(event.delta))
+
+    EventManager(on_delta=handler).tell(StreamDeltaEvent("a"))
+    assert told == []
+    await asyncio.sleep(6)
+    assert told == ["a"]
+
+
 async def test_on_create_event_sees_each_event_before_its_own_handler() -> None:
     order: list[str] = []
     manager = EventManager(

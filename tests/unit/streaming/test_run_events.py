@@ -74,6 +74,21 @@ async def test_every_event_carries_the_ids_and_the_metadata_of_its_run() -> None
     assert (delta.provider, delta.model, delta.metadata["own"]) == ("openai", "m", 1)
 
 
+async def test_the_version_of_the_sdk_is_told_where_the_manager_knows_it() -> None:
+    told: list[StreamEvent] = []
+    EventManager(on_create_event=told.append, sdk_version="9").for_run("r", "t").tell(StreamStartEvent())
+    assert told[0].metadata["sdk_version"] == "9"
+
+
+async def test_a_handler_may_return_anything_that_can_be_awaited() -> None:
+    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    events = events_of(lambda _: woken)
+    events.tell(StreamStartEvent())
+    asyncio.get_running_loop().call_later(0.1, woken.set_result, None)
+    await events.flush()
+    assert now() == 0.1
+
+
 async def test_async_and_sync_handlers_see_all_events_in_the_order_they_were_told() -> None:
     seen: list[Any] = []
 

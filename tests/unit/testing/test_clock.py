@@ -54,7 +54,7 @@ async def test_a_timeout_fires_at_its_time_round_what_never_ends() -> None:
 
 def test_waiting_for_ever_is_a_deadlock_where_no_timer_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "GRACE", 0.002)
-    with pytest.raises(Deadlock, match="nobody will do"):
+    with pytest.raises(Deadlock, match="nothing can wake one"):
         run_in_virtual_time(_never())
 
 

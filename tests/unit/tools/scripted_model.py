@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.orchestration import ReliableOrchestrator, Tool, ToolRegistry
 from steer_llm_sdk.providers.base import ModelReply, ModelRequest
 
 USAGE = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
@@ -103,3 +105,21 @@ class ScriptedModel:
         text = step.text if isinstance(step.text, str) else json.dumps(step.text)
         known: dict[str, Any] = {"usage": USAGE, "cost_usd": self._cost, "finish_reason": "stop", **step.reply}
         return ModelReply(**{"text": text, "model": self._name, "request_id": f"req-{len(self.requests)}", **known})
+
+
+async def callers_with_one_key(tool: Tool, *callers: tuple[float, int], **given: Any) -> list[str]:
+    """What becomes of each caller: the status of its run, or "late". A caller comes after so many seconds and has so
+    many milliseconds."""
+    registry = ToolRegistry()
+    registry.register_tool(tool)
+    orchestrator = ReliableOrchestrator(registry=registry)
+
+    async def call(after: float, timeout_ms: int) -> str:
+        await asyncio.sleep(after)
+        options = {"idempotency_key": "key", "timeout_ms": timeout_ms}
+        try:
+            return (await orchestrator.run("Why?", tool.name, options=options, **given)).status
+        except BudgetExceeded:
+            return "late"
+
+    return await asyncio.gather(*(call(*caller) for caller in callers))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import (
     BundleMetadata,
     BundleOptions,
@@ -72,7 +73,7 @@ def test_the_defaults() -> None:
     [
         ({"k": 1}, "greater than or equal to 2"),
         ({"k": 11}, "at most 10 replicates"),
-        ({"k": 3, "seeds": [1, 2]}, "seeds: 2 for 3 replicates"),
+        ({"k": 3, "seeds": [1, 2]}, "2 for 3 replicates"),
         ({"epsilon": 1.5}, "less than or equal to 1"),
         ({"max_parallel": 0}, "greater than or equal to 1"),
         ({"timeout_ms": 0}, "greater than 0"),
@@ -126,6 +127,28 @@ async def test_a_tool_may_declare_a_higher_ceiling() -> None:
     assert (await ManyDice().execute("q", {"k": 50})).meta.k == 50
     with pytest.raises(InvalidRequest, match=r"^k: 51 cannot be used; at most 50 replicates"):
         await ManyDice().execute("q", {"k": 51})
+
+
+@pytest.mark.parametrize(("k", "started"), [(None, 1), (5, 1), (6, 0)])
+async def test_the_declared_cost_of_each_replicate_is_set_aside(k: int | None, started: int) -> None:
+    class PricedDice(Dice):
+        resource_requirements = MappingProxyType({"estimated_cost_per_run": 0.01})
+
+    tool = PricedDice()
+    registry = ToolRegistry()
+    registry.register_tool(tool)
+    given = {} if k is None else {"k": k}
+    run = Orchestrator(registry=registry).run("q", "dice", tool_options=given, options={"budget": {"cost_usd": 0.05}})
+    if started:
+        await run
+    else:
+        with pytest.raises(BudgetExceeded, match="cost budget exceeded"):
+            await run
+    assert len(tool.seen) == started
+
+
+def test_a_bundle_that_declares_no_cost_sets_nothing_aside() -> None:
+    assert Dice().worst_case("q", {"k": 5}) == Amount()
 
 
 async def test_the_callers_options_are_not_written() -> None:

@@ -160,8 +160,14 @@ def test_a_text_does_not_go_where_only_some_texts_fit(hint: Any) -> None:
         tool(pick).validate_request("hello")
 
 
-def test_the_planners_keys_are_left_out_of_the_call() -> None:
-    shout.validate_request({"text": "a", "type": "shouting", "options": {"budget": {"tokens": 5}}})
+async def test_the_planners_keys_are_left_out_of_the_call() -> None:
+    @tool
+    async def given(text: str, **more: Any) -> Any:
+        return [text, more]
+
+    request = {"text": "a", "type": "shouting", "options": {"budget": {"tokens": 5}}, "colour": "red"}
+    given.validate_request(request)
+    assert await given.execute(request) == ["a", {"colour": "red"}]
 
 
 async def test_a_parameter_may_have_a_planners_key_as_its_name() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from scripted_model import USAGE, Say, ScriptedModel
+from scripted_model import USAGE, Say, ScriptedModel, callers_with_one_key
 
 from steer_llm_sdk.errors import (
     AllToolsFailed,
@@ -26,6 +27,7 @@ from steer_llm_sdk.orchestration import (
     ToolRegistry,
 )
 from steer_llm_sdk.orchestration.tools import LLMTool
+from steer_llm_sdk.providers.models import Model
 from steer_llm_sdk.reliability import RetryPolicy
 from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.testing import RecordedEvents
@@ -64,20 +66,32 @@ async def test_text_comes_back_with_usage_cost_and_who_answered() -> None:
 
 async def test_the_model_gets_instructions_schema_and_settings() -> None:
     model = ScriptedModel(GOOD)
-    tool = LLMTool("t", model, "Be brief.", Fact, max_tokens=50, temperature=0.3)
+    tool = LLMTool(
+        "t", model, "Be brief.", Fact, max_tokens=50, temperature=0.3, first_byte_timeout=2.5, chunk_timeout=0.5
+    )
     await tool.execute({"query": "Who?"}, {"seed": 7})
     (asked,) = model.requests
     assert [message.role for message in asked.messages] == ["system", "user"]
     assert asked.schema == Fact.model_json_schema()
     assert (asked.max_tokens, asked.temperature, asked.seed, asked.timeout) == (50, 0.3, 7, None)
+    assert (asked.first_byte_timeout, asked.chunk_timeout) == (2.5, 0.5)
+
+
+async def test_without_settings_a_request_has_none() -> None:
+    model = ScriptedModel()
+    await LLMTool("t", model).execute("q")
+    (asked,) = model.requests
+    assert (asked.max_tokens, asked.temperature, asked.first_byte_timeout, asked.chunk_timeout) == (None,) * 4
 
 
 async def test_an_option_goes_before_what_the_tool_was_made_with() -> None:
     model = ScriptedModel()
-    tool = LLMTool("t", model, max_tokens=50, temperature=0.3)
-    await tool.execute("q", {"max_tokens": 9, "temperature": 0, "idempotency_key": "k:t"})
+    tool = LLMTool("t", model, max_tokens=50, temperature=0.3, first_byte_timeout=30, chunk_timeout=30)
+    limits = {"first_byte_timeout": 2, "chunk_timeout": 1}
+    await tool.execute("q", {"max_tokens": 9, "temperature": 0, "idempotency_key": "k:t", **limits})
     (asked,) = model.requests
     assert (asked.max_tokens, asked.temperature, asked.idempotency_key) == (9, 0, "k:t")
+    assert (asked.first_byte_timeout, asked.chunk_timeout) == (2, 1)
 
 
 async def test_an_option_may_name_another_model() -> None:
@@ -109,6 +123,13 @@ async def test_an_answer_cut_off_at_max_tokens_says_so() -> None:
     model = ScriptedModel(Say(text="Once upon", reply={"finish_reason": "length"}))
     metadata = (await LLMTool("t", model, max_tokens=3).execute("q"))["metadata"]
     assert metadata["warnings"] == ["the answer was cut off at max_tokens = 3"]
+    assert metadata["truncated"] is True
+
+
+async def test_a_run_whose_text_was_cut_off_is_partial() -> None:
+    model = ScriptedModel(Say(text="Once upon", reply={"finish_reason": "length"}))
+    output = await run(LLMTool("t", model, max_tokens=3))
+    assert (output.status, output.content) == ("partial", "Once upon")
 
 
 async def test_the_options_of_a_bundle_are_none_of_its_business() -> None:
@@ -122,6 +143,8 @@ async def test_the_options_of_a_bundle_are_none_of_its_business() -> None:
         ({"temprature": 0}, "temprature"),
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"first_byte_timeout": 0}, "first_byte_timeout"),
+        ({"chunk_timeout": float("inf")}, "chunk_timeout"),
         ({"seed": "x"}, "seed"),
         ({"model": 5}, "model"),
         ({"model": []}, "model"),
@@ -263,6 +286,32 @@ async def test_a_timeout_of_the_tool_alone_is_a_failure_of_the_tool() -> None:
         await LLMTool("t", model).execute("q", {"timeout_ms": 1500})
     output = await run(LLMTool("t", model), tool_options={"timeout_ms": 1500}, options={"budget": {"ms": 9000}})
     assert (output.status, output.content["error"]["code"], model.cancelled) == ("failed", "timeout", 2)
+
+
+@pytest.mark.parametrize("joins_after", [0.0, 0.1])
+async def test_of_callers_with_one_key_each_waits_as_long_as_it_said(joins_after: float) -> None:
+    model = ScriptedModel(Say(after=0.8))
+    callers = [(0.0, 300), (joins_after, 5000), (joins_after, 5000)]
+    assert await callers_with_one_key(LLMTool("t", model), *callers) == ["late", "succeeded", "succeeded"]
+    assert [request.timeout for request in model.requests] == [None]
+
+
+async def test_the_last_of_callers_with_one_key_takes_the_request_along() -> None:
+    model = ScriptedModel(Say(after=60))
+    assert await callers_with_one_key(LLMTool("t", model), (0.0, 300), (0.1, 500)) == ["late", "late"]
+    assert (len(model.requests), model.cancelled) == (1, 1)
+
+
+async def test_a_limit_of_the_tool_alone_holds_for_all_callers_with_one_key() -> None:
+    model = ScriptedModel(Say(after=60))
+
+    class Careful(LLMTool):
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            return await super().execute(request, {**(options or {}), "timeout_ms": 1500}, event_manager)
+
+    callers = [(0.0, 1000), (0.1, 5000)]
+    assert await callers_with_one_key(Careful("t", model), *callers) == ["late", "failed"]
+    assert model.cancelled == 1
 
 
 async def test_a_timeout_of_the_models_own_library_is_not_taken_for_the_tools() -> None:
@@ -413,6 +462,20 @@ async def test_nothing_shown_is_nothing_to_take_back() -> None:
 # The tool itself.
 
 
+EXAMPLES = [line.strip() for line in (inspect.getdoc(LLMTool) or "").splitlines() if line.startswith("    ")]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_in_its_docstring_make_a_tool(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, "sk-test")
+    assert isinstance(eval(example, {"LLMTool": LLMTool, "Model": Model, "Facts": Fact}), LLMTool)
+
+
+def test_its_docstring_has_three_examples() -> None:
+    assert len(EXAMPLES) == 3
+
+
 def test_it_declares_whom_it_asks() -> None:
     a, b = models("x", "y")
     tool = LLMTool("t", [a, b], version="2.0.0", description="d", capabilities=["c"])
@@ -431,6 +494,8 @@ def test_it_declares_whom_it_asks() -> None:
         (lambda: LLMTool("t", ScriptedModel(), output_type=5), "output_type"),
         (lambda: LLMTool("t", ScriptedModel(), max_tokens=0), "max_tokens"),
         (lambda: LLMTool("t", ScriptedModel(), temperature=-1), "temperature"),
+        (lambda: LLMTool("t", ScriptedModel(), first_byte_timeout=-1), "first_byte_timeout"),
+        (lambda: LLMTool("t", ScriptedModel(), chunk_timeout=0), "chunk_timeout"),
     ],
 )
 def test_what_it_cannot_be_made_of_is_refused_by_name(make: Any, field: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, model_validator
-from scripted_model import USAGE, Say, ScriptedModel
+from scripted_model import USAGE, Say, ScriptedModel, callers_with_one_key
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded, InvalidRequest, ProviderError
 from steer_llm_sdk.orchestration import (
@@ -140,6 +140,24 @@ async def test_the_model_of_a_replicate_is_the_one_that_answered() -> None:
 
 
 # Replicates that fail.
+
+
+CUT_OFF = Say(text="Once", reply={"finish_reason": "length"})
+
+
+async def test_a_text_that_was_cut_off_is_invalid_and_does_not_vote() -> None:
+    made, _ = tool(CUT_OFF, CUT_OFF, "yes", "yes", k=4, max_tokens=1)
+    bundle = await made.execute("Why?")
+    assert (bundle.summary.consensus, bundle.summary.confidence, bundle.meta.k_completed) == ("yes", 0.5, 2)
+    assert [r.quality.errors for r in bundle.replicates[:2]] == [
+        ["InvalidOutput: the answer was cut off at max_tokens = 1"]
+    ] * 2
+
+
+async def test_a_whole_value_votes_though_what_followed_it_was_cut_off() -> None:
+    whole = Say(text='{"answer": 1}', reply={"finish_reason": "length"})
+    bundle = await tool(whole, k=2, output_type=Verdict)[0].execute("Why?")
+    assert bundle.meta.k_completed == 2
 
 
 async def test_a_failed_replicate_is_invalid_and_the_run_is_partial() -> None:
@@ -307,6 +325,26 @@ async def test_a_limit_of_the_tool_alone_is_a_failure_of_the_tool() -> None:
     assert (output.status, output.content["error"]["type"], output.elapsed_ms) == ("failed", "TimeoutError", 1000)
 
 
+@pytest.mark.parametrize("joins_after", [0.0, 0.1])
+async def test_of_callers_with_one_key_each_waits_as_long_as_it_said(joins_after: float) -> None:
+    made, model = tool(Say(after=0.8))
+    callers = [(0.0, 300), (joins_after, 5000), (joins_after, 5000)]
+    assert await callers_with_one_key(made, *callers) == ["late", "succeeded", "succeeded"]
+    assert [request.timeout for request in model.requests] == [None] * 3
+
+
+async def test_what_there_is_is_not_reported_early_while_a_caller_with_the_key_has_time() -> None:
+    made, model = tool(Say(after=0.1), Say(after=0.2), Say(after=0.8))
+    assert await callers_with_one_key(made, (0.0, 500), (0.3, 5000)) == ["late", "succeeded"]
+    assert (len(model.requests), model.cancelled) == (3, 0)
+
+
+async def test_of_callers_with_one_key_the_last_deadline_cuts_the_bundle() -> None:
+    made, model = tool(Say(after=0.1), Say(after=60))
+    assert await callers_with_one_key(made, (0.0, 500), (0.3, 1000)) == ["late", "partial"]
+    assert (len(model.requests), model.cancelled) == (3, 2)
+
+
 async def test_a_child_that_is_deaf_to_cancellation_does_not_hold_the_bundle() -> None:
     class Deaf(ScriptedModel):
         async def _play(self, step: Say, on_text: Any) -> Any:
@@ -350,6 +388,14 @@ async def test_a_budget_that_allows_not_even_one_replicate_is_raised() -> None:
     assert model.requests == []
 
 
+async def test_every_request_has_the_time_limits_of_the_tool_or_of_the_call() -> None:
+    made, model = tool("yes", k=2, first_byte_timeout=2.5, chunk_timeout=0.5)
+    await made.execute("Why?")
+    await made.execute("Why?", {"chunk_timeout": 4})
+    limits = [(request.first_byte_timeout, request.chunk_timeout) for request in model.requests]
+    assert limits == [(2.5, 0.5), (2.5, 0.5), (2.5, 4), (2.5, 4)]
+
+
 async def test_the_replicates_share_the_budget_where_nobody_set_max_tokens() -> None:
     made, model = tool(Say(text="yes", after=1))
     output = await run(made, options={"budget": {"tokens": 200}})
@@ -389,11 +435,34 @@ async def test_per_replicate_budget_stops_one_replicate_and_not_the_run() -> Non
     assert bundle.meta.early_stopped is False
 
 
+async def test_per_replicate_budget_holds_for_all_attempts_of_a_replicate() -> None:
+    made, model = tool(TimeoutError("billed?"), "yes", k=2, max_tokens=5)
+    options = {"per_replicate_budget": {"tokens": 20}}
+    output = await run(made, attempts=3, tool_options=options, options={"max_parallel": 1})
+    assert (output.status, len(model.requests)) == ("partial", 2)
+    refused, answered = evidence(output).replicates
+    assert refused.quality.errors == ["ReplicateBudgetExceeded: tokens budget exceeded: 30 > 20"]
+    assert answered.quality.valid
+
+
+async def test_a_retry_that_the_replicates_budget_allows_is_made() -> None:
+    made, model = tool(TimeoutError("billed?"), "yes", "yes", k=2, max_tokens=5)
+    options = {"per_replicate_budget": {"tokens": 30}}
+    output = await run(made, attempts=3, tool_options=options, options={"max_parallel": 1})
+    assert (output.status, len(model.requests)) == ("succeeded", 3)
+
+
+async def test_a_replicate_that_its_budget_does_not_allow_at_all_is_no_attempt() -> None:
+    made, model = tool("yes", k=2, max_tokens=5)
+    output = await run(made, tool_options={"per_replicate_budget": {"tokens": 14}})
+    assert (output.status, output.attempts, model.requests) == ("failed", [], [])
+
+
 async def test_per_replicate_time_bounds_a_replicate_with_its_repair() -> None:
     made, model = tool(Say(text="yes", after=1), Say(text="yes", after=3), Say(text="yes", after=1))
     bundle = await made.execute("Why?", {"per_replicate_budget": {"ms": 2000}})
     assert [replicate.quality.valid for replicate in bundle.replicates] == [True, False, True]
-    assert "time budget exceeded: 2000 > 2000" in bundle.replicates[1].quality.errors[0]
+    assert "time budget exceeded: 2000 ms > 2000 ms" in bundle.replicates[1].quality.errors[0]
     assert (model.cancelled, bundle.cost_total_usd) == (1, None)
 
 
@@ -439,10 +508,10 @@ async def test_a_cut_at_the_deadline_is_told() -> None:
 
 
 async def test_a_warning_about_a_replicate_names_it() -> None:
-    made, _ = tool(Say(text="Once", reply={"finish_reason": "length"}), "yes", "yes", max_tokens=1)
+    made, _ = tool("no form", {"answer": 1}, k=2, output_type=Verdict)
     events = RecordedEvents()
-    await made.execute("Why?", None, events)
-    expected = {"replicate_id": "r1", "message": "the answer was cut off at max_tokens = 1"}
+    await made.execute("Why?", {"max_parallel": 1}, events)
+    expected = {"replicate_id": "r1", "message": "the first answer did not have the form asked for"}
     assert events.data("warning") == [expected]
 
 
@@ -476,7 +545,7 @@ async def test_an_option_may_name_other_models() -> None:
         ({"k": 11}, "k"),
         ({"temperature": "hot"}, "temperature"),
         ({"per_replicate_budget": {"euros": 1}}, "per_replicate_budget"),
-        ({"seeds": [1]}, "tool_options"),
+        ({"seeds": [1]}, "seeds"),
         ({"model": "nothing"}, "model"),
     ],
 )
@@ -503,6 +572,7 @@ async def test_a_higher_ceiling_is_the_tools_to_declare() -> None:
         ({"fields": ["a..b"]}, "fields"),
         ({"output_type": 5}, "output_type"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"chunk_timeout": -1}, "chunk_timeout"),
     ],
 )
 def test_what_it_cannot_be_made_of_is_refused_by_name(given: dict[str, Any], field: str) -> None:
@@ -514,11 +584,6 @@ def test_it_declares_whom_it_asks_and_what_it_does() -> None:
     made, _ = tool("yes", k=4)
     assert (made.provider, made.targets, made.default_options) == ("test", (("test", "b"),), {"k": 4})
     assert (made.supports_streaming, made.supports_early_stop, made.composite) == (True, False, True)
-
-
-async def test_it_closes_what_it_made() -> None:
-    made = LLMBundleTool("b", "recorded:demo")
-    await made.aclose()
 
 
 async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_sent() -> None:

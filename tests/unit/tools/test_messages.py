@@ -106,6 +106,10 @@ def said(role: Any = "user", content: Any = "x", **more: Any) -> dict[str, Any]:
             "messages[0].content[0].image_url",
         ),
         (
+            said(content=[{"type": "image_url", "image_url": "data:image/png;base64,\u00e9"}]),
+            "messages[0].content[0].image_url",
+        ),
+        (
             said(content=[{"type": "image_url", "image_url": "data:text/html;base64,eA=="}]),
             "messages[0].content[0].image_url",
         ),

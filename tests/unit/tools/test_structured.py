@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -56,6 +57,10 @@ def test_strict_json_is_taken_without_a_warning() -> None:
         ('```python\nprint(1)\n```\nso\n```json\n{"n": 1}\n```', "fenced"),
         ('The answer is {"n": 1}. {"n": 2} is not.', "text around"),
         ('As [1] says: {"n": 1}', "text around"),
+        ('As [1] says:\n```json\n{"n": 1}\n```', "fenced"),
+        ('```python\nd = {}\n```\nso\n```json\n{"n": 1}\n```', "fenced"),
+        ('```python\nprint("{")\n```\nso\n```json\n{"n": 1}\n```', "fenced"),
+        ('```json\n{"n": 2,}\n```\nNo:\n```json\n{"n": 1}\n```', "fenced"),
         ('\ufeff{"n": 1}', None),
         ('```json {"n": 1} ```', "text around"),
         ('{"n": 1, "why": "so\nthat\tis"}', "control characters"),
@@ -99,6 +104,45 @@ def test_the_inside_of_an_unfinished_object_is_no_answer() -> None:
     cut_off = '{"why": "because", "nested": {"n": 1}, "n": '
     with pytest.raises(InvalidAnswer, match="not valid JSON"):
         read(cut_off)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"why": "my draft was\n```json\n{"n": 1}\n```\nbut that is wrong, so", "n": ',
+        'Final: {"why": "```json\n{"n": 1}\n```", "n": 2',
+        '{"why": "no:\n```json\n{\\"n\\": 1}\n```", "n": 2,}',
+        'First [this, then\n```json\n{"n": 1}\n```',
+    ],
+)
+def test_a_fence_within_an_unfinished_or_broken_object_is_no_answer(text: str) -> None:
+    with pytest.raises(InvalidAnswer, match="not valid JSON"):
+        read(text, {"type": "object"})
+
+
+def test_a_fence_after_an_object_is_read() -> None:
+    assert read('Instead of {"n": "```"} take\n```json\n[1, 2]\n```', list[int]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"' + '\\"' * 12_000,
+        'x {"' + '\\"' * 12_000,
+        "{" + '"' * 12_001,
+        "{" + ",".join(f'"k{i}": 1' for i in range(12_000)) + ', "n": 1, "n": 1}',
+        "[]" * 12_000,
+        '{"```\n"}' * 20_000,
+        "x [" * 12_000 + "```\n1\n```",
+        "```\n{1\n```\n" * 10_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_what_is_no_answer_is_refused_in_a_time_that_grows_with_its_length_only(text: str) -> None:
+    started = time.process_time()
+    with pytest.raises(InvalidAnswer):
+        read(text)
+    assert time.process_time() - started < 2
 
 
 def test_the_inside_of_a_broken_object_is_no_answer() -> None:
@@ -172,6 +216,33 @@ def test_definitions_stay_at_the_root_when_a_form_is_wrapped() -> None:
     told = schema(list[Fact]).schema
     assert "Fact" in told["$defs"]
     assert told["properties"]["answer"]["items"] == {"$ref": "#/$defs/Fact"}
+
+
+def test_definitions_under_their_old_name_stay_at_the_root_too() -> None:
+    numbers = {"type": "array", "items": {"$ref": "#/definitions/N"}, "definitions": {"N": {"type": "integer"}}}
+    told = schema(numbers).schema
+    assert told["definitions"] == {"N": {"type": "integer"}}
+    assert told["properties"]["answer"] == {"type": "array", "items": {"$ref": "#/definitions/N"}}
+    assert not schema({"$ref": "#/definitions/N", "definitions": {"N": NUMBER}}).wrapped
+
+
+def test_a_definition_of_anything_is_a_form() -> None:
+    anything = {"$ref": "#/$defs/x", "$defs": {"x": True}}
+    assert schema(anything).wrapped
+    assert read('{"answer": [1]}', anything) == [1]
+
+
+@pytest.mark.parametrize("ref", ["#", "#/items", "#/anyOf/0"])
+def test_a_form_that_is_no_object_does_not_refer_to_its_own_root(ref: str) -> None:
+    tree = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": ref}}], "items": {"type": "string"}}
+    with pytest.raises(InvalidRequest, match=r'refer to "#/\$defs/NAME"') as caught:
+        schema(tree)
+    assert str(caught.value).startswith(f"output_type: {ref!r} cannot be used")
+
+
+def test_an_object_may_refer_to_its_own_root() -> None:
+    tree = {"type": "object", "properties": {"inner": {"$ref": "#"}}, "additionalProperties": False}
+    assert read('{"inner": {"inner": {}}}', tree) == {"inner": {"inner": {}}}
 
 
 def test_the_wrapping_may_be_left_out() -> None:

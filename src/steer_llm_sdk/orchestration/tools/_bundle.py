@@ -1,4 +1,4 @@
-"""Making a bundle: k replicates, a bounded number at a time, and one honest account of what came of them."""
+"""Making a bundle: k replicates, a limited number at a time, and a report of all of them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from steer_llm_sdk.orchestration.models.evidence_bundle import (
     Replicate,
     ReplicateQuality,
 )
-from steer_llm_sdk.orchestration.tools.base import BundleOptions
+from steer_llm_sdk.orchestration.tools.base import BundleOptions, own_limit
 from steer_llm_sdk.reliability.deadline import GRACE
 
 _TICK: Final = 0.001
-"""Seconds within which a time has come: a timer may fire a rounding error early."""
+"""Seconds that a timer may fire early by rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +44,11 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of one slot. `error` makes the replicate invalid. `over_budget`: nothing more may be spent.
+class ReplicateOutcome:
+    """The result of one slot. `error` makes the replicate invalid. `over_budget`: nothing more may be spent.
 
-    `costs` is USD by model; `unpriced` says that something was used at a price nobody knows. `notes` go into the
-    bundle's metadata: True stands, lists are joined.
+    `costs` is USD by model; `unpriced`: something was used at an unknown price. `notes` go into the bundle's metadata;
+    lists of several replicates are joined.
     """
 
     data: Any = None
@@ -76,13 +76,13 @@ class Tell(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be made. `listened`: somebody gets the events, so that a summary on the way is worth its work."""
+    """What is to be made. `listened`: the events are received, so that partial summaries are worth computing."""
 
     task: str
     model: str | None
     seeds: Sequence[int]
     options: BundleOptions
-    produce: Callable[[Slot], Awaitable[Outcome]]
+    produce: Callable[[Slot], Awaitable[ReplicateOutcome]]
     tell: Tell
     listened: bool = False
     fields: Sequence[str] | None = None
@@ -92,11 +92,11 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class _Made:
     slot: Slot
-    outcome: Outcome
+    outcome: ReplicateOutcome
     replicate: Replicate
 
     @classmethod
-    def of(cls, slot: Slot, outcome: Outcome, elapsed_ms: float) -> _Made:
+    def of(cls, slot: Slot, outcome: ReplicateOutcome, elapsed_ms: float) -> _Made:
         failure = outcome.failure
         quality = ReplicateQuality(
             valid=failure is None,
@@ -121,10 +121,10 @@ _Task: TypeAlias = asyncio.Task[_Made]
 async def make_bundle(job: Job) -> EvidenceBundle:
     """Make the replicates and the bundle of them.
 
-    A replicate that fails is an invalid one. Over budget, no more are started; shortly before the deadline of the run,
-    with at least one valid replicate, the others are cancelled and what there is is reported. None valid:
-    BudgetExceeded if that is all there was, TimeoutError at the tool's own limit, else AllToolsFailed with every cause.
-    No child outlives this call, except one that is deaf to cancellation.
+    A replicate that fails is invalid. When the budget is exceeded, no more are started. Shortly before the deadline of
+    the run, if at least one replicate is valid, the others are cancelled and the valid ones reported. If none is valid:
+    BudgetExceeded if it refused all, TimeoutError at the tool's own limit, else AllToolsFailed with every cause.
+    No child task outlives this call, except one that ignores its cancellation.
     """
     return await _Making(job).make()
 
@@ -135,6 +135,7 @@ class _Making:
         self._k = job.options.k
         self._clock = asyncio.get_running_loop().time
         self._started = self._clock()
+        self._own_limit = own_limit(job.options.timeout_ms)
         self._todo = deque(enumerate(job.seeds[: self._k], start=1))
         self._running: dict[_Task, Slot] = {}
         self._done: dict[int, _Made] = {}
@@ -169,7 +170,7 @@ class _Making:
                 await self._mind_the_time()
 
     def _launch(self) -> bool:
-        """Start what may be started; whether anything runs."""
+        """Start as many as may run at once. Returns whether any is running."""
         while self._todo and len(self._running) < self._job.options.max_parallel:
             share = 1 / len(self._todo)
             number, seed = self._todo.popleft()
@@ -202,7 +203,7 @@ class _Making:
             await self._job.tell("warning", {"message": f"no more replicates are started: {over}"})
 
     async def _stop_running(self) -> None:
-        """Cancel every child and wait for it, but not for one that is deaf."""
+        """Cancel every child and wait for it, at most GRACE seconds."""
         tasks, self._running = list(self._running), {}
         for task in tasks:
             task.cancel()
@@ -213,39 +214,34 @@ class _Making:
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _left(self) -> float | None:
-        """Seconds until somebody's deadline. Asked anew each time: that of a keyed run may move."""
+        """Seconds until the earlier deadline, of the run or the tool. The one of a keyed run may move."""
         limits = [limit for limit in (time_left(), self._own_left()) if limit is not None]
         return min(limits, default=None)
 
     def _own_left(self) -> float | None:
-        own = self._job.options.timeout_ms
-        return None if own is None else self._started + own / 1000 - self._clock()
+        return None if self._own_limit is None else self._started + self._own_limit - self._clock()
 
     def _patience(self) -> float | None:
-        """How long to wait for the next replicate.
+        """Seconds to wait for the next replicate.
 
-        With a valid one in hand the rest of the work needs its time too: the cancelled must end and the summary be made
-        before the deadline. Without, the run ends the wait at its own deadline, and a limit of the tool's is kept here.
+        Once one is valid, time must be left before the deadline to end the cancelled ones and make the summary. Before
+        that the run ends the wait at its own deadline, and only the tool's own limit is enforced here.
         """
-        left = self._left() if self._valid else None
-        if left is not None:
-            return max(0.0, left - self._margin)
-        return max(0.0, self._own_left() or 0.0) if self._own_is_earlier() else None
-
-    def _own_is_earlier(self) -> bool:
-        own, run = self._own_left(), time_left()
-        return own is not None and (run is None or own + _TICK < run)
+        left, spare = (self._left(), self._margin) if self._valid else (self._own_left(), 0.0)
+        return None if left is None else max(0.0, left - spare)
 
     @property
     def _margin(self) -> float:
         return GRACE + 0.015 + 0.001 * self._k
 
     async def _mind_the_time(self) -> None:
-        left, own = self._left(), self._own_left()
+        """At the end of the patience, as it is now: cut the work, unless the deadline has moved away."""
+        patience = self._patience()
+        if patience is None or patience > _TICK:
+            return
         if self._valid:
-            if left is not None and left <= self._margin + _TICK:
-                await self._cut()
-        elif own is not None and own <= _TICK and self._own_is_earlier():
+            await self._cut()
+        else:
             raise TimeoutError(f"no valid replicate within timeout_ms = {self._job.options.timeout_ms:g}")
 
     async def _cut(self) -> None:
@@ -350,36 +346,36 @@ class _Making:
         }
 
 
-async def _undisturbed(work: Awaitable[Outcome]) -> Outcome:
-    """A cancellation that nobody asked this task for is a failure like any other."""
+async def _undisturbed(work: Awaitable[ReplicateOutcome]) -> ReplicateOutcome:
+    """A cancellation that was not requested of this task counts as a failure of the replicate."""
     try:
         return await work
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return Outcome(error=OrchestratorError("the answer was cancelled from within"))
+        return ReplicateOutcome(error=OrchestratorError("the answer was cancelled from within"))
 
 
 def _retrieve(task: _Task) -> None:
-    """What a cancelled child still raises is nobody's news."""
+    """Mark what a cancelled child raises as seen, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
 
-def _sum_usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _sum_usage(outcomes: Sequence[ReplicateOutcome]) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for outcome in outcomes:
         total = add_usage(total, outcome.usage)
     return total
 
 
-def _sum_by_model(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def _sum_by_model(outcomes: Sequence[ReplicateOutcome]) -> dict[str, float]:
     models = dict.fromkeys(model for outcome in outcomes for model in outcome.costs)
     return {model: math.fsum(outcome.costs.get(model, 0.0) for outcome in outcomes) for model in models}
 
 
-def _join_notes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _join_notes(outcomes: Sequence[ReplicateOutcome]) -> dict[str, Any]:
     joined: dict[str, Any] = {}
     for outcome in outcomes:
         for name, note in outcome.notes.items():

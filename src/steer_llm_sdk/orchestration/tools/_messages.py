@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, cast
@@ -17,16 +16,16 @@ Role = Literal["system", "user", "assistant"]
 TEXT_KEYS: Final = ("prompt", "query", "text")
 """The keys of a request that are the user's words, in the order in which they are put together."""
 PLANNING_KEYS: Final = frozenset({"type", "options"})
-"""What a request says to the planner; no model sees it."""
+"""Keys of a request that are for the planner; they are not sent to a model."""
 ROLES: Final = ("system", "user", "assistant")
 
 
 def messages_of(request: Any, instructions: str | None = None) -> tuple[Message, ...]:
     """The messages of a request; `instructions` first, as the system's.
 
-    A request with `messages` is sent as these say. Else the first of `prompt`, `query`, `text` is the user's message,
+    A request with `messages` is sent as these. Otherwise the first of `prompt`, `query`, `text` is the user's message,
     and every other key is added below it under its name: strings as they are, other values as JSON. `type` and
-    `options` speak to the planner and are left out. A str is its own text.
+    `options` are for the planner and are left out. A str is sent as a user's message.
     """
     request = {"query": request} if isinstance(request, str) else request
     if not isinstance(request, Mapping):
@@ -44,6 +43,7 @@ def _rendered(request: Mapping[str, Any]) -> str:
             raise InvalidRequest(key, request[key], "give a text; other values go under keys of their own")
         if not request[key].strip():
             raise InvalidRequest(key, request[key], "there is nothing in it to answer; give some text")
+        _as_text(key, request[key])
     others = [key for key in request if key not in (*TEXT_KEYS, *PLANNING_KEYS, "messages")]
     parts = [request[keys[0]]] if keys else []
     parts += [f"{key}:\n{_as_text(key, request[key])}" for key in (*keys[1:], *others)]
@@ -55,9 +55,9 @@ def _rendered(request: Mapping[str, Any]) -> str:
 def _as_text(key: str, value: Any) -> str:
     try:
         plain = json_value(value)
+        return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, indent=2)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(str(key), value, f"give a JSON value ({error})") from None
-    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, indent=2)
 
 
 def _listed(request: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -78,7 +78,7 @@ def _message(field: str, given: Any) -> Message:
         return given
     if not isinstance(given, Mapping):
         raise InvalidRequest(field, given, 'give {"role": ..., "content": ...}')
-    unknown = sorted(map(str, given.keys() - {"role", "content"}))
+    unknown = [key for key in given if key not in ("role", "content")]
     if unknown:
         raise InvalidRequest(f"{field}.{unknown[0]}", given[unknown[0]], "a message has `role` and `content`")
     role = given.get("role")
@@ -91,18 +91,20 @@ def _content(field: str, given: Any) -> str | tuple[str | Image, ...]:
     if isinstance(given, str):
         if not given.strip():
             raise InvalidRequest(field, given, "there is nothing in it; give some text")
-        return given
+        return _as_text(field, given)
     if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)) or not given:
         raise InvalidRequest(field, given, "give a text, or a list of text and image_url parts")
     return tuple(_part(f"{field}[{index}]", part) for index, part in enumerate(given))
 
 
 def _part(field: str, given: Any) -> str | Image:
-    if isinstance(given, (str, Image)):
+    if isinstance(given, str):
+        return _as_text(field, given)
+    if isinstance(given, Image):
         return given
     kind = given.get("type") if isinstance(given, Mapping) else None
     if kind == "text" and isinstance(given.get("text"), str):
-        return cast(str, given["text"])
+        return _as_text(f"{field}.text", given["text"])
     if kind == "image_url":
         url = given.get("image_url")
         return _image(f"{field}.image_url", url.get("url") if isinstance(url, Mapping) else url)
@@ -118,5 +120,5 @@ def _image(field: str, url: Any) -> Image:
         raise InvalidRequest(field, url, "give an http(s) URL, or data:image/png;base64,...")
     try:
         return Image(data=base64.b64decode(data, validate=True), media_type=media_type)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InvalidRequest(field, head, f"what follows is not base64 ({error})") from None

@@ -1,8 +1,8 @@
 """Asking models: what LLMTool does once and LLMBundleTool k times.
 
-One question goes to the first model of a list. Each request stands under the policies of the run by itself
-(`protected`); an answer that does not have the form asked for gets one repair attempt; a model that fails is followed
-by the next one.
+One question goes to the first model of a list. The policies of the run apply to each request separately
+(`protected`); an answer that does not have the form asked for is followed by one repair request; when a model fails,
+the next one is asked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from steer_llm_sdk.errors import (
 )
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, add_usage, tokens_of
-from steer_llm_sdk.orchestration._call import Spent, budget_left, protected, time_left
+from steer_llm_sdk.orchestration._call import Spent, budget_left, current_scope, protected, time_left
 from steer_llm_sdk.orchestration.tools.structured import (
     InvalidAnswer,
     OutputSchema,
@@ -34,7 +34,7 @@ from steer_llm_sdk.reliability.budget import Ledger, charge_of_failure
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
 _AFTER_DEADLINE: Final = 0.1
-"""Seconds by which a model's own timeout lies behind the run's deadline: the deadline speaks first, always."""
+"""Seconds by which a model's own timeout is later than the run's deadline, so that the deadline always comes first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +47,18 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked, of whichever model.
+    """What is asked, of whichever model. Timeouts are those of ModelRequest, in seconds.
 
-    `budget` is this answer's own; `share` is how much of the run's budget it may plan with where nobody set
-    `max_tokens`.
+    `budget` limits this one answer. `share` is the part of the run's remaining budget that it may plan with when no
+    `max_tokens` is set.
     """
 
     messages: tuple[Message, ...]
     output: OutputSchema | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    first_byte_timeout: float | None = None
+    chunk_timeout: float | None = None
     seed: int | None = None
     idempotency_key: str | None = None
     budget: Ledger = field(default_factory=Ledger)
@@ -64,12 +66,12 @@ class Question:
 
 
 class ReplicateBudgetExceeded(BudgetExceeded):
-    """What this answer alone may spend does not allow the next request; the run may go on."""
+    """The budget of this one answer does not allow the next request. The run may go on."""
 
 
 @dataclass(slots=True)
 class Account:
-    """What one question took, over all its requests, the failed ones included."""
+    """What one question used, over all its requests, the failed ones included."""
 
     usage: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
@@ -89,26 +91,30 @@ class Account:
             self.costs[reply.model] = self.costs.get(reply.model, 0.0) + reply.cost_usd
 
     def add_failure(self, error: Exception) -> None:
-        """A failed request that used something has used it at a price that nobody told."""
+        """What a failed request used has an unknown price."""
         if isinstance(error, ProviderError) and error.usage:
             self.usage = add_usage(self.usage, error.usage)
             self.unpriced = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """`failures` are the models that were asked before, with what went wrong, in order."""
+class ModelAnswer:
+    """`failures` are the models that were asked before, each with its error, in order.
+
+    `truncated`: it is a text, and not all of it. An answer of a form that was asked for is whole or was refused.
+    """
 
     value: Any
     model: str
     finish_reason: str | None
     warnings: tuple[str, ...] = ()
+    truncated: bool = False
     repaired: bool = False
     failures: Mapping[str, Exception] = field(default_factory=dict)
 
 
 class TextEvents:
-    """A model's text on its way to the events, piece by piece. An attempt that starts anew says so first."""
+    """Sends a model's text as events, piece by piece. A new attempt first sends a `restart` event."""
 
     def __init__(self, manager: EventManager, *, is_json: bool) -> None:
         self._within_run = isinstance(manager, RunEvents)
@@ -117,7 +123,7 @@ class TextEvents:
         self._shown = 0
 
     def begin(self, adapter: ModelAdapter) -> None:
-        """What was shown of an attempt before this one is no part of the answer."""
+        """Start an attempt. Text that was shown of an earlier one is not part of the answer."""
         if self._shown:
             data = {"model": adapter.name, "chunks": self._shown}
             self._tell({"event_type": "restart", "data": data}, adapter, 0)
@@ -128,7 +134,7 @@ class TextEvents:
         self._shown += 1
 
     async def flush(self) -> None:
-        """Within a run, the run does this."""
+        """Wait until the events are delivered. Within a run, the run does this."""
         if not self._within_run:
             await self._events.flush()
 
@@ -143,16 +149,16 @@ def _own_run(manager: EventManager) -> RunEvents:
 
 async def ask(
     question: Question, routes: Sequence[Route], account: Account, events: TextEvents | None = None
-) -> Answer:
-    """The first answer that the models, in order, give. What was spent is in `account`, also when this raises.
+) -> ModelAnswer:
+    """The first answer that one of the models, in order, gives. `account` has what was spent, also when this raises.
 
-    A budget or an attempt limit ends it; anything else that goes wrong with one model the next one may cure. One model:
-    its error is raised; several: AllToolsFailed with all of them.
+    An exceeded budget or attempt limit is raised at once; after any other error the next model is asked. If all fail, a
+    single model's error is raised, else AllToolsFailed with all errors.
     """
     failures: dict[str, Exception] = {}
     for number, route in enumerate(routes):
         try:
-            answer = await _Asking(_for_route(question, number), route, account, events).answer()
+            answer = await _ModelQuestion(_for_route(question, number), route, account, events).answer()
             return replace(answer, failures=failures)
         except BudgetExceeded:
             raise
@@ -167,7 +173,7 @@ async def ask(
 
 
 def _for_route(question: Question, number: int) -> Question:
-    """Another model is another call: it does not share the key of the first."""
+    """A request to another model is another call, so it gets an idempotency key of its own."""
     key = question.idempotency_key
     return replace(question, idempotency_key=f"{key}:m{number + 1}") if key is not None and number else question
 
@@ -178,15 +184,15 @@ def _name(route: Route, routes: Sequence[Route]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """One question to one model: ask, read, and where the answer cannot be read ask once more."""
+class _ModelQuestion:
+    """One question to one model: ask and read the answer; if it cannot be read, ask once more."""
 
     question: Question
     route: Route
     account: Account
     events: TextEvents | None
 
-    async def answer(self) -> Answer:
+    async def answer(self) -> ModelAnswer:
         request = self._request()
         reply, limit = await self._send(request)
         try:
@@ -195,7 +201,7 @@ class _Asking:
             reason = _said(reply, limit, error)
         return await self._repaired(_repair(request, reply, reason))
 
-    async def _repaired(self, request: ModelRequest) -> Answer:
+    async def _repaired(self, request: ModelRequest) -> ModelAnswer:
         reply, limit = await self._send(request)
         try:
             return replace(self._answer(reply, self._read(reply), limit), repaired=True)
@@ -214,6 +220,8 @@ class _Asking:
             schema=None if asked.output is None else asked.output.schema,
             max_tokens=asked.max_tokens,
             temperature=asked.temperature,
+            first_byte_timeout=asked.first_byte_timeout,
+            chunk_timeout=asked.chunk_timeout,
             seed=asked.seed,
             idempotency_key=asked.idempotency_key,
         )
@@ -226,13 +234,14 @@ class _Asking:
             raise InvalidAnswer("the answer is empty; answer the question")
         return clean_text(reply.text)
 
-    def _answer(self, reply: ModelReply, parsed: Parsed, limit: int | None) -> Answer:
-        cut = (_cut_off(limit),) if reply.finish_reason == "length" else ()
-        return Answer(
+    def _answer(self, reply: ModelReply, parsed: Parsed, limit: int | None) -> ModelAnswer:
+        output, cut = self.question.output, reply.finish_reason == "length"
+        return ModelAnswer(
             value=parsed.value,
             model=reply.model,
             finish_reason=reply.finish_reason,
-            warnings=(*parsed.warnings, *cut),
+            warnings=(*parsed.warnings, *((_cut_off(limit),) if cut else ())),
+            truncated=cut and (output is None or output.is_text),
         )
 
     async def _send(self, request: ModelRequest) -> tuple[ModelReply, int | None]:
@@ -241,29 +250,39 @@ class _Asking:
         await adapter.prepare()
         request = fitted(adapter, request, *self._room())
         worst = adapter.worst_case(request)
-        own = self.question.budget
-        try:
-            own.reserve(worst)
-        except BudgetExceeded as error:
-            raise ReplicateBudgetExceeded(error.budget_type, error.limit, error.actual) from None
+        # One that does not fit at all is no attempt: it is refused before the run counts it.
+        self._reserve(worst)
+        self.question.budget.settle(worst, Amount())
+        reply: ModelReply = await protected(
+            lambda: self._paid_attempt(request, worst),
+            target=adapter.target,
+            part=self.route.part,
+            measure=_spent,
+            worst_case=worst,
+            model=adapter.name,
+        )
+        self.account.add(reply)
+        return reply, request.max_tokens
+
+    async def _paid_attempt(self, request: ModelRequest, worst: Amount) -> ModelReply:
+        """One attempt on this answer's own budget; a retry is paid for like the first."""
+        self._reserve(worst)
         actual = worst
         try:
-            reply: ModelReply = await protected(
-                lambda: self._attempt(request),
-                target=adapter.target,
-                part=self.route.part,
-                measure=_spent,
-                worst_case=worst,
-                model=adapter.name,
-            )
+            reply = await self._attempt(request)
             actual = Amount(tokens_of(reply.usage), reply.cost_usd)
+            return reply
         except BaseException as error:
             actual = charge_of_failure(error, worst)
             raise
         finally:
-            own.settle(worst, actual)
-        self.account.add(reply)
-        return reply, request.max_tokens
+            self.question.budget.settle(worst, actual)
+
+    def _reserve(self, worst: Amount) -> None:
+        try:
+            self.question.budget.reserve(worst)
+        except BudgetExceeded as error:
+            raise ReplicateBudgetExceeded(error.budget_type, error.limit, error.actual) from None
 
     async def _attempt(self, request: ModelRequest) -> ModelReply:
         adapter, events = self.route.adapter, self.events
@@ -281,9 +300,9 @@ class _Asking:
 
 
 def fitted(adapter: ModelAdapter, request: ModelRequest, tokens: float, cost_usd: float) -> ModelRequest:
-    """A request without `max_tokens` gets as many as a budget leaves, so that its worst case keeps within it.
+    """A request without `max_tokens` gets as many as the budget leaves, so that its worst case is within the budget.
 
-    One whose input alone is too much stays as it is: the budget then refuses it, with the numbers.
+    A request whose input alone is too much is returned as it is: the budget then refuses it, with the numbers.
     """
     if request.max_tokens is not None or (math.isinf(tokens) and math.isinf(cost_usd)):
         return request
@@ -302,13 +321,15 @@ def _spent(reply: ModelReply) -> Spent:
 
 
 def _timeout() -> float | None:
-    left = time_left()
-    return None if left is None else left + _AFTER_DEADLINE
+    """Seconds that a request may take; None where the end of a keyed run may still move: then the run ends it."""
+    scope, left = current_scope(), time_left()
+    deadline = None if scope is None else scope.run.deadline
+    return None if left is None or deadline is None or not deadline.firm else left + _AFTER_DEADLINE
 
 
 def _repair(request: ModelRequest, reply: ModelReply, reason: str) -> ModelRequest:
     """The same conversation, with the answer in it and what was wrong with it."""
-    # A provider refuses a message with nothing in it.
+    # Providers refuse an empty message.
     said = (Message("assistant", reply.text),) if reply.text.strip() else ()
     form = " Answer again, with only the JSON that was asked for." if request.schema is not None else ""
     ask_again = Message("user", f"That answer cannot be used: {reason}.{form}")

@@ -18,11 +18,11 @@ from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.tools._messages import PLANNING_KEYS
 
 _TOLD = 3
-"""Further errors that are told with the first one."""
+"""Errors that are reported besides the first one."""
 
 
 class _Said:
-    """Stands in an error for what is not a value."""
+    """Is shown in an error instead of a value."""
 
     def __init__(self, words: str) -> None:
         self._words = words
@@ -56,7 +56,7 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """`fields` maps each parameter to its field in `model`; `injected` are those that no request may give."""
+    """`fields` maps each parameter to its field in `model`; `injected` are those that a request may not set."""
 
     where: str
     signature: inspect.Signature
@@ -96,7 +96,7 @@ class Parameters:
         )
 
     def read(self, request: Any) -> Arguments:
-        """The arguments in a request. InvalidRequest names the parameter, what was given, and what would do."""
+        """The arguments in a request. InvalidRequest names the parameter, what was given and what is allowed."""
         values = self._by_parameter(request)
         checked = self._checked(values)
         extra = checked.model_extra or {}
@@ -182,8 +182,8 @@ def _signature(function: Callable[..., Any], where: str) -> inspect.Signature:
 
 
 def _hints(function: Callable[..., Any], signature: inspect.Signature, where: str) -> dict[str, Any]:
-    """The type hints of the parameters. That of `event_manager` is not looked at: its class is often imported for type
-    checkers only."""
+    """The type hints of the parameters, without that of `event_manager`: its class is often imported for type checkers
+    only."""
     raw = {p.name: p.annotation for p in signature.parameters.values() if p.annotation is not p.empty}
     raw = {name: hint for name, hint in raw.items() if name != "event_manager"}
     names = getattr(inspect.unwrap(getattr(function, "func", function)), "__globals__", {})

@@ -1,4 +1,4 @@
-"""What runs a tool that is in no registry: a place that the flow, which stands above the tools, fills."""
+"""The function that runs a tool outside of a registry. The flow, which imports the tools, sets it here."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _runner: Runner | None = None
 
 
 def set_runner(runner: Runner) -> None:
-    """What `FunctionTool.run` runs through, in the whole process."""
+    """Set what `FunctionTool.run` uses, in the whole process."""
     global _runner
     _runner = runner
 
 
 def runner() -> Runner:
-    """RuntimeError where nothing has filled the place, which importing `steer_llm_sdk.orchestration` does."""
+    """RuntimeError if none is set; importing `steer_llm_sdk.orchestration` sets it."""
     if _runner is None:
         raise RuntimeError("nothing is there to run a tool; import steer_llm_sdk.orchestration first")
     return _runner

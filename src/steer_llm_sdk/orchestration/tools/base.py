@@ -7,13 +7,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.evidence import Limits
 from steer_llm_sdk.models.events import StreamDeltaEvent
+from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.orchestration._call import current_scope
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
-from steer_llm_sdk.orchestration.options import BUDGET_KEYS
+from steer_llm_sdk.orchestration.options import BUDGET_KEYS, invalid_option
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.streaming.manager import EventManager
 
@@ -24,11 +25,11 @@ _LIMITS = ("max_fields", "max_diffs", "max_bytes")
 
 
 class BundleOptions(BaseModel):
-    """What a bundle tool is asked for.
+    """The options of a bundle tool.
 
     `k` replicates, 2 to 10 unless the tool declares a higher `max_k`, of which at most `max_parallel` run at once;
-    `seeds` has one for each, the tool makes them where there are none. `epsilon` is a mean pairwise distance, for tools
-    that stop by it. Budgets take `ms`, `tokens`, `cost_usd`; the global one is the run's and is kept by the run.
+    `seeds` has one for each, else the tool derives them. `epsilon` is a mean pairwise distance, for tools that stop by
+    it. Budgets take `ms`, `tokens`, `cost_usd`; the global one is the run's and is enforced by the run.
     `bundle_limits` takes `max_fields`, `max_diffs`, `max_bytes`: how much the summary may report. `extra` holds every
     option that has no field here, such as `seed` and `temperature` of a deterministic run, or the tool's own.
     """
@@ -80,12 +81,14 @@ class BundleOptions(BaseModel):
                 raise ValueError(f"{key} = {value} cannot be kept; give 0 or more")
         return limits
 
-    @model_validator(mode="after")
-    def _check_seeds(self) -> BundleOptions:
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: list[int] | None, info: ValidationInfo) -> list[int] | None:
         # More than k are fine: a planner with little money may have lowered k under the caller's seeds.
-        if self.seeds is not None and len(self.seeds) < self.k:
-            raise ValueError(f"seeds: {len(self.seeds)} for {self.k} replicates; give one for each, or none")
-        return self
+        k = info.data.get("k", 0)
+        if seeds is not None and len(seeds) < k:
+            raise ValueError(f"{len(seeds)} for {k} replicates; give one for each, or none")
+        return seeds
 
 
 class BundleTool(Tool):
@@ -118,6 +121,11 @@ class BundleTool(Tool):
     def validate_options(self, options: Mapping[str, Any]) -> None:
         self._read_options(options)
 
+    def worst_case(self, request: Any, options: Mapping[str, Any]) -> Amount:
+        """What k replicates take; the class declares the cost of one."""
+        one, k = super().worst_case(request, options), self._read_options(options).k
+        return Amount(one.tokens * k, None if one.cost_usd is None else one.cost_usd * k)
+
     def _read_options(self, given: Mapping[str, Any]) -> BundleOptions:
         merged = {**self.default_options, **given}
         fields = self.options_type.model_fields
@@ -130,16 +138,25 @@ class BundleTool(Tool):
         return [(seed * 1000 + index) % 2**31 for index in range(k)]
 
     async def emit_event(self, event_manager: EventManager | None, event_type: str, data: Mapping[str, Any]) -> None:
-        """Tell one fact to whoever listens; nothing happens where nobody does."""
+        """Send one fact as a delta event, if there is an event manager."""
         if event_manager is not None:
             await event_manager.emit_delta(StreamDeltaEvent({"event_type": event_type, "data": dict(data)}))
 
 
+def own_limit(timeout_ms: float | None) -> float | None:
+    """The seconds that a tool keeps to by itself under its option `timeout_ms`; None: it has no limit of its own.
+
+    A run hands its `timeout_ms` to its tools so that they can plan with it. It keeps that deadline itself: of callers
+    with one key, one that joins may have more time.
+    """
+    scope = current_scope()
+    is_the_runs = scope is not None and scope.run.options.timeout_ms == timeout_ms
+    return None if timeout_ms is None or is_the_runs else timeout_ms / 1000
+
+
 def read_options(model: type[Options], given: Mapping[str, Any], **context: Any) -> Options:
-    """`given` as the option model of a tool; InvalidRequest names the option, its value and what would do."""
+    """`given` as the option model of a tool. InvalidRequest names the option, its value and what is allowed."""
     try:
         return model.model_validate(dict(given), context=context)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"])) or "tool_options"
-        raise InvalidRequest(field, first["input"], first["msg"].removeprefix("Value error, ")) from error
+        raise invalid_option(error, model.model_fields.keys() - {"extra"}) from error

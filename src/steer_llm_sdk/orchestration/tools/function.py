@@ -38,7 +38,7 @@ class FunctionTool(Tool, Generic[P, R]):
 
     The keys of a request are the function's parameters, and their type hints its JSON Schema, which is enforced:
     a request with a wrong, missing or unknown value is refused with a sentence before anything runs. `type` and
-    `options` of a request speak to the planner and are left out, unless the function has parameters of these names.
+    `options` of a request are for the planner and are left out, unless the function has parameters of these names.
     A text request goes to `query`, or else to the first parameter that takes a text.
 
     A parameter `options` that is annotated as a mapping gets the tool's options, and one called `event_manager` the
@@ -89,7 +89,7 @@ class FunctionTool(Tool, Generic[P, R]):
         return self._function(*args, **kwargs)
 
     def validate_request(self, request: Any) -> None:
-        """InvalidRequest, with the parameter, what was given and what would do."""
+        """InvalidRequest names the parameter, what was given and what is allowed."""
         self._parameters.read(request)
 
     async def execute(
@@ -152,7 +152,7 @@ def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     try:
         return function(*args, **kwargs)
     except StopIteration as error:
-        # It cannot cross from a thread into a future: whoever awaits would wait for ever.
+        # A future cannot hold StopIteration: the await would never end.
         raise RuntimeError("the function raised StopIteration") from error
 
 

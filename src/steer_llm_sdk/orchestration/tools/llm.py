@@ -6,51 +6,38 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.errors import BudgetExceeded, InvalidOutput, InvalidRequest
 from steer_llm_sdk.evidence import parse_path
-from steer_llm_sdk.orchestration._call import expect_answers, time_left
+from steer_llm_sdk.orchestration._call import expect_answers
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
-from steer_llm_sdk.orchestration.tool_registry import Tool
-from steer_llm_sdk.orchestration.tools._bundle import Job, Outcome, Slot, make_bundle
-from steer_llm_sdk.orchestration.tools._messages import messages_of
+from steer_llm_sdk.orchestration.tools._bundle import Job, ReplicateOutcome, Slot, make_bundle
 from steer_llm_sdk.orchestration.tools._model_call import (
     Account,
-    Answer,
+    ModelAnswer,
     Question,
     ReplicateBudgetExceeded,
     Route,
     TextEvents,
     ask,
 )
-from steer_llm_sdk.orchestration.tools.base import MAX_K, BundleOptions, BundleTool, read_options
-from steer_llm_sdk.orchestration.tools.structured import OutputSchema
-from steer_llm_sdk.providers.base import ModelAdapter
-from steer_llm_sdk.providers.models import Model, resolve_model
+from steer_llm_sdk.orchestration.tools._model_tool import ModelCallOptions, ModelTool, without_bundle_options
+from steer_llm_sdk.orchestration.tools.base import MAX_K, BundleOptions, BundleTool, own_limit, read_options
+from steer_llm_sdk.providers.models import ModelSpec
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.streaming.manager import EventManager
 
-ModelSpec: TypeAlias = str | Model | ModelAdapter
 
+class LLMOptions(ModelCallOptions):
+    """The options of one call of an LLMTool. A value given here replaces the one the tool was made with.
 
-class _CallOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-
-    model: Any = None
-    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    seed: int | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    idempotency_key: str | None = None
-
-
-class LLMOptions(_CallOptions):
-    """The options of an LLMTool; each goes before what the tool was made with.
-
-    `model` is a name, a Model, an adapter, or a list of them. `timeout_ms` bounds the whole call. `streaming` shows
-    the text as it comes, in delta events. The others are what a run tells every tool.
+    `model` is a name, a Model, an adapter, or a list of them. `first_byte_timeout` and `chunk_timeout` are the seconds
+    that a request may go without a byte, before its answer and within it. `timeout_ms` limits the whole call;
+    that of a run is kept by the run. `streaming` sends the text as delta events while it arrives. A run passes the
+    other options to every tool.
     """
 
     streaming: bool = False
@@ -61,116 +48,38 @@ class LLMOptions(_CallOptions):
     request_id: str | None = None
 
 
-class LLMBundleOptions(BundleOptions, _CallOptions):
-    """The options of an LLMBundleTool: those of every bundle, and `model`, `temperature`, `max_tokens` for each call.
+class LLMBundleOptions(BundleOptions, ModelCallOptions):
+    """The options of an LLMBundleTool: those of every bundle, and those that set something of each request.
 
-    From `seed` the seeds are made where none are given. `per_replicate_budget` bounds one replicate with its repair: a
-    request that might exceed it is not sent. An `idempotency_key` gets the replicate's id behind it.
+    Without `seeds`, one for each replicate is derived from `seed`. `per_replicate_budget` limits one replicate with its
+    repair: a request that might exceed it is not sent. The replicate's id is appended to an `idempotency_key`.
     """
 
 
-class _Models:
-    """The models of a tool, each with the name by which a breaker knows it, and those that an option names instead."""
-
-    def __init__(self, tool_name: str, spec: ModelSpec | Sequence[ModelSpec]) -> None:
-        self._tool_name = tool_name
-        self._made: dict[str | Model, ModelAdapter] = {}
-        self.routes = self._routes(spec)
-
-    @property
-    def names(self) -> list[str]:
-        return [route.adapter.name for route in self.routes]
-
-    def chosen(self, spec: Any) -> Sequence[Route]:
-        return self.routes if spec is None else self._routes(spec, chosen=True)
-
-    async def aclose(self) -> None:
-        """Close what was made here. An adapter that was given is its owner's to close."""
-        for adapter in self._made.values():
-            await adapter.aclose()
-
-    def _routes(self, spec: Any, chosen: bool = False) -> tuple[Route, ...]:
-        specs = list(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else [spec]
-        if not specs:
-            raise InvalidRequest("model", spec, 'name at least one model, such as "openai:gpt-5-mini"')
-        adapters = [self._adapter(one) for one in specs]
-        if len(adapters) == 1 and not chosen:
-            return (Route(adapter=adapters[0], part=self._tool_name),)
-        return tuple(Route(adapter=adapter, part=self._part(adapters, index)) for index, adapter in enumerate(adapters))
-
-    def _part(self, adapters: Sequence[ModelAdapter], index: int) -> str:
-        """`tool[model]`; a model that is there several times, with several keys or endpoints, is numbered."""
-        name = adapters[index].name
-        same = [place for place, adapter in enumerate(adapters) if adapter.name == name]
-        number = f"#{same.index(index) + 1}" if len(same) > 1 else ""
-        return f"{self._tool_name}[{name}{number}]"
-
-    def _adapter(self, spec: Any) -> ModelAdapter:
-        if isinstance(spec, ModelAdapter):
-            return spec
-        if not isinstance(spec, (str, Model)):
-            raise InvalidRequest("model", spec, "give a name such as openai:gpt-5-mini, a Model, or a list of them")
-        if spec not in self._made:
-            self._made[spec] = resolve_model(spec)
-        return self._made[spec]
-
-
-class LLMTool(Tool):
-    """Asks a model and hands back its text, or a value of `output_type`.
+class LLMTool(ModelTool):
+    """Asks a model and returns its text, or a value of `output_type`.
 
         LLMTool("title", "openai:gpt-5-mini", "Give the text a title.")
         LLMTool("facts", ["openai:gpt-5-mini", "anthropic:claude-haiku-4-5"], output_type=Facts)
-        LLMTool("local", Model("qwen3", base_url="http://127.0.0.1:8000/v1"), output_type={"type": "object", ...})
+        LLMTool("local", Model("vllm:qwen3", base_url="http://127.0.0.1:9000/v1"), output_type={"type": "object"})
 
-    `model` is a name, a `Model` with its own endpoint and key, or a list: the next one is asked when one fails,
-    whatever the reason, short of a budget or an attempt limit. Each request stands under the run's retry, breaker,
-    budget and attempt timeout by itself.
+    `model` is a name, a `Model` with its own endpoint and key, or a list: when one model fails the next one is asked,
+    unless a budget or an attempt limit was the reason. Retry, breaker, budget and attempt timeout of the run apply to
+    each request separately.
 
     `output_type` is a pydantic model, any type pydantic understands, or a JSON Schema; None is text. An answer that
-    does not have that form gets one repair attempt that carries the validation error, counted and charged; after that
-    it is InvalidOutput. Where nobody sets `max_tokens` and the run has a budget, it is what the budget leaves.
+    does not have that form is followed by one repair request with the validation error, counted and charged; if that
+    fails too, InvalidOutput is raised. Without a `max_tokens`, a run with a budget sets it to what the budget leaves.
+
+    `first_byte_timeout` is how many seconds a request may wait for the first byte of the answer, `chunk_timeout` how
+    many may pass between two bytes; None is no such limit. A request that exceeds one fails with ProviderTimeout.
 
     The request is a text, or a mapping with `query`, `text` or `prompt` (every other key is added under its name), or
     with `messages`: `{"role", "content"}` where content is text or a list of text and image_url parts.
     """
 
-    composite = True
-
-    def __init__(
-        self,
-        name: str,
-        model: ModelSpec | Sequence[ModelSpec],
-        instructions: str | None = None,
-        output_type: Any = None,
-        *,
-        version: str = "1.0.0",
-        description: str = "",
-        capabilities: Sequence[str] = (),
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-    ) -> None:
-        self._name = name
-        self._models = _Models(name, model)
-        self._asking = _Asking(instructions, OutputSchema.of(output_type), max_tokens, temperature)
-        self.version = version
-        self.description = description
-        self.capabilities = tuple(capabilities)
-        self.provider = self._models.routes[0].adapter.target
-        self.supported_models = tuple(self._models.names)
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def targets(self) -> Sequence[tuple[str, str]]:
-        return tuple((route.adapter.target, route.part) for route in self._models.routes)
-
-    def validate_request(self, request: Any) -> None:
-        messages_of(request)
-
     def validate_options(self, options: Mapping[str, Any]) -> None:
-        self._models.chosen(read_options(LLMOptions, _without_bundle_options(options)).model)
+        self._routes(read_options(LLMOptions, without_bundle_options(options, LLMOptions)).model)
 
     async def execute(
         self,
@@ -178,11 +87,16 @@ class LLMTool(Tool):
         options: dict[str, Any] | None = None,
         event_manager: EventManager | None = None,
     ) -> dict[str, Any]:
-        """`content`, `usage` and `cost_usd` of all its calls; in `metadata` who answered, and what is to be known."""
-        chosen = read_options(LLMOptions, _without_bundle_options(options or {}))
-        question = self._asking.question(request, chosen)
-        routes = self._models.chosen(chosen.model)
-        events = self._asking.events(event_manager) if chosen.streaming else None
+        """`content`; `usage` and `cost_usd` of all requests; `metadata` with the model that answered and any notes.
+
+        `metadata["truncated"]` is true where a text was cut off at `max_tokens`: the output of the run is partial.
+        """
+        chosen = read_options(LLMOptions, without_bundle_options(options or {}, LLMOptions))
+        question = self._questions.question(request, chosen)
+        routes = self._routes(chosen.model)
+        events = None
+        if chosen.streaming and event_manager is not None:
+            events = TextEvents(event_manager, is_json=question.output is not None)
         account = Account()
         try:
             answer = await _in_time(ask(question, routes, account, events), chosen.timeout_ms)
@@ -196,19 +110,16 @@ class LLMTool(Tool):
             "metadata": {**_of_answer(answer), **_of_account(account)},
         }
 
-    async def aclose(self) -> None:
-        await self._models.aclose()
 
+class LLMBundleTool(ModelTool, BundleTool):
+    """Asks the same question k times, with different seeds, and reports field by field where the answers agree.
 
-class LLMBundleTool(BundleTool):
-    """Asks the same k times, with different seeds, and reports field by field where the answers agree.
-
-    As LLMTool, k times and at most `max_parallel` at once. A replicate that fails is invalid and counts against the
-    agreement. `fields` are the dotted paths that the answers are compared by; None compares everything. `max_k` is the
-    most that an option may ask for.
+    Each replicate is asked for as an LLMTool asks, at most `max_parallel` at once. A replicate that fails, or whose
+    text was cut off, is invalid and counts against the agreement. `fields` are the dotted paths by which answers are
+    compared; None compares everything. `max_k` is the highest `k` that an option may ask for. The other arguments are
+    those of LLMTool.
     """
 
-    composite = True
     options_type: ClassVar[type[BundleOptions]] = LLMBundleOptions
     supports_streaming = True
 
@@ -225,36 +136,32 @@ class LLMBundleTool(BundleTool):
         capabilities: Sequence[str] = (),
         max_tokens: int | None = None,
         temperature: float | None = None,
+        first_byte_timeout: float | None = None,
+        chunk_timeout: float | None = None,
         fields: Sequence[str] | None = None,
         max_k: int = MAX_K,
     ) -> None:
-        self._name = name
-        self._models = _Models(name, model)
-        self._asking = _Asking(instructions, OutputSchema.of(output_type), max_tokens, temperature)
+        super().__init__(
+            name,
+            model,
+            instructions,
+            output_type,
+            version=version,
+            description=description,
+            capabilities=capabilities,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            first_byte_timeout=first_byte_timeout,
+            chunk_timeout=chunk_timeout,
+        )
         self._fields = _checked_fields(fields)
         self.max_k = max_k
         self.default_options = {"k": read_options(BundleOptions, {"k": k}, max_k=max_k).k}
-        self.version = version
-        self.description = description
-        self.capabilities = tuple(capabilities)
-        self.provider = self._models.routes[0].adapter.target
-        self.supported_models = tuple(self._models.names)
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def targets(self) -> Sequence[tuple[str, str]]:
-        return tuple((route.adapter.target, route.part) for route in self._models.routes)
-
-    def validate_request(self, request: Any) -> None:
-        messages_of(request)
 
     def validate_options(self, options: Mapping[str, Any]) -> None:
         chosen = cast(LLMBundleOptions, self._read_options(options))
         _refuse_unknown(chosen)
-        self._models.chosen(chosen.model)
+        self._routes(chosen.model)
 
     async def _execute_bundle(
         self, request: Any, options: BundleOptions, event_manager: EventManager | None
@@ -262,8 +169,8 @@ class LLMBundleTool(BundleTool):
         chosen = cast(LLMBundleOptions, options)
         _refuse_unknown(chosen)
         expect_answers(chosen.k)
-        routes = self._models.chosen(chosen.model)
-        question = self._asking.question(request, chosen)
+        routes = self._routes(chosen.model)
+        question = self._questions.question(request, chosen)
         schema = question.output
         return await make_bundle(
             Job(
@@ -279,42 +186,10 @@ class LLMBundleTool(BundleTool):
             )
         )
 
-    async def aclose(self) -> None:
-        await self._models.aclose()
 
-
-class _Asking:
-    """What a tool was made with, and from it and the options of a call the question to the models."""
-
-    def __init__(
-        self, instructions: str | None, output: OutputSchema | None, max_tokens: int | None, temperature: float | None
-    ) -> None:
-        self._instructions = instructions
-        self._output = output
-        defaults = {"max_tokens": max_tokens, "temperature": temperature}
-        self._defaults = read_options(_CallOptions, defaults)
-
-    def question(self, request: Any, chosen: _CallOptions) -> Question:
-        mine = self._defaults
-        return Question(
-            messages=messages_of(request, self._instructions),
-            output=self._output,
-            max_tokens=mine.max_tokens if chosen.max_tokens is None else chosen.max_tokens,
-            temperature=mine.temperature if chosen.temperature is None else chosen.temperature,
-            seed=chosen.seed,
-            idempotency_key=chosen.idempotency_key,
-        )
-
-    def events(self, manager: EventManager | None) -> TextEvents | None:
-        return None if manager is None else TextEvents(manager, is_json=self._output is not None)
-
-
-async def _in_time(work: Awaitable[Answer], timeout_ms: float | None) -> Answer:
-    """Within the tool's own limit, where the deadline of the run is not the earlier one: that is the run's to keep."""
-    left = time_left()
-    if timeout_ms is None or (left is not None and left <= timeout_ms / 1000):
-        return await work
-    timer = asyncio.timeout(timeout_ms / 1000)
+async def _in_time(work: Awaitable[ModelAnswer], timeout_ms: float | None) -> ModelAnswer:
+    """Within the tool's own limit, if it has one."""
+    timer = asyncio.timeout(own_limit(timeout_ms))
     try:
         async with timer:
             return await work
@@ -324,8 +199,10 @@ async def _in_time(work: Awaitable[Answer], timeout_ms: float | None) -> Answer:
         raise TimeoutError(f"no answer within timeout_ms = {timeout_ms:g}") from None
 
 
-async def _replicate(question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot) -> Outcome:
-    """One replicate, whatever becomes of it."""
+async def _replicate(
+    question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot
+) -> ReplicateOutcome:
+    """Ask for one replicate. A failure is part of the outcome, not raised."""
     key = question.idempotency_key
     own = replace(
         question,
@@ -350,11 +227,19 @@ async def _replicate(question: Question, routes: Sequence[Route], budget: Mappin
             return _outcome(account, error=error)
         late = ReplicateBudgetExceeded("time", milliseconds, (clock() - started) * 1000)
         return replace(_outcome(account, error=late), unpriced=True)
+    if answer.truncated:
+        # Half a text agrees with nobody, and two halves prove nothing.
+        return _outcome(account, error=_cut_off(answer, routes), model=answer.model)
     return _outcome(account, data=answer.value, model=answer.model, warnings=_warnings(answer))
 
 
-def _outcome(account: Account, **known: Any) -> Outcome:
-    return Outcome(
+def _cut_off(answer: ModelAnswer, routes: Sequence[Route]) -> InvalidOutput:
+    answering = routes[min(len(answer.failures), len(routes) - 1)]
+    return InvalidOutput(answer.warnings[-1], answering.adapter.target, answer=str(answer.value))
+
+
+def _outcome(account: Account, **known: Any) -> ReplicateOutcome:
+    return ReplicateOutcome(
         usage=account.usage,
         costs=account.costs,
         unpriced=account.unpriced,
@@ -363,16 +248,17 @@ def _outcome(account: Account, **known: Any) -> Outcome:
     )
 
 
-def _warnings(answer: Answer) -> list[str]:
+def _warnings(answer: ModelAnswer) -> list[str]:
     failed = [f"{name} was asked first: {error}" for name, error in answer.failures.items()]
     repaired = ["the first answer did not have the form asked for"] if answer.repaired else []
     return [*failed, *repaired, *answer.warnings]
 
 
-def _of_answer(answer: Answer) -> dict[str, Any]:
-    """Who answered. What is not the case is not listed."""
+def _of_answer(answer: ModelAnswer) -> dict[str, Any]:
+    """The model that answered, and those notes on its answer that apply."""
     notes = {
         "finish_reason": answer.finish_reason,
+        "truncated": answer.truncated,
         "repaired": answer.repaired,
         "warnings": list(answer.warnings),
         "failed_models": {name: str(error) for name, error in answer.failures.items()},
@@ -381,7 +267,7 @@ def _of_answer(answer: Answer) -> dict[str, Any]:
 
 
 def _of_account(account: Account) -> dict[str, Any]:
-    """What is to be known of the requests: whether a recording or this machine answered, what a model cannot take."""
+    """Those notes on the requests that apply: a recording or this machine answered, settings that were ignored, ids."""
     replies = account.replies
     notes = {
         "simulated": any(reply.simulated for reply in replies),
@@ -392,14 +278,8 @@ def _of_account(account: Account) -> dict[str, Any]:
     return {name: note for name, note in notes.items() if note}
 
 
-def _without_bundle_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A planner hands every tool the options of a bundle; a single call has no use for them."""
-    foreign = BundleOptions.model_fields.keys() - LLMOptions.model_fields.keys()
-    return {name: value for name, value in options.items() if name not in foreign}
-
-
 def _refuse_unknown(options: BundleOptions) -> None:
-    # A bundle tells its events whether or not text is streamed; k texts at once would be shown to nobody's use.
+    # `streaming` changes nothing here: a bundle always sends its events, and k texts at once would be unreadable.
     unknown = [name for name in options.extra if name != "streaming"]
     if unknown:
         known = sorted(LLMBundleOptions.model_fields.keys() - {"extra"})

@@ -1,4 +1,4 @@
-"""Structured output: from a model's text to a JSON value of the form that was asked for, or the sentence why not."""
+"""Structured output: from a model's text to a JSON value of the form that was asked for, or the reason why not."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 
 _WRAP: Final = "answer"
 _SHOWN: Final = 5
-"""Validation errors that are told at once; a model that got more wrong is best told the first ones."""
+"""Validation errors that a repair request lists; more would not help the model."""
 
 
 class InvalidAnswer(ValueError):
-    """A model's answer that has not the form it was asked for; the message is a sentence the model can act on."""
+    """A model's answer does not have the form asked for. The message is a sentence that the model can act on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class OutputSchema:
         return cls(schema=told, check=check, wrapped=wrapped, is_text=_root(schema).get("type") == "string")
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value that nobody said as a whole, a consensus, has the form."""
+        """Whether a value, such as a consensus of several answers, has the form."""
         try:
             self.check(value)
         except InvalidAnswer:
@@ -87,8 +87,8 @@ def read_answer(text: str, output: OutputSchema) -> Parsed:
     """The value in `text`: strict JSON, else the first fenced block that is JSON, else the first balanced object.
 
     Line breaks and tabs may stand in its strings unescaped. A value that was not strict JSON comes with a warning. The
-    inside of a broken or unfinished object is never taken: an answer that was cut off is not usable. InvalidAnswer says
-    what was wrong.
+    inside of an object is never taken, nor a fenced block in it, whether the object is whole, broken or unfinished: an
+    answer that was cut off is not usable. InvalidAnswer says what was wrong.
     """
     try:
         found, warnings = _find_json(text, output)
@@ -113,7 +113,9 @@ def clean_text(text: str) -> Parsed:
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\r?\n(.*?)```", re.DOTALL)
 _OPENING, _CLOSING = ("{", "["), ("}", "]")
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_BRACKET = re.compile(r"[\[{]")
+# A string that does not end is one token with all that follows, so that no text is read twice.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
 def _find_json(text: str, output: OutputSchema) -> tuple[Any, tuple[str, ...]]:
@@ -128,7 +130,7 @@ def _find_json(text: str, output: OutputSchema) -> tuple[Any, tuple[str, ...]]:
         try:
             value, more = _loads(candidate)
         except InvalidAnswer as error:
-            # A text that is JSON to the eye is judged as such, another one by the JSON in it.
+            # If the text begins as JSON, its own error is reported, else that of the JSON inside it.
             failure = failure if text[0] in "{[" else error
         else:
             if output.wrapped or isinstance(value, dict):
@@ -137,27 +139,46 @@ def _find_json(text: str, output: OutputSchema) -> tuple[Any, tuple[str, ...]]:
 
 
 def _inside(text: str, output: OutputSchema) -> Iterator[tuple[str, str]]:
-    for block in _FENCE.finditer(text):
-        yield block[1], "the JSON was taken out of a fenced block"
+    for block in _fenced(text):
+        yield block, "the JSON was taken out of a fenced block"
     regions = _balanced(text)
     objects = [region for region in regions if region[0] == "{"]
     for region in objects[:1] or (regions[:1] if output.wrapped else []):
         yield region, "the JSON was taken out of the text around it"
 
 
+def _fenced(text: str) -> Iterator[str]:
+    """What is in each fence that does not begin within brackets."""
+    at, fence = 0, _FENCE.search(text)
+    while fence is not None:
+        bracket = _BRACKET.search(text, at, fence.start())
+        if bracket is None:
+            yield fence[1]
+            at = fence.end()
+        else:
+            at = _closed(text, bracket.start()) or len(text)
+        if at > fence.start():
+            fence = _FENCE.search(text, at)
+
+
 def _balanced(text: str) -> list[str]:
     """Every stretch from a bracket that is in no other to the one that closes it."""
-    regions, depth, start = [], 0, 0
-    first = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=len(text))
-    for token in _TOKEN.finditer(text, first):
-        if token[0] in _OPENING:
-            start = start if depth else token.start()
-            depth += 1
-        elif token[0] in _CLOSING and depth:
-            depth -= 1
-            if depth == 0:
-                regions.append(text[start : token.end()])
+    regions = []
+    bracket = _BRACKET.search(text)
+    while bracket is not None and (end := _closed(text, bracket.start())) is not None:
+        regions.append(text[bracket.start() : end])
+        bracket = _BRACKET.search(text, end)
     return regions
+
+
+def _closed(text: str, start: int) -> int | None:
+    """The end of what the bracket at `start` opens; None where nothing closes it."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += (token[0] in _OPENING) - (token[0] in _CLOSING)
+        if depth == 0:
+            return token.end()
+    return None
 
 
 def _loads(text: str) -> tuple[Any, tuple[str, ...]]:
@@ -167,7 +188,7 @@ def _loads(text: str) -> tuple[Any, tuple[str, ...]]:
     except json.JSONDecodeError as error:
         failure = InvalidAnswer(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
     try:
-        # What models get wrong most often, and what cannot be misread: a line break within a string.
+        # The most frequent mistake, and one with only one meaning: a line break within a string.
         return _parsed(text, strict=False), ("the JSON had line breaks or other control characters in its strings",)
     except json.JSONDecodeError:
         raise failure from None
@@ -196,11 +217,11 @@ def _check_nesting(text: str) -> None:
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise InvalidAnswer(f'the key "{_short(twice)}" is in one object twice')
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise InvalidAnswer(f'the key "{_short(key)}" is in one object twice')
+        made[key] = value
     return made
 
 
@@ -233,7 +254,7 @@ def _checked_by_type(adapter: pydantic.TypeAdapter[Any]) -> Callable[[Any], Any]
 
 
 def _checked_by_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
-    # Only a schema given as a mapping needs the validator.
+    # Loaded here because only a schema given as a mapping needs the validator.
     import jsonschema_rs
 
     elsewhere: list[str] = []
@@ -271,13 +292,19 @@ def _short(text: str, limit: int = 200) -> str:
 
 # Forms whose root is no object.
 
+_DEFINITIONS: Final = ("$defs", "definitions")
+"""Where a schema keeps what its `$ref` name; the second is draft-07's."""
+
 
 def _root(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema itself, or what its root refers to among its own definitions."""
     ref = schema.get("$ref")
-    if not isinstance(ref, str) or not ref.startswith("#/$defs/"):
-        return schema
-    return dict(schema.get("$defs", {}).get(ref.removeprefix("#/$defs/"), {}))
+    for place in _DEFINITIONS:
+        if isinstance(ref, str) and ref.startswith(f"#/{place}/"):
+            definition = schema.get(place, {}).get(ref.removeprefix(f"#/{place}/"))
+            # `true` is a definition too: of anything.
+            return definition if isinstance(definition, Mapping) else schema
+    return schema
 
 
 def _is_object(schema: Mapping[str, Any]) -> bool:
@@ -285,8 +312,9 @@ def _is_object(schema: Mapping[str, Any]) -> bool:
 
 
 def _in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
-    inner = {key: value for key, value in schema.items() if key not in ("$defs", "$schema", "$id")}
-    outer = {key: schema[key] for key in ("$schema", "$defs") if key in schema}
+    _refuse_moved_refs(schema)
+    inner = {key: value for key, value in schema.items() if key not in (*_DEFINITIONS, "$schema", "$id")}
+    outer = {key: schema[key] for key in ("$schema", *_DEFINITIONS) if key in schema}
     return {
         "type": "object",
         "properties": {_WRAP: inner},
@@ -294,6 +322,26 @@ def _in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
         "additionalProperties": False,
         **outer,
     }
+
+
+def _refuse_moved_refs(part: Any) -> None:
+    """InvalidRequest for a `$ref` into what is not at the root any more when it travels in an object."""
+    if isinstance(part, Mapping):
+        ref = part.get("$ref")
+        if isinstance(ref, str) and _is_moved(ref):
+            reason = (
+                'the schema is no object and is sent as {"answer": ...}, so its root is elsewhere; '
+                'put what this $ref means under $defs and refer to "#/$defs/NAME"'
+            )
+            raise InvalidRequest("output_type", ref, reason)
+    elif not isinstance(part, Sequence) or isinstance(part, str):
+        return
+    for inner in part.values() if isinstance(part, Mapping) else part:
+        _refuse_moved_refs(inner)
+
+
+def _is_moved(ref: str) -> bool:
+    return ref == "#" or (ref.startswith("#/") and not ref.startswith(tuple(f"#/{name}/" for name in _DEFINITIONS)))
 
 
 def _unwrapped(value: Any) -> Any:

@@ -1,10 +1,9 @@
-"""The built-in tool: what can be said of a text, by a language model where one is named, else by counting."""
+"""The built-in tool: analyses a text, with a language model if one is named, else by counting."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from steer_llm_sdk.orchestration._call import budget_left, current_scope
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.orchestration.tools._messages import PLANNING_KEYS
 from steer_llm_sdk.orchestration.tools._model_call import fitted
+from steer_llm_sdk.orchestration.tools._model_tool import Models, without_bundle_options
 from steer_llm_sdk.orchestration.tools._text import (
     FLESCH,
     FLESCH_SOURCE,
@@ -27,17 +27,15 @@ from steer_llm_sdk.orchestration.tools._text import (
     ranked,
     tidy,
 )
-from steer_llm_sdk.orchestration.tools.base import BundleOptions, read_options
+from steer_llm_sdk.orchestration.tools.base import read_options
 from steer_llm_sdk.orchestration.tools.llm import LLMOptions, LLMTool
 from steer_llm_sdk.providers._endpoint import LOCAL_SERVERS
 from steer_llm_sdk.providers.base import Message, ModelAdapter, ModelRequest
 from steer_llm_sdk.providers.discover import LocalServer, found_keys, local_servers
-from steer_llm_sdk.providers.models import Model, resolve_model
+from steer_llm_sdk.providers.models import MODEL_VARIABLE, configured_model
 from steer_llm_sdk.streaming.manager import EventManager
 
 R = TypeVar("R")
-
-MODEL_VARIABLE: Final = "STEER_MODEL"
 
 MOST_READ: Final = 60_000
 """Characters that a model is given at most, some 15,000 tokens of English. Of a longer text it reads the most central
@@ -77,7 +75,7 @@ NO_MODEL: Final = "No language model was called: no model was named. What follow
 
 class TextAnalyzerOptions(LLMOptions):
     """`model`, as for an LLMTool; without it, and without STEER_MODEL, no model is called and the other options of a
-    model call have nothing to do. `sentences` is the length of the extract, `key_phrases` how many there are at most.
+    model call have no effect. `sentences` is the length of the extract, `key_phrases` the highest number of phrases.
     """
 
     sentences: int = Field(default=3, ge=1, le=50)
@@ -91,9 +89,9 @@ class TextAnalyzer(Tool):
     one call, fitted to the budget. Where the budget, or 60,000 characters, is too little for the whole text, the model
     reads its most central sentences; `metadata["read"]` says how much that is.
 
-    Without one nothing leaves this machine: counts, readability, key phrases and an extract, at no cost, with
-    `metadata["local"]` and no word that a model wrote. A key in the environment alone never spends anything; the
-    answer names it, and the local servers, for whoever wants to name a model.
+    Without a model nothing leaves this machine: counts, readability, key phrases and an extract, computed at no cost,
+    with `metadata["local"]` true. A key in the environment alone is never used; the answer names its variable, and
+    the local servers that were found, so that one of them can be chosen.
     """
 
     composite = True
@@ -103,7 +101,7 @@ class TextAnalyzer(Tool):
     def __init__(self, look_at: Mapping[str, str] = LOCAL_SERVERS) -> None:
         """`look_at`: where local servers may be, by prefix."""
         self._look_at = look_at
-        self._adapters: dict[str | Model, ModelAdapter] = {}
+        self._models = Models()
 
     @property
     def name(self) -> str:
@@ -123,7 +121,7 @@ class TextAnalyzer(Tool):
         _text_of(request)
 
     def validate_options(self, options: Mapping[str, Any]) -> None:
-        chosen = read_options(TextAnalyzerOptions, _without_bundle_options(options))
+        chosen = read_options(TextAnalyzerOptions, without_bundle_options(options, TextAnalyzerOptions))
         self._adapters_of(_named_model(chosen.model))
 
     async def execute(
@@ -134,7 +132,7 @@ class TextAnalyzer(Tool):
     ) -> dict[str, Any]:
         """`content` as the class says; `metadata["ignored_keys"]` names what else was in the request."""
         text = _text_of(request)
-        given = _without_bundle_options(options or {})
+        given = without_bundle_options(options or {}, TextAnalyzerOptions)
         chosen = read_options(TextAnalyzerOptions, given)
         model = _named_model(chosen.model)
         if model is None:
@@ -145,17 +143,14 @@ class TextAnalyzer(Tool):
         return {**result, "metadata": {**result["metadata"], "ignored_keys": ignored}} if ignored else result
 
     async def aclose(self) -> None:
-        """Close the models that were named; an adapter that was given is its owner's to close."""
-        adapters, self._adapters = self._adapters, {}
-        for adapter in adapters.values():
-            await adapter.aclose()
+        await self._models.aclose()
 
     async def _counted(self, text: str, chosen: TextAnalyzerOptions) -> dict[str, Any]:
         count = partial(analyse, text, phrases=chosen.key_phrases, sentences=chosen.sentences)
         analysis, servers = await asyncio.gather(_aside(count, text), local_servers(at=self._look_at))
         return {
             "content": {"note": NO_MODEL, **_as_content(analysis), "models": _could_be_named(found_keys(), servers)},
-            # Known to be nothing, which is not the same as a price that nobody knows.
+            # Free, which is not the same as None, an unknown price.
             "cost_usd": 0.0,
             "metadata": {"local": True, "language_model": None},
         }
@@ -169,6 +164,8 @@ class TextAnalyzer(Tool):
         event_manager: EventManager | None,
     ) -> dict[str, Any]:
         text = plain(text)
+        for adapter in adapters:  # What it takes to estimate a request is loaded here, off the loop.
+            await adapter.prepare()
         fitting = _Fitting(adapters, chosen.max_tokens, *_room(chosen.global_budget or {}))
         read = await _aside(partial(fitting.read, text), text)
         asking = LLMTool(self.name, list(adapters), _INSTRUCTIONS, _SCHEMA)
@@ -177,18 +174,7 @@ class TextAnalyzer(Tool):
         return {**result, "metadata": {**result["metadata"], "read": _report(read, text)}}
 
     def _adapters_of(self, model: Any) -> list[ModelAdapter]:
-        specs = list(model) if isinstance(model, (list, tuple)) else [] if model is None else [model]
-        return [self._adapter(spec) for spec in specs]
-
-    def _adapter(self, spec: Any) -> ModelAdapter:
-        """One adapter for each name: it keeps its connections."""
-        if isinstance(spec, ModelAdapter):
-            return spec
-        if not isinstance(spec, (str, Model)):
-            raise InvalidRequest("model", spec, "give a name such as openai:gpt-5-mini, a Model, or a list of them")
-        if spec not in self._adapters:
-            self._adapters[spec] = resolve_model(spec)
-        return self._adapters[spec]
+        return [] if model is None else self._models.adapters(model)
 
 
 # ── the request ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -218,19 +204,13 @@ def _ignored(request: Any) -> list[str]:
     return [str(key) for key in request if key not in _KEYS and key not in PLANNING_KEYS]
 
 
-def _without_bundle_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A planner hands every tool the options of a bundle; this one has no use for them."""
-    foreign = BundleOptions.model_fields.keys() - TextAnalyzerOptions.model_fields.keys()
-    return {name: value for name, value in options.items() if name not in foreign}
-
-
 def _of_the_call(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in LLMOptions.model_fields and name != "model"}
 
 
 def _named_model(model: Any) -> Any:
-    """The model that the caller names, else the one that STEER_MODEL does; None where nobody named one."""
-    return model if model is not None else os.environ.get(MODEL_VARIABLE, "").strip() or None
+    """The model that the caller names, else the one that STEER_MODEL names; None if there is neither."""
+    return configured_model() if model is None else model
 
 
 async def _aside(work: Callable[[], R], text: str) -> R:
@@ -295,7 +275,7 @@ class _Fitting:
         if number:
             return _joined(text, order[:number])
         best = text[slice(*order[0])] if order else text
-        # Where not even a line fits the budget refuses it, with the numbers.
+        # If not even one line fits, the budget refuses the request, with the numbers.
         return tidy(best[: max(_SHORTEST, _largest(len(best), lambda n: self._fits(best[:n], answer)))])
 
     def max_tokens(self, text: str) -> int | None:
@@ -335,7 +315,7 @@ class _Fitting:
 
 
 def _largest(most: int, holds: Callable[[int], bool]) -> int:
-    """The largest number from 0 to `most` for which it holds; what holds for one holds for every smaller one."""
+    """The largest number from 0 to `most` for which `holds` is true; it must be true for every smaller one too."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2

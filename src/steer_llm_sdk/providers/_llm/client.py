@@ -38,7 +38,7 @@ from steer_llm_sdk.providers.base import ModelReply, ModelRequest
 T = TypeVar("T")
 
 _NO_KEY = "none"
-"""What the client libraries are given where no key is needed: they insist on one. It is not sent."""
+"""A placeholder for the client libraries, which require a key where the server needs none. It is not sent."""
 
 
 class Client:
@@ -47,11 +47,24 @@ class Client:
         self._pricing = pricing
         self._http = http_client(endpoint, base_url)
         self._model = _model(endpoint, base_url, self._http)
+        self._asking, self._closing = 0, False
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        """Close the connections: now, or when the last request under way has ended."""
+        self._closing = True
+        if not self._asking:
+            await self._http.aclose()
 
     async def ask(self, request: ModelRequest, on_text: Callable[[str], None] | None) -> ModelReply:
+        self._asking += 1
+        try:
+            return await self._ask(request, on_text)
+        finally:
+            self._asking -= 1
+            if self._closing and not self._asking:
+                await self._http.aclose()
+
+    async def _ask(self, request: ModelRequest, on_text: Callable[[str], None] | None) -> ModelReply:
         call = _Call(request, self._endpoint, self._model)
         token = current_exchange.set(call.exchange)
         try:
@@ -71,7 +84,7 @@ class Client:
         simulated = self._endpoint.recorded or "x-simulated" in exchange.headers
         return ModelReply(
             text=_text(response),
-            model=model,
+            model=self._endpoint.scrub(model),
             usage=usage,
             cost_usd=cost_of(usage, model, self._endpoint, self._pricing, recorded=simulated),
             request_id=exchange.request_id,
@@ -96,7 +109,7 @@ def _model(endpoint: Endpoint, base_url: str, http: WatchedClient) -> Model[Any]
         # The first user message is the question: nothing else may be sent in that role.
         asked = OpenAIModelProfile(openai_system_prompt_role="system")
         return OpenAIChatModel(endpoint.model, provider=OpenAIProvider(openai_client=openai), profile=asked)
-    # Every server that speaks this format knows `max_tokens`; fewer know its successor, or two system messages.
+    # Every server of this format takes `max_tokens`; not every one takes its successor, or two system messages.
     profile = OpenAIModelProfile(
         openai_chat_supports_max_completion_tokens=False, openai_chat_supports_multiple_system_messages=False
     )
@@ -134,7 +147,10 @@ class _Call:
         return await stack.enter_async_context(opening)
 
     async def _translated(self, step: Awaitable[T]) -> T:
-        """What the library raises, as ProviderError. Raised outside of the handler, so that a key in it stays there."""
+        """`step`, with what the library raises turned into a ProviderError.
+
+        It is raised outside of the handler: otherwise the original, which may hold the key, would be its context.
+        """
         try:
             return await step
         except Exception as error:
@@ -150,7 +166,7 @@ class _Call:
         )
 
     def _require_answer(self, response: ModelResponse) -> None:
-        """Raise for a stream that came to an end and yet is no answer."""
+        """Raise if the stream ended without an answer that can be used."""
         exchange, name, target = self.exchange, self._endpoint.name, self._endpoint.target
         usage, request_id = usage_of(response.usage), exchange.request_id
         if response.finish_reason == "content_filter":
@@ -177,7 +193,7 @@ def _text(response: ModelResponse) -> str:
 
 
 def usage_of(usage: RequestUsage) -> dict[str, int]:
-    """Input with what the cache served, output with what was thought; empty where nothing was reported."""
+    """Token counts: input includes the cache, output includes reasoning. Empty where the provider reported none."""
     if usage.unmeasured_requests or not usage.has_values():
         return {}
     counts = {

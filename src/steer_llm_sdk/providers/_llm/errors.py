@@ -1,7 +1,8 @@
-"""One table from what the client libraries raise to ProviderError.
+"""From the exceptions of the client libraries to ProviderError.
 
-Category before status: the libraries tell an exhausted quota from a rate limit, and a long prompt from a bad one, where
-the status does not. What no row knows is a bad response if something was sent, and a rejected request if nothing was.
+The type of an exception goes before its status: it tells an exhausted quota from a rate limit, and a prompt that is too
+long from one that is malformed. An exception that no table lists is a bad response if the request was sent, else a
+rejected request.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ _LONGEST_DETAIL = 400
 
 
 def as_provider_error(error: Exception, endpoint: Endpoint, exchange: Exchange) -> ProviderError:
-    """The ProviderError that stands for `error`, which it keeps as its cause, unless that would show the key.
+    """The ProviderError for `error`. It keeps `error` as its cause, unless the traceback of `error` shows the key.
 
-    Its usage is empty: the count of a stream that broke off is not what will be billed.
+    Its usage is empty: what a stream had counted when it broke is not what is billed.
     """
     if isinstance(error, ProviderError):
         return error
@@ -75,9 +76,23 @@ def as_provider_error(error: Exception, endpoint: Endpoint, exchange: Exchange) 
         kind = errors.ConnectionFailed
     failure = _build(kind, error, endpoint, exchange)
     failure.is_retryable = classify(error).declared
-    safe = not endpoint.betrayed_by("".join(traceback.format_exception(error)))
-    failure.original_error = failure.__cause__ = error if safe else None
+    failure.original_error = failure.__cause__ = None if _betrays(error, endpoint) else error
     return failure
+
+
+def _betrays(error: BaseException, endpoint: Endpoint) -> bool:
+    """Whether the key stands in the traceback, or in what the error or one of its causes holds."""
+    held = [repr((cause.args, vars(cause))) for cause in _chain(error)]
+    return endpoint.has_key_in("".join([*traceback.format_exception(error), *held]))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and everything it came from, also what a traceback would leave out."""
+    found = [error]
+    for each in found:
+        group = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        found += [cause for cause in (each.__cause__, each.__context__, *group) if cause and cause not in found]
+    return found
 
 
 def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
@@ -102,11 +117,12 @@ def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
 
 
 def _build(kind: type[ProviderError], error: Exception, endpoint: Endpoint, exchange: Exchange) -> ProviderError:
+    code = _code_of(error)
     details: dict[str, Any] = {
         "status_code": _status_of(error),
         "retry_after": parse_retry_after(exchange.headers, time.time()),
         "request_id": exchange.request_id,
-        "code": _code_of(error),
+        "code": None if code is None else endpoint.scrub(code),
     }
     message = endpoint.scrub(f"{endpoint.name}: {_says(kind, error, endpoint, exchange)}")
     if issubclass(kind, errors.ConnectionFailed):
@@ -133,7 +149,7 @@ def _was_sent(error: Exception) -> bool:
 
 
 def _says(kind: type[ProviderError], error: Exception, endpoint: Endpoint, exchange: Exchange) -> str:
-    """A sentence: what happened, the provider's own words, what would do."""
+    """A sentence: what happened, the provider's own message, and a way out where there is one."""
     if exchange.silence is not None:
         limit, seconds = exchange.silence
         return f"no byte for {seconds:g} s ({limit}); the call may have been billed"
@@ -144,16 +160,17 @@ def _says(kind: type[ProviderError], error: Exception, endpoint: Endpoint, excha
     status = _status_of(error)
     if status is not None:
         where = f"reported {status} inside its stream" if exchange.began else f"answered {status}"
-        return f"{where}: {_detail(error)}{_advice(kind, endpoint)}"
+        return f"{where}: {_detail(error, endpoint)}{_advice(kind, endpoint)}"
     if isinstance(error, ai.ModelAPIError) and error.in_stream:
-        return f"reported an error inside its stream: {_detail(error)}"
+        return f"reported an error inside its stream: {_detail(error, endpoint)}"
     if issubclass(kind, errors.ConnectionFailed):
         return _connection(error, endpoint)
     if kind is errors.TruncatedStream:
         return "the stream stopped without a finish reason or an end marker"
     if kind is errors.ProviderTimeout:
         return f"no byte for {LONGEST_SILENCE:g} s; the call may have been billed"
-    return f"the answer cannot be read: {_detail(error)}" if exchange.sent else _detail(error)
+    detail = _detail(error, endpoint)
+    return f"the answer cannot be read: {detail}" if exchange.sent else detail
 
 
 def _connection(error: Exception, endpoint: Endpoint) -> str:
@@ -169,12 +186,12 @@ def _advice(kind: type[ProviderError], endpoint: Endpoint) -> str:
     return ""
 
 
-def _detail(error: Exception) -> str:
-    """The provider's own words where it has some."""
+def _detail(error: Exception, endpoint: Endpoint) -> str:
+    """The provider's own message, else the exception's. It is scrubbed before it is cut: half a key is not found."""
     body = error.body if isinstance(error, ai.ModelAPIError) else None
     inner = body.get("error", body) if isinstance(body, Mapping) else body
     message = inner.get("message") if isinstance(inner, Mapping) else inner
-    text = " ".join(str(message or error or type(error).__name__).split())
+    text = endpoint.scrub(" ".join(str(message or error or type(error).__name__).split()))
     return text if len(text) <= _LONGEST_DETAIL else text[:_LONGEST_DETAIL] + "..."
 
 

@@ -1,4 +1,4 @@
-"""The HTTP client under a request: it sees what is sent, what comes back, and how long nothing comes."""
+"""The HTTP client: it notes what is sent and received, and keeps the limits on silence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from steer_llm_sdk.providers.base import ModelRequest
 T = TypeVar("T")
 
 LONGEST_SILENCE = 600.0
-"""Seconds without a byte after which a request is given up when it does not say."""
+"""Seconds without a byte after which a request fails that sets no limit of its own."""
 
 _CONNECT = 10.0
 _EXCERPT = 300
@@ -30,16 +30,16 @@ _HEADER_VARIABLES = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS")
 
 
 class NotAStream(Exception):
-    """A stream was asked for and something else came: a page, a document. The text says what and how it begins."""
+    """The response is not the stream that was asked for, but a page, say. The message has its type and beginning."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """One request and what became of it.
+    """One request and its response.
 
-    `body` is what was sent. `status` and `headers` are those of the response; `began`: some of its body came; `over`:
-    all of it that will. `silence` is the limit that ran out, by name, and its seconds. `no_stream` says what came
-    instead of a stream. `ended`: the wire's own end marker was seen.
+    `body` is what was sent. `status` and `headers` are those of the response, the headers without the key; `began`: a
+    part of its body arrived; `over`: its body ended. `silence` is the name of the limit that was exceeded, and its
+    seconds. `no_stream` says what came instead of a stream. `ended`: the end marker of the wire format arrived.
     """
 
     first_byte_timeout: float | None = None
@@ -71,7 +71,7 @@ class Exchange:
         return self.headers.get("x-request-id") or self.headers.get("request-id")
 
     def take(self, chunk: bytes | None) -> None:
-        """Some of the body, None at its end."""
+        """Note a part of the body; None is its end."""
         self.began = self.began or chunk is not None
         self.over = chunk is None
         self.tail = (self.tail + (chunk or b""))[-_TAIL:]
@@ -90,7 +90,7 @@ def http_client(endpoint: Endpoint, base_url: str) -> WatchedClient:
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30.0),
         # A redirect would carry the key of an Anthropic client to wherever it points.
         follow_redirects=False,
-        # A proxy for the way out does not reach this machine.
+        # A proxy for other machines cannot reach this one.
         trust_env=not endpoint.local and not endpoint.recorded,
         # Without TLS there is nothing to verify; reading the certificates takes 30 ms.
         verify=not plain,
@@ -98,7 +98,7 @@ def http_client(endpoint: Endpoint, base_url: str) -> WatchedClient:
 
 
 class WatchedClient(httpx2.AsyncClient):
-    """An AsyncClient that keeps the Exchange of the running request, and ends its silences."""
+    """An AsyncClient that fills in the Exchange of the running request and keeps its limits on silence."""
 
     def __init__(self, endpoint: Endpoint, **options: Any) -> None:
         super().__init__(**options)
@@ -106,21 +106,21 @@ class WatchedClient(httpx2.AsyncClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         if not self._endpoint.own_api:
-            _keep_to_oneself(request, self._endpoint)
+            _strip_environment(request, self._endpoint)
         exchange = current_exchange.get()
         exchange.body = request.content
         watch = _Watch(exchange, request)
         response = await watch.head(super().send(request, **options))
         exchange.status = response.status_code
-        exchange.headers = {name.lower(): value for name, value in response.headers.items()}
+        exchange.headers = {name.lower(): self._endpoint.scrub(value) for name, value in response.headers.items()}
         if response.is_success and isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = _WatchedStream(response.stream, watch)
-            await _require_stream(response, exchange)
+            await _require_stream(response, exchange, self._endpoint)
         return response
 
 
-def _keep_to_oneself(request: httpx2.Request, endpoint: Endpoint) -> None:
-    """Take out what the official clients add from the environment: it is meant for the official servers."""
+def _strip_environment(request: httpx2.Request, endpoint: Endpoint) -> None:
+    """Remove the headers that the official clients take from the environment: they are for the official servers."""
     for name in (*_ENVIRONMENT_HEADERS, *_custom_header_names()):
         request.headers.pop(name, None)
     key = endpoint.api_key.get_secret_value()
@@ -138,7 +138,7 @@ def _custom_header_names() -> list[str]:
 
 
 class _Watch:
-    """The clock of one exchange: until the first byte of the answer one limit holds, from then on the other."""
+    """The limits of one exchange: `first_byte_timeout` until its body begins, then `chunk_timeout`."""
 
     def __init__(self, exchange: Exchange, request: httpx2.Request) -> None:
         self._exchange, self._request = exchange, request
@@ -189,8 +189,8 @@ class _WatchedStream(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-async def _require_stream(response: httpx2.Response, exchange: Exchange) -> None:
-    """Raise NotAStream, with the connection closed, for a success that is no stream of events."""
+async def _require_stream(response: httpx2.Response, exchange: Exchange, endpoint: Endpoint) -> None:
+    """Raise NotAStream, with the connection closed, if a successful response is not a stream of events."""
     content_type = response.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() == "text/event-stream":
         return
@@ -198,6 +198,7 @@ async def _require_stream(response: httpx2.Response, exchange: Exchange) -> None
         excerpt = await anext(response.aiter_raw(), b"")
     finally:
         await response.aclose()
-    begins = excerpt[:_EXCERPT].decode("utf-8", errors="replace")
+    # Scrubbed before it is cut: half a key would not be found.
+    begins = endpoint.scrub(excerpt.decode("utf-8", errors="replace"))[:_EXCERPT]
     exchange.no_stream = f"{content_type or 'no content type'} instead of a stream of events: {begins!r}"
     raise NotAStream(exchange.no_stream)

@@ -1,7 +1,8 @@
-"""A request in the client library's terms; and, before anything is sent, what the model cannot take."""
+"""Turns a request into the client library's types, and refuses what the model cannot take before it is sent."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,19 +29,27 @@ from steer_llm_sdk.providers._worst_case import max_tokens_of
 from steer_llm_sdk.providers.base import Image, Message, ModelRequest
 
 _IMAGE_TYPE = re.compile(r"image/[\w.+-]+", re.ASCII)
+_LONGEST_KEY = 255
 _PROMPTED = "Answer with one JSON value that fits this JSON Schema, and with nothing else:\n"
 
 
 def settings_of(request: ModelRequest, endpoint: Endpoint, model: Model[Any]) -> ModelSettings:
-    """What is asked besides the messages, without what the library would drop with a warning."""
+    """The settings of the request, without those that the library would drop with a warning."""
     settings = ModelSettings(max_tokens=max_tokens_of(request, endpoint.model))
     if request.temperature is not None and _takes_temperature(model.profile):
         settings["temperature"] = request.temperature
     if request.seed is not None and "seed" not in model.unsupported_settings:
         settings["seed"] = request.seed
     if request.idempotency_key is not None and endpoint.wire == "openai":
-        settings["extra_headers"] = {"Idempotency-Key": request.idempotency_key}
+        settings["extra_headers"] = {"Idempotency-Key": _as_header(request.idempotency_key)}
     return settings
+
+
+def _as_header(key: str) -> str:
+    """The key where a header can carry it; else its SHA-256, which is the same for the same key."""
+    if len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable() and key == key.strip():
+        return key
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _takes_temperature(profile: Mapping[str, Any]) -> bool:
@@ -49,8 +58,8 @@ def _takes_temperature(profile: Mapping[str, Any]) -> bool:
     if not profile.get("openai_supports_reasoning", False):
         return True
     efforts = profile.get("openai_reasoning_efforts")
-    can_rest = profile.get("openai_supports_reasoning_effort_none", False) if efforts is None else "none" in efforts
-    return bool(can_rest and not profile.get("thinking_enabled_by_default", False))
+    can_be_off = profile.get("openai_supports_reasoning_effort_none", False) if efforts is None else "none" in efforts
+    return bool(can_be_off and not profile.get("thinking_enabled_by_default", False))
 
 
 def ignored_of(request: ModelRequest, sent: bytes) -> tuple[str, ...]:
@@ -70,7 +79,7 @@ def output_of(request: ModelRequest, endpoint: Endpoint, model: Model[Any]) -> M
 
 
 def _is_native(schema: Mapping[str, Any] | None, endpoint: Endpoint, model: Model[Any]) -> bool:
-    """Whether the API itself holds the model to the schema: only the providers' own do so alike, and for objects."""
+    """Whether the API enforces the schema: only the providers' own APIs do so in the same way, and only for objects."""
     own = endpoint.official or endpoint.recorded
     return (
         schema is not None
@@ -90,7 +99,7 @@ def messages_of(request: ModelRequest, endpoint: Endpoint, model: Model[Any]) ->
 
 
 def _with_schema(messages: Sequence[Message], schema: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The schema goes to the end of what the system says first."""
+    """The messages with the schema at the end of the first system message."""
     asked = _PROMPTED + json.dumps(schema, ensure_ascii=False)
     first = messages[0]
     if first.role != "system":
@@ -130,9 +139,9 @@ def check(request: ModelRequest, endpoint: Endpoint, model: Model[Any]) -> None:
 
 def _problems(request: ModelRequest, endpoint: Endpoint, model: Model[Any]) -> Iterator[tuple[str, str]]:
     if not request.messages:
-        yield "messages", "cannot be asked nothing; give at least one message"
+        yield "messages", "needs at least one message"
     elif all(message.role == "system" for message in request.messages):
-        yield "messages", "answers a user's message; add one with role 'user'"
+        yield "messages", "needs a message of the user; add one with role 'user'"
     if request.max_tokens is not None and request.max_tokens < 1:
         yield "max_tokens", f"cannot answer in {request.max_tokens} tokens; give 1 or more"
     late_system = endpoint.wire == "openai" or model.profile.get("supports_inline_system_prompts", False)

@@ -1,4 +1,4 @@
-"""Faults carried out: what is done to one exchange with one client. When a fault is due is decided in `faults`."""
+"""Carries out a fault in one exchange with a client. `faults` decides which request meets which fault."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SAYS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One request and the way back. `respond` asks the upstream; `note` counts the status sent, None if none."""
+    """One request and the way to answer it. `respond` asks the upstream; `note` counts the status, None if none."""
 
     connection: HttpConnection
     wire: Wire
@@ -59,7 +59,7 @@ class Exchange:
         await self.connection.start(response.status, response.headers, length=length, keep_alive=not self.last)
 
     async def quiet(self, seconds: float | None) -> None:
-        """Say nothing for that long, for ever if None. Raises ConnectionAbortedError when the client leaves."""
+        """Send nothing for so many seconds, without end if None. ConnectionAbortedError when the client leaves."""
         waits = [self.connection.left()] if seconds is None else [self.connection.left(), wait(self.sleep, seconds)]
         if await first_of(*waits) == 0:
             raise ConnectionAbortedError("the client left")

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a socket that can be mistreated: h11 keeps the protocol, the connection is ours to break."""
+"""HTTP/1.1 by h11 on a socket of our own, so that a connection can be broken on purpose."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class HttpResponse:
 
 
 class BadRequest(Exception):
-    """What the client sent is no HTTP, or too long. Its connection is closed."""
+    """What the client sent is not HTTP, or too long. Its connection is closed."""
 
 
 class HttpConnection:
@@ -126,13 +126,18 @@ class HttpConnection:
             await self._writer.drain()
 
     @property
+    def unanswered(self) -> bool:
+        """Whether the client waits for an answer of which nothing was sent yet."""
+        return self._wire.our_state is self._h11.SEND_RESPONSE
+
+    @property
     def reusable(self) -> bool:
         """Whether another request may follow on this connection."""
         done = self._h11.DONE
         return self._wire.our_state is done and self._wire.their_state is done
 
     async def left(self) -> None:
-        """Return when the client has hung up. What it sends meanwhile is thrown away."""
+        """Return when the client has hung up. What it sends until then is dropped."""
         with contextlib.suppress(ConnectionError):
             while await self._reader.read(_READ):
                 pass
@@ -144,15 +149,15 @@ class HttpConnection:
         self.abort()
 
     def hang_up(self) -> None:
-        """End the connection in good order; whoever reads from it sees its end."""
+        """Close the connection in order; the client reads its end."""
         self._writer.close()
 
     def abort(self) -> None:
-        """End it now; what was not sent yet is thrown away."""
+        """Close now; what was not sent yet is dropped."""
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Send the rest and end it. Idempotent, and without errors: whoever closes has nothing left to say."""
+        """Send the rest and close. Idempotent; errors of the connection are ignored."""
         try:
             self._writer.close()
             await self._writer.wait_closed()

@@ -1,4 +1,4 @@
-"""Waiting for the first of several things. How one sleeps is given from outside, so that tests need not wait."""
+"""Waiting for the first of several things. The sleep function is passed in, so that tests do not wait."""
 
 from __future__ import annotations
 

@@ -14,11 +14,19 @@ def is_stream(response: HttpResponse) -> bool:
 
 
 async def events_in(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Cut a stream between its events. What follows the last blank line comes last, as it is."""
+    """Cut a stream between its events, with every line end as \\n. What follows the last blank line comes last."""
     pending = b""
     async for piece in pieces:
-        *events, pending = (pending + piece).replace(b"\r\n", b"\n").split(BREAK)
+        data = pending + piece
+        # A \r at the end may be half of a \r\n.
+        whole = len(data) - data.endswith(b"\r")
+        *events, pending = _lines(data[:whole]).split(BREAK)
+        pending += data[whole:]
         for event in events:
             yield event + BREAK
     if pending:
-        yield pending
+        yield _lines(pending)
+
+
+def _lines(data: bytes) -> bytes:
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -47,7 +47,7 @@ class Reply:
 
 
 class ApiError(Exception):
-    """An error as a provider reports it: by status, and where the status leaves it open by `code`."""
+    """An error as a provider reports it: by status, and by `code` where one status has several meanings."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ class Wire(Protocol):
         ...
 
     def empty(self, reply: Reply, *, stream: bool) -> bytes:
-        """An answer that has everything but the answer: no choices, no content."""
+        """A complete response without an answer in it: no choices, no content."""
         ...
 
     def ends(self, event: bytes) -> bool:
@@ -127,7 +127,7 @@ def text_of(content: object, where: str) -> str:
 
 
 def messages_of(body: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Role and text of each message. Raises ApiError naming the message that is none."""
+    """Role and text of each message. Raises ApiError naming the message that is not valid."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: a list with at least one message is required", param="messages")
@@ -165,4 +165,5 @@ def integer_in(body: Mapping[str, Any], field: str, *, least: int | None = None)
 
 
 def dump(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    # Half a surrogate pair is no UTF-8; as the escape with a backslash, which JSON has too, it can be sent.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""What can go wrong, in words, and when it does.
+"""The faults that can be simulated: how they are written, and which requests they meet.
 
 A fault is written `KIND` or `KIND:KEY=VALUE,KEY=VALUE`.
 
@@ -37,7 +37,7 @@ And how:
     status=529         what the error event says (default 500)
 
 Requests are the POSTs a server takes, numbered from 1 since the plan was put in place. The first fault that applies
-is the one. Faults of a stream leave an answer in one piece alone: no-end, error-event.
+is used. The faults no-end and error-event change only streams, not an answer in one piece.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ from typing import Any
 from steer_llm_sdk.errors import InvalidRequest
 
 STATUSES = ("400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504", "529")
+_MOST_DIGITS = 15
+_MOST_TRIED = 10_000
 _RETRY = ("retry_after", "retry_after_ms", "should_retry")
 _WHICH = ("rate", "first", "after", "from", "to", "model")
 
@@ -107,7 +109,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """The faults in the order in which they are asked, and the seed of their chances."""
+    """The faults in the order in which they are tried, and the seed of their random draws."""
 
     faults: tuple[Fault, ...] = ()
     seed: int = 0
@@ -131,8 +133,19 @@ def decide(plan: FaultPlan, number: int, chance: Random, now: float, model: str 
     return None
 
 
+def first_met(plan: FaultPlan, fault: Fault) -> int | None:
+    """The number of the first request that `fault`, one of the plan's, meets by its rate.
+
+    None where that is not known beforehand (it depends on time or model), or it comes after the first 10,000.
+    """
+    if fault.since > 0 or fault.until < math.inf or fault.model is not None:
+        return None
+    numbers = range(1, _MOST_TRIED + 1)
+    return next((number for number in numbers if decide(plan, number, plan.chance(number), 0.0) is fault), None)
+
+
 def refusing(plan: FaultPlan, taken: int, now: float) -> bool:
-    """Whether nobody listens, after `taken` requests and at `now`."""
+    """Whether connections are refused, after `taken` requests and at `now`."""
     return any(fault.kind == "refuse" and fault.applies(taken + 1, now, None) for fault in plan.faults)
 
 
@@ -194,8 +207,9 @@ def _share(key: str, value: str) -> float:
 
 
 def _whole(key: str, value: str) -> int:
-    if not value.isascii() or not value.isdigit():
-        raise InvalidRequest(f"fault.{_dashed(key)}", value, "give a whole number, 0 or more")
+    if not value.isascii() or not value.isdigit() or len(value) > _MOST_DIGITS:
+        remedy = f"give a whole number, 0 or more, of {_MOST_DIGITS} digits at most"
+        raise InvalidRequest(f"fault.{_dashed(key)}", value, remedy)
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""A real endpoint as upstream: requests go there as they came, answers come back as they are given."""
+"""A real endpoint as upstream: requests and responses pass through unchanged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.providers._endpoint import is_address, without_password
 from steer_llm_sdk.providers.simulated._http import HttpRequest, HttpResponse
 from steer_llm_sdk.providers.simulated._wire import ApiError
 
@@ -32,19 +33,21 @@ class ProxyUpstream:
     """Forwards to `url` ("https://api.openai.com", with or without "/v1"), keys included.
 
     Streams pass through event by event; other answers are read whole. A connection that cannot be made is a 502 that
-    says so; one that breaks later breaks the client's too. `timeout` is how many seconds of silence are borne.
-    Needs the extra `llm`.
+    says so; one that breaks later breaks the client's too. After `timeout` seconds of silence a request fails.
+    A user and password in `url` are sent, and never shown. Needs the extra `llm`.
     """
 
     def __init__(self, url: str, *, timeout: float = 600.0) -> None:
+        shown = without_password(url)
         try:
             import httpx2
         except ImportError as error:
-            raise InvalidRequest("upstream", url, 'to forward to it, pip install "steer_llm_sdk[llm]"') from error
-        if not httpx2.URL(url).host:
-            raise InvalidRequest("upstream", url, "give an address with a host, like https://api.openai.com")
+            raise InvalidRequest("upstream", shown, 'to forward to it, pip install "steer_llm_sdk[llm]"') from error
+        if not is_address(url):
+            raise InvalidRequest("upstream", shown, "give an address with a host, like https://api.openai.com")
         self._httpx = httpx2
         self._base = url.rstrip("/").removesuffix("/v1")
+        self._shown = without_password(self._base)
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(timeout, connect=10.0))
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
@@ -63,22 +66,25 @@ class ProxyUpstream:
         headers = {name: value for name, value in request.headers.items() if name not in _HOP}
         # Not compressed: faults and recordings are cut where events end.
         headers["accept-encoding"] = "identity"
-        sent = self._client.build_request(request.method, url, headers=headers, content=request.body)
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         try:
+            sent = self._client.build_request(request.method, url, headers=raw, content=request.body)
             return await self._client.send(sent, stream=True)
+        except self._httpx.InvalidURL as error:
+            raise ApiError(400, f"The path cannot be passed on to {self._shown}: {error}") from error
         except self._httpx.TransportError as error:
-            raise ApiError(502, f"{self._base} gave no answer: {type(error).__name__}: {error}") from error
+            raise ApiError(502, f"{self._shown} gave no answer: {type(error).__name__}: {error}") from error
 
     async def _read(self, response: httpx2.Response) -> bytes:
         try:
             return await response.aread()
         except self._httpx.TransportError as error:
             await response.aclose()
-            raise ConnectionAbortedError(f"{self._base} broke off its answer") from error
+            raise ConnectionAbortedError(f"{self._shown} broke off its answer") from error
 
     async def _passed_through(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         try:
             async for piece in response.aiter_bytes():
                 yield piece
         except self._httpx.TransportError as error:
-            raise ConnectionAbortedError(f"{self._base} broke off its answer") from error
+            raise ConnectionAbortedError(f"{self._shown} broke off its answer") from error

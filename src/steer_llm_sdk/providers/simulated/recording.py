@@ -1,4 +1,4 @@
-"""The recorded answers: which questions there are, who answered them, and who answers next."""
+"""The recorded questions, the models that answered them, and the order in which the models take turns."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Recording:
         return self._by_words.get(_words(text))
 
     def model_named(self, name: str) -> str | None:
-        """The recorded model of this name: as it is written, else in any case and punctuation if only one fits.
+        """The recorded model of this name: an exact match, else the only one that differs in case and punctuation.
 
-        A leading "recorded:" is read over. The pool's own name is a model's name here.
+        A leading "recorded:" is ignored. The name of the pool counts as a model.
         """
         name = name.removeprefix("recorded:")
         names = (POOL, *self.models)

@@ -4,7 +4,7 @@ What is real about a recorded answer is its text and the model that gave it. Mad
 ids, token counts (`_wire.estimate_tokens`: four bytes of text are a token, and each message has four more), rate limit
 headers, and pace (a stream comes as fast as it can). Any API key is accepted. Each answer carries `x-simulated`.
 
-Control, on the same port and, for when nobody listens there, on `control_url`:
+Control, on the same port and on `control_url`, which answers also while that port refuses connections:
 
     GET    /__faults    {"faults": ["503:rate=0.2"], "seed": 0}
     PUT    /__faults    the same; request numbers and times start again
@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import socket
 import time
 from collections import Counter
@@ -37,6 +38,8 @@ from steer_llm_sdk.providers.simulated.faults import Fault, FaultPlan, decide, n
 from steer_llm_sdk.providers.simulated.sources import RECORDING, upstream_named
 from steer_llm_sdk.providers.simulated.upstream import JSON, OPENAI, Upstream, error_response, wire_of
 
+_log = logging.getLogger(__name__)
+
 Faults: TypeAlias = str | Fault | Iterable[str | Fault]
 
 
@@ -48,6 +51,19 @@ class CallCount:
     status: int | None
     fault: str | None
     count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, once it is known what the client gets. `number` counts from 1 since the faults were put in place.
+
+    `status` None: it gets none. `fault` None: none was due.
+    """
+
+    number: int
+    model: str | None
+    status: int | None
+    fault: str | None
 
 
 class _Switch(BaseModel):
@@ -64,7 +80,8 @@ class SimulatedServer:
 
     The upstream may be named: "recording", an address, or a file of recorded traffic. It is closed with the server.
 
-    `clock` gives seconds for `from` and `to`; `sleep` waits for what is slow. Start and stop it with `async with`.
+    `clock` gives seconds for `from` and `to`; `sleep` waits for what is slow. `on_call` is told of every request. Start
+    and stop it with `async with`.
 
         async with SimulatedServer(faults="503:rate=0.2", seed=7) as server:
             client = openai.AsyncOpenAI(base_url=server.base_url + "/v1", api_key="any")
@@ -80,8 +97,10 @@ class SimulatedServer:
         port: int = 0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Sleep = asyncio.sleep,
+        on_call: Callable[[Call], None] | None = None,
     ) -> None:
         self._upstream = upstream_named(upstream) if isinstance(upstream, str) else upstream
+        self._on_call = on_call
         self._host, self._port = host, port
         self._clock, self._sleep = clock, sleep
         self._plan = FaultPlan.of(faults, seed)
@@ -175,7 +194,7 @@ class SimulatedServer:
         self._counts.clear()
         self._asked = 0
 
-    # The port: open, unless a fault says that nobody listens.
+    # The port is open unless a fault refuses connections.
 
     async def _keep_gate(self) -> None:
         while True:
@@ -229,7 +248,7 @@ class SimulatedServer:
             await self._converse(connection, control_only)
         except ConnectionError:
             pass
-        except asyncio.CancelledError:  # by `aclose`, and by nobody else
+        except asyncio.CancelledError:  # only `aclose` cancels it
             connection.abort()
         finally:
             self._tasks.discard(task)
@@ -238,11 +257,24 @@ class SimulatedServer:
     async def _converse(self, connection: HttpConnection, control_only: bool) -> None:
         try:
             while self._socket is not None and (request := await self._next(connection, control_only)) is not None:
-                await self._take(connection, request, control_only)
+                await self._take_safely(connection, request, control_only)
                 if not connection.reusable or (self._listener is None and not control_only):
                     return
         except BadRequest as error:
             await _deliver(connection, error_response(OPENAI, ApiError(400, str(error)), "req_none"), keep_alive=False)
+
+    async def _take_safely(self, connection: HttpConnection, request: HttpRequest, control_only: bool) -> None:
+        """Answer with 500 if an unexpected error comes before the answer; after it has begun, break it off."""
+        try:
+            await self._take(connection, request, control_only)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            _log.exception("A %s could not be answered", request.method)
+            if not connection.unanswered:
+                raise ConnectionAbortedError("the answer broke off") from error
+            failed = ApiError(500, f"The server could not answer: {type(error).__name__}")
+            await _deliver(connection, error_response(wire_of(request), failed, "req_none"), keep_alive=False)
 
     async def _next(self, connection: HttpConnection, control_only: bool) -> HttpRequest | None:
         if not control_only:
@@ -264,7 +296,7 @@ class SimulatedServer:
             await self._pass(connection, request)
 
     async def _pass(self, connection: HttpConnection, request: HttpRequest) -> None:
-        """What is no POST is neither counted nor hurt."""
+        """Answer a request that is not a POST: it is not counted and meets no fault."""
         async with self._responses(request, "req_none") as respond:
             await _deliver(connection, await respond())
 
@@ -275,7 +307,7 @@ class SimulatedServer:
         fault = decide(plan, number, plan.chance(number), self._now(), model)
         if self._refusing():
             self._shut()
-        note = partial(self._count, model, fault)
+        note = partial(self._count, number, model, None if fault is None else fault.kind)
         request_id = "req_" + hashlib.sha256(f"{plan.seed}/{number}".encode()).hexdigest()[:24]
         async with self._responses(request, request_id) as respond:
             exchange = Exchange(
@@ -301,14 +333,16 @@ class SimulatedServer:
             note(None)
             raise
 
-    def _count(self, model: str | None, fault: Fault | None, status: int | None) -> None:
-        self._counts[model, status, None if fault is None else fault.kind] += 1
+    def _count(self, number: int, model: str | None, fault: str | None, status: int | None) -> None:
+        self._counts[model, status, fault] += 1
+        if self._on_call is not None:
+            self._on_call(Call(number=number, model=model, status=status, fault=fault))
 
     @contextlib.asynccontextmanager
     async def _responses(
         self, request: HttpRequest, request_id: str
     ) -> AsyncIterator[Callable[[], Awaitable[HttpResponse]]]:
-        """A way to ask the upstream; what it answered is closed on the way out."""
+        """Gives a function that asks the upstream. Its responses are closed at the end."""
         answered: list[HttpResponse] = []
 
         async def respond() -> HttpResponse:
@@ -372,7 +406,7 @@ def _peek(request: HttpRequest) -> tuple[str | None, bool]:
     """The model that is asked, and whether for a stream; (None, False) where the body does not say."""
     try:
         body = json.loads(request.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, False
     if not isinstance(body, dict):
         return None, False

@@ -1,4 +1,4 @@
-"""One recorded server for the whole process: the `recorded:` models find it by its address."""
+"""One server of the recording for the whole process, which the `recorded:` models ask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from steer_llm_sdk.providers import simulated
 
 
 class _Shared:
-    """The server in its thread, with a loop of its own, so that no caller's loop keeps it alive or takes it down."""
+    """The server in a thread with its own event loop, so that it does not depend on the loop of any caller."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()

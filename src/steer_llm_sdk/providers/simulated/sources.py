@@ -17,12 +17,13 @@ RECORDING = "recording"
 def upstream_named(name: str, *, speed: float = 1.0) -> Upstream:
     """`recording`, an address that begins with http, or a file of traffic, which is replayed at `speed`.
 
-    Raises InvalidRequest where there is no such thing.
+    Raises InvalidRequest where `name` is none of these.
     """
     if name == RECORDING:
         return RecordedUpstream(shipped_recording())
     if name.startswith(("http://", "https://")):
         return ProxyUpstream(name)
     if not Path(name).is_file():
-        raise InvalidRequest("upstream", name, f"give {RECORDING!r}, an address (https://…) or a file of traffic")
+        give = f"give {RECORDING!r}, an address (https://…) or a file that `steer-llm record` made"
+        raise InvalidRequest("upstream", name, f"there is no such file; {give}")
     return RecordedTraffic.read(name, speed=speed)

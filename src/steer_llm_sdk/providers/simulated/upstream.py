@@ -1,4 +1,4 @@
-"""What stands behind the fault layer, and the recorded answers as such an upstream."""
+"""The interface of what answers behind the faults, and the recorded answers as one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODELS = "/v1/models"
 
 
 class Upstream(Protocol):
-    """Whatever answers. Raises ApiError for what it will not answer."""
+    """Answers requests. Raises ApiError for a request that it does not answer."""
 
     async def respond(self, request: HttpRequest) -> HttpResponse: ...
 
@@ -45,6 +45,11 @@ def json_in(request: HttpRequest) -> dict[str, Any]:
     """The body as a JSON object. Raises ApiError."""
     try:
         body = json.loads(request.body)
+        json.dumps(body, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ApiError(400, "The body is JSON that is nested too deep to read") from error
+    except UnicodeEncodeError as error:
+        raise ApiError(400, "The body has half of a surrogate pair in it, which is no text") from error
     except ValueError as error:
         raise ApiError(400, f"The body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
@@ -69,9 +74,8 @@ class RecordedUpstream:
     """Answers its recording's questions, and no others.
 
     A model answers with what it once answered. The pool `demo` answers with one model after the other, in an order that
-    the question fixes; a `seed` in the request picks the model by itself and leaves the order where it is. What the
-    request says of temperature, tools or format changes nothing, and later messages neither: the first user message is
-    the question. `max_tokens` cuts the answer, as it would have.
+    the question fixes; a `seed` in the request picks the model and does not advance the order. The first user message
+    is the question; later messages, temperature, tools and format change nothing. `max_tokens` cuts the answer.
     """
 
     def __init__(self, recording: Recording, *, clock: Callable[[], float] = time.time) -> None:
@@ -154,7 +158,7 @@ class RecordedUpstream:
         return HttpResponse(status=200, headers=(JSON, *wire.headers("req_models", self._clock())), body=body)
 
     def _about(self, model: str) -> Mapping[str, Any]:
-        """What a model's entry says beyond its name: where from; of the pool, a question it can be asked."""
+        """What a model's entry has besides its name: the source; for the pool also a question it answers."""
         first = self._recording.questions[0]
         if model == POOL:
             return {"recording": self._recording.source, "first_question": {"id": first.id, "text": first.text}}

@@ -13,7 +13,7 @@ from typing import Any
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
-from steer_llm_sdk.orchestration.tools._bundle import Job, Outcome, Slot, make_bundle
+from steer_llm_sdk.orchestration.tools._bundle import Job, ReplicateOutcome, Slot, make_bundle
 from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool
 from steer_llm_sdk.streaming.manager import EventManager
 
@@ -81,13 +81,13 @@ class SimpleBundleTool(BundleTool):
             )
         )
 
-    async def _replicate(self, request: Any, slot: Slot) -> Outcome:
+    async def _replicate(self, request: Any, slot: Slot) -> ReplicateOutcome:
         try:
-            return Outcome(data=json_value(await self._call(request, slot.seed)))
+            return ReplicateOutcome(data=json_value(await self._call(request, slot.seed)))
         except BudgetExceeded as error:
-            return Outcome(over_budget=error)
+            return ReplicateOutcome(over_budget=error)
         except Exception as error:
-            return Outcome(error=error)
+            return ReplicateOutcome(error=error)
 
     async def _call(self, request: Any, seed: int) -> Any:
         if inspect.iscoroutinefunction(self._function):

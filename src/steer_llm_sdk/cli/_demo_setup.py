@@ -1,4 +1,4 @@
-"""Who plays in the demo: two simulated providers, a naive loop, and the same job through this library."""
+"""What the demo runs: two simulated providers, a naive loop, and the same job through this library."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliability import CircuitBreakerConfig, ReliabilityConfig, RetryPolicy
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
-from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool, ModelSpec
-from steer_llm_sdk.providers.models import Model, Price
+from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool
+from steer_llm_sdk.providers.models import Model, ModelSpec, Price
 from steer_llm_sdk.providers.simulated import Question, SimulatedServer
+from steer_llm_sdk.providers.simulated.server import Call
 from steer_llm_sdk.streaming.manager import EventManager
 
 TOOL = "crux"
@@ -28,19 +29,18 @@ PRICES = {FIRST: Price(input=5.0, output=15.0), SECOND: Price(input=3.0, output=
 """List prices in USD per million tokens; a test compares them with the price table."""
 
 PACE = "slow:seconds=0.2"
-"""Recorded answers come at once; real ones do not."""
+"""Recorded answers come at once, those of a real model do not."""
 GOOD_CALLS = 8
 DYING = (f"503:after={GOOD_CALLS},first=2", f"silence:after={GOOD_CALLS + 2}", PACE)
-"""How the first provider ends: some answers, two 503, and then it takes requests and says nothing."""
+"""How the first provider fails: after some answers two 503, and from then on requests are never answered."""
 
 OPEN_FOR = 2.5
 """Seconds for which an open circuit keeps calls away before it lets probes through."""
 
-
 QUESTIONS = ("crux-test-#24", "crux-test-#448", "crux-test-#264", "crux-test-#408", "crux-test-#272", "crux-test-#584")
 """Both models answered these in readable JSON. They differ on the second, and are wrong together on the fifth."""
 CONTESTED = "crux-test-#768"
-"""One on which the recorded models disagree."""
+"""A question on which the recorded models disagree."""
 
 
 def bare(answer: str) -> str:
@@ -49,7 +49,7 @@ def bare(answer: str) -> str:
 
 
 class Solved(BaseModel):
-    """What the recorded questions ask for; of some models only the answer was kept."""
+    """The form that the recorded questions ask for. Of some models only the answer was recorded."""
 
     reasoning: str = ""
     answer: Annotated[str, AfterValidator(bare)]
@@ -59,8 +59,8 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """The servers. The naive loop has a first provider of its own, that dies in the same way."""
+class Providers:
+    """The simulated providers. `naive` is the naive loop's own; it fails in the same way as `first`."""
 
     first: SimulatedServer
     second: SimulatedServer
@@ -76,27 +76,32 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage() -> AsyncIterator[Stage]:
+async def providers(on_naive_call: Callable[[Call], None]) -> AsyncIterator[Providers]:
     async with (
         SimulatedServer(faults=DYING) as first,
         SimulatedServer(faults=PACE) as second,
-        SimulatedServer(faults=DYING) as naive,
+        SimulatedServer(faults=DYING, on_call=on_naive_call) as naive,
     ):
-        yield Stage(first=first, second=second, naive=naive)
+        yield Providers(first=first, second=second, naive=naive)
 
 
 @dataclass(slots=True)
 class NaiveLoop:
-    """How it is often written: one call after the other, with the official client as it comes."""
+    """One call after the other, with the official client and its default settings."""
 
-    url: str
+    tell: Tell
     answers: list[str] = field(default_factory=list)
     patience: float = 0.0
 
-    async def run(self, questions: Sequence[Question], k: int, tell: Tell) -> None:
+    def on_call(self, call: Call) -> None:
+        """What its provider knows of a request and it does not: that it is never going to be answered."""
+        if call.fault == "silence":
+            self.tell(f"asked for answer {len(self.answers) + 1}: silence …")
+
+    async def run(self, url: str, questions: Sequence[Question], k: int) -> None:
         from openai import AsyncOpenAI, OpenAIError
 
-        async with AsyncOpenAI(base_url=self.url, api_key="any") as client:
+        async with AsyncOpenAI(base_url=url, api_key="any") as client:
             self.patience = getattr(client.timeout, "read", None) or 0.0
             for number, question in enumerate(questions, start=1):
                 for _ in range(k):
@@ -105,10 +110,10 @@ class NaiveLoop:
                             model=FIRST, messages=[{"role": "user", "content": question.text}]
                         )
                     except OpenAIError as error:
-                        tell(f"gives up: {type(error).__name__}")
+                        self.tell(f"gives up: {type(error).__name__}")
                         return
                     self.answers.append(reply.choices[0].message.content or "")
-                tell(f"question {number}: {k}")
+                self.tell(f"question {number}: {k}")
 
 
 def reliable(models: list[ModelSpec], k: int) -> ReliableOrchestrator:
@@ -130,7 +135,7 @@ def solver(models: list[ModelSpec], k: int) -> LLMBundleTool:
 async def solve(
     orchestrator: ReliableOrchestrator, question: Question, options: OrchestrationConfig, tell: Tell
 ) -> OrchestrationOutput:
-    """One question. What the policies do on the way is told as it happens."""
+    """Ask one question; `tell` gets a line for each retry and each change of a circuit."""
     return await orchestrator.run(
         question.text, TOOL, options=options, event_manager=EventManager(on_delta=_teller(tell))
     )
@@ -150,7 +155,7 @@ def _teller(tell: Tell) -> Callable[[StreamDeltaEvent], None]:
 
 
 def consensus_of(output: OrchestrationOutput) -> str | None:
-    """The answer on which most agree; None where no two do, or nobody answered."""
+    """The answer that most replicates gave; None if no two agree, or none is valid."""
     evidence = output.evidence
     consensus = None if evidence is None else evidence.summary.consensus
     return consensus["answer"] if isinstance(consensus, dict) else None

@@ -1,0 +1,117 @@
+"""`steer-llm doctor`: what is here to answer with, and what would answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from steer_llm_sdk import __version__
+from steer_llm_sdk.cli._show import console, printable
+from steer_llm_sdk.cli._who import which_tool, who_answers
+from steer_llm_sdk.cli.exits import errors_as_exits
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration.planning import RuleBasedPlanner
+from steer_llm_sdk.orchestration.tool_registry import ToolRegistry, installed_tools
+from steer_llm_sdk.providers.discover import found_keys, local_servers, price_table_date
+from steer_llm_sdk.providers.models import APIS, INSTALL, MODEL_VARIABLE, configured_model, resolve_model
+from steer_llm_sdk.providers.simulated.recording import shipped_recording
+
+CLIENTS = ("pydantic-ai-slim", "openai", "anthropic", "httpx2", "genai-prices")
+STORE = "memory: results are remembered within one process, and gone with it"
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Show what was found: keys (by name only), local servers, clients, prices; and what would answer a plain run.
+
+    Nothing is sent to a provider and nothing is spent; servers on this machine are asked which models they have. The
+    exit code is 0 whatever is found.
+    """
+    with errors_as_exits():
+        found = _examined()
+        if as_json:
+            print(json.dumps(found, indent=2, ensure_ascii=False))
+            return
+        out = console()
+        for title, said in _told(found):
+            out.print(Text(f"{title:<17}", style="bold") + Text(printable(said)), soft_wrap=True)
+
+
+def _examined() -> dict[str, Any]:
+    servers = asyncio.run(local_servers())
+    prices, recording = price_table_date(), shipped_recording()
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "keys": found_keys(),
+        "endpoints": [api.url_variable for api in APIS.values() if os.environ.get(api.url_variable, "").strip()],
+        "local_servers": [{"name": s.name, "base_url": s.base_url, "models": list(s.models)} for s in servers],
+        "recorded": {"models": len(recording.models), "questions": len(recording.questions)},
+        "plain_run": _plain_run(),
+        "tools": {name: tool.version for name, tool in installed_tools().items()},
+        "price_table": None if prices is None else prices.isoformat(),
+        "idempotency_store": "memory",
+        "clients": {name: _version(name) for name in CLIENTS},
+    }
+
+
+def _plain_run() -> dict[str, Any]:
+    """What `steer-llm run TEXT` would ask, and why that cannot be asked where it cannot."""
+    model = configured_model()
+    if model is not None:
+        return {"by": model, "said": who_answers([model], MODEL_VARIABLE), "problem": _problem(model)}
+    registry = ToolRegistry()
+    name = RuleBasedPlanner().decide("a text", registry.planning_view()).selected_tool
+    tool = registry.get_tool(name)
+    assert tool is not None
+    return {"by": name, "said": which_tool(tool, None), "problem": None}
+
+
+def _problem(model: str) -> str | None:
+    try:
+        resolve_model(model)
+    except InvalidRequest as error:
+        return str(error)
+    return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _told(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    plain, servers, recorded = found["plain_run"], found["local_servers"], found["recorded"]
+    yield "steer_llm_sdk", f"{found['version']}, Python {found['python']}"
+    yield (
+        "a plain run",
+        plain["said"].removeprefix("answering: ") + (f"; but {plain['problem']}" if plain["problem"] else ""),
+    )
+    yield "keys found", _listed(found["keys"]) + ("; none is used unless you name a model" if found["keys"] else "")
+    yield "endpoints set", _listed(found["endpoints"])
+    for server in servers:
+        yield "local server", f"{server['name']} at {server['base_url']}: {_listed(server['models'])}"
+    if not servers:
+        yield "local servers", "none answers"
+    yield (
+        "recorded:demo",
+        f"answers of {recorded['models']} models to {recorded['questions']} questions, in the package",
+    )
+    yield "tools", ", ".join(f"{name} {number}" for name, number in found["tools"].items()) or "none"
+    yield "prices", f"as of {found['price_table']}" if found["price_table"] else f"not installed: {INSTALL}"
+    yield "idempotency", STORE
+    for name, number in found["clients"].items():
+        yield name, number or f"not installed: {INSTALL}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

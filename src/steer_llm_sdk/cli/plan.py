@@ -1,0 +1,190 @@
+"""`steer-llm plan explain`: which tool a request would go to, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from steer_llm_sdk.cli import _inputs as inputs
+from steer_llm_sdk.cli._show import console, dollars, printable, table_of
+from steer_llm_sdk.cli.exits import Exit, complain, errors_as_exits, refuse
+from steer_llm_sdk.orchestration.planning import (
+    ConditionAccount,
+    Explanation,
+    PlanRequest,
+    RuleAccount,
+    RuleBasedPlanner,
+    ToolAccount,
+    explain,
+)
+from steer_llm_sdk.orchestration.tool_registry import get_global_registry
+
+plan = typer.Typer(help="See what a planner decides, and why.", no_args_is_help=True)
+
+
+@plan.callback()
+def common() -> None:
+    """See what a planner decides, and why."""
+
+
+@plan.command("explain")
+def explain_request(
+    request: Annotated[
+        str,
+        typer.Argument(
+            metavar="REQUEST",
+            help="A text, or a JSON object; - reads standard input, @FILE a file.",
+            show_default=False,
+        ),
+    ],
+    planner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="A RuleBasedPlanner of yours. The module is imported from here; the tools that it registers are the "
+            "candidates. Without it: what `steer-llm run` goes by.",
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=NUMBER", help="tokens=1000, cost_usd=0.05 or ms=5000; again for more."),
+    ] = None,
+    failed: Annotated[
+        list[str] | None, typer.Option(metavar="TOOL", help="As if this tool had just failed; again for more.")
+    ] = None,
+    open_: Annotated[
+        list[str] | None,
+        typer.Option("--open", metavar="TOOL", help="As if the circuit of this tool were open; again for more."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show each rule that was looked at with the condition that failed, and each tool with its cost and duration.
+
+    Nothing is run and nothing is spent. The exit code is 0, or 2 where no tool can serve.
+    """
+    with errors_as_exits():
+        context = PlanRequest(
+            budget=inputs.read_budget(budget or []),
+            previous_failures=failed or [],
+            circuit_breaker_states=dict.fromkeys(open_ or [], "open"),
+        )
+        chosen = RuleBasedPlanner() if planner is None else _imported(planner)
+        tools = get_global_registry().planning_view()
+        for option, names in (("--failed", failed), ("--open", open_)):
+            for name in names or ():
+                if name not in tools:
+                    refuse(option, name, f"the tools are {', '.join(tools)}")
+        account = explain(chosen, _request(request), tools, context)
+        if as_json:
+            print(json.dumps(_as_json(account), indent=2, ensure_ascii=False))
+        else:
+            _show(account)
+        raise typer.Exit(Exit.BAD_INPUT if account.decision is None else Exit.OK)
+
+
+def _request(given: str) -> Any:
+    """A text, or the object that it is the JSON of."""
+    text = inputs.read_text(given)
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return inputs.strict_json(text.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        refuse("REQUEST", text, f"{error}; give a text, or a JSON object")
+
+
+def _imported(path: str) -> RuleBasedPlanner:
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        refuse("--planner", path, "write MODULE:NAME, as in my_app:planner")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # Whatever the module does when it is imported.
+        refuse("--planner", path, f"name a module that can be imported from here, and what is in it ({error!r})")
+    if not isinstance(found, RuleBasedPlanner):
+        refuse("--planner", path, f"it is a {type(found).__name__}; only a RuleBasedPlanner can say why")
+    return found
+
+
+def _as_json(account: Explanation) -> Mapping[str, Any]:
+    decision = account.decision
+    return {
+        "decision": None if decision is None else decision.model_dump(mode="json"),
+        "refusal": account.refusal,
+        "rules": [asdict(rule) for rule in account.rules],
+        "tools": [asdict(tool) for tool in account.tools],
+    }
+
+
+def _show(account: Explanation) -> None:
+    out = console()
+    decision = account.decision
+    if decision is None:
+        complain(account.refusal)
+    else:
+        out.print(Text(f"{decision.selected_tool}: {printable(decision.reasoning)}", style="bold"), soft_wrap=True)
+        if decision.tool_options:
+            out.print(Text(f"with {printable(json.dumps(decision.tool_options, ensure_ascii=False, default=str))}"))
+    if account.rules:
+        out.print()
+        out.print(_rules_table(account))
+    out.print()
+    out.print(_tools_table(account))
+
+
+def _rules_table(account: Explanation) -> Table:
+    table = table_of("rule", "priority", "what came of it")
+    for rule in account.rules:
+        style = "green" if rule.decides else "" if rule.matches else "dim"
+        table.add_row(Text(printable(rule.name), style=style), str(rule.priority), Text("\n".join(_verdict(rule))))
+    return table
+
+
+def _verdict(rule: RuleAccount) -> Iterator[str]:
+    serves = f" for {', '.join(rule.tools)}" if rule.tools else ""
+    if rule.decides:
+        yield f"decides{serves}"
+    elif rule.problem is not None:
+        yield f"skipped: {printable(rule.problem)}"
+    elif rule.matches:
+        yield f"matches{serves}; another one decides"
+    else:
+        yield f"does not match{serves}"
+    yield from map(_condition, rule.conditions)
+
+
+def _condition(condition: ConditionAccount) -> str:
+    mark = "✓" if condition.holds else "?" if condition.holds is None else "✗"
+    asked = f"{condition.path} {condition.operator} {json.dumps(condition.expected, ensure_ascii=False)}"
+    why = condition.problem or f"it is {json.dumps(condition.value, ensure_ascii=False)}"
+    return printable(f"{mark} {asked}" + ("" if condition.holds else f": {why}"))
+
+
+def _tools_table(account: Explanation) -> Table:
+    table = table_of("tool", "cost", "takes", "role")
+    for tool in account.tools:
+        style = "green" if tool.selected else "" if tool.eligible else "dim"
+        table.add_row(
+            Text(printable(f"{tool.name} {tool.version}"), style=style),
+            "?" if tool.estimated_cost is None else dollars(tool.estimated_cost),
+            "?" if tool.estimated_duration_ms is None else f"{tool.estimated_duration_ms / 1000:g} s",
+            Text(printable(_role(tool))),
+        )
+    return table
+
+
+def _role(tool: ToolAccount) -> str:
+    if tool.reason is not None:
+        return tool.reason
+    role = "selected" if tool.selected else "fallback" if tool.fallback else "can serve"
+    return f"{role}; it failed before" if tool.failed_before else role
