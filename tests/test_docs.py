@@ -28,7 +28,7 @@ RUN = ("python", "sh")
 NOT_RUN = ("text", "toml", "json", "output")
 """`output` is what the snippet before it prints."""
 
-SESSION = """
+INTERPRETER = """
 import contextlib, io, json, sys
 names = {"__name__": "__main__"}
 for line in sys.stdin:
@@ -63,7 +63,7 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-class Session:
+class Walkthrough:
     """The snippets of one page, in order: the Python ones share their names, all of them a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -72,7 +72,7 @@ class Session:
         bin_ = Path(sys.executable).parent
         self._env = {"PATH": f"{bin_}:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(folder)}
         self._python = subprocess.Popen(
-            [sys.executable, "-c", SESSION],
+            [sys.executable, "-c", INTERPRETER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=folder,
@@ -80,7 +80,7 @@ class Session:
             text=True,
         )
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Walkthrough:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,10 +115,10 @@ class Session:
 @pytest.mark.parametrize("page", [page for page in PAGES if any(f.kind in RUN for f in fences(page))], ids=name_of)
 def test_every_snippet_of_the_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     printed = ""
-    with Session(tmp_path) as session:
+    with Walkthrough(tmp_path) as walkthrough:
         for fence in fences(page):
             if fence.kind in RUN:
-                printed = session.run(fence)
+                printed = walkthrough.run(fence)
             elif fence.kind == "output":
                 assert printed == fence.text, f"{page.name}:{fence.line}"
 

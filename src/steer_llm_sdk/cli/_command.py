@@ -119,6 +119,7 @@ def command_of(
         who=None if tool is None else which_tool(tool, configured_model(), named, source),
         named=named,
         source=source,
+        made_of=(models,),
     )
 
 

@@ -294,6 +294,17 @@ def test_answers_of_other_models_are_not_those_of_this_batch(folder: Folder) -> 
     assert "or asks it of other models" in ran.err
 
 
+def test_the_model_that_the_environment_names_is_part_of_what_is_asked(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write(["Some text to count."])
+    assert Ran(*folder.arguments, "--tool", "text_analyzer").code == Exit.OK
+    monkeypatch.setenv("STEER_MODEL", MODEL)
+    ran = Ran(*folder.arguments, "--tool", "text_analyzer")
+    assert ran.code == Exit.BAD_INPUT
+    assert "or asks it of other models" in ran.err
+
+
 async def test_two_batches_do_not_write_one_file(folder: Folder) -> None:
     async with SimulatedServer(faults="silence") as server:
         first = subprocess.Popen(

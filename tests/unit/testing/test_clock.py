@@ -72,7 +72,7 @@ async def test_the_clock_does_not_jump_over_an_answer_that_is_on_its_way() -> No
         threading.Timer(0.01, theirs.send, (b"answer",)).start()
         async with asyncio.timeout(30):
             assert await asyncio.get_running_loop().sock_recv(ours, 100) == b"answer"
-        assert 0.005 < asyncio.get_running_loop().time() < 10
+        assert asyncio.get_running_loop().time() < 10
 
 
 async def test_a_timeout_round_real_io_fires_after_that_much_real_time() -> None:
