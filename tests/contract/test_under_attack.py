@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+import threading
+import time
 from collections import OrderedDict
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderError, StoreUnavailable
+from steer_llm_sdk.errors import BudgetExceeded, CircuitOpen, InvalidRequest, ProviderError, StoreUnavailable
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     PlanDecision,
@@ -20,8 +23,16 @@ from steer_llm_sdk.orchestration import (
     Tool,
     ToolRegistry,
 )
-from steer_llm_sdk.reliability import IdempotencyManager
-from steer_llm_sdk.reliability.circuit_breaker import Circuit, CircuitBreakerConfig, Closed, Open, Permit
+from steer_llm_sdk.reliability import IdempotencyManager, circuit_breaker
+from steer_llm_sdk.reliability.circuit_breaker import (
+    Circuit,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    Closed,
+    Open,
+    Outcome,
+    Permit,
+)
 from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
@@ -256,3 +267,51 @@ async def test_a_retry_after_that_is_a_header_is_read_as_one() -> None:
     began = asyncio.get_running_loop().time()
     await runner(tool).run("q", options=OrchestrationConfig())
     assert asyncio.get_running_loop().time() - began >= 2
+
+
+@pytest.mark.parametrize("cost", ["cheap", -1, float("nan"), float("inf"), 10**400, True])
+def test_a_declared_cost_that_is_no_price_is_refused_at_registration(cost: object) -> None:
+    declares = ScriptedTool("t", OK())
+    declares.resource_requirements = {"estimated_cost_per_run": cost}
+    with pytest.raises(ValueError, match="estimated_cost_per_run"):
+        ToolRegistry().register_tool(declares)
+
+
+async def test_closing_a_stream_does_not_wait_for_a_tool_that_is_deaf() -> None:
+    async def deaf(request: Any, options: Any) -> Any:
+        for _ in range(100):
+            try:
+                await asyncio.sleep(1)
+            except asyncio.CancelledError:
+                continue
+
+    loop = asyncio.get_running_loop()
+    async with runner(Made(deaf)).stream("q", "made") as events:
+        async for _ in events:
+            break
+        closing = loop.time()
+    assert loop.time() - closing <= 0.05
+
+
+def test_one_probe_is_admitted_however_many_threads_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    breaker = CircuitBreaker("p", CircuitBreakerConfig(failure_threshold=1, half_open_requests=1, timeout=0.0))
+    breaker.report(breaker.admit("a"), "a", Outcome.FAILURE)
+    clock = circuit_breaker._now
+
+    def slow_clock() -> float:
+        time.sleep(0.002)  # Between reading the circuit and writing it, every other thread gets its turn.
+        return clock()
+
+    monkeypatch.setattr(circuit_breaker, "_now", slow_clock)
+    admitted: list[Permit] = []
+
+    def ask() -> None:
+        with contextlib.suppress(CircuitOpen):
+            admitted.append(breaker.admit("a"))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(admitted) == 1

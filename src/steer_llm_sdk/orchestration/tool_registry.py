@@ -94,6 +94,7 @@ class ToolRegistry:
             raise TypeError(f"tool: expected a Tool, got {type(tool).__name__}; subclass Tool or use @tool")
         if not isinstance(tool.name, str) or not tool.name.strip():
             raise ValueError(f"tool.name: {tool.name!r} is empty; give the tool a name")
+        _check_declared_cost(tool)
         versions = self._tools.setdefault(tool.name, {})
         if tool.version in versions:
             raise ValueError(
@@ -160,6 +161,17 @@ class ToolRegistry:
 
     def __len__(self) -> int:
         return len(self._tools)
+
+
+def _check_declared_cost(tool: Tool) -> None:
+    """A declared cost is reserved before each attempt: one that is no price would stop every run with a budget."""
+    cost = tool.resource_requirements.get("estimated_cost_per_run")
+    price = isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost <= 1e15
+    if cost is not None and not price:
+        raise ValueError(
+            f"Tool '{tool.name}' resource_requirements['estimated_cost_per_run']: {cost!r} cannot be used; "
+            "give USD as a finite number from 0, or leave it out"
+        )
 
 
 def metadata_of(tool: Tool) -> ToolMetadata:
