@@ -15,6 +15,11 @@ def copied(value: Any, depth: int = _DEPTH) -> Any:
     if kind in _ATOMS or depth == 0:
         return value
     if kind is dict:
+        for item in value.values():
+            if type(item) not in _ATOMS:
+                break
+        else:  # Flat, like most: twice as fast.
+            return value.copy()
         return {key: item if type(item) in _ATOMS else copied(item, depth - 1) for key, item in value.items()}
     if kind is list or kind is tuple:
         return kind(item if type(item) in _ATOMS else copied(item, depth - 1) for item in value)

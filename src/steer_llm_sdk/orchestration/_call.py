@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from contextvars import ContextVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
 
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, tokens_of
@@ -23,8 +22,17 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Spent(NamedTuple):
+class Usage(Protocol):
     """What a call is known to have used. `cost_usd` None: the price is unknown."""
+
+    @property
+    def usage(self) -> Mapping[str, Any]: ...
+    @property
+    def cost_usd(self) -> float | None: ...
+
+
+class Spent(NamedTuple):
+    """A Usage and nothing else."""
 
     usage: Mapping[str, Any]
     cost_usd: float | None = None
@@ -33,18 +41,18 @@ class Spent(NamedTuple):
 _NOTHING = Spent(MappingProxyType({}))
 
 
-def unmeasured(_: object) -> Spent:
+def unmeasured(_: object) -> Usage:
     return _NOTHING
 
 
 def current_scope() -> Scope | None:
     """The tool call that the running code is inside of; None outside of every run."""
-    return _scope.get()
+    return current.get()
 
 
 def time_left() -> float | None:
     """Seconds until the deadline of the run, never below 0; None where there is no deadline, or no run."""
-    scope = _scope.get()
+    scope = current.get()
     deadline = None if scope is None else scope.run.deadline
     left = math.inf if deadline is None else deadline.remaining()
     return left if left < math.inf else None
@@ -52,7 +60,7 @@ def time_left() -> float | None:
 
 def budget_left() -> tuple[float, float]:
     """Tokens and USD that the run may still spend; infinite without a budget, or outside of a run."""
-    scope = _scope.get()
+    scope = current.get()
     ledger = None if scope is None else scope.run.ledger
     return (math.inf, math.inf) if ledger is None else (ledger.tokens_left, ledger.cost_left)
 
@@ -62,7 +70,7 @@ async def protected(
     *,
     target: str,
     part: str,
-    measure: Callable[[R], Spent] = unmeasured,
+    measure: Callable[[R], Usage] = unmeasured,
     worst_case: Amount = Amount(),
     model: str | None = None,
 ) -> R:
@@ -71,33 +79,16 @@ async def protected(
     A composite tool calls this once for each request it sends; `execute` is called again for each retry. `target` is
     the provider, `part` the name within it by which a breaker localises. Outside of a run `execute` is simply awaited.
     """
-    scope = _scope.get()
+    scope = current.get()
     if scope is None:
         return await execute()
-    call = Call(
-        scope=scope, target=target, part=part, execute=execute, measure=measure, worst_case=worst_case, model=model
-    )
-    result: R = await scope.run.attempt(call)
+    result: R = await scope.run.attempt(Call(scope, target, part, execute, measure, worst_case, model))
     return result
-
-
-def enter(scope: Scope) -> Token[Scope | None]:
-    return _scope.set(scope)
-
-
-def leave(token: Token[Scope | None]) -> None:
-    _scope.reset(token)
-
-
-def cancellations() -> int:
-    """How often the running task has been asked to stop: it has grown where a tool swallowed its cancellation."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
 
 
 def expect_answers(count: int) -> None:
     """Say that this run asks for `count` answers (a bundle of k): `max_total_attempts` then holds for each of them."""
-    scope = _scope.get()
+    scope = current.get()
     if scope is not None:
         scope.run.answers = max(scope.run.answers, count)
 
@@ -115,30 +106,92 @@ class Attempt(TypedDict):
     error: NotRequired[dict[str, Any]]
 
 
-@dataclass(slots=True, kw_only=True)
+def tenths(number: float) -> float:
+    """Rounded to a tenth. The built-in round() with digits takes three times as long."""
+    return int(number * 10 + 0.5) / 10
+
+
+class Sent:
+    """An attempt while it is under way and after: `started` and `ended` in seconds on the run's clock, `spent` as far
+    as it is known. One is made for each attempt, so what it begins with stands on the class."""
+
+    outcome: Literal["running", "succeeded", "failed", "cancelled"] = "running"
+    error: dict[str, Any] | None = None
+    spent: Usage | None = None
+
+    # It does not keep the call: call, run and timeline would be a cycle, and wait for the garbage collector.
+    def __init__(self, call: Call, started: float) -> None:
+        self.tool = call.scope.tool
+        self.provider = call.target
+        self.model = call.model
+        self.number = call.attempts
+        self.started = self.ended = started
+
+    def line(self, began: float) -> Attempt:
+        """As it stands now; an attempt that was left behind may still change."""
+        line: Attempt = {
+            "tool": self.tool,
+            "provider": self.provider,
+            "attempt": self.number,
+            "started_ms": tenths((self.started - began) * 1000),
+            "elapsed_ms": tenths((self.ended - self.started) * 1000),
+            "outcome": self.outcome,
+        }
+        if self.model is not None:
+            line["model"] = self.model
+        if self.error is not None:
+            line["error"] = self.error
+        return line
+
+
 class Run:
     """One run: what the caller sent, read only, and what all its calls share.
 
     `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without a budget.
-    `spending` has what each attempt is known to have used, with the tool that it was for.
+    `task` is the caller's, and `stops` how often it had been asked to stop when the run began.
     """
 
-    request: Any
-    tool_name: str | None
-    tool_options: Mapping[str, Any]
-    options: OrchestrationConfig
-    request_id: str
-    trace_id: str
-    clock: Callable[[], float]
-    started: float
-    deadline: Deadline | None
-    ledger: Ledger | None
-    events: RunEvents | None
-    attempt: Next[Call, Any]
-    max_attempts: int
-    timeline: list[Attempt] = field(default_factory=list)
-    spending: list[tuple[str, Spent]] = field(default_factory=list)
+    # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
+    deadline: Deadline | None = None
+    ledger: Ledger | None = None
+    events: RunEvents | None = None
     answers: int = 1
+
+    def __init__(
+        self,
+        request: Any,
+        tool_name: str | None,
+        tool_options: Mapping[str, Any],
+        options: OrchestrationConfig,
+        request_id: str,
+        trace_id: str,
+        loop: asyncio.AbstractEventLoop,
+        attempt: Next[Call, Any],
+        max_attempts: Callable[[OrchestrationConfig], int],
+    ) -> None:
+        self.request = request
+        self.tool_name = tool_name
+        self.tool_options = tool_options
+        self.options = options
+        self.request_id = request_id
+        self.trace_id = trace_id
+        self.clock = loop.time
+        self.started = loop.time()
+        self.attempt = attempt
+        self._max_attempts = max_attempts
+        self.timeline: list[Sent] = []
+        self.task = asyncio.current_task(loop)
+        self.stops = 0 if self.task is None else self.task.cancelling()
+
+    @property
+    def max_attempts(self) -> int:
+        """How often one call may be tried. Only a failure asks for it."""
+        return self._max_attempts(self.options)
+
+    def asked_to_stop(self) -> bool:
+        """Whether the running task was asked to stop since the run began, though a tool may have swallowed that."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > (self.stops if task is self.task else 0)
 
     def tell(self, event_type: str, data: dict[str, Any]) -> None:
         """A delta event of this run, if anybody listens."""
@@ -146,61 +199,81 @@ class Run:
             self.events.tell(StreamDeltaEvent({"event_type": event_type, "data": data}))
 
 
-class Scope(NamedTuple):
+class Scope:
     """One tool at work within a run."""
 
-    run: Run
-    tool: str
-    version: str
+    __slots__ = ("run", "tool", "version")
+
+    def __init__(self, run: Run, tool: str, version: str) -> None:
+        self.run = run
+        self.tool = tool
+        self.version = version
 
 
-@dataclass(slots=True, kw_only=True)
 class Call:
     """One call to the outside. The mechanisms below know of it what `reliability._pipeline.Call` says."""
 
-    scope: Scope
-    target: str
-    part: str
-    execute: Callable[[], Coroutine[Any, Any, Any]]
-    measure: Callable[[Any], Spent]
-    worst_case: Amount
-    model: str | None = None
-    attempts: int = 0
+    __slots__ = ("_execute", "attempts", "measure", "model", "part", "run", "scope", "target", "worst_case")
+
+    def __init__(
+        self,
+        scope: Scope,
+        target: str,
+        part: str,
+        execute: Callable[[], Coroutine[Any, Any, Any]] | None,
+        measure: Callable[[Any], Usage],
+        worst_case: Amount,
+        model: str | None = None,
+    ) -> None:
+        self.scope = scope
+        self.run = scope.run
+        self.target = target
+        self.part = part
+        self._execute = execute
+        self.measure = measure
+        self.worst_case = worst_case
+        self.model = model
+        self.attempts = 0
+
+    def execute(self) -> Coroutine[Any, Any, Any]:
+        """Send it once."""
+        assert self._execute is not None
+        return self._execute()
 
     @property
     def deadline(self) -> Deadline | None:
-        return self.scope.run.deadline
+        return self.run.deadline
 
     @property
     def ledger(self) -> Ledger | None:
-        return self.scope.run.ledger
+        return self.run.ledger
 
     @property
     def sent(self) -> int:
-        return len(self.scope.run.timeline)
+        return len(self.run.timeline)
 
     def elapsed(self) -> float:
-        return self.scope.run.clock() - self.scope.run.started
+        return self.run.clock() - self.run.started
 
     @property
     def max_attempts(self) -> int:
-        return self.scope.run.max_attempts
+        return self.run.max_attempts
 
     @property
     def attempt_timeout(self) -> float | None:
-        limit = self.scope.run.options.per_agent_timeout_ms
+        limit = self.run.options.per_agent_timeout_ms
         return None if limit is None else limit / 1000
 
     @property
     def answers(self) -> int:
-        return self.scope.run.answers
+        return self.run.answers
 
     def spent(self, result: Any) -> Amount:
         spent = self.measure(result)
         return Amount(tokens_of(spent.usage), spent.cost_usd)
 
     def emit(self, event_type: str, data: dict[str, Any]) -> None:
-        self.scope.run.tell(event_type, {"tool_name": self.scope.tool, **data})
+        self.run.tell(event_type, {"tool_name": self.scope.tool, **data})
 
 
-_scope: ContextVar[Scope | None] = ContextVar("steer_llm_sdk.scope", default=None)
+current: ContextVar[Scope | None] = ContextVar("steer_llm_sdk.scope", default=None)

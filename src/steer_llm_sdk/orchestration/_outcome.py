@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
+from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import add_usage
-from steer_llm_sdk.orchestration._call import Attempt, Run, Spent
+from steer_llm_sdk.orchestration._call import Run, Sent, Usage
 from steer_llm_sdk.orchestration._result import ToolResult, as_json, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -22,34 +23,39 @@ _NO_VALID_REPLICATE = {
 }
 
 
-def answered(run: Run, decision: PlanDecision | None, answer: Answer) -> OrchestrationOutput:
+def answered(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> OrchestrationOutput:
     """The output of a run in which a tool answered; the failures before it are kept under `errors`."""
     result = answer.result
     assert result is not None
-    status: str = "partial" if not answer.acceptable and result.status != "failed" else result.status
-    errors = _described(answer.failures)
-    content = result.content
+    content, status, errors = result.content, result.status, _described(answer.failures)
     if status == "failed":
         errors[answer.tool.name] = dict(_NO_VALID_REPLICATE)
         content = {"error": dict(_NO_VALID_REPLICATE), **content}
+    elif not answer.acceptable:
+        status = "partial"
     tools, usage, cost = _account(run, answer, result)
-    # Validating a mapping costs half of what keyword arguments do.
-    return OrchestrationOutput.model_validate(
-        {
-            "content": content,
-            "usage": usage,
-            "cost_usd": cost,
-            "cost_breakdown": dict(result.cost_breakdown) or ({} if cost is None else _costs(tools)),
-            "elapsed_ms": round(elapsed_ms(run)),
-            "per_agent": tools,
-            "status": status,
-            "errors": errors or None,
-            "metadata": _metadata(run, decision, answer.tool, result.metadata),
-        }
-    )
+    # Validating a mapping costs half of what keyword arguments do, and what is left out costs nothing.
+    output: dict[str, Any] = {
+        "content": content,
+        "elapsed_ms": int(elapsed_ms(run) + 0.5),
+        "per_agent": tools,
+        "metadata": _metadata(run, plan, answer.tool, result.metadata),
+    }
+    if usage:
+        output["usage"] = usage
+    if cost is not None:
+        output["cost_usd"] = cost
+        output["cost_breakdown"] = _costs(tools)
+    if result.cost_breakdown:
+        output["cost_breakdown"] = dict(result.cost_breakdown)
+    if status != "succeeded":
+        output["status"] = status
+    if errors:
+        output["errors"] = errors
+    return OrchestrationOutput.model_validate(output)
 
 
-def failed(run: Run, decision: PlanDecision | None, answer: Answer) -> OrchestrationOutput:
+def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> OrchestrationOutput:
     """The output of a run in which no tool answered. A budget that stopped the last one is raised instead."""
     last = list(answer.failures.values())[-1]
     if isinstance(last, BudgetExceeded):
@@ -65,7 +71,7 @@ def failed(run: Run, decision: PlanDecision | None, answer: Answer) -> Orchestra
         per_agent=tools,
         status="failed",
         errors=errors,
-        metadata=_metadata(run, decision, answer.tool, {}),
+        metadata=_metadata(run, plan, answer.tool, {}),
     )
 
 
@@ -84,48 +90,47 @@ def _one_error(failures: Mapping[str, Exception], errors: Mapping[str, dict[str,
     return {**describe_error(AllToolsFailed(failures)), "failures": dict(errors)}
 
 
-class _Account(NamedTuple):
-    """`tools` has, for each that was tried: attempts, usage, cost, its error if any, and its timeline."""
-
-    tools: dict[str, Any]
-    usage: dict[str, Any]
-    cost_usd: float | None
+_Account: TypeAlias = tuple[dict[str, Any], dict[str, Any], float | None]
+"""What each tool that was tried came to (attempts, usage, cost, its error if any, and its timeline); the sums."""
 
 
 def _account(run: Run, answer: Answer, told: ToolResult | None) -> _Account:
     """Where no attempt measured anything, what the tool says of itself is the sum."""
-    if len(run.timeline) == 1 and len(run.spending) == 1 and not answer.failures:
+    timeline = run.timeline
+    if len(timeline) == 1 and not answer.failures and (spent := timeline[0].spent) is not None:
         # Most runs. The general way below comes to the same.
-        tool, (used, cost) = run.spending[0]
-        usage = dict(used)
-        return _Account({tool: _entry(usage, cost, run.timeline)}, usage, cost)
-    names = dict.fromkeys((*answer.failures, answer.tool.name, *(line["tool"] for line in run.timeline)))
+        usage, cost = {**spent.usage}, spent.cost_usd
+        return {timeline[0].tool: _entry(run, usage, cost, timeline)}, usage, cost
+    names = dict.fromkeys((*answer.failures, answer.tool.name, *(sent.tool for sent in timeline)))
     tools = {name: _entry_of(run, name) for name in names}
     for name, error in answer.failures.items():
         tools[name]["error"] = describe_error(error)
-    usage, cost = _sum(spent for _, spent in run.spending)
+    spending = [sent.spent for sent in timeline if sent.spent is not None]
+    usage, cost = _sum(spending)
     if told is None:
-        return _Account(tools, usage, cost)
-    return _Account(tools, usage or dict(told.usage), told.cost_usd if not run.spending else cost)
+        return tools, usage, cost
+    return tools, usage or dict(told.usage), told.cost_usd if not spending else cost
 
 
 def _entry_of(run: Run, name: str) -> dict[str, Any]:
-    usage, cost = _sum(spent for tool, spent in run.spending if tool == name)
-    return _entry(usage, cost, [line for line in run.timeline if line["tool"] == name])
+    attempts = [sent for sent in run.timeline if sent.tool == name]
+    usage, cost = _sum(sent.spent for sent in attempts if sent.spent is not None)
+    return _entry(run, usage, cost, attempts)
 
 
-def _entry(usage: dict[str, Any], cost: float | None, lines: list[Attempt]) -> dict[str, Any]:
-    # Copies: an attempt that was left behind still writes into its line.
-    timeline = [line.copy() for line in lines]
-    return {"attempts": len(lines), "usage": usage, "cost_usd": cost, "timeline": timeline}
+def _entry(run: Run, usage: dict[str, Any], cost: float | None, attempts: list[Sent]) -> dict[str, Any]:
+    began = run.started
+    timeline = [sent.line(began) for sent in attempts]
+    return {"attempts": len(attempts), "usage": usage, "cost_usd": cost, "timeline": timeline}
 
 
-def _sum(spending: Iterable[Spent]) -> tuple[dict[str, Any], float | None]:
+def _sum(spending: Iterable[Usage]) -> tuple[dict[str, Any], float | None]:
     """The cost is None as soon as something was used whose price nobody knows."""
     usage: dict[str, Any] = {}
     cost: float | None = None
     unknown = False
-    for used, price in spending:
+    for spent in spending:
+        used, price = spent.usage, spent.cost_usd
         if used:
             usage = add_usage(usage, used)
         if price is not None:
@@ -139,7 +144,7 @@ def _costs(tools: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {name: entry["cost_usd"] for name, entry in tools.items() if entry["cost_usd"] is not None}
 
 
-def _metadata(run: Run, decision: PlanDecision | None, tool: Tool, own: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(run: Run, plan: Mapping[str, Any] | None, tool: Tool, own: Mapping[str, Any]) -> dict[str, Any]:
     """Ours first; a tool's own metadata may add to it and not overwrite it."""
     config = run.options
     metadata: dict[str, Any] = {
@@ -153,12 +158,13 @@ def _metadata(run: Run, decision: PlanDecision | None, tool: Tool, own: Mapping[
         metadata["user"], _ = as_json(config.metadata)
     if config.quality_requirements is not None:
         metadata["quality_requirements"], _ = as_json(config.quality_requirements)
-    if decision is not None:
-        metadata["plan"] = _plan(decision)
+    if plan is not None:
+        metadata["plan"] = copied(plan)
     return {**own, **metadata} if own else metadata
 
 
-def _plan(decision: PlanDecision) -> dict[str, Any]:
+def plan_shown(decision: PlanDecision) -> dict[str, Any]:
+    """What the output says of a decision."""
     plan: dict[str, Any] = {
         "selected_tool": decision.selected_tool,
         "reasoning": decision.reasoning,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import cache
 from random import getrandbits
 from types import MappingProxyType, TracebackType
@@ -34,7 +34,6 @@ from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.fallback import ToolCall, first_answer
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.orchestration.planning.planner import PlanDecision
 from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
 from steer_llm_sdk.orchestration.replay import keyed
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
@@ -60,15 +59,11 @@ def _defaults() -> OrchestrationConfig:
     return OrchestrationConfig()
 
 
-SEED = 0
-"""What a deterministic run gives its tools, unless the caller gives a seed of his own."""
-
-
 class Plan(NamedTuple):
-    """The tools to try, in order, and why."""
+    """The tools to try, in order, and what the output shows of the decision."""
 
     steps: Sequence[ToolCall]
-    decision: PlanDecision | None = None
+    shown: Mapping[str, Any] | None = None
 
 
 class BaseOrchestrator(ABC):
@@ -89,6 +84,10 @@ class BaseOrchestrator(ABC):
     @abstractmethod
     async def _plan(self, run: Run) -> Plan:
         """Which tools to try, in which order, with which options."""
+
+    def _plan_at_once(self, run: Run) -> Plan | None:
+        """The plan where nothing has to be awaited for it: a given tool_name is the shortest plan."""
+        return None if run.tool_name is None else Plan((ToolCall.of(self._find(run.tool_name), _NO_OPTIONS),))
 
     @abstractmethod
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
@@ -200,38 +199,43 @@ class BaseOrchestrator(ABC):
             raise InvalidRequest("tool_options", tool_options, "give a mapping of option names to values")
         if tool_name is not None and not isinstance(tool_name, str):
             raise InvalidRequest("tool_name", tool_name, "give the name of a tool as text")
-        clock = asyncio.get_running_loop().time
-        now = clock()
         request_id = config.request_id or f"{getrandbits(128):032x}"
         trace_id = config.trace_id or request_id
+        run = Run(
+            {"query": request} if isinstance(request, str) else request,
+            tool_name,
+            _NO_OPTIONS if tool_options is None else tool_options,
+            config,
+            request_id,
+            trace_id,
+            asyncio.get_running_loop(),
+            self._policies(config),
+            self._max_attempts,
+        )
         budget = config.budget
         limit = config.timeout_ms if budget is None else config.limit_ms
-        return Run(
-            request={"query": request} if isinstance(request, str) else request,
-            tool_name=tool_name,
-            tool_options=_NO_OPTIONS if tool_options is None else tool_options,
-            options=config,
-            request_id=request_id,
-            trace_id=trace_id,
-            clock=clock,
-            started=now,
-            deadline=None if limit is None else Deadline.after(limit, now),
-            ledger=None if budget is None else _ledger_of(budget),
-            events=None if event_manager is None else _events_of(event_manager, config, request_id, trace_id),
-            attempt=self._policies(config),
-            max_attempts=self._max_attempts(config),
-        )
+        if limit is not None:
+            run.deadline = Deadline.after(limit, run.started)
+        if budget is not None:
+            run.ledger = _ledger_of(budget)
+        if event_manager is not None:
+            run.events = _events_of(event_manager, config, request_id, trace_id)
+        return run
 
     # ── deadline and replay ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _in_time(self, run: Run) -> OrchestrationOutput:
+    def _in_time(self, run: Run) -> Coroutine[Any, Any, OrchestrationOutput]:
         """Deadline outside, replay inside: whoever waits for a keyed run waits no longer than he said."""
+        if run.deadline is None and run.options.idempotency_key is None:
+            return self._work(run)
+        return self._until_deadline(run)
+
+    async def _until_deadline(self, run: Run) -> OrchestrationOutput:
         deadline = run.deadline
         try:
             if run.options.idempotency_key is not None:
                 return await once(self.idempotency_manager, self._keyed(run), deadline)
-            if deadline is None:
-                return await self._work(run)
+            assert deadline is not None
             return await until(deadline.at, self._work(run))
         except Late as late:
             assert deadline is not None
@@ -239,7 +243,7 @@ class BaseOrchestrator(ABC):
                 "time",
                 deadline.limit_ms,
                 elapsed_ms(run),
-                [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")],
+                [sent.tool for sent in run.timeline if sent.outcome in ("running", "cancelled")],
                 output=late.result,
             ) from None
 
@@ -265,18 +269,16 @@ class BaseOrchestrator(ABC):
 
     async def _work(self, run: Run) -> OrchestrationOutput:
         """Plan, ask the tools in order, and say what came of it."""
-        plan = await self._plan(run)
+        plan = self._plan_at_once(run) or await self._plan(run)
         for step in plan.steps:
             self._used[id(step.tool)] = step.tool
         if run.events is not None:
             _tell_start(run.events, plan.steps[0].tool)
-        answer = await first_answer(run, plan.steps, self._min_confidence(run.options))
+        wanted = None if run.options.quality_requirements is None else self._min_confidence(run.options)
+        answer = await first_answer(run, plan.steps, wanted)
         if answer.result is None:
-            return failed(run, plan.decision, answer)
-        return answered(run, plan.decision, answer)
-
-    def _step(self, run: Run, tool: Tool, planned: Mapping[str, Any]) -> ToolCall:
-        return ToolCall(tool, _options_for(run, tool, planned))
+            return failed(run, plan.shown, answer)
+        return answered(run, plan.shown, answer)
 
     def _find(self, name: str) -> Tool:
         tool = self.registry.get_tool(name)
@@ -333,27 +335,6 @@ def _events_of(manager: EventManager, config: OrchestrationConfig, request_id: s
     if config.metadata:
         metadata["user"] = dict(config.metadata)
     return manager.for_run(request_id, trace_id, metadata, config.redactor_cb)
-
-
-def _options_for(run: Run, tool: Tool, planned: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tool sees: the caller's options over the plan's over the tool's own, then what the run adds."""
-    config, caller = run.options, run.tool_options
-    options: dict[str, Any] = {**tool.default_options, **planned}
-    if "max_parallel" in config.model_fields_set or "max_parallel" not in options:
-        options["max_parallel"] = config.max_parallel
-    if config.deterministic:
-        options["seed"], options["temperature"] = SEED, 0
-    if config.streaming:
-        options["streaming"] = True
-    options.update(caller)
-    options["request_id"], options["trace_id"] = run.request_id, run.trace_id
-    if config.budget:
-        options["global_budget"] = dict(config.budget)
-    if config.timeout_ms is not None:
-        options["timeout_ms"] = config.timeout_ms
-    if config.idempotency_key is not None:
-        options["idempotency_key"] = f"{config.idempotency_key}:{tool.name}"
-    return options
 
 
 def _tell_start(events: RunEvents, tool: Tool) -> None:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
-from steer_llm_sdk.orchestration._call import Run, Scope, cancellations, enter, leave
+from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.orchestration._call import Call, Run, Scope, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
-from steer_llm_sdk.orchestration.reliability import use_tool
 from steer_llm_sdk.orchestration.tool_registry import Tool
 
 
@@ -24,11 +24,46 @@ class NotAcceptable(OrchestratorError):
         self.found = -1.0 if found is None else found
 
 
+SEED = 0
+"""What a deterministic run gives its tools, unless the caller gives a seed of his own."""
+
+
 class ToolCall(NamedTuple):
-    """One tool of a plan, with the options it will see."""
+    """One tool of a plan, with the options that the plan has for it; `target` and `part` are what a breaker may know of
+    a tool that is itself the call."""
 
     tool: Tool
-    options: dict[str, Any]
+    planned: Mapping[str, Any]
+    target: str
+    part: str
+
+    @classmethod
+    def of(cls, tool: Tool, planned: Mapping[str, Any]) -> ToolCall:
+        return cls(tool, planned, *tool.targets[0])
+
+    def options(self, run: Run) -> dict[str, Any]:
+        """What the tool sees: the caller's options over the plan's over the tool's own, then what the run adds. All of
+        it is made anew: what an attempt writes into it is seen by nobody else, least of all the caller."""
+        config, own = run.options, self.tool.default_options
+        options: dict[str, Any] = {**own, **self.planned} if own or self.planned else {}
+        if "max_parallel" not in options or "max_parallel" in config.model_fields_set:
+            options["max_parallel"] = config.max_parallel
+        if config.deterministic:
+            options["seed"], options["temperature"] = SEED, 0
+        if config.streaming:
+            options["streaming"] = True
+        if run.tool_options:
+            options.update(run.tool_options)
+        if options:
+            options = copied(options)
+        options["request_id"], options["trace_id"] = run.request_id, run.trace_id
+        if config.budget:
+            options["global_budget"] = dict(config.budget)
+        if config.timeout_ms is not None:
+            options["timeout_ms"] = config.timeout_ms
+        if config.idempotency_key is not None:
+            options["idempotency_key"] = f"{config.idempotency_key}:{self.tool.name}"
+        return options
 
 
 class Answer(NamedTuple):
@@ -83,20 +118,48 @@ async def _ask(run: Run, step: ToolCall) -> ToolResult:
     up with by itself is a failure of the tool."""
     tool = step.tool
     scope = Scope(run, tool.name, tool.version)
-    token = enter(scope)
-    before = cancellations()
+    token = current.set(scope)
     try:
-        return await use_tool(scope, tool, step.options)
+        if tool.composite:  # It puts each of its own calls under the policies.
+            return ToolResult.of(await tool.execute(copied(run.request), step.options(run), run.events))
+        result: ToolResult = await run.attempt(_PlainCall(scope, step))
+        return result
     except (asyncio.CancelledError, SystemExit) as error:
-        if isinstance(error, asyncio.CancelledError) and cancellations() > before:
+        if isinstance(error, asyncio.CancelledError) and run.asked_to_stop():
             raise
         raise ToolExecutionError(tool.name, error) from error
     except Exception as error:
-        if cancellations() > before:
+        if run.asked_to_stop():
             raise asyncio.CancelledError from error
         raise
     finally:
-        leave(token)
+        current.reset(token)
+
+
+class _PlainCall(Call):
+    """The one call that asking a tool is, where the tool is not composite."""
+
+    __slots__ = ("step",)
+
+    def __init__(self, scope: Scope, step: ToolCall) -> None:
+        self.scope, self.step = scope, step
+        run = self.run = scope.run
+        self.target, self.part = step.target, step.part
+        self.model = None
+        self.measure = _measured
+        self.worst_case = _FREE if run.ledger is None else step.tool.worst_case(run.request, step.options(run))
+        self.attempts = 0
+
+    async def execute(self) -> ToolResult:
+        run, step = self.run, self.step
+        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), run.events))
+
+
+def _measured(result: ToolResult) -> ToolResult:
+    return result
+
+
+_FREE = Amount()
 
 
 def _check(tool: Tool, result: ToolResult, found: float | None, wanted: float | None) -> None:

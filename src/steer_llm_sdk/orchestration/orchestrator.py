@@ -15,16 +15,14 @@ class Orchestrator(BaseOrchestrator):
     """Runs the tool that the caller names. A call is tried once, or `max_retries` + 1 times where that is set."""
 
     async def _plan(self, run: Run) -> Plan:
-        if run.tool_name is None:
-            raise InvalidRequest("tool_name", None, "name a tool, or use ReliableOrchestrator, which plans")
-        return Plan((self._step(run, self._find(run.tool_name), {}),))
+        raise InvalidRequest("tool_name", None, "name a tool, or use ReliableOrchestrator, which plans")
 
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
         return self.executor.pipeline(
-            retry=bool(options.max_retries) and options.retry_on_failure,
-            breaker=False,
-            reserve=bool(options.budget),
-            timeout=options.per_agent_timeout_ms is not None,
+            bool(options.max_retries) and options.retry_on_failure,
+            False,
+            options.budget is not None,
+            options.per_agent_timeout_ms is not None,
         )
 
     def _max_attempts(self, options: OrchestrationConfig) -> int:

@@ -10,11 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import ProviderError
-from steer_llm_sdk.models.plain import copied
-from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.orchestration._call import Attempt, Call, Scope, Spent, cancellations
-from steer_llm_sdk.orchestration._result import ToolResult, describe_error, json_mapping, spent_of
-from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.orchestration._call import Call, Sent, Spent
+from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
 from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
@@ -68,9 +65,6 @@ class ReliabilityConfig(BaseModel):
         return next(configs[name] for name in names if name in configs)
 
 
-_FREE = Amount()
-
-
 class ReliableToolExecutor:
     """Makes calls under the policies. It owns the circuit breakers of one orchestrator."""
 
@@ -79,11 +73,10 @@ class ReliableToolExecutor:
         self.breakers = CircuitBreakerManager(self.config.breaker_for)
         self._folded: dict[tuple[bool, ...], Next[Call, Any]] = {}
 
-    def pipeline(self, *, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Next[Call, Any]:
+    def pipeline(self, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Next[Call, Any]:
         """What stands round each call to the outside. A policy that is not asked for is not in the list."""
         key = (retry, breaker, reserve, timeout)
-        folded = self._folded.get(key)
-        if folded is None:
+        if (folded := self._folded.get(key)) is None:
             order: list[tuple[bool, Policy[Any]]] = [
                 (retry, self._retry()),
                 (breaker, Breaker(self.breakers)),
@@ -108,66 +101,30 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
 
     Retry's limits are on what is counted here. It is always in the list.
     """
-    scope = call.scope
-    run, tool = scope.run, scope.tool
+    run = call.run
     call.attempts += 1
-    started = run.clock()
-    line: Attempt = {
-        "tool": tool,
-        "provider": call.target,
-        "attempt": call.attempts,
-        "started_ms": round((started - run.started) * 1000, 1),
-        "elapsed_ms": 0.0,
-        "outcome": "running",
-    }
-    if call.model is not None:
-        line["model"] = call.model
-    run.timeline.append(line)
-    before = cancellations()
+    sent = Sent(call, run.clock())
+    run.timeline.append(sent)
     try:
         result = await next(call)
-        run.spending.append((tool, call.measure(result)))
-        line["outcome"] = "succeeded"
+        sent.spent = call.measure(result)
+        sent.outcome = "succeeded"
         return result
     except asyncio.CancelledError:
-        line["outcome"] = "cancelled"
+        sent.outcome = "cancelled"
         raise
     except Exception as error:
-        if cancellations() > before:  # The tool made an error of its cancellation; nothing may follow it.
-            line["outcome"] = "cancelled"
+        if run.asked_to_stop():  # The tool made an error of its cancellation; nothing may follow it.
+            sent.outcome = "cancelled"
             raise asyncio.CancelledError from error
-        line["outcome"], line["error"] = "failed", describe_error(error)
+        sent.outcome, sent.error = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
-            run.spending.append((tool, Spent(json_mapping(error.usage))))
+            sent.spent = Spent(json_mapping(error.usage))
         raise
     finally:
-        line["elapsed_ms"] = round((run.clock() - started) * 1000, 1)
+        sent.ended = run.clock()
 
 
 def execute(call: Call) -> Coroutine[Any, Any, Any]:
     """The innermost step."""
     return call.execute()
-
-
-async def use_tool(scope: Scope, tool: Tool, options: dict[str, Any]) -> ToolResult:
-    """Ask one tool. A composite one puts each of its own calls under the policies; any other is itself the call."""
-    run = scope.run
-    request, events = run.request, run.events
-    if tool.composite:
-        return ToolResult.of(await tool.execute(copied(request), copied(options), events))
-    target, part = tool.targets[0]
-
-    async def execute() -> ToolResult:
-        # Copies for each attempt: what one of them writes into them is seen by nobody else, least of all the caller.
-        return ToolResult.of(await tool.execute(copied(request), copied(options), events))
-
-    call = Call(
-        scope=scope,
-        target=target,
-        part=part,
-        execute=execute,
-        measure=spent_of,
-        worst_case=_FREE if run.ledger is None else tool.worst_case(request, options),
-    )
-    result: ToolResult = await run.attempt(call)
-    return result

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration._outcome import plan_shown
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
-from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy, PlanDecision, Planner, PlanRequest
+from steer_llm_sdk.orchestration.planning.planner import (
+    ExecutionStrategy,
+    PlanDecision,
+    Planner,
+    PlanRequest,
+    ToolMetadata,
+)
 from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
@@ -50,46 +57,61 @@ class ReliableOrchestrator(BaseOrchestrator):
             executor=ReliableToolExecutor(self.reliability_config),
             idempotency_manager=idempotency_manager,
         )
+        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], bool, Plan] | None = None
 
     @property
     def breakers(self) -> Mapping[str, Any]:
         """The state and counts of each breaker, by what it protects."""
         return self.executor.breakers.get_all_stats()
 
+    def _plan_at_once(self, run: Run) -> Plan | None:
+        """The plan of a given tool_name, or of rules: its plan() is decide() with a copy for the caller to keep; the
+        flow only reads, and needs none."""
+        planner = self.planner
+        if run.tool_name is not None or not _plans_by_rule(planner):
+            return super()._plan_at_once(run)
+        view = self._view()
+        decision = planner.decide(run.request, view, self._context(run.options))
+        with_fallback = run.options.enable_fallback
+        last = self._last_plan
+        # Rules hand the same decision out again while the tools are the same.
+        if last is not None and last[0] is decision and last[1] is view and last[2] is with_fallback:
+            return last[3]
+        plan = self._carry_out(decision, with_fallback)
+        self._last_plan = (decision, view, with_fallback, plan)
+        return plan
+
     async def _plan(self, run: Run) -> Plan:
-        """A given tool_name is the shortest plan; otherwise the planner chooses from what is registered."""
-        if run.tool_name is not None:
-            return Plan((self._step(run, self._find(run.tool_name), {}),))
+        decision = await self.planner.plan(copied(run.request), self._view(), self._context(run.options))
+        return self._carry_out(decision, run.options.enable_fallback)
+
+    def _view(self) -> Mapping[str, ToolMetadata]:
         view = self.registry.planning_view()
         if not view:
             raise NoEligibleTool
-        planner, context = self.planner, self._context(run.options)
-        if _plans_by_rule(planner):
-            # Its plan() is decide() with a copy for the caller to keep; the flow only reads, and needs none.
-            decision = planner.decide(run.request, view, context)
-        else:
-            decision = await planner.plan(copied(run.request), view, context)
+        return view
+
+    def _carry_out(self, decision: PlanDecision, with_fallback: bool) -> Plan:
         if decision.execution_strategy is not ExecutionStrategy.SINGLE:
             raise InvalidRequest(
                 "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'
             )
-        return Plan(tuple(self._steps(run, decision)), decision)
+        tools = [self._find(decision.selected_tool)]
+        if with_fallback and self.reliability_config.enable_fallback:
+            tools += self._fallbacks(decision)
+        return Plan(tuple(ToolCall.of(tool, decision.tool_options) for tool in tools), plan_shown(decision))
 
-    def _steps(self, run: Run, decision: PlanDecision) -> Iterator[ToolCall]:
-        """The selected tool and, where the caller allows, its fallbacks; one that is not there is passed over."""
-        yield self._step(run, self._find(decision.selected_tool), decision.tool_options)
-        config = self.reliability_config
-        if not (run.options.enable_fallback and config.enable_fallback):
-            return
+    def _fallbacks(self, decision: PlanDecision) -> list[Tool]:
+        """The fallbacks of a decision; one that is not there is passed over."""
         names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
         tools = [tool for name in names if (tool := self.registry.get_tool(name)) is not None]
-        for tool in tools[: config.max_fallback_attempts]:
-            yield self._step(run, tool, decision.tool_options)
+        return tools[: self.reliability_config.max_fallback_attempts]
 
     def _context(self, options: OrchestrationConfig) -> PlanRequest:
-        states = self._breaker_states() if options.enable_circuit_breaker else {}
-        if options.budget is None and options.quality_requirements is None and not states:
+        all_closed = self.executor.breakers.all_closed
+        if all_closed and options.budget is None and options.quality_requirements is None:
             return _nothing_known()
+        states = self._breaker_states() if options.enable_circuit_breaker and not all_closed else {}
         return PlanRequest(
             budget=options.budget,
             quality_requirements=options.quality_requirements,
@@ -97,10 +119,8 @@ class ReliableOrchestrator(BaseOrchestrator):
         )
 
     def _breaker_states(self) -> dict[str, str]:
-        """By provider and by tool; empty while every circuit is closed."""
+        """By provider and by tool."""
         breakers = self.executor.breakers
-        if breakers.all_closed:
-            return {}
         states = {name: stats["state"] for name, stats in breakers.get_all_stats().items()}
         for tool in self.registry:
             state = self._state_of(tool)
@@ -119,10 +139,10 @@ class ReliableOrchestrator(BaseOrchestrator):
 
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
         return self.executor.pipeline(
-            retry=True,
-            breaker=options.enable_circuit_breaker,
-            reserve=bool(options.budget),
-            timeout=options.per_agent_timeout_ms is not None,
+            True,
+            options.enable_circuit_breaker,
+            options.budget is not None,
+            options.per_agent_timeout_ms is not None,
         )
 
     def _max_attempts(self, options: OrchestrationConfig) -> int:

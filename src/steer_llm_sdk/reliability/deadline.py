@@ -57,17 +57,37 @@ async def until(at: float, work: Coroutine[Any, Any, R]) -> R:
     Work that has not stopped by then is left to itself, and what it raises later is logged.
     """
     loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
+    woken: asyncio.Future[None] = loop.create_future()
+    task = loop.create_task(announced(work, woken))
+    timer = loop.call_at(at, wake, woken)
     try:
-        await watch(task, at)
+        await woken
     except BaseException:
         await stop(task)
+        if task.done():
+            work.close()  # In case it was stopped before it had begun.
         raise
+    finally:
+        timer.cancel()
     if task.done():
         return task.result()
     await stop(task)
     finished = task.done() and not task.cancelled() and task.exception() is None
     raise Late(True, task.result()) if finished else Late
+
+
+async def announced(work: Coroutine[Any, Any, R], *waiting: asyncio.Future[None]) -> R:
+    """`work`, whose end wakes those who wait for it: a turn of the loop earlier than a callback of its task would."""
+    try:
+        return await work
+    finally:
+        for woken in waiting:
+            wake(woken)
+
+
+def wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 class AttemptTimeout:
@@ -92,16 +112,15 @@ async def watch(task: asyncio.Task[Any], at: float | None) -> None:
     loop = task.get_loop()
     woken: asyncio.Future[None] = loop.create_future()
 
-    def wake(_: object = None) -> None:
-        if not woken.done():
-            woken.set_result(None)
+    def done(_: object) -> None:
+        wake(woken)
 
-    task.add_done_callback(wake)
-    timer = None if at is None else loop.call_at(at, wake)
+    task.add_done_callback(done)
+    timer = None if at is None else loop.call_at(at, wake, woken)
     try:
         await woken
     finally:
-        task.remove_done_callback(wake)
+        task.remove_done_callback(done)
         if timer is not None:
             timer.cancel()
 

@@ -104,7 +104,7 @@ class Retry:
         failed: Exception | None = None
         while True:
             try:
-                if call.sent >= self._max_total_attempts * call.answers:
+                if call.sent >= self._max_total_attempts and call.sent >= self._max_total_attempts * call.answers:
                     raise AttemptsUsedUp(call.sent)
                 return await next(call)
             except Rejected as refusal:

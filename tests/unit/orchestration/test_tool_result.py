@@ -60,7 +60,7 @@ def test_no_account_costs_the_answer(usage: Any, cost: Any, breakdown: Any, meta
 def test_a_result_is_its_own_result() -> None:
     result = ToolResult("x", {"total_tokens": 1}, 0.5)
     assert ToolResult.of(result) is result
-    assert result.spent.cost_usd == 0.5
+    assert result.cost_usd == 0.5
     assert result.status == "succeeded"
 
 

@@ -28,6 +28,15 @@ def compiled(condition: RuleCondition) -> Test:
     return lambda request: check(request.get(key) if type(request) is dict else read(request))
 
 
+def guard_of(conditions: Sequence[RuleCondition]) -> tuple[str, str] | None:
+    """(key, text) where the first condition is that a key of the request has that text, which can be asked without a
+    call; None where it is anything else."""
+    first = conditions[0] if conditions else None
+    if first is None or first.operator != "equals" or first.custom_matcher is not None:
+        return None
+    return (first.attribute_path, first.value) if "." not in first.attribute_path and type(first.value) is str else None
+
+
 def reader(path: str) -> Callable[[Any], Any]:
     """Follows a dotted path into mappings, sequences and attributes; None where it leads nowhere."""
     segments = path.split(".")

@@ -12,7 +12,7 @@ from typing import Any
 
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration.planning._catalog import Catalog, CatalogCache
-from steer_llm_sdk.orchestration.planning._conditions import Test, Unfit, adapted, compiled, reader
+from steer_llm_sdk.orchestration.planning._conditions import Test, Unfit, adapted, compiled, guard_of, reader
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision, Planner, PlanRequest, ToolMetadata
 from steer_llm_sdk.orchestration.planning.rules import (
     PlanningRule,
@@ -36,6 +36,9 @@ __all__ = [
 
 # A default lists no more fallbacks than a run makes attempts: with a thousand related tools the rest is never reached.
 MAX_DEFAULT_FALLBACKS = 10
+
+MAX_REMEMBERED = 1000
+"""Combinations of guarded values whose candidates are kept."""
 
 DEFAULT_CONFIDENCE = 0.5
 
@@ -63,6 +66,8 @@ class RuleBasedPlanner(Planner):
     def __init__(self, rules: Iterable[PlanningRule] | None = None) -> None:
         self._all: list[PlanningRule] = []
         self._rules: list[_Rule] = []
+        self._guards: tuple[str, ...] = ()
+        self._guarded: dict[Any, list[_Rule]] = {}
         self._catalogs = CatalogCache()
         self._decisions: tuple[Tools, dict[int, PlanDecision]] = ({}, {})
         for rule in rules or ():
@@ -79,7 +84,11 @@ class RuleBasedPlanner(Planner):
             raise TypeError(f"rule: expected a PlanningRule, got {type(rule).__name__}")
         insort(self._all, rule, key=lambda other: -other.priority)
         if rule.action is not None:
-            insort(self._rules, _Rule.of(rule, rule.action), key=lambda entry: -entry.rule.priority)
+            entry = _Rule.of(rule, rule.action)
+            insort(self._rules, entry, key=lambda entry: -entry.rule.priority)
+            if entry.guard is not None:
+                self._guards = tuple(dict.fromkeys((*self._guards, entry.guard[0])))
+            self._guarded.clear()
 
     async def plan(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
         decision = self.decide(request, available_tools, context)
@@ -91,22 +100,44 @@ class RuleBasedPlanner(Planner):
         if not available_tools:
             raise NoEligibleTool
         asked = {"query": request} if isinstance(request, str) else request
-        search = _Search(self, asked, available_tools, context)
         made_before = self._made_before(available_tools, context)
-        for entry in self._rules:
+        search: _Search | None = None  # Nearly always the first rule that matches decides, by what it decided before.
+        for entry in self._candidates(asked):
             try:
                 if not entry.holds(asked):
                     continue
-                known = made_before.get(id(entry))
-                if known is not None and search.met_nothing and known.selected_tool in available_tools:
-                    return known
+                if search is None:
+                    known = made_before.get(id(entry))
+                    if known is not None and known.selected_tool in available_tools:
+                        return known
+                    search = _Search(self, asked, available_tools, context)
                 if (decision := search.first_choice(entry)) is not None:
                     if entry.always_the_same and search.met_nothing:
                         made_before[id(entry)] = decision
                     return decision
             except Exception as error:
+                search = search or _Search(self, asked, available_tools, context)
                 search.skip(entry, error)
+        search = search or _Search(self, asked, available_tools, context)
         return search.without_first_choice(self._catalogs.of(available_tools))
+
+    def _candidates(self, asked: Any) -> list[_Rule]:
+        """The rules that may hold, in order: those whose guard says otherwise are left out, by what the request has
+        under the keys that guards ask for. Anything but a plain dict with texts there is asked every rule."""
+        if type(asked) is not dict or not self._guards:
+            return self._rules
+        given = tuple([asked.get(key) for key in self._guards])
+        try:
+            found = self._guarded.get(given)
+        except TypeError:  # not hashable
+            return self._rules
+        if found is None:
+            if not all(type(value) is str or value is None for value in given):
+                return self._rules
+            if len(self._guarded) >= MAX_REMEMBERED:
+                self._guarded.clear()
+            found = self._guarded[given] = [entry for entry in self._rules if entry.may_hold(asked)]
+        return found
 
     def _made_before(self, tools: Tools, context: PlanRequest | None) -> dict[int, PlanDecision]:
         """Decisions that rules have made for these tools, by the identity of the rule; to be added to.
@@ -126,15 +157,19 @@ class RuleBasedPlanner(Planner):
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A rule with an action, made ready. `serves` is its tool and then the fallbacks; `fields` is the decision for the
-    tool itself, but for the options."""
+    """A rule with an action, made ready. `guard` is what a request must have for it to hold. `serves` is its tool and
+    then the fallbacks; `fields` is the decision for the tool itself, but for the options."""
 
     rule: PlanningRule
+    guard: tuple[str, str] | None
     holds: Test
     serves: tuple[str, ...]
     options: Callable[[Any, PlanRequest | None], Mapping[str, Any]]
     fields: Mapping[str, Any]
     always_the_same: bool
+
+    def may_hold(self, asked: dict[Any, Any]) -> bool:
+        return self.guard is None or asked.get(self.guard[0]) == self.guard[1]
 
     @classmethod
     def of(cls, rule: PlanningRule, action: RuleAction) -> _Rule:
@@ -144,7 +179,15 @@ class _Rule:
         except Unfit as error:
             holds = options = _unusable(str(error))
         serves = (action.tool_name, *action.fallback_tools)
-        return cls(rule, holds, serves, options, _fields_of(rule, action), action.option_transformer is None)
+        return cls(
+            rule,
+            guard_of(rule.conditions),
+            holds,
+            serves,
+            options,
+            _fields_of(rule, action),
+            action.option_transformer is None,
+        )
 
 
 def _fields_of(rule: PlanningRule, action: RuleAction) -> dict[str, Any]:
