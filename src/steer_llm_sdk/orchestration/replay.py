@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import quote
+
+from pydantic import TypeAdapter
 
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.reliability.canonical import fingerprint
@@ -24,27 +27,38 @@ def keyed(
 ) -> Work[OrchestrationOutput]:
     """`asked` is what the caller sent: request, tool_name or None, tool_options. It tells requests apart."""
     return Work(
-        # The separator is quoted away, so that no tenant and key run together with another pair.
-        key=f"{quote(tenant, safe='')}:{key}",
-        name=key,
-        fingerprint=fingerprint(asked),
-        run=run,
-        dump=_dump_all if remember_failures else _dump_successes,
-        load=_load,
-        copy=_copy,
-        terms=budget,
-        run_unprotected=run_unprotected,
+        f"{_quoted(tenant)}:{key}",
+        key,
+        fingerprint(asked),
+        run,
+        _dump_all if remember_failures else _dump_successes,
+        _load,
+        _copy,
+        budget,
+        run_unprotected,
     )
+
+
+@lru_cache
+def _quoted(tenant: str) -> str:
+    """The separator is quoted away, so that no tenant and key run together with another pair."""
+    return quote(tenant, safe="")
 
 
 def _dump_all(output: OrchestrationOutput) -> bytes | None:
     """Everything final: a failure that a later try could cure is not remembered."""
-    errors = (output.errors or {}).values() if output.status == "failed" else ()
-    return None if any(info.get("is_retryable") for info in errors) else output.model_dump_json().encode()
+    if output.status == "failed" and any(info.get("is_retryable") for info in (output.errors or {}).values()):
+        return None
+    return _output().dump_json(output)
 
 
 def _dump_successes(output: OrchestrationOutput) -> bytes | None:
     return None if output.status == "failed" else _dump_all(output)
+
+
+@cache
+def _output() -> TypeAdapter[OrchestrationOutput]:
+    return TypeAdapter(OrchestrationOutput)
 
 
 def _load(remembered: bytes) -> OrchestrationOutput:

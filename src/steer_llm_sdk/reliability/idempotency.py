@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, watch
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch
 from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -144,28 +144,37 @@ class Flight(Generic[R]):
         self.fingerprint = fingerprint
         self.terms = terms
         self.deadline = deadline
-        self.waiting = 0
+        self.callers: list[asyncio.Future[None]] = []
         self.closing = False
         self.task: asyncio.Task[R]
         self.apart: R | None = None
 
     async def wait(self, deadline: Deadline | None) -> R:
         """Wait for the work until `deadline`, then Late. The last to leave takes the work along."""
-        self.waiting += 1
-        self.deadline.at = max(self.deadline.at, math.inf if deadline is None else deadline.at)
-        in_time = False
-        try:
-            await watch(self.task, None if deadline is None else deadline.at)
-            in_time = self.task.done()
-        finally:
-            self.waiting -= 1
-            if not self.waiting and not self.task.done():
-                self.closing = True  # Nobody may join work that is being cancelled.
-                await stop(self.task)
+        task = self.task
+        in_time = task.done()
+        if not in_time:
+            loop = task.get_loop()
+            woken: asyncio.Future[None] = loop.create_future()
+            self.callers.append(woken)
+            at = math.inf if deadline is None else deadline.at
+            if at > self.deadline.at:
+                self.deadline.at = at
+            timer = None if deadline is None else loop.call_at(at, wake, woken)
+            try:
+                await woken
+                in_time = task.done()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                self.callers.remove(woken)
+                if not self.callers and not task.done():
+                    self.closing = True  # Nobody may join work that is being cancelled.
+                    await stop(task)
         if in_time:
-            return self.task.result()
-        finished = self.task.done() and not self.task.cancelled() and self.task.exception() is None
-        raise Late(True, self.task.result()) if finished else Late
+            return task.result()
+        finished = task.done() and not task.cancelled() and task.exception() is None
+        raise Late(True, task.result()) if finished else Late
 
 
 async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
@@ -187,27 +196,25 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
 
 
 def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
-    flights = manager.flights
     limit_ms = deadline.limit_ms if deadline else math.inf
     flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(-math.inf, limit_ms, firm=False))
     flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
-    flights[work.key] = flight
-    flight.task.add_done_callback(lambda task: _land(flights, work.key, flight))
+    manager.flights[work.key] = flight
     return flight
 
 
-def _land(flights: dict[str, Flight[Any]], key: str, flight: Flight[Any]) -> None:
-    if flights.get(key) is flight:
-        del flights[key]
-    if not flight.task.cancelled():
-        flight.task.exception()  # Seen: whoever still waits gets it, and if nobody does it is no news.
-
-
 async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
-    result = await _lead(manager, work, flight)
-    if flight.waiting > 1:
-        flight.apart = work.copy(result)
-    return result
+    try:
+        result = await _lead(manager, work, flight)
+        if len(flight.callers) > 1:
+            flight.apart = work.copy(result)
+        return result
+    finally:
+        if manager.flights.get(work.key) is flight:
+            del manager.flights[work.key]
+        # A turn of the loop earlier than callbacks of the task would.
+        for woken in flight.callers:
+            wake(woken)
 
 
 async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
@@ -244,7 +251,9 @@ async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: F
     remembered = False
     try:
         result = await work.run(flight.deadline)
-        remembered = await _settle(store, token, work, result, flight.deadline)
+        kept = _kept(work, result)
+        if kept is not None:
+            remembered = await _settle(store, work.key, token, kept, flight.deadline)
         return result
     finally:
         heart.let_go(work.key, token)
@@ -252,20 +261,20 @@ async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: F
             await _quietly(_in_patience(store, store.release(work.key, token)))
 
 
-async def _settle(store: IdempotencyStore, token: int, work: Work[R], result: R, deadline: Deadline) -> bool:
-    """A result that cannot be remembered was still paid for: the caller gets it, and in time. A store that is slow to
-    write goes on writing when the caller has his result."""
+def _kept(work: Work[R], result: R) -> bytes | None:
+    """What is to be remembered. A result that cannot be was still paid for, and the caller gets it."""
     try:
-        kept = work.dump(result)
+        return work.dump(result)
     except ValueError as error:
         _log.warning("a result cannot be remembered: %s", error)
-        return False
-    if kept is None:
-        return False
-    writing = _quietly(store.settle(work.key, token, kept))
+        return None
+
+
+async def _settle(store: IdempotencyStore, key: str, token: int, kept: bytes, deadline: Deadline) -> bool:
+    """A store that is slow to write goes on writing when the caller has his result, which he gets in time."""
     if isinstance(store, MemoryStore):
-        return await writing
-    task = asyncio.ensure_future(writing)
+        return await store.settle(key, token, kept)
+    task = asyncio.ensure_future(_quietly(store.settle(key, token, kept)))
     await watch(task, min(task.get_loop().time() + PATIENCE, deadline.at - GRACE))
     if task.done():
         return task.result()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
 from steer_llm_sdk.reliability.stores import Claim
 
 
-class Entry(NamedTuple):
+class Entry:
     """`until` is the end of the lease while the key is claimed, of the memory once `result` is there."""
 
-    fingerprint: str
-    token: int
-    ttl: float
-    until: float
-    result: bytes | None = None
+    __slots__ = ("fingerprint", "result", "token", "ttl", "until")
+
+    def __init__(self, fingerprint: str, token: int, ttl: float, until: float) -> None:
+        self.fingerprint = fingerprint
+        self.token = token
+        self.ttl = ttl
+        self.until = until
+        self.result: bytes | None = None
 
 
 class MemoryStore:
@@ -48,7 +50,7 @@ class MemoryStore:
         entry = self._claimed.get(key)
         if entry is None or entry.token != token:
             return False
-        self._claimed[key] = entry._replace(until=self._clock() + lease)
+        entry.until = self._clock() + lease
         return True
 
     async def settle(self, key: str, token: int, result: bytes) -> bool:
@@ -56,8 +58,9 @@ class MemoryStore:
         if entry is None or entry.token != token:
             return False
         del self._claimed[key]
-        self._finished[key] = Entry(entry.fingerprint, token, entry.ttl, self._clock() + entry.ttl, result)
-        while len(self._finished) > self._max_entries:
+        entry.until, entry.result = self._clock() + entry.ttl, result
+        self._finished[key] = entry
+        if len(self._finished) > self._max_entries:
             self._finished.popitem(last=False)
         return True
 
