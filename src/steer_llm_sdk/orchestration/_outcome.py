@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, TypeAlias
+
+from pydantic import TypeAdapter
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
 from steer_llm_sdk.models.plain import copied
@@ -52,7 +55,13 @@ def answered(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orches
         output["status"] = status
     if errors:
         output["errors"] = errors
-    return OrchestrationOutput.model_validate(output)
+    return _validator()(output)
+
+
+@cache
+def _validator() -> Callable[[Any], OrchestrationOutput]:
+    """What model_validate comes to, less its own arguments."""
+    return TypeAdapter(OrchestrationOutput).validator.validate_python
 
 
 def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> OrchestrationOutput:

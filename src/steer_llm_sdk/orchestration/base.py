@@ -215,7 +215,7 @@ class BaseOrchestrator(ABC):
         budget = config.budget
         limit = config.timeout_ms if budget is None else config.limit_ms
         if limit is not None:
-            run.deadline = Deadline.after(limit, run.started)
+            run.deadline = Deadline(run.started + limit / 1000, limit)
         if budget is not None:
             run.ledger = _ledger_of(budget)
         if event_manager is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from steer_llm_sdk.errors import OrchestratorError, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.orchestration._call import Call, Run, Scope, current
+from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.tool_registry import Tool
 
@@ -117,12 +117,12 @@ async def _ask(run: Run, step: ToolCall) -> ToolResult:
     """A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an exit that the tool came
     up with by itself is a failure of the tool."""
     tool = step.tool
-    scope = Scope(run, tool.name, tool.version)
-    token = current.set(scope)
+    call = _PlainCall(run, step)
+    token = current.set(call)
     try:
         if tool.composite:  # It puts each of its own calls under the policies.
             return ToolResult.of(await tool.execute(copied(run.request), step.options(run), run.events))
-        result: ToolResult = await run.attempt(_PlainCall(scope, step))
+        result: ToolResult = await run.attempt(call)
         return result
     except (asyncio.CancelledError, SystemExit) as error:
         if isinstance(error, asyncio.CancelledError) and run.asked_to_stop():
@@ -137,29 +137,30 @@ async def _ask(run: Run, step: ToolCall) -> ToolResult:
 
 
 class _PlainCall(Call):
-    """The one call that asking a tool is, where the tool is not composite."""
+    """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
     __slots__ = ("step",)
+    model = None
 
-    def __init__(self, scope: Scope, step: ToolCall) -> None:
-        self.scope, self.step = scope, step
-        run = self.run = scope.run
-        self.target, self.part = step.target, step.part
-        self.model = None
-        self.measure = _measured
-        self.worst_case = _FREE if run.ledger is None else step.tool.worst_case(run.request, step.options(run))
+    def __init__(self, run: Run, step: ToolCall) -> None:
+        self.run = run
+        self.tool = step.tool.name
+        self.version = step.tool.version
+        self.step = step
+        self.target = step.target
+        self.part = step.part
         self.attempts = 0
+
+    @property
+    def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget asks for it.
+        return self.step.tool.worst_case(self.run.request, self.step.options(self.run))
 
     async def execute(self) -> ToolResult:
         run, step = self.run, self.step
         return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), run.events))
 
-
-def _measured(result: ToolResult) -> ToolResult:
-    return result
-
-
-_FREE = Amount()
+    def measure(self, result: ToolResult) -> ToolResult:
+        return result
 
 
 def _check(tool: Tool, result: ToolResult, found: float | None, wanted: float | None) -> None:

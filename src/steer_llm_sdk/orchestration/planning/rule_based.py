@@ -124,15 +124,17 @@ class RuleBasedPlanner(Planner):
     def _candidates(self, asked: Any) -> list[_Rule]:
         """The rules that may hold, in order: those whose guard says otherwise are left out, by what the request has
         under the keys that guards ask for. Anything but a plain dict with texts there is asked every rule."""
-        if type(asked) is not dict or not self._guards:
+        guards = self._guards
+        if type(asked) is not dict or not guards:
             return self._rules
-        given = tuple([asked.get(key) for key in self._guards])
+        given: Any = asked.get(guards[0]) if len(guards) == 1 else tuple([asked.get(key) for key in guards])
         try:
             found = self._guarded.get(given)
         except TypeError:  # not hashable
             return self._rules
         if found is None:
-            if not all(type(value) is str or value is None for value in given):
+            values = (given,) if len(guards) == 1 else given
+            if not all(type(value) is str or value is None for value in values):
                 return self._rules
             if len(self._guarded) >= MAX_REMEMBERED:
                 self._guarded.clear()
@@ -145,12 +147,13 @@ class RuleBasedPlanner(Planner):
         They save validating the same decision again, most of what deciding takes (1.2 us instead of 4). Nothing is kept
         where the context may change a decision, nor for a mapping of tools that may be changed in place.
         """
-        may_change = context is not None and (
+        if context is not None and (
             context.circuit_breaker_states or context.quality_requirements or context.previous_failures
-        )
-        if may_change or not isinstance(tools, MappingProxyType):
+        ):
             return {}
         if self._decisions[0] is not tools:
+            if type(tools) is not MappingProxyType:
+                return {}
             self._decisions = (tools, {})
         return self._decisions[1]
 
