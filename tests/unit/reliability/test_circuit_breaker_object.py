@@ -11,7 +11,7 @@ import pytest
 
 from steer_llm_sdk.errors import CircuitOpen, InvalidRequest, ProviderError
 from steer_llm_sdk.reliability import CircuitBreaker, CircuitBreakerConfig, CircuitBreakerManager, CircuitState
-from steer_llm_sdk.reliability.circuit_breaker import Outcome
+from steer_llm_sdk.reliability.circuit import Outcome
 
 CONFIG = CircuitBreakerConfig(failure_threshold=2, success_threshold=1, timeout=10, half_open_requests=1)
 
@@ -162,6 +162,8 @@ async def test_stats_count_and_name_what_happened() -> None:
     assert breaker.get_stats() == {
         "name": "p",
         "state": "open",
+        "mode": "auto",
+        "observed": "open",
         "generation": 1,
         "successes": 1,
         "failures": 2,
@@ -261,7 +263,7 @@ def test_without_a_loop_it_can_be_read_and_reset_and_async_callbacks_are_left_ou
 
 
 def test_its_repr_shows_name_and_state() -> None:
-    assert repr(CircuitBreaker("p")) == "CircuitBreaker('p', Closed(generation=0, failures=()))"
+    assert repr(CircuitBreaker("p")) == "CircuitBreaker('p', Closed(generation=0, since=0.0, relapses=0))"
 
 
 # ── the manager ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_llm_sdk.reliability.circuit_breaker import (
+from steer_llm_sdk.reliability.circuit import (
     Circuit,
-    CircuitBreakerConfig,
     CircuitState,
     Closed,
     HalfOpen,
@@ -20,6 +19,7 @@ from steer_llm_sdk.reliability.circuit_breaker import (
     Permit,
     Refusal,
 )
+from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 OK, FAIL, NEUTRAL = Outcome.SUCCESS, Outcome.FAILURE, Outcome.NEUTRAL
@@ -520,7 +520,7 @@ class World:
 
         def lane(of: Closed | Open | HalfOpen) -> object:
             if isinstance(of, Closed):
-                return "closed", name(of.generation), [(at - self.now, part) for at, part in of.failures]
+                return "closed", name(of.generation)
             if isinstance(of, Open):
                 early = of.early and (of.early[0], of.early[1] - self.now)
                 return "open", name(of.generation), max(of.until - self.now, 0), sorted(of.blamed), early, of.confirmed
@@ -528,7 +528,11 @@ class World:
             return "half", name(of.generation), sorted(of.blamed), of.confirmed, of.successes, probes
 
         circuit = self.circuit
-        streaks = sorted((part, [at - self.now for at in ats]) for part, ats in circuit.streaks.items())
+        tally = circuit.tally
+        streaks = sorted(
+            (part, [(at - self.now, counts) for at, counts in streak.spans])
+            for part, streak in [("", tally.streak), *tally.streaks.items()]
+        )
         narrowed = sorted((part, lane(of)) for part, of in circuit.narrowed.items())
         sent = [
             (name(s.permit.generation), s.permit.part, s.permit.serial, s.part, s.until - self.now) for s in self.sent
@@ -565,7 +569,7 @@ def health(circuit: Circuit) -> object:
             return replace(of, early=None)
         return replace(of, probes=()) if isinstance(of, HalfOpen) else of
 
-    return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.streaks
+    return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.tally
 
 
 def steps(world: World) -> Iterator[World]:
