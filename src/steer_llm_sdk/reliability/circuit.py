@@ -35,6 +35,9 @@ class Outcome(Enum):
     """The call says nothing about the provider: cancelled, refused elsewhere, a mistake of the caller's."""
 
 
+SUCCESS, FAILURE, NEUTRAL = Outcome  # A member costs more to look up than all that is done with it here.
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """Leave to send one call. `serial` tells the probes of one generation apart; 0 is no probe."""
@@ -115,13 +118,13 @@ class HalfOpen:
     ) -> Lane:
         if permit.serial not in (serial for serial, _ in self.probes):
             return self
-        if outcome is Outcome.FAILURE:
+        if outcome is FAILURE:
             blamed, relapses = self.blamed | {part}, self.relapses + 1
             until = now + _open_time(relapses, asked, cfg)
             confirmed = self.confirmed or len(blamed) > 1
             return Open(self.generation + 1, until, blamed, confirmed=confirmed, relapses=relapses)
         rest = replace(self, probes=tuple(p for p in self.probes if p[0] != permit.serial))
-        return rest if outcome is Outcome.NEUTRAL else rest.succeeded(now, cfg)
+        return rest if outcome is NEUTRAL else rest.succeeded(now, cfg)
 
     def succeeded(self, now: float, cfg: CircuitBreakerConfig) -> HalfOpen | Closed:
         if self.successes + 1 >= cfg.success_threshold:
@@ -227,27 +230,41 @@ class Circuit:
 
         Returns this very circuit unless a lane has moved.
         """
-        slow = cfg.slow_call_rate_threshold is not None and took > cfg.slow_call_duration
         whole = self.whole
         if type(whole) is Closed and permit.part is None:
-            if permit.generation != whole.generation or outcome is Outcome.NEUTRAL or part in self.narrowed:
+            if permit.generation != whole.generation or outcome is NEUTRAL or part in self.narrowed:
                 return self
-            if outcome is Outcome.SUCCESS:
+            slow = took > cfg.slow_call_duration and cfg.slow_call_rate_threshold is not None
+            if outcome is SUCCESS:
                 trip = self.tally.succeeded(part, now, cfg, slow)
             else:
                 trip = self.tally.failed(part, now, cfg, slow, asked)
             return self if trip is None else self._tripped(whole, trip, now, cfg)
-        if slow and outcome is Outcome.SUCCESS:
-            outcome = Outcome.FAILURE  # Where slow calls count, a slow answer is no sign of recovery.
+        return self._record_probe(permit, part, outcome, now, cfg, took, asked)
+
+    def _record_probe(
+        self,
+        permit: Permit,
+        part: str,
+        outcome: Outcome,
+        now: float,
+        cfg: CircuitBreakerConfig,
+        took: float,
+        asked: float,
+    ) -> Circuit:
+        whole = self.whole
+        if outcome is SUCCESS and took > cfg.slow_call_duration and cfg.slow_call_rate_threshold is not None:
+            outcome = FAILURE  # Where slow calls count, a slow answer is no sign of recovery.
         if permit.part is not None:
             return self._report_part(permit, outcome, now, cfg, asked)
         if permit.generation != whole.generation:
             return self
         if isinstance(whole, Open):
             return self._report_early(whole, permit, part, outcome, now, cfg, asked)
-        assert isinstance(whole, HalfOpen)
-        lane = whole.reported(permit, part, outcome, now, cfg, asked)
-        return self if lane is whole else self._with_whole(lane)
+        if isinstance(whole, HalfOpen):
+            lane = whole.reported(permit, part, outcome, now, cfg, asked)
+            return self if lane is whole else self._with_whole(lane)
+        return self
 
     def state(self, now: float, part: str | None = None) -> CircuitState:
         """As an observer would put it: half-open as soon as the next call, where given of that part, will probe."""
@@ -286,9 +303,9 @@ class Circuit:
     ) -> Circuit:
         if whole.early is None or whole.early[0] != permit.serial:
             return self
-        if outcome is Outcome.NEUTRAL:
+        if outcome is NEUTRAL:
             return replace(self, whole=replace(whole, early=None))
-        if outcome is Outcome.FAILURE:
+        if outcome is FAILURE:
             blamed = whole.blamed | {part}
             until = max(whole.until, now + min(asked, cfg.max_timeout))
             confirmed = whole.confirmed or len(blamed) > 1

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import CircuitOpen, ErrorCategory
 from steer_llm_sdk.reliability.circuit import (
+    FAILURE,
+    NEUTRAL,
+    SUCCESS,
     Circuit,
     CircuitState,
     Closed,
@@ -54,6 +57,8 @@ class CircuitBreakerConfig(BaseModel):
     - `failure_threshold` failures in a row, none older than `window_size`;
     - of at least `minimum_throughput` calls within `window_size`, a share of `failure_rate_threshold` has failed;
     - or a share of `slow_call_rate_threshold` has taken longer than `slow_call_duration` from when it was sent.
+
+    Only a failed or a slow call opens it. A slow one is no successful probe, where slow calls count.
 
     After `timeout` it lets `half_open_requests` probes through at a time and closes after `success_threshold` of them.
     Each time it opens again before it has been closed for `window_size`, it stays open `timeout_factor` times longer.
@@ -131,26 +136,26 @@ class CircuitBreaker:
     async def call(self, func: Callable[[], Awaitable[R]]) -> R:
         """Await `func()` if the circuit admits it, else raise CircuitOpen."""
         permit = self.admit(self.name)
-        started = _now() if self.times_calls else 0.0
-        outcome, asked = Outcome.NEUTRAL, 0.0
+        sent = _now() if self.times_calls else None
+        outcome, asked = NEUTRAL, 0.0
         try:
             result = await func()
-            outcome = Outcome.SUCCESS
+            outcome = SUCCESS
             return result
         except Exception as error:
             outcome, asked = self.verdict(classify(error))
             raise
         finally:
-            took = _now() - started if self.times_calls else 0.0
-            self.report(permit, self.name, outcome, took=took, asked=asked)
+            self.report(permit, self.name, outcome, sent, asked)
 
     def admit(self, part: str, deadline: Deadline | None = None) -> Permit:
         """A permit, to be reported exactly once; CircuitOpen otherwise.
 
         A probe's lease ends with the deadline: then its run has given it up, even if the probe will not stop.
         """
-        if self.free is not None:
-            return self.free
+        free = self.free
+        if free is not None:
+            return free
         # A deadline that may yet move does not end a lease: its run would go on without one.
         within = deadline.remaining() + GRACE if deadline is not None and deadline.firm else None
         with self._lock:
@@ -160,8 +165,8 @@ class CircuitBreaker:
                     self._move(moved)
                 return answer
             self._refusals += 1
-        if self._mode is BreakerMode.OBSERVE_ONLY:
-            return UNCOUNTED
+            if self._mode is BreakerMode.OBSERVE_ONLY:
+                return UNCOUNTED
         raise CircuitOpen(self.name, answer.retry_after)
 
     def check(self, part: str) -> None:
@@ -176,23 +181,25 @@ class CircuitBreaker:
         raise CircuitOpen(self.name, answer.retry_after)
 
     def report(
-        self, permit: Permit, part: str, outcome: Outcome, *, took: float = 0.0, asked: float = 0.0
+        self, permit: Permit, part: str, outcome: Outcome, sent: float | None = None, asked: float = 0.0
     ) -> CircuitState | None:
         """Say how a call ended. Returns the state of the circuit where this report has changed it, else None.
 
-        `took` counts from sending; `asked` is how long a provider that failed asked not to be called; in seconds.
+        `sent`: when, on the clock of the loop; None where nobody measures. `asked`: for how many seconds a provider
+        that failed asked not to be called.
         """
         circuit = self._circuit
-        if outcome is Outcome.SUCCESS:
+        if outcome is SUCCESS:
             self._successes += 1
             tally = circuit.tally
-            if permit is self.free and not (self._rates or tally.streak.total or part in tally.streaks):
+            if permit is self.free and not (self._rates or tally.streak.total or part in tally.aside):
                 return None
-        elif outcome is Outcome.FAILURE:
+        elif outcome is FAILURE:
             self._failures += 1
         if permit is UNCOUNTED:
             return None
         now = _now()
+        took = 0.0 if sent is None else now - sent
         with self._lock:
             circuit = self._circuit
             moved = circuit.record(permit, part, outcome, now, self.config, took, asked)
@@ -211,7 +218,7 @@ class CircuitBreaker:
         counted = means.blames_provider or (
             self.config.count_rate_limits and means.category is ErrorCategory.RATE_LIMIT and not means.refused
         )
-        return Outcome.FAILURE if counted else Outcome.NEUTRAL, means.retry_after or 0.0
+        return FAILURE if counted else NEUTRAL, means.retry_after or 0.0
 
     @property
     def mode(self) -> BreakerMode:
@@ -220,7 +227,7 @@ class CircuitBreaker:
     def set_mode(self, mode: BreakerMode) -> None:
         """Take the decision from the circuit, or give it back. What the circuit knows is kept meanwhile."""
         with self._lock:
-            self._mode = mode
+            self._mode = BreakerMode(mode)
             self._note()
 
     def get_state(self, part: str | None = None) -> CircuitState:
@@ -451,18 +458,17 @@ class Breaker:
             permit = breaker.admit(call.part, call.deadline)
             if permit is UNCOUNTED:
                 self._tell(call, breaker, CircuitState.OPEN, would_refuse=True)
-        started = _now() if breaker.times_calls else 0.0
-        outcome, asked = Outcome.NEUTRAL, 0.0
+        sent = _now() if breaker.times_calls else None
+        outcome, asked = NEUTRAL, 0.0
         try:
             result = await next(call)
-            outcome = Outcome.SUCCESS
+            outcome = SUCCESS
             return result
         except Exception as error:
             outcome, asked = breaker.verdict(classify(error))
             raise
         finally:
-            took = _now() - started if breaker.times_calls else 0.0
-            changed = breaker.report(permit, call.part, outcome, took=took, asked=asked)
+            changed = breaker.report(permit, call.part, outcome, sent, asked)
             if changed is not None:
                 self._tell(call, breaker, changed)
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
 
 SPANS = 16
-"""A threshold up to this is counted exactly in time; above, failures are put together by this part of the window."""
+"""A threshold up to this is counted exactly in time; above, the failures of a 16th of the window go together."""
 
 BUCKETS = 10
-"""Into so many buckets the window of a rate is divided: it reaches back nine tenths of its size, or a little more."""
+"""The window of a rate in buckets; the oldest goes as a whole, so that nine tenths of the window or more are seen."""
 
 
 class Trip(NamedTuple):
@@ -28,7 +28,7 @@ class Trip(NamedTuple):
 
 @dataclass(slots=True)
 class Streak:
-    """Failures since the last success, none older than the window.
+    """Failures in a row, none older than the window.
 
     Each span is the time of its first failure and the failures by part. A span goes as a whole, with its first: a
     failure older than the window never counts, and one nearly as old may already be forgotten.
@@ -37,19 +37,30 @@ class Streak:
     total: int = 0
     spans: list[tuple[float, dict[str, int]]] = field(default_factory=list)
 
-    def add(self, part: str, now: float, cfg: CircuitBreakerConfig) -> int:
-        """How many there are with this one."""
+    def add(self, part: str, at: float, cfg: CircuitBreakerConfig, count: int = 1) -> int:
+        """How many there are with these."""
         spans, window = self.spans, cfg.window_size
-        while spans and now - spans[0][0] > window:
-            self.total -= sum(spans.pop(0)[1].values())
-        self.total += 1
         if spans:
-            start, counts = spans[-1]
-            if now - start <= (0.0 if cfg.failure_threshold <= SPANS else window / SPANS):
-                counts[part] = counts.get(part, 0) + 1
-                return self.total
-        spans.append((now, {part: 1}))
+            if at - spans[0][0] > window:
+                self.expire(at, cfg)
+            if spans:
+                start, counts = spans[-1]
+                if at - start <= (0.0 if cfg.failure_threshold <= SPANS else window / SPANS):
+                    counts[part] = counts.get(part, 0) + count
+                    self.total += count
+                    return self.total
+        spans.append((at, {part: count}))
+        self.total += count
         return self.total
+
+    def expire(self, now: float, cfg: CircuitBreakerConfig) -> int:
+        """How many there are still."""
+        while self.spans and now - self.spans[0][0] > cfg.window_size:
+            self.total -= sum(self.spans.pop(0)[1].values())
+        return self.total
+
+    def of(self, part: str) -> int:
+        return sum(counts.get(part, 0) for _, counts in self.spans)
 
     def forget(self, part: str) -> None:
         self.total -= sum(counts.pop(part, 0) for _, counts in self.spans)
@@ -68,72 +79,97 @@ class Streak:
 
 
 @dataclass(slots=True)
-class Rates:
-    """Calls, and the failed and slow ones among them, in a ring of buckets. `newest` is the number of the newest bucket
-    since time 0, and tells which buckets are out of date."""
-
-    newest: int = -1
+class Counts:
     calls: int = 0
     failed: int = 0
     slow: int = 0
-    ring: list[list[int]] = field(default_factory=lambda: [[0, 0, 0] for _ in range(BUCKETS)])
 
-    def add(self, now: float, window: float, failed: bool, slow: bool) -> None:
-        number = int(now * BUCKETS / window)
-        if number > self.newest:
-            self.turn(number)
-        bucket = self.ring[self.newest % BUCKETS]
-        bucket[0] += 1
-        self.calls += 1
-        if failed:
-            bucket[1] += 1
-            self.failed += 1
-        if slow:
-            bucket[2] += 1
-            self.slow += 1
-
-    def turn(self, number: int) -> None:
-        """Make bucket `number` the newest, and drop what is then out of date."""
-        for turned in range(max(self.newest + 1, number - BUCKETS + 1), number + 1):
-            bucket = self.ring[turned % BUCKETS]
-            self.calls -= bucket[0]
-            self.failed -= bucket[1]
-            self.slow -= bucket[2]
-            bucket[:] = (0, 0, 0)
-        self.newest = number
-
-    def without(self, other: Rates) -> Rates:
-        """What is left when the calls of `other`, turned to the same bucket, are taken out."""
-        ring = [
-            [a - b for a, b in zip(mine, its, strict=True)] for mine, its in zip(self.ring, other.ring, strict=True)
-        ]
-        return Rates(self.newest, self.calls - other.calls, self.failed - other.failed, self.slow - other.slow, ring)
+    def minus(self, other: Counts) -> Counts:
+        return Counts(self.calls - other.calls, self.failed - other.failed, self.slow - other.slow)
 
     def too_many(self, cfg: CircuitBreakerConfig) -> bool:
         """Whether a share has reached its threshold, of no fewer calls than `minimum_throughput`."""
-        calls = self.calls
-        if calls < cfg.minimum_throughput:
+        if self.calls < cfg.minimum_throughput:
             return False
         failing, slow = cfg.failure_rate_threshold, cfg.slow_call_rate_threshold
-        return (failing is not None and self.failed / calls >= failing) or (
-            slow is not None and self.slow / calls >= slow
+        return (failing is not None and self.failed / self.calls >= failing) or (
+            slow is not None and self.slow / self.calls >= slow
         )
 
+    def copy(self) -> Counts:
+        return Counts(self.calls, self.failed, self.slow)
+
+
+@dataclass(slots=True)
+class Rates:
+    """Calls, and the failed and slow ones among them: of all, of each part, and of each part in a ring of buckets.
+
+    `newest` is the number of the newest bucket since time 0, and tells which buckets of the ring are out of date.
+    """
+
+    newest: int = -1
+    whole: Counts = field(default_factory=Counts)
+    parts: dict[str, Counts] = field(default_factory=dict)
+    ring: list[dict[str, Counts]] = field(default_factory=lambda: [{} for _ in range(BUCKETS)])
+
+    def add(self, part: str, now: float, window: float, failed: bool, slow: bool) -> Counts:
+        """The counts of the part with this call."""
+        number = int(now * BUCKETS / window)
+        if number > self.newest:
+            self._turn(number)
+        bucket = self.ring[self.newest % BUCKETS]
+        recent, own, whole = bucket.get(part), self.parts.get(part), self.whole
+        if recent is None:
+            recent = bucket[part] = Counts()
+        if own is None:
+            own = self.parts[part] = Counts()
+        recent.calls += 1
+        own.calls += 1
+        whole.calls += 1
+        if failed:
+            recent.failed += 1
+            own.failed += 1
+            whole.failed += 1
+        if slow:
+            recent.slow += 1
+            own.slow += 1
+            whole.slow += 1
+        return own
+
+    def _turn(self, number: int) -> None:
+        """Make bucket `number` the newest, and drop what is then out of date."""
+        for turned in range(max(self.newest + 1, number - BUCKETS + 1), number + 1):
+            bucket = self.ring[turned % BUCKETS]
+            for part, counts in bucket.items():
+                self.whole = self.whole.minus(counts)
+                self.parts[part] = self.parts[part].minus(counts)
+                if not self.parts[part].calls:
+                    del self.parts[part]
+            bucket.clear()
+        self.newest = number
+
+    def forget(self, part: str) -> None:
+        self.whole = self.whole.minus(self.parts.pop(part, Counts()))
+        for bucket in self.ring:
+            bucket.pop(part, None)
+
     def copy(self) -> Rates:
-        return Rates(self.newest, self.calls, self.failed, self.slow, [bucket[:] for bucket in self.ring])
+        ring = [{part: counts.copy() for part, counts in bucket.items()} for bucket in self.ring]
+        parts = {part: counts.copy() for part, counts in self.parts.items()}
+        return Rates(self.newest, self.whole.copy(), parts, ring)
 
 
 @dataclass(slots=True)
 class Tally:
-    """The failures in a row of all and of each part since its own last success; likewise the rates, where they are on.
+    """`streak`: the failures since the last success. `aside`: by part, those before it and after the part's own last
+    success, for a part that fails among the successes of others has a streak as well. `rates`: where they are on.
 
     `asked` has, by part, the latest time before which a provider that failed asked not to be called.
     """
 
     streak: Streak = field(default_factory=Streak)
-    streaks: dict[str, Streak] = field(default_factory=dict)
+    aside: dict[str, Streak] = field(default_factory=dict)
     rates: Rates | None = None
-    rates_of: dict[str, Rates] = field(default_factory=dict)
     asked: dict[str, float] = field(default_factory=dict)
 
     def failed(self, part: str, now: float, cfg: CircuitBreakerConfig, slow: bool, asked: float) -> Trip | None:
@@ -142,66 +178,56 @@ class Tally:
         threshold = cfg.failure_threshold
         if self.streak.add(part, now, cfg) >= threshold:
             return Trip(self.streak.parts)
-        own = self.streaks.get(part)
-        if own is None:
-            own = self.streaks[part] = Streak()
-        if own.add(part, now, cfg) >= threshold:
+        if part in self.aside and self.aside[part].expire(now, cfg) + self.streak.of(part) >= threshold:
             return Trip(frozenset((part,)), alone=True)
         if cfg.failure_rate_threshold is None and cfg.slow_call_rate_threshold is None:
             return None
         return self._rated(part, now, cfg, True, slow)
 
     def succeeded(self, part: str, now: float, cfg: CircuitBreakerConfig, slow: bool) -> Trip | None:
-        if self.streak.total:
-            self.streak.clear()
-        if part in self.streaks:
-            del self.streaks[part]
-            self.asked.pop(part, None)
+        if self.streak.total or part in self.aside:
+            self._set_aside_all_but(part, cfg)
         if cfg.failure_rate_threshold is None and cfg.slow_call_rate_threshold is None:
             return None
         return self._rated(part, now, cfg, False, slow)
 
-    def _rated(self, part: str, now: float, cfg: CircuitBreakerConfig, failed: bool, slow: bool) -> Trip | None:
-        whole, own = self.rates, self.rates_of.get(part)
-        if whole is None:
-            whole = self.rates = Rates()
-        if own is None:
-            own = self.rates_of[part] = Rates()
-        whole.add(now, cfg.window_size, failed, slow)
-        if own.newest < whole.newest:
-            own.turn(whole.newest)
-        own.add(now, cfg.window_size, failed, slow)
-        if not (failed or slow):
-            return None
-        whole_trips, own_trips = whole.too_many(cfg), own.too_many(cfg)
-        if not (whole_trips or own_trips):
-            return None
-        # Where the other parts are served well, the calls they have made already are the proof that this one is alone.
-        rest = whole.without(own)
-        if own_trips and (not whole_trips or (rest.calls >= cfg.minimum_throughput and not rest.too_many(cfg))):
-            return Trip(frozenset((part,)), alone=True)
-        return Trip(self._bad_parts(whole.newest))
-
-    def _bad_parts(self, newest: int) -> frozenset[str]:
-        for rates in self.rates_of.values():
-            rates.turn(newest)
-        return frozenset(part for part, rates in self.rates_of.items() if rates.failed or rates.slow)
-
     def forget(self, part: str) -> None:
         """What a part did alone is no evidence against the others."""
         self.streak.forget(part)
-        self.streaks.pop(part, None)
+        self.aside.pop(part, None)
         self.asked.pop(part, None)
-        own = self.rates_of.pop(part, None)
-        if self.rates is not None and own is not None:
-            own.turn(self.rates.newest)
-            self.rates = self.rates.without(own)
+        if self.rates is not None:
+            self.rates.forget(part)
 
     def copy(self) -> Tally:
         return Tally(
             self.streak.copy(),
-            {part: streak.copy() for part, streak in self.streaks.items()},
+            {part: streak.copy() for part, streak in self.aside.items()},
             self.rates and self.rates.copy(),
-            {part: rates.copy() for part, rates in self.rates_of.items()},
             dict(self.asked),
         )
+
+    def _set_aside_all_but(self, part: str, cfg: CircuitBreakerConfig) -> None:
+        self.aside.pop(part, None)
+        self.asked.pop(part, None)
+        for at, counts in self.streak.spans:
+            for other, count in counts.items():
+                if other != part:
+                    self.aside.setdefault(other, Streak()).add(other, at, cfg, count)
+        self.streak.clear()
+
+    def _rated(self, part: str, now: float, cfg: CircuitBreakerConfig, failed: bool, slow: bool) -> Trip | None:
+        rates = self.rates
+        if rates is None:
+            rates = self.rates = Rates()
+        own = rates.add(part, now, cfg.window_size, failed, slow)
+        if not (failed or slow):
+            return None
+        whole_trips, own_trips = rates.whole.too_many(cfg), own.too_many(cfg)
+        if not (whole_trips or own_trips):
+            return None
+        # Where the other parts are served well, the calls they have made already are the proof that this one is alone.
+        rest = rates.whole.minus(own)
+        if own_trips and (not whole_trips or (rest.calls >= cfg.minimum_throughput and not rest.too_many(cfg))):
+            return Trip(frozenset((part,)), alone=True)
+        return Trip(frozenset(name for name, counts in rates.parts.items() if counts.failed or counts.slow))
