@@ -40,17 +40,15 @@ class Streak:
     def add(self, part: str, at: float, cfg: CircuitBreakerConfig, count: int = 1) -> int:
         """How many there are with these."""
         spans, window = self.spans, cfg.window_size
-        if spans:
-            if at - spans[0][0] > window:
-                self.expire(at, cfg)
-            if spans:
-                start, counts = spans[-1]
-                if at - start <= (0.0 if cfg.failure_threshold <= SPANS else window / SPANS):
-                    counts[part] = counts.get(part, 0) + count
-                    self.total += count
-                    return self.total
-        spans.append((at, {part: count}))
         self.total += count
+        while spans and at - spans[0][0] > window:
+            self.total -= sum(spans.pop(0)[1].values())
+        if spans:
+            start, counts = spans[-1]
+            if at - start <= (0.0 if cfg.failure_threshold <= SPANS else window / SPANS):
+                counts[part] = counts.get(part, 0) + count
+                return self.total
+        spans.append((at, {part: count}))
         return self.total
 
     def expire(self, now: float, cfg: CircuitBreakerConfig) -> int:
@@ -84,8 +82,10 @@ class Counts:
     failed: int = 0
     slow: int = 0
 
-    def minus(self, other: Counts) -> Counts:
-        return Counts(self.calls - other.calls, self.failed - other.failed, self.slow - other.slow)
+    def take_out(self, other: Counts) -> None:
+        self.calls -= other.calls
+        self.failed -= other.failed
+        self.slow -= other.slow
 
     def too_many(self, cfg: CircuitBreakerConfig) -> bool:
         """Whether a share has reached its threshold, of no fewer calls than `minimum_throughput`."""
@@ -141,15 +141,15 @@ class Rates:
         for turned in range(max(self.newest + 1, number - BUCKETS + 1), number + 1):
             bucket = self.ring[turned % BUCKETS]
             for part, counts in bucket.items():
-                self.whole = self.whole.minus(counts)
-                self.parts[part] = self.parts[part].minus(counts)
+                self.whole.take_out(counts)
+                self.parts[part].take_out(counts)
                 if not self.parts[part].calls:
                     del self.parts[part]
             bucket.clear()
         self.newest = number
 
     def forget(self, part: str) -> None:
-        self.whole = self.whole.minus(self.parts.pop(part, Counts()))
+        self.whole.take_out(self.parts.pop(part, Counts()))
         for bucket in self.ring:
             bucket.pop(part, None)
 
@@ -227,7 +227,8 @@ class Tally:
         if not (whole_trips or own_trips):
             return None
         # Where the other parts are served well, the calls they have made already are the proof that this one is alone.
-        rest = rates.whole.minus(own)
+        rest = rates.whole.copy()
+        rest.take_out(own)
         if own_trips and (not whole_trips or (rest.calls >= cfg.minimum_throughput and not rest.too_many(cfg))):
             return Trip(frozenset((part,)), alone=True)
         return Trip(frozenset(name for name, counts in rates.parts.items() if counts.failed or counts.slow))
