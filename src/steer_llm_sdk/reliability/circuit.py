@@ -257,7 +257,7 @@ class Circuit:
             outcome = FAILURE  # Where slow calls count, a slow answer is no sign of recovery.
         if permit.part is not None:
             return self._report_part(permit, outcome, now, cfg, asked)
-        if permit.generation != whole.generation:
+        if permit.generation != whole.generation:  # Its serial would be in no lane either; this says why.
             return self
         if isinstance(whole, Open):
             return self._report_early(whole, permit, part, outcome, now, cfg, asked)
