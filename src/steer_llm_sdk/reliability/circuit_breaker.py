@@ -32,7 +32,7 @@ from steer_llm_sdk.reliability.circuit import (
     Refusal,
 )
 from steer_llm_sdk.reliability.classify import ErrorClassification, classify
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline
+from steer_llm_sdk.reliability.deadline import Deadline
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability._pipeline import Call, Next
@@ -157,7 +157,7 @@ class CircuitBreaker:
         if free is not None:
             return free
         # A deadline that may yet move does not end a lease: its run would go on without one.
-        within = deadline.remaining() + GRACE if deadline is not None and deadline.firm else None
+        within = deadline.remaining() if deadline is not None and deadline.firm else None
         with self._lock:
             moved, answer = self._ask(part, within)
             if isinstance(answer, Permit):

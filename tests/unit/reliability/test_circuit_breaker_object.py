@@ -670,7 +670,7 @@ async def test_a_probe_lost_by_its_run_frees_its_place_at_the_deadline_if_that_c
     await asyncio.sleep(10)
     now = asyncio.get_running_loop().time()
     breaker.admit("a", Deadline(now + 3, 3000, firm))
-    await asyncio.sleep(3.01)
+    await asyncio.sleep(2.99)
     assert _refuses(breaker)
     await asyncio.sleep(0.02)
     assert _refuses(breaker) is not firm
