@@ -10,6 +10,7 @@ import pytest
 from contract.kit import Fixed, Model, calls, failed, now, plain, registry, reliable
 from steer_llm_sdk.errors import BadResponse, TruncatedStream
 from steer_llm_sdk.orchestration import (
+    BudgetExceeded,
     PlanningRule,
     ReliabilityConfig,
     ReliableOrchestrator,
@@ -19,7 +20,7 @@ from steer_llm_sdk.orchestration import (
 from steer_llm_sdk.orchestration.planning import RuleAction
 from steer_llm_sdk.orchestration.tools import LLMTool
 from steer_llm_sdk.providers.base import ProviderError
-from steer_llm_sdk.reliability import CircuitBreakerConfig
+from steer_llm_sdk.reliability import BreakerMode, CircuitBreakerConfig
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err, stubborn
 
 ONE = CircuitBreakerConfig(failure_threshold=1, success_threshold=1, timeout=10)
@@ -328,6 +329,74 @@ async def test_a_lost_or_cancelled_probe_frees_its_permit(how: str) -> None:
     assert (await ask(runner, "t")).content == "x"
     probe.cancel()
     await asyncio.gather(probe, return_exceptions=True)
+
+
+async def test_a_probe_deaf_to_the_deadline_holds_its_place_no_longer_than_its_run() -> None:
+    for early in (False, True):
+        deaf = ScriptedTool("deaf", *([] if early else [err(503)]), stubborn(3600), OK("x"), provider="p")
+        broken = ScriptedTool("broken", err(503), provider="p")
+        runner = guarded(deaf, broken, breaker=ONE.model_copy(update={"half_open_requests": 1, "probe_lease": 500.0}))
+        await ask(runner, "broken" if early else "deaf")
+        await asyncio.sleep(1 if early else 10)
+        probe = asyncio.create_task(ask(runner, "deaf", timeout_ms=1000))
+        await asyncio.sleep(0.99)
+        assert await refused(runner, "deaf")
+        with pytest.raises(BudgetExceeded):
+            await probe
+        assert (await ask(runner, "deaf")).content == "x"
+
+
+# ── options ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_failure_that_came_with_retry_after_keeps_it_open_at_least_that_long() -> None:
+    runner = guarded(ScriptedTool("t", err(503, retry_after=25), OK()))
+    await ask(runner, "t")
+    await asyncio.sleep(24)
+    assert await refused(runner, "t")
+    await asyncio.sleep(1)
+    assert (await ask(runner, "t")).status == "succeeded"
+
+
+async def test_each_model_has_its_own_breaker_where_that_is_asked_for_and_the_planner_is_told() -> None:
+    for scope, expected in (("provider", ["p"]), ("model", ["p/dead", "p/alive"])):
+        dead = Model(ProviderError("down", "p", 503), name="dead", target="p")
+        alive = Model(name="alive", target="p")
+        planner = Fixed("b")
+        runner = guarded(
+            LLMTool("a", dead),
+            LLMTool("b", alive),
+            planner=planner,
+            breaker=ONE.model_copy(update={"scope": scope, "failure_threshold": 2}),
+        )
+        await ask(runner, "a")
+        await ask(runner, "a")
+        await ask(runner, "b")
+        await runner.run("q")
+        assert list(runner.breakers) == expected
+        (told,) = (context.circuit_breaker_states for context in planner.asked if context is not None)
+        assert (told["a"], told["b"]) == ("open", "closed")
+
+
+async def test_a_breaker_that_only_observes_refuses_nobody_and_tells_what_it_would_have_done() -> None:
+    events = RecordedEvents()
+    tool = ScriptedTool("t", err(503), OK("fine"), provider="p")
+    planner = Fixed("t")
+    runner = guarded(tool, planner=planner, breaker=ONE.model_copy(update={"mode": BreakerMode.OBSERVE_ONLY}))
+    await runner.run("q", None, None, NO_RETRY, events)
+    assert (await runner.run("q", None, None, NO_RETRY, events)).content == "fine"
+    told = {"tool_name": "t", "provider": "p", "part": "t", "state": "open", "mode": "observe_only"}
+    assert events.data("circuit_breaker") == [told, {**told, "would_refuse": True}]
+    assert [context and context.circuit_breaker_states for context in planner.asked] == [{}, {}]
+    assert (state(runner, "p"), runner.breakers["p"]["observed"]) == ("closed", "open")
+
+
+async def test_in_panic_planned_traffic_makes_one_early_probe() -> None:
+    a, b = ScriptedTool("a", err(503), OK("back"), provider="p"), ScriptedTool("b", err(503), provider="q")
+    runner = guarded(a, b, breaker=ONE.model_copy(update={"panic": True}))
+    assert (await runner.run("q", None, None, NO_RETRY)).status == "failed"
+    assert (await runner.run("q", None, None, NO_RETRY)).content == "back"
+    assert calls(a, b) == [2, 1]
 
 
 # ── a refusal ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability._pipeline import Next
-from steer_llm_sdk.reliability.circuit_breaker import CircuitState
+from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 
 
@@ -130,7 +130,7 @@ class ReliableOrchestrator(BaseOrchestrator):
 
     def _state_of(self, tool: Tool) -> str | None:
         """A tool with several ways to be served is as healthy as the best of them."""
-        known = [(self.executor.breakers.get(target), part) for target, part in tool.targets]
+        known = [(self.executor.breakers.of_part(target, part), part) for target, part in tool.targets]
         states = [CircuitState.CLOSED if breaker is None else breaker.get_state(part) for breaker, part in known]
         if all(breaker is None for breaker, _ in known):
             return None

@@ -1,17 +1,19 @@
 """Mechanisms: retry, breaker, deadline, budget, idempotency. None of them has heard of tools."""
 
 from steer_llm_sdk.errors import ErrorCategory
+from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.circuit_breaker import (
+    BreakerMode,
     CircuitBreaker,
     CircuitBreakerConfig,
     CircuitBreakerManager,
-    CircuitState,
 )
 from steer_llm_sdk.reliability.classify import ErrorClassification, ErrorClassifier
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.reliability.retry import RetryPolicy
 
 __all__ = [
+    "BreakerMode",
     "CircuitBreaker",
     "CircuitBreakerConfig",
     "CircuitBreakerManager",

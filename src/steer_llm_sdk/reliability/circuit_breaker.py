@@ -1,12 +1,6 @@
-"""The circuit breaker: states are values, moved by pure functions; the thin part at the bottom keeps time and tells.
+"""The circuit breaker: what keeps the time for a circuit, holds it, tells of its changes, and puts it round a call.
 
-    closed --(failures reach the threshold)--> open --(timeout)--> half-open --(successes)--> closed
-                                                ^                     |
-                                                +------(failure)------+
-
-A circuit has one lane for the whole provider and, where the evidence points at one part of it (one tool), a lane for
-that part alone. Every permit carries the generation of the lane that admitted it; a report from an earlier generation
-has no effect, so a late answer can neither close nor open a circuit that has moved on.
+The circuit itself, with all the rules, is a value: see `circuit`. What it counts while it is closed is in `tally`.
 """
 
 from __future__ import annotations
@@ -16,15 +10,29 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import CircuitOpen, ErrorCategory
-from steer_llm_sdk.reliability.classify import classify
+from steer_llm_sdk.reliability.circuit import (
+    FAILURE,
+    NEUTRAL,
+    SUCCESS,
+    Circuit,
+    CircuitState,
+    Closed,
+    HalfOpen,
+    Lane,
+    Open,
+    Outcome,
+    Permit,
+    Refusal,
+)
+from steer_llm_sdk.reliability.classify import ErrorClassification, classify
+from steer_llm_sdk.reliability.deadline import Deadline
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability._pipeline import Call, Next
@@ -33,19 +41,35 @@ R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 
-class CircuitState(str, Enum):
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
+class BreakerMode(str, Enum):
+    """Who decides: the circuit (`auto`); nobody, for it refuses all or none; nobody, but the circuit says what it would
+    have done (`observe_only`)."""
+
+    AUTO = "auto"
+    FORCED_OPEN = "forced_open"
+    FORCED_CLOSED = "forced_closed"
+    OBSERVE_ONLY = "observe_only"
 
 
 class CircuitBreakerConfig(BaseModel):
-    """Times in seconds. A circuit opens after `failure_threshold` failures in a row, none older than `window_size`.
+    """Times in seconds, shares from 0 to 1. The circuit opens at the first of these:
+
+    - `failure_threshold` failures in a row, none older than `window_size`;
+    - of at least `minimum_throughput` calls within `window_size`, a share of `failure_rate_threshold` has failed;
+    - or a share of `slow_call_rate_threshold` has taken longer than `slow_call_duration` from when it was sent.
+
+    Only a failed or a slow call opens it. A slow one is no successful probe, where slow calls count.
 
     After `timeout` it lets `half_open_requests` probes through at a time and closes after `success_threshold` of them.
-    A probe that never reports frees its place after `probe_lease` (default: `timeout`, or 60 where that is 0). A rate
-    limit says nothing about health, so 429 counts only with `count_rate_limits`. The callbacks get the breaker; they
-    may be sync or async.
+    Each time it opens again before it has been closed for `window_size`, it stays open `timeout_factor` times longer.
+    A failure that came with Retry-After keeps it open at least that long. Neither makes it more than `max_timeout`,
+    unless `timeout` is. A probe that never reports frees its place after `probe_lease` (default: `timeout`, or 60 where
+    that is 0), or when its run is out of time. A rate limit says nothing about health, so 429 counts only with
+    `count_rate_limits`.
+
+    `scope`: one circuit for a provider, or one for each of its models. `panic`: when the circuits of all providers, at
+    least two, are open, this one admits one early probe in each open time. The callbacks get the breaker; they may be
+    sync or async.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -57,6 +81,15 @@ class CircuitBreakerConfig(BaseModel):
     window_size: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     probe_lease: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     count_rate_limits: bool = False
+    failure_rate_threshold: float | None = Field(default=None, gt=0, le=1)
+    slow_call_rate_threshold: float | None = Field(default=None, gt=0, le=1)
+    slow_call_duration: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    minimum_throughput: int = Field(default=20, ge=1)
+    timeout_factor: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    max_timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    mode: BreakerMode = BreakerMode.AUTO
+    scope: Literal["provider", "model"] = "provider"
+    panic: bool = False
     on_open: Callable[[CircuitBreaker], Any] | None = None
     on_close: Callable[[CircuitBreaker], Any] | None = None
     on_half_open: Callable[[CircuitBreaker], Any] | None = None
@@ -67,245 +100,16 @@ class CircuitBreakerConfig(BaseModel):
         return self.probe_lease or self.timeout or 60.0
 
 
-class Outcome(Enum):
-    SUCCESS = "success"
-    FAILURE = "failure"
-    NEUTRAL = "neutral"
-    """The call says nothing about the provider: cancelled, refused elsewhere, a mistake of the caller's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """Leave to send one call. `serial` tells the probes of one generation apart."""
-
-    generation: int
-    part: str | None = None
-    serial: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    retry_after: float
-
-
-# ── lanes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """`failures` holds (time, part) since the last success, oldest first, fewer than the threshold."""
-
-    generation: int
-    failures: tuple[tuple[float, str], ...] = ()
-
-    def failed(self, part: str, now: float, cfg: CircuitBreakerConfig) -> Closed | Open:
-        recent = tuple(f for f in self.failures if now - f[0] <= cfg.window_size)
-        failures = (*recent, (now, part))
-        if len(failures) < cfg.failure_threshold:
-            return replace(self, failures=failures)
-        return Open(self.generation + 1, now + cfg.timeout, frozenset(p for _, p in failures))
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """`blamed` are the parts whose failures opened it. `early` is the probe of another part: (serial, lease end).
-
-    `confirmed`: an early probe has failed as well, so all parts are held to be down.
-    """
-
-    generation: int
-    until: float
-    blamed: frozenset[str]
-    early: tuple[int, float] | None = None
-    confirmed: bool = False
-
-    def admits_early(self, part: str, now: float) -> bool:
-        free = self.early is None or self.early[1] <= now
-        return now < self.until and free and not self.confirmed and len(self.blamed) == 1 and part not in self.blamed
-
-
-@dataclass(frozen=True, slots=True)
-class HalfOpen:
-    """`probes` are those under way: (serial, lease end)."""
-
-    generation: int
-    blamed: frozenset[str]
-    confirmed: bool = False
-    successes: int = 0
-    probes: tuple[tuple[int, float], ...] = ()
-
-    def live(self, now: float) -> tuple[tuple[int, float], ...]:
-        return tuple(p for p in self.probes if p[1] > now)
-
-    def without(self, serial: int) -> HalfOpen:
-        return replace(self, probes=tuple(p for p in self.probes if p[0] != serial))
-
-    def reported(self, permit: Permit, part: str, outcome: Outcome, now: float, cfg: CircuitBreakerConfig) -> Lane:
-        if permit.serial not in (serial for serial, _ in self.probes):
-            return self
-        if outcome is Outcome.FAILURE:
-            blamed = self.blamed | {part}
-            return Open(self.generation + 1, now + cfg.timeout, blamed, confirmed=self.confirmed or len(blamed) > 1)
-        rest = self.without(permit.serial)
-        if outcome is Outcome.NEUTRAL:
-            return rest
-        if rest.successes + 1 >= cfg.success_threshold:
-            return Closed(self.generation + 1)
-        return replace(rest, successes=rest.successes + 1)
-
-
-Lane: TypeAlias = Closed | Open | HalfOpen
-
-
-def _admit_probe(
-    lane: Open | HalfOpen, serial: int, now: float, cfg: CircuitBreakerConfig
-) -> tuple[Lane, int] | Refusal:
-    """A probe of a lane that is not closed: the lane with the probe under way, and the probe's generation."""
-    if isinstance(lane, Open):
-        if now < lane.until:
-            return Refusal(lane.until - now)
-        lane = HalfOpen(lane.generation + 1, lane.blamed, lane.confirmed)
-    live = lane.live(now)
-    if len(live) >= cfg.half_open_requests:
-        return Refusal(max(0.0, min(end for _, end in live) - now))
-    lane = replace(lane, probes=(*live, (serial, now + cfg.lease)))
-    return lane, lane.generation
-
-
-# ── the circuit ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Circuit:
-    """A provider's lane, the lanes of parts that failed alone, and each part's failures since its own last success.
-
-    `serial` numbers the probes. A part's lane takes its generations from where the whole stands, so that none of them
-    is ever used twice.
-    """
-
-    whole: Lane = Closed(0)
-    narrowed: Mapping[str, Open | HalfOpen] = field(default_factory=dict)
-    streaks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    serial: int = 1
-    generation: int = 0
-
-    def admit(self, part: str, now: float, cfg: CircuitBreakerConfig) -> tuple[Circuit, Permit | Refusal]:
-        whole = self.whole
-        if isinstance(whole, Closed):
-            return self._admit_part(part, now, cfg) if part in self.narrowed else (self, Permit(whole.generation))
-        if part not in self.narrowed and isinstance(whole, Open) and whole.admits_early(part, now):
-            early = replace(whole, early=(self.serial, now + cfg.lease))
-            return replace(self, whole=early, serial=self.serial + 1), Permit(whole.generation, serial=self.serial)
-        admitted = _admit_probe(whole, self.serial, now, cfg)
-        if isinstance(admitted, Refusal):
-            return self, admitted
-        lane, generation = admitted
-        return self._with_whole(lane), Permit(generation, serial=self.serial)
-
-    def report(self, permit: Permit, part: str, outcome: Outcome, now: float, cfg: CircuitBreakerConfig) -> Circuit:
-        """The circuit after a call has ended. Pure; a permit of an earlier generation changes nothing."""
-        if permit.part is not None:
-            return self._report_part(permit, outcome, now, cfg)
-        whole = self.whole
-        if permit.generation != whole.generation:
-            return self
-        if isinstance(whole, Closed):
-            return self._report_closed(whole, part, outcome, now, cfg)
-        if isinstance(whole, Open):
-            return self._report_early(whole, permit, outcome)
-        lane = whole.reported(permit, part, outcome, now, cfg)
-        return self if lane is whole else self._with_whole(lane)
-
-    def state(self, now: float, part: str | None = None) -> CircuitState:
-        """As an observer would put it: half-open as soon as the next call, where given of that part, will probe."""
-        own = None if part is None else self.narrowed.get(part)
-        whole = _state_of(self.whole, now, part if own is None else None)
-        states = [whole] if own is None else [whole, _state_of(own, now, None)]
-        return next((s for s in (CircuitState.OPEN, CircuitState.HALF_OPEN) if s in states), CircuitState.CLOSED)
-
-    def generations(self, part: str) -> tuple[int, int | None]:
-        """Of the whole and of the part's own lane; another value means that one of them has moved on."""
-        own = self.narrowed.get(part)
-        return self.whole.generation, None if own is None else own.generation
-
-    def _report_closed(
-        self, whole: Closed, part: str, outcome: Outcome, now: float, cfg: CircuitBreakerConfig
-    ) -> Circuit:
-        if outcome is Outcome.NEUTRAL or part in self.narrowed:
-            return self
-        if outcome is Outcome.SUCCESS:
-            return self._healthy(whole, part)
-        lane = whole.failed(part, now, cfg)
-        if isinstance(lane, Open):
-            return replace(self._with_whole(lane), streaks={})
-        recent = tuple(at for at in self.streaks.get(part, ()) if now - at <= cfg.window_size)
-        streak = (*recent, now)
-        if len(streak) < cfg.failure_threshold:
-            return replace(self, whole=lane, streaks={**self.streaks, part: streak})
-        # What the part failed alone is no evidence against the others.
-        others = replace(whole, failures=tuple(failure for failure in whole.failures if failure[1] != part))
-        return replace(self, whole=others, streaks=_without(self.streaks, part))._narrow(part, now + cfg.timeout)
-
-    def _healthy(self, whole: Closed, part: str) -> Circuit:
-        if not whole.failures and part not in self.streaks:
-            return self
-        return replace(self, whole=replace(whole, failures=()), streaks=_without(self.streaks, part))
-
-    def _report_early(self, whole: Open, permit: Permit, outcome: Outcome) -> Circuit:
-        if whole.early is None or whole.early[0] != permit.serial:
-            return self
-        if outcome is Outcome.SUCCESS:
-            (culprit,) = whole.blamed
-            return self._with_whole(Closed(whole.generation + 1))._narrow(culprit, whole.until)
-        return replace(self, whole=replace(whole, early=None, confirmed=outcome is Outcome.FAILURE))
-
-    def _admit_part(self, part: str, now: float, cfg: CircuitBreakerConfig) -> tuple[Circuit, Permit | Refusal]:
-        """A part with a lane of its own probes that lane, once the provider as a whole is closed."""
-        admitted = _admit_probe(self.narrowed[part], self.serial, now, cfg)
-        if isinstance(admitted, Refusal):
-            return self, admitted
-        lane, generation = admitted
-        return self._with_part(part, lane), Permit(generation, part, self.serial)
-
-    def _report_part(self, permit: Permit, outcome: Outcome, now: float, cfg: CircuitBreakerConfig) -> Circuit:
-        assert permit.part is not None
-        lane = self.narrowed.get(permit.part)
-        if not isinstance(lane, HalfOpen) or lane.generation != permit.generation:
-            return self
-        moved = lane.reported(permit, permit.part, outcome, now, cfg)
-        return self if moved is lane else self._with_part(permit.part, moved)
-
-    def _with_whole(self, lane: Lane) -> Circuit:
-        return replace(self, whole=lane, serial=self.serial + 1, generation=max(self.generation, lane.generation))
-
-    def _with_part(self, part: str, lane: Lane) -> Circuit:
-        generation = max(self.generation, lane.generation)
-        kept = _without(self.narrowed, part) if isinstance(lane, Closed) else {**self.narrowed, part: lane}
-        return replace(self, narrowed=kept, serial=self.serial + 1, generation=generation)
-
-    def _narrow(self, part: str, until: float) -> Circuit:
-        generation = self.generation + 1
-        lane = Open(generation, until, frozenset((part,)), confirmed=True)
-        return replace(self, narrowed={**self.narrowed, part: lane}, generation=generation)
-
-
-def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in mapping.items() if k != key}
-
-
-def _state_of(lane: Lane, now: float, part: str | None) -> CircuitState:
-    if isinstance(lane, Closed):
-        return CircuitState.CLOSED
-    if isinstance(lane, HalfOpen) or now >= lane.until or (part is not None and lane.admits_early(part, now)):
-        return CircuitState.HALF_OPEN
-    return CircuitState.OPEN
-
-
-# ── the thin part ────────────────────────────────────────────────────────────────────────────────────────────────────
+UNCOUNTED = Permit(-1)
+"""What a call gets that is sent although, or because, nobody asks the circuit: how it ends changes nothing."""
 
 
 class CircuitBreaker:
-    """A circuit, a clock and callbacks. `part` names who is calling within what the breaker protects."""
+    """A circuit, a clock and callbacks. `part` names who is calling within what the breaker protects.
+
+    `free` is the one permit that all calls share while nothing is amiss, which is nearly always; None where the circuit
+    has to be asked.
+    """
 
     def __init__(
         self,
@@ -313,87 +117,158 @@ class CircuitBreaker:
         config: CircuitBreakerConfig | None = None,
         *,
         on_change: Callable[[CircuitBreaker], None] | None = None,
+        all_open: Callable[[], bool] | None = None,
     ) -> None:
         self.name = name
+        self.config = cfg = config or CircuitBreakerConfig()
+        self.times_calls = cfg.slow_call_rate_threshold is not None
+        self._rates = self.times_calls or cfg.failure_rate_threshold is not None
         self._on_change = on_change
-        self.config = config or CircuitBreakerConfig()
+        self._all_open = all_open if cfg.panic else None
+        self._mode = cfg.mode
         self._circuit = Circuit()
         # Orchestrators may be shared by threads. Callbacks run under it, so it lets its own thread in again.
         self._lock = threading.RLock()
-        self._closed_permit = Permit(0)
-        self._counts = {"successes": 0, "failures": 0, "refusals": 0}
+        self.free: Permit | None = self._free()
+        self._successes = self._failures = self._refusals = 0
         self._callbacks: set[asyncio.Task[Any]] = set()
 
     async def call(self, func: Callable[[], Awaitable[R]]) -> R:
         """Await `func()` if the circuit admits it, else raise CircuitOpen."""
         permit = self.admit(self.name)
-        outcome = Outcome.NEUTRAL
+        sent = _now() if self.times_calls else None
+        outcome, asked = NEUTRAL, 0.0
         try:
             result = await func()
-            outcome = Outcome.SUCCESS
+            outcome = SUCCESS
             return result
         except Exception as error:
-            outcome = self.judge(error)
+            outcome, asked = self.verdict(classify(error))
             raise
         finally:
-            self.report(permit, self.name, outcome)
+            self.report(permit, self.name, outcome, sent, asked)
 
-    def admit(self, part: str) -> Permit:
-        """A permit, to be reported exactly once; CircuitOpen otherwise."""
-        if self.all_closed:  # Nearly every call: one shared permit, and no state is made anew.
-            return self._closed_permit
+    def admit(self, part: str, deadline: Deadline | None = None) -> Permit:
+        """A permit, to be reported exactly once; CircuitOpen otherwise.
+
+        A probe's lease ends with the deadline: then its run has given it up, even if the probe will not stop.
+        """
+        free = self.free
+        if free is not None:
+            return free
+        # A deadline that may yet move does not end a lease: its run would go on without one.
+        within = deadline.remaining() if deadline is not None and deadline.firm else None
         with self._lock:
-            moved, answer = self._circuit.admit(part, _now(), self.config)
-            self._move(moved)
-        if isinstance(answer, Refusal):
-            self._counts["refusals"] += 1
-            raise CircuitOpen(self.name, answer.retry_after)
-        return answer
+            moved, answer = self._ask(part, within)
+            if isinstance(answer, Permit):
+                if moved is not self._circuit:
+                    self._move(moved)
+                return answer
+            self._refusals += 1
+            if self._mode is BreakerMode.OBSERVE_ONLY:
+                return UNCOUNTED
+        raise CircuitOpen(self.name, answer.retry_after)
 
-    def report(self, permit: Permit, part: str, outcome: Outcome) -> CircuitState | None:
-        """Say how a call ended. Returns the state of the circuit where this report has changed it, else None."""
-        if outcome is not Outcome.NEUTRAL:
-            self._counts["successes" if outcome is Outcome.SUCCESS else "failures"] += 1
+    def check(self, part: str) -> None:
+        """Raise CircuitOpen where `admit` would, and take no permit: for who would else have to wait first."""
+        if self.free is not None or self._mode is BreakerMode.OBSERVE_ONLY:
+            return
+        with self._lock:
+            _, answer = self._ask(part, None)
+            if isinstance(answer, Permit):
+                return
+            self._refusals += 1
+        raise CircuitOpen(self.name, answer.retry_after)
+
+    def report(
+        self, permit: Permit, part: str, outcome: Outcome, sent: float | None = None, asked: float = 0.0
+    ) -> CircuitState | None:
+        """Say how a call ended. Returns the state of the circuit where this report has changed it, else None.
+
+        `sent`: when, on the clock of the loop; None where nobody measures. `asked`: for how many seconds a provider
+        that failed asked not to be called.
+        """
         circuit = self._circuit
-        if outcome is Outcome.SUCCESS and not circuit.streaks and permit is self._closed_permit:
-            whole = circuit.whole
-            if type(whole) is Closed and not whole.failures:
+        if outcome is SUCCESS:
+            self._successes += 1
+            tally = circuit.tally
+            if permit is self.free and not (self._rates or tally.streak.total or part in tally.aside):
                 return None
+        elif outcome is FAILURE:
+            self._failures += 1
+        if permit is UNCOUNTED:
+            return None
         now = _now()
+        took = 0.0 if sent is None else now - sent
         with self._lock:
             circuit = self._circuit
-            moved = circuit.report(permit, part, outcome, now, self.config)
+            moved = circuit.record(permit, part, outcome, now, self.config, took, asked)
+            if moved is circuit:
+                return None
             self._move(moved)
         changed = moved.generations(part) != circuit.generations(part)
         return moved.state(now, part) if changed else None
 
     def judge(self, error: BaseException) -> Outcome:
         """Whether an error speaks about the provider."""
-        means = classify(error)
+        return self.verdict(classify(error))[0]
+
+    def verdict(self, means: ErrorClassification) -> tuple[Outcome, float]:
+        """Whether an error speaks about the provider, and for how many seconds it asks not to be called."""
         counted = means.blames_provider or (
             self.config.count_rate_limits and means.category is ErrorCategory.RATE_LIMIT and not means.refused
         )
-        return Outcome.FAILURE if counted else Outcome.NEUTRAL
+        return FAILURE if counted else NEUTRAL, means.retry_after or 0.0
+
+    @property
+    def mode(self) -> BreakerMode:
+        return self._mode
+
+    def set_mode(self, mode: BreakerMode) -> None:
+        """Take the decision from the circuit, or give it back. What the circuit knows is kept meanwhile."""
+        with self._lock:
+            self._mode = BreakerMode(mode)
+            self._note()
 
     def get_state(self, part: str | None = None) -> CircuitState:
-        """The state now, of the provider or of one part; an open circuit whose time is up counts as half-open."""
-        return self._circuit.state(_now(), part)
+        """What a call would meet now, of the provider or of one part; an open circuit that would admit it as a probe
+        counts as half-open."""
+        forced = _FORCED.get(self._mode)
+        if forced is not None:
+            return forced
+        now = _now()
+        state = self._circuit.state(now, part)
+        if state is CircuitState.OPEN and self._panics(now):
+            return CircuitState.HALF_OPEN
+        return state
 
     def get_stats(self) -> dict[str, Any]:
-        """name, state, generation, counts since the start, and the parts that are cut off alone."""
-        now = _now()
+        """name, state, mode, what the circuit alone would say (`observed`), generation, counts since the start, and the
+        parts that are cut off alone. While it only observes, `refusals` are those there would have been."""
+        now, circuit = _now(), self._circuit
         return {
             "name": self.name,
             "state": self.get_state().value,
-            "generation": self._circuit.generation,
-            **self._counts,
-            "narrowed": {part: self._circuit.state(now, part).value for part in self._circuit.narrowed},
+            "mode": self._mode.value,
+            "observed": circuit.state(now).value,
+            "generation": circuit.generation,
+            "successes": self._successes,
+            "failures": self._failures,
+            "refusals": self._refusals,
+            "narrowed": {part: circuit.state(now, part).value for part in circuit.narrowed},
         }
 
     @property
     def all_closed(self) -> bool:
-        """Closed, with no part cut off."""
-        return type(self._circuit.whole) is Closed and not self._circuit.narrowed
+        """It refuses nobody: closed with no part cut off, or not asked."""
+        return self.free is not None or self._mode is BreakerMode.OBSERVE_ONLY
+
+    @property
+    def refuses_all(self) -> bool:
+        """Open: forced, or of itself with its time not yet over."""
+        if self._mode is BreakerMode.AUTO:
+            return self._circuit.state(_now()) is CircuitState.OPEN
+        return self._mode is BreakerMode.FORCED_OPEN
 
     @property
     def is_open(self) -> bool:
@@ -408,17 +283,38 @@ class CircuitBreaker:
         return self.get_state() is CircuitState.HALF_OPEN
 
     def reset(self) -> None:
-        """Closed, with nothing remembered. Calls under way report to nobody."""
+        """Closed, with nothing remembered. Calls under way report to nobody. The mode stays."""
         with self._lock:
             generation = self._circuit.generation + 1
             self._move(Circuit(Closed(generation), serial=self._circuit.serial, generation=generation))
 
-    def _move(self, circuit: Circuit) -> None:
-        before, self._circuit = self._circuit.whole, circuit
+    def _ask(self, part: str, within: float | None) -> tuple[Circuit, Permit | Refusal]:
+        if self._mode is BreakerMode.FORCED_OPEN:
+            return self._circuit, Refusal(None)
+        now = _now()
+        return self._circuit.admit(part, now, self.config, within=within, panic=self._panics(now))
+
+    def _panics(self, now: float) -> bool:
+        whole = self._circuit.whole
+        return (
+            self._all_open is not None and isinstance(whole, Open) and whole.admits_in_panic(now) and self._all_open()
+        )
+
+    def _free(self) -> Permit | None:
+        if self._mode is BreakerMode.FORCED_CLOSED:
+            return UNCOUNTED
+        circuit = self._circuit
+        closed = isinstance(circuit.whole, Closed) and not circuit.narrowed
+        return Permit(circuit.whole.generation) if closed and self._mode is not BreakerMode.FORCED_OPEN else None
+
+    def _note(self) -> None:
+        self.free = self._free()
         if self._on_change is not None:
             self._on_change(self)
-        if circuit.whole.generation != before.generation:
-            self._closed_permit = Permit(circuit.whole.generation)
+
+    def _move(self, circuit: Circuit) -> None:
+        before, self._circuit = self._circuit.whole, circuit
+        self._note()
         if type(circuit.whole) is not type(before):
             self._tell(circuit.whole)
 
@@ -466,20 +362,54 @@ def _now() -> float:
         return time.monotonic()
 
 
+_FORCED = {
+    BreakerMode.FORCED_OPEN: CircuitState.OPEN,
+    BreakerMode.FORCED_CLOSED: CircuitState.CLOSED,
+    BreakerMode.OBSERVE_ONLY: CircuitState.CLOSED,
+}
+
+
 class CircuitBreakerManager:
-    """The breakers of one orchestrator, by what they protect."""
+    """The breakers of one orchestrator, by what they protect: "provider", or "provider/model" where each model has its
+    own."""
 
     def __init__(self, config_for: Callable[[str], CircuitBreakerConfig] | None = None) -> None:
         self._config_for = config_for or (lambda name: CircuitBreakerConfig())
         self._breakers: dict[str, CircuitBreaker] = {}
         self._not_closed: set[str] = set()
+        self._configs: dict[str, CircuitBreakerConfig] = {}
+        self._of_model: dict[tuple[str, str], CircuitBreaker] = {}
+        self._of_part: dict[tuple[str, str], CircuitBreaker] = {}
 
     def get_or_create(self, name: str, config: CircuitBreakerConfig | None = None) -> CircuitBreaker:
         breaker = self._breakers.get(name)
         if breaker is None:
-            breaker = CircuitBreaker(name, config or self._config_for(name), on_change=self._note)
+            config = config or self._config_for(name)
+            breaker = CircuitBreaker(name, config, on_change=self._note, all_open=self._all_open)
             self._breakers[name] = breaker
+            self._note(breaker)
         return breaker
+
+    def of_call(self, call: Call) -> CircuitBreaker:
+        """The breaker that a call has to pass."""
+        target = call.target
+        breaker = self._breakers.get(target)
+        if breaker is not None and breaker.config.scope == "provider":
+            return breaker
+        config = self._configs.get(target)
+        if config is None:
+            config = self._configs[target] = self._config_for(target)
+        if config.scope == "provider" or call.model is None:
+            return self.get_or_create(target, config)
+        return self._of_model_of(target, call.model, call.part, config)
+
+    def of_part(self, target: str, part: str) -> CircuitBreaker | None:
+        """The breaker of a provider or, where each model has its own, that of the model which that part last called."""
+        return self._of_part.get((target, part)) or self._breakers.get(target)
+
+    def check(self, call: Call) -> None:
+        """Raise CircuitOpen if the breaker of this call would refuse it now, and take no permit."""
+        self.of_call(call).check(call.part)
 
     def get(self, name: str) -> CircuitBreaker | None:
         return self._breakers.get(name)
@@ -496,6 +426,21 @@ class CircuitBreakerManager:
         """Whether every circuit is closed with no part cut off; known without looking at them."""
         return not self._not_closed
 
+    def _of_model_of(self, target: str, model: str, part: str, config: CircuitBreakerConfig) -> CircuitBreaker:
+        breaker = self._of_model.get((target, model))
+        if breaker is None:
+            breaker = self._of_model[target, model] = self.get_or_create(f"{target}/{model}", config)
+        self._of_part[target, part] = breaker
+        return breaker
+
+    def _all_open(self) -> bool:
+        """Every provider, of at least two, refuses all its calls: those it has had, of a circuit for each model."""
+        if len(self._not_closed) < len(self._breakers):
+            return False
+        own = {breaker.name: target for (target, _), breaker in self._of_model.items()}
+        providers = {own.get(name, name) for name in self._breakers}
+        return len(providers) > 1 and all(breaker.refuses_all for breaker in self._breakers.values())
+
     def _note(self, breaker: CircuitBreaker) -> None:
         (self._not_closed.discard if breaker.all_closed else self._not_closed.add)(breaker.name)
 
@@ -507,17 +452,30 @@ class Breaker:
         self._breakers = breakers
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        breaker = self._breakers.get_or_create(call.target)
-        permit = breaker.admit(call.part)
-        outcome = Outcome.NEUTRAL
+        breaker = self._breakers.of_call(call)
+        permit = breaker.free
+        if permit is None:
+            permit = breaker.admit(call.part, call.deadline)
+            if permit is UNCOUNTED:
+                self._tell(call, breaker, CircuitState.OPEN, would_refuse=True)
+        sent = _now() if breaker.times_calls else None
+        outcome, asked = NEUTRAL, 0.0
         try:
             result = await next(call)
-            outcome = Outcome.SUCCESS
+            outcome = SUCCESS
             return result
         except Exception as error:
-            outcome = breaker.judge(error)
+            outcome, asked = breaker.verdict(classify(error))
             raise
         finally:
-            changed = breaker.report(permit, call.part, outcome)
+            changed = breaker.report(permit, call.part, outcome, sent, asked)
             if changed is not None:
-                call.emit("circuit_breaker", {"provider": call.target, "part": call.part, "state": changed.value})
+                self._tell(call, breaker, changed)
+
+    @staticmethod
+    def _tell(call: Call, breaker: CircuitBreaker, state: CircuitState, **more: Any) -> None:
+        if breaker.config.scope == "model":
+            more["model"] = call.model
+        if breaker.mode is not BreakerMode.AUTO:
+            more["mode"] = breaker.mode.value
+        call.emit("circuit_breaker", {"provider": call.target, "part": call.part, "state": state.value, **more})

@@ -5,19 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steer_llm_sdk.errors import CircuitOpen, InvalidRequest, ProviderError
-from steer_llm_sdk.reliability import CircuitBreaker, CircuitBreakerConfig, CircuitBreakerManager, CircuitState
-from steer_llm_sdk.reliability.circuit_breaker import Outcome
+from steer_llm_sdk.reliability import (
+    BreakerMode,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitBreakerManager,
+    CircuitState,
+)
+from steer_llm_sdk.reliability._pipeline import compose
+from steer_llm_sdk.reliability.circuit import Outcome
+from steer_llm_sdk.reliability.circuit_breaker import Breaker
+from steer_llm_sdk.reliability.deadline import Deadline
+from steer_llm_sdk.testing import VirtualTimeLoop
 
 CONFIG = CircuitBreakerConfig(failure_threshold=2, success_threshold=1, timeout=10, half_open_requests=1)
 
 
 def config(**changes: Any) -> CircuitBreakerConfig:
-    return CONFIG.model_copy(update=changes)
+    return CircuitBreakerConfig(**{**dict(CONFIG), **changes})
 
 
 def raising(error: BaseException) -> Callable[[], Awaitable[Any]]:
@@ -162,6 +175,8 @@ async def test_stats_count_and_name_what_happened() -> None:
     assert breaker.get_stats() == {
         "name": "p",
         "state": "open",
+        "mode": "auto",
+        "observed": "open",
         "generation": 1,
         "successes": 1,
         "failures": 2,
@@ -261,7 +276,181 @@ def test_without_a_loop_it_can_be_read_and_reset_and_async_callbacks_are_left_ou
 
 
 def test_its_repr_shows_name_and_state() -> None:
-    assert repr(CircuitBreaker("p")) == "CircuitBreaker('p', Closed(generation=0, failures=()))"
+    assert repr(CircuitBreaker("p")) == "CircuitBreaker('p', Closed(generation=0, since=0.0, relapses=0))"
+
+
+# ── options ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def taking(seconds: float) -> Callable[[], Awaitable[Any]]:
+    return lambda: asyncio.sleep(seconds, "ok")
+
+
+async def test_it_opens_at_a_share_of_failures() -> None:
+    breaker = CircuitBreaker("p", config(failure_threshold=100, failure_rate_threshold=0.5, minimum_throughput=4))
+    for _ in range(2):
+        await breaker.call(answer)
+    await fail(breaker)
+    assert breaker.is_closed
+    await fail(breaker)
+    assert breaker.is_open
+
+
+async def test_it_opens_at_a_share_of_slow_calls_whether_they_fail_or_not() -> None:
+    async def late_failure() -> None:
+        await asyncio.sleep(3)
+        raise ProviderError("down", "p", status_code=503)
+
+    breaker = CircuitBreaker(
+        "p", config(failure_threshold=100, slow_call_rate_threshold=0.5, slow_call_duration=2, minimum_throughput=4)
+    )
+    await breaker.call(taking(2))
+    await breaker.call(taking(1))
+    await breaker.call(taking(3))
+    assert breaker.is_closed
+    with pytest.raises(ProviderError):
+        await breaker.call(late_failure)
+    assert breaker.is_open
+
+
+async def test_its_open_time_grows_with_each_failed_probe_and_is_as_long_as_the_provider_asks() -> None:
+    breaker = CircuitBreaker("p", config(timeout_factor=3, max_timeout=60))
+    await fail(breaker, 2)
+    for expected in (10, 30, 60):
+        with pytest.raises(CircuitOpen) as refused:
+            await breaker.call(answer)
+        assert refused.value.retry_after == expected
+        await asyncio.sleep(expected)
+        await fail(breaker)
+    breaker = CircuitBreaker("p", config(failure_threshold=1))
+    with pytest.raises(ProviderError):
+        await breaker.call(raising(ProviderError("down", "p", status_code=503, retry_after=45)))
+    with pytest.raises(CircuitOpen) as refused:
+        await breaker.call(answer)
+    assert refused.value.retry_after == 45
+
+
+async def test_forced_open_refuses_every_call_and_nobody_knows_how_long() -> None:
+    breaker = CircuitBreaker("p", config(mode="forced_open"))
+    with pytest.raises(CircuitOpen) as refused:
+        await breaker.call(answer)
+    assert refused.value.retry_after is None
+    await asyncio.sleep(1e6)
+    with pytest.raises(CircuitOpen):
+        breaker.check("a")
+    assert (breaker.is_open, breaker.all_closed, breaker.get_stats()["observed"]) == (True, False, "closed")
+
+
+async def test_forced_closed_admits_every_call_and_counts_towards_nothing() -> None:
+    breaker = CircuitBreaker("p", config(mode="forced_closed"))
+    await fail(breaker, 50)
+    breaker.check("a")
+    assert (breaker.is_closed, breaker.all_closed) == (True, True)
+    stats = breaker.get_stats()
+    assert (stats["state"], stats["observed"], stats["failures"]) == ("closed", "closed", 50)
+
+
+async def test_one_that_only_observes_refuses_nobody_and_says_what_it_would_have_done() -> None:
+    told: list[str] = []
+    breaker = CircuitBreaker(
+        "p",
+        config(
+            mode="observe_only",
+            on_open=lambda _: told.append("open"),
+            on_half_open=lambda _: told.append("half"),
+            on_close=lambda _: told.append("close"),
+        ),
+    )
+    await fail(breaker, 7)
+    breaker.check("p")
+    assert (breaker.is_closed, breaker.all_closed) == (True, True)
+    stats = breaker.get_stats()
+    assert (stats["state"], stats["observed"], stats["refusals"], stats["failures"]) == ("closed", "open", 5, 7)
+    await asyncio.sleep(10)
+    assert await breaker.call(answer) == "ok"
+    assert told == ["open", "half", "close"]
+
+
+async def test_the_decision_can_be_taken_and_given_back_and_what_is_known_is_kept() -> None:
+    breaker = CircuitBreaker("p", CONFIG)
+    await fail(breaker, 2)
+    breaker.set_mode(BreakerMode.FORCED_CLOSED)
+    assert await breaker.call(answer) == "ok"
+    breaker.set_mode(BreakerMode.FORCED_OPEN)
+    await asyncio.sleep(100)
+    with pytest.raises(CircuitOpen):
+        await breaker.call(answer)
+    breaker.set_mode(BreakerMode.AUTO)
+    assert (breaker.mode, breaker.get_state()) == (BreakerMode.AUTO, CircuitState.HALF_OPEN)
+    assert await breaker.call(answer) == "ok"
+    assert breaker.is_closed
+
+
+async def test_resetting_leaves_the_mode_as_it_is() -> None:
+    breaker = CircuitBreaker("p", config(mode="forced_open"))
+    breaker.reset()
+    assert breaker.is_open
+
+
+MODES = st.sampled_from(list(BreakerMode))
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("mode"), MODES),
+        st.tuples(st.just("tick"), st.sampled_from([1.0, 10.0])),
+        st.tuples(st.just("call"), st.sampled_from(Outcome)),
+    ),
+    max_size=40,
+)
+
+
+@given(events=EVENTS, rate=st.none() | st.just(0.5))
+def test_forced_states_hold_and_one_that_observes_never_refuses_whatever_happens(
+    events: list[tuple[str, Any]], rate: float | None
+) -> None:
+    breaker = CircuitBreaker("p", config(failure_rate_threshold=rate, minimum_throughput=2))
+
+    async def play() -> None:
+        for kind, what in events:
+            if kind == "mode":
+                breaker.set_mode(what)
+            elif kind == "tick":
+                await asyncio.sleep(what)
+            else:
+                refuses = _refuses(breaker)
+                if breaker.mode is BreakerMode.FORCED_OPEN:
+                    assert refuses
+                elif breaker.mode is not BreakerMode.AUTO:
+                    assert not refuses
+                if not refuses:
+                    breaker.report(breaker.admit("a"), "a", what)
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(play())
+
+
+def _refuses(breaker: CircuitBreaker) -> bool:
+    try:
+        breaker.check("a")
+    except CircuitOpen:
+        return True
+    return False
+
+
+async def test_a_check_says_what_admit_would_and_takes_no_permit() -> None:
+    breaker = CircuitBreaker("p", CONFIG)
+    breaker.check("p")
+    await fail(breaker, 2)
+    with pytest.raises(CircuitOpen) as refused:
+        breaker.check("p")
+    assert refused.value.retry_after == 10
+    breaker.check("b")  # would be an early probe
+    await asyncio.sleep(10)
+    for _ in range(5):
+        breaker.check("p")
+    breaker.admit("p")
+    with pytest.raises(CircuitOpen):
+        breaker.check("p")
+    assert breaker.get_stats()["refusals"] == 2
 
 
 # ── the manager ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,9 +537,159 @@ async def test_a_report_tells_of_each_change_and_of_nothing_else() -> None:
     assert [report("a", ok=True), report("b", ok=True)] == [None, None]
 
 
+@dataclass
+class Sent:
+    """What a breaker may know of a call."""
+
+    target: str = "p"
+    part: str = "a"
+    model: str | None = None
+
+
+def shut(manager: CircuitBreakerManager, target: str, **call: Any) -> CircuitBreaker:
+    breaker = manager.of_call(Sent(target, **call))
+    while not breaker.refuses_all:
+        breaker.report(breaker.admit("a"), "a", Outcome.FAILURE)
+    return breaker
+
+
+async def test_a_provider_has_one_breaker_whatever_the_model_unless_each_model_is_to_have_its_own() -> None:
+    manager = CircuitBreakerManager(lambda name: config(scope="model" if name == "each" else "provider"))
+    one, other, none = (manager.of_call(Sent("all", model=model)) for model in ("m", "n", None))
+    assert one is other is none
+    one, other, none = (manager.of_call(Sent("each", model=model)) for model in ("m", "n", None))
+    assert [breaker.name for breaker in (one, other, none)] == ["each/m", "each/n", "each"]
+    assert manager.of_call(Sent("each", model="m")) is one
+    assert list(manager.get_all_stats()) == ["all", "each/m", "each/n", "each"]
+
+
+async def test_the_breaker_of_a_part_is_that_of_the_model_it_last_called() -> None:
+    manager = CircuitBreakerManager(lambda _: config(scope="model"))
+    assert manager.of_part("p", "a") is None
+    for model in ("m", "n"):
+        breaker = manager.of_call(Sent("p", "a", model))
+        assert manager.of_part("p", "a") is breaker
+    assert CircuitBreakerManager().of_part("p", "a") is None
+
+
+async def test_the_manager_checks_a_call_at_its_breaker() -> None:
+    manager = CircuitBreakerManager(lambda _: config(scope="model"))
+    shut(manager, "p", model="m")
+    with pytest.raises(CircuitOpen, match="p/m"):
+        manager.check(Sent(model="m"))
+    manager.check(Sent(model="n"))
+
+
+def probes(manager: CircuitBreakerManager, target: str, times: int = 3, **call: Any) -> int:
+    """How many of so many calls are admitted; each of them fails."""
+    breaker, admitted = manager.of_call(Sent(target, **call)), 0
+    for _ in range(times):
+        if not _refuses(breaker):
+            breaker.report(breaker.admit("a"), "a", Outcome.FAILURE)
+            admitted += 1
+    return admitted
+
+
+async def test_in_panic_each_provider_is_probed_once_early_in_each_open_time() -> None:
+    manager = CircuitBreakerManager(lambda _: config(panic=True))
+    for name in "pq":
+        shut(manager, name)
+    assert [manager.of_call(Sent(name)).get_state() for name in "pq"] == [CircuitState.HALF_OPEN] * 2
+    assert [probes(manager, name) for name in "pq"] == [1, 1]
+    assert [manager.of_call(Sent(name)).get_state() for name in "pq"] == [CircuitState.OPEN] * 2
+    await asyncio.sleep(10)
+    assert [probes(manager, name, 1) for name in "pq"] == [1, 1]  # the ordinary probes: open again
+    assert [probes(manager, name) for name in "pq"] == [1, 1]
+
+
+async def test_there_is_no_panic_by_default_nor_for_one_provider_nor_while_one_is_not_open() -> None:
+    manager = CircuitBreakerManager(lambda _: CONFIG)
+    for name in "pq":
+        shut(manager, name)
+    assert [probes(manager, name) for name in "pq"] == [0, 0]
+    alone = CircuitBreakerManager(lambda _: config(panic=True, scope="model"))
+    for model in "mn":
+        shut(alone, "p", model=model)
+    assert [probes(alone, "p", model=model) for model in "mn"] == [0, 0]
+    mixed = CircuitBreakerManager(lambda _: config(panic=True))
+    for name in "pq":
+        shut(mixed, name)
+    healthy = mixed.of_call(Sent("r"))
+    assert [probes(mixed, name) for name in "pq"] == [0, 0]
+    healthy.set_mode(BreakerMode.FORCED_OPEN)
+    assert [probes(mixed, name) for name in "pqr"] == [1, 1, 0]
+
+
+# ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Call(Sent):
+    deadline: Deadline | None = None
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def emit(self, event_type: str, data: dict[str, Any]) -> None:
+        self.told.append(data)
+
+
+async def queue(call: Any, next: Any, /) -> Any:
+    await asyncio.sleep(100)
+    return await next(call)
+
+
+async def test_time_in_a_queue_before_the_call_is_sent_is_no_slow_call() -> None:
+    options = config(slow_call_rate_threshold=0.5, slow_call_duration=5, minimum_throughput=1)
+    for seconds, expected in ((5, CircuitState.CLOSED), (6, CircuitState.OPEN)):
+        manager = CircuitBreakerManager(lambda _: options)
+
+        async def send(_: Any, seconds: float = seconds) -> None:
+            await asyncio.sleep(seconds)
+
+        call = Call()
+        await compose([queue, Breaker(manager)], send)(call)
+        assert manager.of_call(call).get_state() is expected
+        assert [told["state"] for told in call.told] == ([] if expected is CircuitState.CLOSED else ["open"])
+
+
+async def test_an_event_names_the_model_where_each_has_its_own_breaker() -> None:
+    manager = CircuitBreakerManager(lambda _: config(failure_threshold=1, scope="model"))
+
+    async def send(_: Any) -> None:
+        raise ProviderError("down", "p", status_code=503)
+
+    call = Call(model="m")
+    with pytest.raises(ProviderError):
+        await Breaker(manager)(call, send)
+    assert call.told == [{"provider": "p", "part": "a", "state": "open", "model": "m"}]
+
+
+@pytest.mark.parametrize("firm", [True, False])
+async def test_a_probe_lost_by_its_run_frees_its_place_at_the_deadline_if_that_cannot_move(firm: bool) -> None:
+    manager = CircuitBreakerManager(lambda _: config(probe_lease=60))
+    breaker = shut(manager, "p")
+    await asyncio.sleep(10)
+    now = asyncio.get_running_loop().time()
+    breaker.admit("a", Deadline(now + 3, 3000, firm))
+    await asyncio.sleep(2.99)
+    assert _refuses(breaker)
+    await asyncio.sleep(0.02)
+    assert _refuses(breaker) is not firm
+    await asyncio.sleep(57)
+    assert not _refuses(breaker)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
+        {"failure_rate_threshold": 0},
+        {"failure_rate_threshold": 1.1},
+        {"slow_call_rate_threshold": 0},
+        {"slow_call_duration": 0},
+        {"minimum_throughput": 0},
+        {"timeout_factor": 0.5},
+        {"max_timeout": 0},
+        {"mode": "open"},
+        {"scope": "tool"},
         {"failure_threshold": 0},
         {"success_threshold": 0},
         {"half_open_requests": 0},

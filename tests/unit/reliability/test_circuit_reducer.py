@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_llm_sdk.reliability.circuit_breaker import (
+from steer_llm_sdk.reliability.circuit import (
     Circuit,
-    CircuitBreakerConfig,
     CircuitState,
     Closed,
     HalfOpen,
@@ -20,6 +20,8 @@ from steer_llm_sdk.reliability.circuit_breaker import (
     Permit,
     Refusal,
 )
+from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
+from steer_llm_sdk.reliability.tally import BUCKETS, SPANS, Rates, Tally
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 OK, FAIL, NEUTRAL = Outcome.SUCCESS, Outcome.FAILURE, Outcome.NEUTRAL
@@ -44,17 +46,20 @@ class Play:
     def refused(self, part: str = "a") -> float:
         answer = self.ask(part)
         assert isinstance(answer, Refusal), f"admitted: {answer}"
+        assert answer.retry_after is not None
         return answer.retry_after
 
     def ask(self, part: str = "a") -> Permit | Refusal:
         self.circuit, answer = self.circuit.admit(part, self.now, self.cfg)
         return answer
 
-    def report(self, permit: Permit, outcome: Outcome, part: str = "a") -> None:
-        self.circuit = self.circuit.report(permit, part, outcome, self.now, self.cfg)
+    def report(
+        self, permit: Permit, outcome: Outcome, part: str = "a", *, took: float = 0.0, asked: float = 0.0
+    ) -> None:
+        self.circuit = self.circuit.report(permit, part, outcome, self.now, self.cfg, took=took, asked=asked)
 
-    def call(self, outcome: Outcome, part: str = "a") -> None:
-        self.report(self.admit(part), outcome, part)
+    def call(self, outcome: Outcome, part: str = "a", *, took: float = 0.0, asked: float = 0.0) -> None:
+        self.report(self.admit(part), outcome, part, took=took, asked=asked)
 
     def script(self, outcomes: str, part: str = "a") -> Play:
         """One call for each letter, a second apart: f(ailure), o(k), n(eutral)."""
@@ -487,6 +492,301 @@ def test_a_second_part_that_fails_its_probe_confirms_that_all_are_down() -> None
     play.refused("c")
 
 
+# ── shares of the calls ──────────────────────────────────────────────────────────────────────────────────────────────
+
+RATE = CircuitBreakerConfig(
+    failure_threshold=1000, failure_rate_threshold=0.5, minimum_throughput=4, timeout=10, window_size=60
+)
+SLOW = CircuitBreakerConfig(
+    failure_threshold=1000,
+    slow_call_rate_threshold=0.5,
+    slow_call_duration=3,
+    minimum_throughput=4,
+    success_threshold=1,
+    timeout=10,
+    window_size=60,
+)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        ("fff", CLOSED),
+        ("ffff", OPEN),
+        ("foof", OPEN),
+        ("ffoo", CLOSED),  # a call that went well opens nothing
+        ("ffoof", OPEN),
+        ("ooooff", CLOSED),
+        ("oooofff", CLOSED),
+        ("oooooff", CLOSED),
+        ("oofof", CLOSED),
+        ("oofoff", OPEN),
+        ("nnnnff", CLOSED),
+    ],
+)
+def test_a_share_of_failures_of_enough_calls_opens_it(outcomes: str, state: CircuitState) -> None:
+    assert Play(RATE).script(outcomes).state() is state
+
+
+def test_without_the_option_no_share_of_failures_opens_it() -> None:
+    assert Play(RATE.model_copy(update={"failure_rate_threshold": None})).script("fo" * 50).state() is CLOSED
+
+
+@pytest.mark.parametrize(("calls", "threshold"), [(10, 0.1), (10, 0.3), (10, 0.7), (30, 0.1), (3, 1 / 3), (7, 1.0)])
+def test_a_share_that_equals_the_threshold_is_enough(calls: int, threshold: float) -> None:
+    cfg = RATE.model_copy(update={"failure_rate_threshold": threshold, "minimum_throughput": calls})
+    failures = round(calls * threshold)
+    assert Play(cfg).script("o" * (calls - failures) + "f" * failures).state() is OPEN
+    assert Play(cfg).script("o" * (calls - failures + 1) + "f" * (failures - 1)).state() is CLOSED
+
+
+def test_calls_older_than_the_window_count_for_no_share() -> None:
+    for gap, state in ((50, OPEN), (61, CLOSED)):
+        play = Play(RATE)
+        for _ in range(3):
+            play.call(FAIL)
+        play.now = gap
+        play.call(FAIL)
+        assert play.state() is state
+
+
+def test_the_window_slides_call_by_bucket() -> None:
+    play = Play(RATE.model_copy(update={"minimum_throughput": 1, "failure_rate_threshold": 0.9}))
+    for second in range(0, 60, 6):  # ten successes, one in each bucket
+        play.now = second
+        play.call(OK)
+    for n in range(1, 9):  # each failure takes the place of the oldest success
+        play.now = 54 + 6 * n
+        play.call(FAIL)
+        assert play.state() is CLOSED
+    play.now += 6
+    play.call(FAIL)
+    assert play.state() is OPEN
+
+
+@pytest.mark.parametrize(("took", "state"), [(3, CLOSED), (3.001, OPEN), (100, OPEN)])
+def test_a_share_of_calls_slower_than_allowed_opens_it(took: float, state: CircuitState) -> None:
+    play = Play(SLOW)
+    for seconds in (0, took, 0, took):
+        play.call(OK, took=seconds)
+    assert play.state() is state
+
+
+def test_a_slow_failure_is_a_slow_call_as_well() -> None:
+    play = Play(SLOW)
+    for outcome in (OK, OK, FAIL, FAIL):
+        play.call(outcome, took=100 if outcome is FAIL else 0)
+    assert play.state() is OPEN
+
+
+def test_without_the_option_no_slow_call_counts() -> None:
+    play = Play(SLOW.model_copy(update={"slow_call_rate_threshold": None}))
+    for _ in range(10):
+        play.call(OK, took=100)
+    assert play.state() is CLOSED
+
+
+def test_a_slow_probe_opens_it_again_where_slow_calls_count_and_else_closes_it() -> None:
+    for threshold, state in ((0.5, OPEN), (None, CLOSED)):
+        play = Play(SLOW)
+        for _ in range(4):
+            play.call(OK, took=100)
+        play.cfg = SLOW.model_copy(update={"slow_call_rate_threshold": threshold})
+        play.now = 10
+        play.call(OK, took=100)
+        assert play.state() is state
+
+
+def test_a_success_does_not_begin_a_share_anew() -> None:
+    assert Play(RATE).script("ffof").state() is OPEN
+
+
+def test_a_circuit_that_has_closed_counts_its_shares_from_nothing() -> None:
+    play = Play(RATE).script("ffff")
+    play.now = 20
+    assert play.script("oo").state() is CLOSED
+    assert play.script("fff").state() is CLOSED
+
+
+def test_all_failures_of_one_part_make_an_early_probe_of_another_possible() -> None:
+    play = Play(RATE).script("ffff")
+    play.call(OK, "b")
+    assert (play.state(), play.state("a")) == (CLOSED, OPEN)
+
+
+def test_a_part_whose_share_is_too_high_is_cut_off_alone_where_the_calls_of_others_went_well() -> None:
+    play = Play(RATE)
+    play.script("oooo", "b")
+    play.script("ofof", "a")
+    assert (play.state(), play.state("a"), play.state("b")) == (CLOSED, OPEN, CLOSED)
+
+
+def test_where_the_calls_of_others_went_badly_as_well_the_provider_is_down() -> None:
+    play = Play(RATE)
+    for part in "ab":
+        play.script("of", part)
+    assert play.state() is OPEN
+    play.refused("c")
+
+
+def test_the_calls_of_a_part_that_was_cut_off_are_taken_out_of_the_share() -> None:
+    play = Play(RATE)
+    play.script("ofoooo", "b")
+    play.script("ffff", "a")
+    assert (play.state(), play.state("a")) == (CLOSED, OPEN)
+    assert play.script("ff", "b").state() is CLOSED  # 3 of 8
+    assert play.script("ff", "b").state() is OPEN  # 5 of 10
+
+
+# ── how long it stays open ───────────────────────────────────────────────────────────────────────────────────────────
+
+ESCALATING = CONFIG.model_copy(update={"timeout_factor": 2.0, "max_timeout": 35.0})
+
+
+def test_each_failed_probe_makes_the_open_time_longer_up_to_the_maximum() -> None:
+    play = opened(ESCALATING)
+    times = []
+    for _ in range(5):
+        times.append(play.refused())
+        play.now += times[-1]
+        play.call(FAIL)
+    assert times == [10, 20, 35, 35, 35]
+
+
+def test_without_a_factor_the_open_time_stays_the_same() -> None:
+    play = opened()
+    for _ in range(3):
+        assert play.refused() == 10
+        play.now += 10
+        play.call(FAIL)
+
+
+@pytest.mark.parametrize(("healthy", "expected"), [(59, 20), (60, 10)])
+def test_a_circuit_that_was_closed_for_a_window_begins_with_the_first_open_time_again(
+    healthy: float, expected: float
+) -> None:
+    play = opened(ESCALATING)
+    play.now = 10
+    play.call(OK)
+    play.call(OK)
+    assert play.state() is CLOSED
+    play.now += healthy
+    for _ in range(3):
+        play.call(FAIL)
+    assert play.refused() == expected
+
+
+def test_the_open_time_of_a_part_that_was_cut_off_alone_grows_too() -> None:
+    play = opened(ESCALATING)
+    play.call(OK, "b")
+    play.now = 10
+    play.call(FAIL, "a")
+    assert play.refused("a") == 20
+    play.now = 30
+    play.call(OK, "a")
+    play.call(OK, "a")
+    for _ in range(3):
+        play.call(OK, "b")
+        play.call(FAIL, "a")
+    assert play.refused("a") == 35
+
+
+def test_an_open_time_beyond_every_number_is_the_maximum() -> None:
+    play = opened(CONFIG.model_copy(update={"timeout_factor": 1e300, "max_timeout": 50.0}))
+    for _ in range(3):
+        play.now += play.refused()
+        play.call(FAIL)
+        assert play.refused() == 50
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(5, 10), (25, 25), (1e9, 35)])
+def test_it_stays_open_as_long_as_a_failure_asked_for_within_the_maximum(asked: float, expected: float) -> None:
+    for script in ("fff", "half"):
+        play = Play(ESCALATING.model_copy(update={"timeout_factor": 1.0}))
+        for _ in range(3):
+            play.call(FAIL, asked=asked if script == "fff" else 0)
+        if script == "half":
+            play.now = 10
+            play.call(FAIL, asked=asked)
+        assert play.refused() == expected
+
+
+def test_the_maximum_never_shortens_the_timeout() -> None:
+    assert opened(CONFIG.model_copy(update={"max_timeout": 1.0})).refused() == 10
+
+
+def test_what_an_earlier_failure_asked_for_counts_from_when_it_was_asked_and_a_success_takes_it_back() -> None:
+    play = Play()
+    play.call(FAIL, asked=30)
+    play.now = 5
+    play.call(FAIL)
+    play.call(FAIL)
+    assert play.refused() == 25
+    play = Play()
+    play.call(FAIL, asked=30)
+    play.script("offf")
+    assert play.refused() < 10
+
+
+def test_an_early_probe_that_fails_and_asks_for_more_time_gets_it() -> None:
+    play = opened()
+    play.call(FAIL, "b", asked=40)
+    assert play.refused() == 40
+
+
+# ── leases that end with a deadline ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("within", "lease"), [(None, 5), (2.0, 2), (100.0, 5)])
+def test_a_probe_holds_its_place_no_longer_than_its_caller_waits(within: float | None, lease: float) -> None:
+    cfg = CONFIG.model_copy(update={"half_open_requests": 1})
+    for part, start in (("b", 0.0), ("a", 10.0)):  # an early probe, and one after the time
+        play = opened(cfg)
+        play.now = start
+        play.circuit, answer = play.circuit.admit(part, play.now, cfg, within=within)
+        assert isinstance(answer, Permit)
+        play.now = start + lease - 0.001
+        play.refused(part)
+        play.now = start + lease
+        play.admit(part)
+
+
+# ── panic ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def panic(play: Play, part: str = "a") -> Permit | Refusal:
+    play.circuit, answer = play.circuit.admit(part, play.now, play.cfg, panic=True)
+    return answer
+
+
+def test_in_panic_one_early_probe_is_admitted_in_each_open_time() -> None:
+    for outcome in (FAIL, NEUTRAL):
+        play = opened()
+        probe = panic(play)
+        assert isinstance(probe, Permit)
+        assert isinstance(panic(play), Refusal)
+        play.report(probe, outcome)
+        assert [isinstance(panic(play, part), Refusal) for part in "ab"] == [True, True]
+        play.now = 10
+        play.call(FAIL)
+        assert isinstance(panic(play), Permit)
+
+
+def test_in_panic_there_is_no_second_early_probe_beside_that_of_another_part() -> None:
+    play = opened()
+    play.call(FAIL, "b")
+    assert isinstance(panic(play), Refusal)
+
+
+@pytest.mark.parametrize(("threshold", "state"), [(1, CLOSED), (2, HALF_OPEN)])
+def test_a_success_in_panic_is_the_first_of_those_that_close_it(threshold: int, state: CircuitState) -> None:
+    play = opened(CONFIG.model_copy(update={"success_threshold": threshold}))
+    probe = panic(play)
+    assert isinstance(probe, Permit)
+    play.report(probe, OK)
+    assert play.state() is state
+
+
 # ── every short history ──────────────────────────────────────────────────────────────────────────────────────────────
 
 TINY = CircuitBreakerConfig(
@@ -520,7 +820,7 @@ class World:
 
         def lane(of: Closed | Open | HalfOpen) -> object:
             if isinstance(of, Closed):
-                return "closed", name(of.generation), [(at - self.now, part) for at, part in of.failures]
+                return "closed", name(of.generation)
             if isinstance(of, Open):
                 early = of.early and (of.early[0], of.early[1] - self.now)
                 return "open", name(of.generation), max(of.until - self.now, 0), sorted(of.blamed), early, of.confirmed
@@ -528,7 +828,11 @@ class World:
             return "half", name(of.generation), sorted(of.blamed), of.confirmed, of.successes, probes
 
         circuit = self.circuit
-        streaks = sorted((part, [at - self.now for at in ats]) for part, ats in circuit.streaks.items())
+        tally = circuit.tally
+        streaks = sorted(
+            (part, [(at - self.now, counts) for at, counts in streak.spans])
+            for part, streak in [("", tally.streak), *tally.aside.items()]
+        )
         narrowed = sorted((part, lane(of)) for part, of in circuit.narrowed.items())
         sent = [
             (name(s.permit.generation), s.permit.part, s.permit.serial, s.part, s.until - self.now) for s in self.sent
@@ -565,7 +869,7 @@ def health(circuit: Circuit) -> object:
             return replace(of, early=None)
         return replace(of, probes=()) if isinstance(of, HalfOpen) else of
 
-    return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.streaks
+    return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.tally
 
 
 def steps(world: World) -> Iterator[World]:
@@ -618,3 +922,157 @@ def test_no_short_history_breaks_a_promise() -> None:
             check_probes(world)
             check_liveness(world)
     assert len(seen) > 1000
+
+
+# ── long histories of every option ───────────────────────────────────────────────────────────────────────────────────
+
+
+def seconds(*values: float) -> st.SearchStrategy[float]:
+    return st.sampled_from(values)
+
+
+CONFIGS = st.builds(
+    CircuitBreakerConfig,
+    failure_threshold=st.sampled_from([1, 2, 3, 40]),
+    success_threshold=st.integers(1, 3),
+    timeout=seconds(0, 1, 10),
+    half_open_requests=st.integers(1, 3),
+    window_size=seconds(2, 60),
+    probe_lease=st.none() | seconds(0.5, 5),
+    failure_rate_threshold=st.none() | seconds(0.2, 0.5, 1),
+    slow_call_rate_threshold=st.none() | seconds(0.5, 1),
+    slow_call_duration=seconds(1),
+    minimum_throughput=st.integers(1, 4),
+    timeout_factor=seconds(1, 2),
+    max_timeout=seconds(5, 50),
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("tick"), seconds(0.1, 1, 5, 30)),
+        st.tuples(st.just("admit"), st.sampled_from("abc"), st.none() | seconds(0.3, 3), st.booleans()),
+        st.tuples(st.just("report"), st.integers(0, 9), st.sampled_from(Outcome), seconds(0, 2), seconds(0, 20)),
+    ),
+    max_size=60,
+)
+
+
+@given(cfg=CONFIGS, steps_=STEPS)
+def test_no_history_of_any_configuration_breaks_a_promise(cfg: CircuitBreakerConfig, steps_: list[Any]) -> None:
+    play = Play(cfg)
+    sent: list[Sent] = []
+    for kind, *how in steps_:
+        before, as_it_was = play.circuit, repr(play.circuit)
+        if kind == "tick":
+            play.now += how[0]
+        elif kind == "admit":
+            part, within, in_panic = how
+            play.circuit, answer = before.admit(part, play.now, cfg, within=within, panic=in_panic)
+            if isinstance(answer, Refusal):
+                assert play.circuit is before
+            else:
+                lane = None if answer.serial == 0 else f"{answer.part}@{answer.generation}"
+                lease = cfg.lease if within is None else min(cfg.lease, within)
+                sent.append(Sent(answer, part, lane, play.now + lease))
+        elif sent:
+            index, outcome, took, asked = how
+            call = sent.pop(index % len(sent))
+            play.report(call.permit, outcome, call.part, took=took, asked=asked)
+            own = before.whole if call.permit.part is None else before.narrowed.get(call.permit.part)
+            if own is None or own.generation != call.permit.generation:
+                assert play.circuit == before, "a report from an earlier generation has no effect"
+            if outcome is NEUTRAL:
+                assert health(play.circuit) == health(before), "a cancelled call says nothing"
+        assert repr(before) == as_it_was, "a circuit is a value"
+        check_live_probes(play, sent)
+    check_that_it_recovers(play)
+
+
+def check_live_probes(play: Play, sent: list[Sent]) -> None:
+    live = [call.lane for call in sent if call.lane is not None and play.now < call.until]
+    assert all(live.count(lane) <= play.cfg.half_open_requests for lane in live)
+
+
+def check_that_it_recovers(play: Play) -> None:
+    """Within the rest of the open time and one lease, whoever calls is admitted, and served as usual ever after."""
+    for part in "abc":
+        again = Play(play.cfg, play.now, play.circuit)
+        waits = 0.0
+        while again.state(part) is not CLOSED:
+            answer = again.ask(part)
+            if isinstance(answer, Refusal):
+                assert answer.retry_after is not None
+                again.now += answer.retry_after + 1e-6
+                waits += answer.retry_after
+            else:
+                again.report(answer, OK, part)
+        assert waits <= 2 * (max(play.cfg.timeout, play.cfg.max_timeout) + play.cfg.lease)
+
+
+# ── what is counted ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+HISTORY = st.lists(st.tuples(st.floats(0, 20), st.sampled_from("ffffo")), max_size=200)
+
+
+@given(threshold=st.integers(1, 16), history=HISTORY)
+def test_up_to_sixteen_failures_in_a_row_are_counted_exactly(threshold: int, history: list[tuple[float, str]]) -> None:
+    cfg = CircuitBreakerConfig(failure_threshold=threshold, window_size=30)
+    tally, now, failures = Tally(), 0.0, list[float]()
+    for gap, outcome in history:
+        now += gap
+        if outcome == "o":
+            tally.succeeded("a", now, cfg, False)
+            failures = []
+            continue
+        failures = [at for at in [*failures, now] if now - at <= 30]
+        trip = tally.failed("a", now, cfg, False, 0.0)
+        assert (trip is not None) == (len(failures) >= threshold)
+        if trip is not None:
+            return
+
+
+@given(threshold=st.integers(17, 60), gaps=st.lists(st.floats(0, 3), min_size=100, max_size=300))
+def test_more_are_counted_to_a_sixteenth_of_the_window_and_never_an_older_one(
+    threshold: int, gaps: list[float]
+) -> None:
+    cfg = CircuitBreakerConfig(failure_threshold=threshold, window_size=32)
+    tally, now, failures = Tally(), 0.0, list[float]()
+    for gap in gaps:
+        now += gap
+        failures.append(now)
+        if tally.failed("a", now, cfg, False, 0.0) is not None:
+            assert sum(now - at <= 32 for at in failures) >= threshold
+            return
+        assert sum(now - at <= 30 for at in failures) < threshold
+
+
+@given(calls=st.lists(st.tuples(st.floats(0, 8), st.sampled_from("ab"), st.booleans()), max_size=200))
+def test_the_calls_of_a_rate_are_those_of_nine_tenths_of_the_window_or_a_little_more(
+    calls: list[tuple[float, str, bool]],
+) -> None:
+    rates, now, sent = Rates(), 0.0, list[tuple[float, str, bool]]()
+    for gap, part, failed in calls:
+        now += gap
+        sent.append((now, part, failed))
+        own = rates.add(part, now, 30.0, failed, False)
+        for counts, whose in ((rates.whole, "ab"), (own, part)):
+            fewest, most = (
+                [(failed) for at, part, failed in sent if now - at < size and part in whose]
+                for size in (26.999, 30.001)
+            )
+            assert len(fewest) <= counts.calls <= len(most)
+            assert sum(fewest) <= counts.failed <= sum(most)
+
+
+def test_what_is_kept_does_not_grow_with_what_is_counted() -> None:
+    cfg = CircuitBreakerConfig(failure_threshold=10**6, failure_rate_threshold=1, minimum_throughput=10**6)
+    tally = Tally()
+    for n in range(20_000):
+        tally.failed("a", n / 100, cfg, False, 0.0)
+    assert tally.streak.total > 5000
+    assert len(tally.streak.spans) <= SPANS + 1
+    assert rates_kept(tally) <= BUCKETS
+
+
+def rates_kept(tally: Tally) -> int:
+    assert tally.rates is not None
+    return sum(len(bucket) for bucket in tally.rates.ring)
