@@ -12,6 +12,8 @@ Exception
 │   ├── NoEligibleTool         (also ValueError) .reasons, one per tool
 │   └── Rejected               a policy said no: the tool did not run
 │       ├── CircuitOpen        (also ProviderError)
+│       ├── QueueFull          (also RateLimited) too many calls wait for this provider already
+│       ├── WaitTooLong        (also RateLimited) its turn would come after the deadline or `max_wait`
 │       └── AttemptsUsedUp     max_total_attempts is reached
 └── ProviderError              .category, .status_code, .retry_after, .request_id
     ├── AuthenticationFailed   ├── RateLimited         ├── ConnectionFailed
@@ -26,7 +28,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.models.quota import RateLimitStatus
 
 
 class ErrorCategory(str, Enum):
@@ -218,7 +223,8 @@ class NoEligibleTool(OrchestratorError, ValueError):
 class ProviderError(Exception):
     """A model provider, or the way to it, failed.
 
-    `retry_after` is what the server asked for, in seconds. `usage` is what a failed call is known to have spent.
+    `retry_after` is what the server asked for, in seconds. `usage` is what a failed call is known to have spent,
+    `rate_limit` what the answer said of the provider's limits.
     `is_retryable` follows from the category unless somebody sets it on the instance; then that is believed.
     """
 
@@ -235,6 +241,7 @@ class ProviderError(Exception):
         code: str | None = None,
         original_error: BaseException | None = None,
         usage: Mapping[str, Any] | None = None,
+        rate_limit: RateLimitStatus | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -245,6 +252,7 @@ class ProviderError(Exception):
         self.code = code
         self.original_error = original_error
         self.usage: dict[str, Any] = dict(usage or {})
+        self.rate_limit = rate_limit
         self.declared_retryable: bool | None = None
 
     @property
@@ -362,6 +370,34 @@ class CircuitOpen(Rejected, ProviderError):
         when = "" if retry_after is None else f"; a probe is due in {retry_after:.3g} s"
         ProviderError.__init__(
             self, f"Circuit breaker {target} is OPEN{when}", target, status_code=503, retry_after=retry_after
+        )
+        self.target = target
+
+
+class QueueFull(Rejected, RateLimited):
+    """So many calls wait for the provider that no more are let in: nothing was sent, and a fallback is tried."""
+
+    def __init__(self, target: str, max_queue: int, retry_after: float | None = None) -> None:
+        RateLimited.__init__(
+            self,
+            f"{target}: its limit is reached and {max_queue} calls wait already (max_queue); "
+            "raise the limit, or send less at once",
+            target,
+            retry_after=retry_after,
+        )
+        self.target = target
+
+
+class WaitTooLong(Rejected, RateLimited):
+    """The rate limit would let the call go only after its run's deadline or `max_wait`: nothing was sent."""
+
+    def __init__(self, target: str, retry_after: float | None = None) -> None:
+        when = "no place came free in time" if retry_after is None else f"the next call may go in {retry_after:.3g} s"
+        RateLimited.__init__(
+            self,
+            f"{target}: {when}, and neither the run's deadline nor max_wait allows for more",
+            target,
+            retry_after=retry_after,
         )
         self.target = target
 

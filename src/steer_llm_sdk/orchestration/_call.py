@@ -9,10 +9,13 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
 
+from steer_llm_sdk.errors import ProviderError, ToolExecutionError
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, tokens_of
+from steer_llm_sdk.providers.base import ModelReply
 
 if TYPE_CHECKING:
+    from steer_llm_sdk.models.quota import RateLimitStatus
     from steer_llm_sdk.orchestration.options import OrchestrationConfig
     from steer_llm_sdk.reliability._pipeline import Next
     from steer_llm_sdk.reliability.budget import Ledger
@@ -94,7 +97,10 @@ def expect_answers(count: int) -> None:
 
 
 class Attempt(TypedDict):
-    """One line of a run's timeline, as the output shows it. Times are ms; `started_ms` counts from the run's start."""
+    """One line of a run's timeline, as the output shows it. Times are ms; `started_ms` counts from the run's start.
+
+    `queued_ms`, before that, went by in the queue of a rate limit.
+    """
 
     tool: str
     provider: str
@@ -103,16 +109,19 @@ class Attempt(TypedDict):
     elapsed_ms: float
     outcome: Literal["running", "succeeded", "failed", "cancelled"]
     model: NotRequired[str]
+    queued_ms: NotRequired[float]
     error: NotRequired[dict[str, Any]]
 
 
 class Sent:
     """An attempt while it is under way and after: `started` and `ended` in seconds on the run's clock, `spent` as far
-    as it is known. One is made for each attempt, so what it begins with stands on the class."""
+    as it is known, `queued` seconds before that in the queue of a rate limit. One is made for each attempt, so what it
+    begins with stands on the class."""
 
     outcome: Literal["running", "succeeded", "failed", "cancelled"] = "running"
     error: dict[str, Any] | None = None
     spent: Usage | None = None
+    queued: float = 0.0
 
     # It does not keep the call: call, run and timeline would be a cycle, and wait for the garbage collector.
     def __init__(self, call: Call, started: float) -> None:
@@ -135,6 +144,8 @@ class Sent:
         }
         if self.model is not None:
             line["model"] = self.model
+        if self.queued:
+            line["queued_ms"] = tenths(self.queued * 1000)
         if self.error is not None:
             line["error"] = self.error
         return line
@@ -152,6 +163,8 @@ class Run:
     ledger: Ledger | None = None
     events: RunEvents | None = None
     answers: int = 1
+    estimated: bool = False
+    """Whether a rate limit on tokens wants to know the worst case of each call."""
 
     def __init__(
         self,
@@ -209,7 +222,7 @@ class Scope:
 class Call(Scope):
     """One call to the outside. The mechanisms below know of it what `reliability._pipeline.Call` says."""
 
-    __slots__ = ("_execute", "_measure", "attempts", "model", "part", "target", "worst_case")
+    __slots__ = ("_execute", "_measure", "attempts", "model", "part", "queued", "target", "worst_case")
 
     def __init__(
         self,
@@ -229,6 +242,7 @@ class Call(Scope):
         self.worst_case = worst_case
         self.model = model
         self.attempts = 0
+        self.queued = 0.0
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         """Send it once."""
@@ -237,6 +251,10 @@ class Call(Scope):
     def measure(self, result: Any) -> Usage:
         """What it used, read off its result."""
         return self._measure(result)
+
+    @property
+    def tenant(self) -> str:
+        return self.run.options.tenant
 
     @property
     def deadline(self) -> Deadline | None:
@@ -269,6 +287,11 @@ class Call(Scope):
     def spent(self, result: Any) -> Amount:
         spent = self.measure(result)
         return Amount(tokens_of(spent.usage), spent.cost_usd)
+
+    def told(self, result: Any) -> RateLimitStatus | None:
+        if isinstance(result, ToolExecutionError):
+            result = result.original_error
+        return result.rate_limit if isinstance(result, (ModelReply, ProviderError)) else None
 
     def emit(self, event_type: str, data: dict[str, Any]) -> None:
         self.run.tell(event_type, {"tool_name": self.tool, **data})

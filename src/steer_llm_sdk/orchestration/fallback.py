@@ -150,6 +150,7 @@ class _PlainCall(Call):
         self.target = step.target
         self.part = step.part
         self.attempts = 0
+        self.queued = 0.0
 
     @property
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget asks for it.

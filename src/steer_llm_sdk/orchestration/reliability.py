@@ -14,11 +14,12 @@ from steer_llm_sdk.orchestration._call import Call, Sent, Spent
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
-from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
+from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager, CircuitState
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
+from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 
-__all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
+__all__ = ["CircuitBreakerConfig", "RateLimit", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
 
 def _breaker(failures: int, timeout: float, window: float, successes: int) -> CircuitBreakerConfig:
@@ -44,13 +45,17 @@ class ReliabilityConfig(BaseModel):
     `circuit_breaker_configs` by provider is laid over the built-in ones; "default" serves the others.
     `max_total_attempts` bounds the upstream calls of a run, across retries and fallbacks, for each answer asked for (a
     bundle asks for k). `on_store_down` says what a keyed run does when its store does not answer. `remember_failures`:
-    a failure that no retry can cure is replayed like an answer.
+    a failure that no retry can cure is replayed like an answer. `rate_limits` by provider, "default" for the others;
+    without any, nothing is limited. `learn_rate_limits`: what the providers' answers say of their limits holds too, for
+    each model; off by default, so that nothing waits that was not told to.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
     retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
     circuit_breaker_configs: dict[str, CircuitBreakerConfig] = Field(default_factory=dict)
+    rate_limits: dict[str, RateLimit] = Field(default_factory=dict)
+    learn_rate_limits: bool = False
     enable_fallback: bool = True
     max_fallback_attempts: int = Field(default=2, ge=0)
     max_total_retry_time: float = Field(default=300.0, ge=0, allow_inf_nan=False)
@@ -61,8 +66,17 @@ class ReliabilityConfig(BaseModel):
     def breaker_for(self, target: str) -> CircuitBreakerConfig:
         """For "openai@http://…" the configuration of that endpoint if there is one, else openai's, else the default."""
         configs = {**built_in_breakers(), **self.circuit_breaker_configs}
-        names = (target, target.partition("@")[0], "default")
-        return next(configs[name] for name in names if name in configs)
+        return next(configs[name] for name in _names_for(target) if name in configs)
+
+    def limit_for(self, target: str) -> RateLimit | None:
+        """Found as `breaker_for` finds its own; None where there is none and nothing is to be learned."""
+        limits = self.rate_limits
+        found = next((limits[name] for name in _names_for(target) if name in limits), None)
+        return RateLimit() if found is None and self.learn_rate_limits else found
+
+
+def _names_for(target: str) -> tuple[str, ...]:
+    return target, target.partition("@")[0], "default"
 
 
 class ReliableToolExecutor:
@@ -71,14 +85,21 @@ class ReliableToolExecutor:
     def __init__(self, config: ReliabilityConfig | None = None) -> None:
         self.config = config or ReliabilityConfig()
         self.breakers = CircuitBreakerManager(self.config.breaker_for)
+        self.counts_tokens = any(limit.tokens_per_minute for limit in self.config.rate_limits.values())
+        learn = self.config.learn_rate_limits
+        self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
+        self.limits = RateLimits(self.config.limit_for) if learn or self.config.rate_limits else None
         self._folded: dict[tuple[bool, ...], Next[Call, Any]] = {}
 
     def pipeline(self, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Next[Call, Any]:
         """What stands round each call to the outside. A policy that is not asked for is not in the list."""
         key = (retry, breaker, reserve, timeout)
         if (folded := self._folded.get(key)) is None:
+            refuses = self._is_open if breaker else None
+            limiters = [RateLimiter(limits, refuses=refuses) for limits in (self.learned_limits, self.limits) if limits]
             order: list[tuple[bool, Policy[Any]]] = [
                 (retry, self._retry()),
+                *((True, limiter) for limiter in limiters),
                 (breaker, Breaker(self.breakers)),
                 (reserve, Reserve()),
                 (True, record),
@@ -86,6 +107,10 @@ class ReliableToolExecutor:
             ]
             folded = self._folded[key] = compose([policy for wanted, policy in order if wanted], execute)
         return folded
+
+    def _is_open(self, target: str, part: str) -> bool:
+        breaker = self.breakers.get(target)
+        return breaker is not None and breaker.get_state(part) is CircuitState.OPEN
 
     def _retry(self) -> Retry:
         config = self.config
@@ -104,6 +129,8 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
     run = call.run
     call.attempts += 1
     sent = Sent(call, run.clock())
+    if call.queued:
+        sent.queued, call.queued = call.queued, 0.0
     run.timeline.append(sent)
     try:
         result = await next(call)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.models.quota import RateLimitStatus
 from steer_llm_sdk.models.usage import Amount
 
 __all__ = ["Image", "Message", "ModelAdapter", "ModelReply", "ModelRequest", "ProviderError"]
@@ -51,7 +52,8 @@ class ModelReply:
     """`usage` has input_tokens, output_tokens, total_tokens, and cache and reasoning tokens where reported.
 
     `cost_usd` None: the price is unknown. `simulated`: a recording answered. `local`: a server on loopback did.
-    `ignored` names the settings of the request that the model cannot take ("seed").
+    `ignored` names the settings of the request that the model cannot take ("seed"). `rate_limit`: what the answer said
+    of the provider's limits.
     """
 
     text: str
@@ -63,6 +65,7 @@ class ModelReply:
     simulated: bool = False
     local: bool = False
     ignored: tuple[str, ...] = ()
+    rate_limit: RateLimitStatus | None = None
 
 
 @runtime_checkable

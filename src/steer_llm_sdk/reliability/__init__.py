@@ -1,4 +1,4 @@
-"""Mechanisms: retry, breaker, deadline, budget, idempotency. None of them has heard of tools."""
+"""Mechanisms: retry, rate limits, breaker, deadline, budget, idempotency. None of them has heard of tools."""
 
 from steer_llm_sdk.errors import ErrorCategory
 from steer_llm_sdk.reliability.circuit import CircuitState
@@ -10,6 +10,7 @@ from steer_llm_sdk.reliability.circuit_breaker import (
 )
 from steer_llm_sdk.reliability.classify import ErrorClassification, ErrorClassifier
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.reliability.rate_limit import RateLimit
 from steer_llm_sdk.reliability.retry import RetryPolicy
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "ErrorClassification",
     "ErrorClassifier",
     "IdempotencyManager",
+    "RateLimit",
     "RetryPolicy",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from steer_llm_sdk.models.quota import RateLimitStatus
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.reliability.deadline import Deadline
@@ -18,13 +19,23 @@ class Call(Protocol):
     """What a mechanism may know of a call."""
 
     attempts: int
+    queued: float
+    """Seconds that it has waited for a rate limit since it was last sent."""
 
     @property
     def target(self) -> str: ...
     @property
     def part(self) -> str: ...
     @property
-    def model(self) -> str | None: ...
+    def model(self) -> str | None:
+        """What has rate limits of its own within the target, where that is known."""
+        ...
+
+    @property
+    def tenant(self) -> str:
+        """On whose behalf: whoever waits takes turns with other tenants."""
+        ...
+
     @property
     def worst_case(self) -> Amount: ...
     @property
@@ -57,6 +68,10 @@ class Call(Protocol):
 
     def spent(self, result: Any, /) -> Amount:
         """What the call really took, read off its result."""
+        ...
+
+    def told(self, result: Any, /) -> RateLimitStatus | None:
+        """What the provider said of its limits, read off a result or an error."""
         ...
 
     def emit(self, event_type: str, data: dict[str, Any], /) -> None: ...

@@ -92,6 +92,7 @@ class Client:
             simulated=simulated,
             local=self._endpoint.local and not simulated,
             ignored=ignored_of(request, exchange.body),
+            rate_limit=exchange.rate_limit,
         )
 
 

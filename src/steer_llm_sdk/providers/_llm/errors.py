@@ -122,6 +122,7 @@ def _build(kind: type[ProviderError], error: Exception, endpoint: Endpoint, exch
         "status_code": _status_of(error),
         "retry_after": parse_retry_after(exchange.headers, time.time()),
         "request_id": exchange.request_id,
+        "rate_limit": exchange.rate_limit,
         "code": None if code is None else endpoint.scrub(code),
     }
     message = endpoint.scrub(f"{endpoint.name}: {_says(kind, error, endpoint, exchange)}")

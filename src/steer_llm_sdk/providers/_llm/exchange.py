@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from steer_llm_sdk.models.quota import RateLimitStatus, parse_rate_limit
 from steer_llm_sdk.providers._endpoint import Endpoint
 from steer_llm_sdk.providers.base import ModelRequest
 
@@ -37,9 +39,10 @@ class NotAStream(Exception):
 class Exchange:
     """One request and its response.
 
-    `body` is what was sent. `status` and `headers` are those of the response, the headers without the key; `began`: a
-    part of its body arrived; `over`: its body ended. `silence` is the name of the limit that was exceeded, and its
-    seconds. `no_stream` says what came instead of a stream. `ended`: the end marker of the wire format arrived.
+    `body` is what was sent. `status` and `headers` are those of the response, the headers without the key, and
+    `rate_limit` what they say of limits; `began`: a part of its body arrived; `over`: its body ended. `silence` is the
+    name of the limit that was exceeded, and its seconds. `no_stream` says what came instead of a stream. `ended`: the
+    end marker of the wire format arrived.
     """
 
     first_byte_timeout: float | None = None
@@ -48,6 +51,7 @@ class Exchange:
     body: bytes = field(default=b"", repr=False)
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    rate_limit: RateLimitStatus | None = None
     began: bool = False
     over: bool = False
     silence: tuple[str, float] | None = None
@@ -113,6 +117,8 @@ class WatchedClient(httpx2.AsyncClient):
         response = await watch.head(super().send(request, **options))
         exchange.status = response.status_code
         exchange.headers = {name.lower(): self._endpoint.scrub(value) for name, value in response.headers.items()}
+        at = asyncio.get_running_loop().time()
+        exchange.rate_limit = parse_rate_limit(exchange.headers, time.time(), at)
         if response.is_success and isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = _WatchedStream(response.stream, watch)
             await _require_stream(response, exchange, self._endpoint)
