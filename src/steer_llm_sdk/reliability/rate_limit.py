@@ -338,7 +338,8 @@ class _Gate:
         self.state = State.of(limit)
         self._target = target
         self._limit = limit
-        self._lock = threading.Lock()
+        # A call that is thrown away with its loop ends wherever it is collected, be it under the lock.
+        self._lock = threading.RLock()
         self._places: dict[int, _Place] = {}
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
 
@@ -418,28 +419,31 @@ class _Gate:
         del self._places[place.waiter.serial]
         place.outcome = outcome
         loop = place.future.get_loop()
-        if loop is asyncio.get_running_loop():
+        if loop is _here():
             _set(place.future)
             return True
         try:
             loop.call_soon_threadsafe(_set, place.future)
         except RuntimeError:
+            place.outcome = False
             return False
         return True
 
     def _arm(self, state: State, now: float) -> None:
         """One timer, in the loop of whoever is next."""
-        here = asyncio.get_running_loop()
+        here = _here()
         if state.line.waiters:
-            first = state.line.waiters[0].serial
-            loop = self._places[first].future.get_loop()
+            first = self._places[state.line.waiters[0].serial]
+            loop = first.future.get_loop()
             if loop is not here:
                 try:
                     loop.call_soon_threadsafe(self._tick)
                 except RuntimeError:
-                    del self._places[first]
-                    self._move(withdraw(state, first), now)
+                    self._wake(first, False)
+                    self._move(withdraw(state, first.waiter.serial), now)
                 return
+        if here is None:
+            return
         at = wake_at(state, now)
         timer = self._timers.get(here)
         if timer is not None:
@@ -457,6 +461,13 @@ class _Gate:
             if timer is not None:
                 timer.cancel()
             self._move(self.state, loop.time())
+
+
+def _here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _set(future: asyncio.Future[None]) -> None:
