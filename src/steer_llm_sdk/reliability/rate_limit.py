@@ -86,8 +86,15 @@ class Bucket(NamedTuple):
         """When `amount` is there, after `ahead` was taken. More than it ever holds is given when it is full."""
         return self.since(now) + (ahead + min(amount, self.capacity)) / self.per_second
 
-    def less(self, amount: float, now: float) -> Bucket:
-        return Bucket(self.capacity, self.per_second, self.since(now) + amount / self.per_second)
+    def less(self, amount: float, now: float) -> Bucket | None:
+        """The bucket after `amount` was taken; None where it is not there yet."""
+        capacity, per_second, since = self
+        full = now - capacity / per_second
+        if full > since:
+            since = full
+        if since + (amount if amount < capacity else capacity) / per_second > now + _EARLY:
+            return None
+        return Bucket(capacity, per_second, since + amount / per_second)
 
     def plus(self, amount: float) -> Bucket:
         """`amount` comes back; where it is negative, it is owed."""
@@ -164,14 +171,10 @@ def admit(state: State, tokens: float, now: float) -> State | None:
     requests, held, most, running, reserved, blocked_until, heard_at, line = state
     if line.waiters or now < blocked_until or (most is not None and running >= most):
         return None
-    if requests is not None:
-        if requests.ready_at(1.0, now) > now + _EARLY:
-            return None
-        requests = requests.less(1.0, now)
-    if held is not None:
-        if held.ready_at(tokens, now) > now + _EARLY:
-            return None
-        held = held.less(tokens, now)
+    if requests is not None and (requests := requests.less(1.0, now)) is None:
+        return None
+    if held is not None and (held := held.less(tokens, now)) is None:
+        return None
     return State(requests, held, most, running + 1, reserved + tokens, blocked_until, heard_at, line)
 
 
@@ -215,14 +218,13 @@ def due_at(state: State, waiter: Waiter, place: int, now: float) -> float:
 
 def finish(state: State, reserved: float, used: float, sent: bool) -> State:
     """A call has ended. One that was never sent gives everything back."""
-    requests, held = state.requests, state.tokens
+    requests, held, most, running, set_aside, blocked_until, heard_at, line = state
     if not sent:
         used = 0.0
         if requests is not None:
             requests = requests.plus(1.0)
     if held is not None and used != reserved:
         held = held.plus(reserved - used)
-    _, _, most, running, set_aside, blocked_until, heard_at, line = state
     return State(requests, held, most, running - 1, set_aside - reserved, blocked_until, heard_at, line)
 
 
@@ -276,15 +278,11 @@ def advance(state: State, now: float) -> Moved:
     gone = 0
     if now >= blocked_until:
         for waiter in line.waiters:
-            if most is not None and running >= most:
+            taken = admit(State(requests, held, most, running, reserved), waiter.tokens, now)
+            if taken is None:
                 break
-            if requests is not None and requests.ready_at(1.0, now) > now + _EARLY:
-                break
-            if held is not None and held.ready_at(waiter.tokens, now) > now + _EARLY:
-                break
-            requests = None if requests is None else requests.less(1.0, now)
-            held = None if held is None else held.less(waiter.tokens, now)
-            running, reserved, gone = running + 1, reserved + waiter.tokens, gone + 1
+            requests, held, _, running, reserved, *_ = taken
+            gone += 1
     granted, waiters = line.waiters[:gone], line.waiters[gone:]
     refused: tuple[Waiter, ...] = ()
     hopeless = max(now, blocked_until)
@@ -357,7 +355,10 @@ class _Gate:
             state = finish(self.state, reserved, used, sent)
             if told is not None:
                 state = heed(state, told, now)
-            self._move(state, now)
+            if state.line.waiters or self._timers:
+                self._move(state, now)
+            else:
+                self.state = state
 
     def queue(self, call: Call, tokens: float, now: float) -> tuple[_Place, float]:
         """A place, and when its turn comes as far as is known. Raises QueueFull or WaitTooLong."""
@@ -485,18 +486,14 @@ class RateLimits:
     def __init__(self, limit_for: Callable[[str], RateLimit | None], *, learn: bool = False) -> None:
         self.learn = learn
         self.limit_for = limit_for
-        self._gates: dict[Any, _Gate | None] = {}
+        self.gates: dict[Any, _Gate | None] = {}
 
-    def gate(self, call: Call) -> _Gate | None:
-        key: Any = (call.target, call.model or call.part) if self.learn else call.target
-        try:
-            return self._gates[key]
-        except KeyError:
-            limit = self.limit_for(call.target)
-            if limit is not None and self.learn:
-                limit = RateLimit(max_queue=limit.max_queue, max_wait=limit.max_wait)
-            # Another thread may have been faster; then its gate is everybody's.
-            return self._gates.setdefault(key, None if limit is None else _Gate(call.target, limit))
+    def open(self, key: Any, target: str) -> _Gate | None:
+        limit = self.limit_for(target)
+        if limit is not None and self.learn:
+            limit = RateLimit(max_queue=limit.max_queue, max_wait=limit.max_wait)
+        # Another thread may have been faster; then its gate is everybody's.
+        return self.gates.setdefault(key, None if limit is None else _Gate(target, limit))
 
 
 class RateLimiter:
@@ -504,10 +501,17 @@ class RateLimiter:
 
     def __init__(self, limits: RateLimits, *, refuses: Callable[[str, str], bool] | None = None) -> None:
         self._limits = limits
+        self._gates = limits.gates
+        self._learn = limits.learn
         self._refuses = refuses
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        gate = self._limits.gate(call)
+        target = call.target
+        key: Any = (target, call.model or call.part) if self._learn else target
+        try:
+            gate = self._gates[key]
+        except KeyError:
+            gate = self._limits.open(key, target)
         if gate is None:
             return await next(call)
         clock = asyncio.get_running_loop().time
@@ -520,7 +524,7 @@ class RateLimiter:
             if gate.state.tokens is not None:
                 # An answer of no tokens is one whose usage nobody counted.
                 used = call.spent(result).tokens or tokens
-            if self._limits.learn:
+            if self._learn:
                 told = call.told(result)
             return result
         except BaseException as error:
@@ -556,9 +560,9 @@ class RateLimiter:
         """What a failure says of limits, and of the breaker: those whom it is going to refuse need not wait."""
         means = classify(error)
         limited = means.category is ErrorCategory.RATE_LIMIT and not means.refused
-        if limited and means.retry_after is not None and not self._limits.learn:
+        if limited and means.retry_after is not None and not self._learn:
             gate.block(means.retry_after, now)
         refuses, target = self._refuses, call.target
         if gate.state.line.waiters and refuses is not None and refuses(target, call.part):
             gate.send_on(lambda part: refuses(target, part), now)
-        return call.told(error) if self._limits.learn else None
+        return call.told(error) if self._learn else None
