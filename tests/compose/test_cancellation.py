@@ -18,7 +18,7 @@ from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import OrchestrationOutput, PlanDecision, ReliableOrchestrator
 from steer_llm_sdk.orchestration._call import current_scope, protected
-from steer_llm_sdk.reliability import CircuitBreakerConfig
+from steer_llm_sdk.reliability import CircuitBreakerConfig, RateLimit
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.testing import OK, ScriptedTool, err, run_in_virtual_time, stubborn
 
@@ -296,6 +296,36 @@ def test_a_run_whose_deadline_comes_at_any_time_is_back_in_time_and_leaves_nothi
             scene.check_nothing_is_left(left)
 
         run_in_virtual_time(attempt())
+
+
+@pytest.mark.parametrize("limit", [RateLimit(max_concurrent=1), RateLimit(requests_per_minute=60)], ids=str)
+@pytest.mark.parametrize("learn", [False, True], ids=["configured", "learned too"])
+def test_a_run_that_is_cancelled_at_any_await_under_a_rate_limit_leaves_no_place_taken(
+    limit: RateLimit, learn: bool
+) -> None:
+    """It finds the one place taken, or the bucket empty, so that it has to wait before it is sent."""
+
+    async def attempt(place: int | None) -> int:
+        tool = Watched("first", err(503, after=0.2), OK("x", after=0.2), provider="p")
+        other = Watched("other", OK("y", after=1), provider="p")
+        scene = Scene(tool, other, options=EVERYTHING)
+        scene.runner = reliable(tool, other, rate_limits={"p": limit}, learn_rate_limits=learn)
+        others = [scene.runner.run("q", "other") for _ in range(60 if limit.requests_per_minute else 1)]
+        busy = asyncio.gather(*others)
+        await asyncio.sleep(0.5)
+        places = Places(place)
+        task, left = await places.step(scene.runner.run("q", "first", None, {**EVERYTHING, "max_retries": 2}))
+        assert task.cancelled() is (place is not None) or task.result().content == "x"
+        await busy
+        scene.check_nothing_is_left(left)
+        # Whatever was taken is there again: after a minute so many go at once as did at first.
+        await asyncio.sleep(60)
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*(scene.runner.run("again", "other") for _ in others))
+        assert {call.at for call in other.calls[len(others) :]} == {began}
+        return places.seen
+
+    _at_every_place(attempt, least=6)
 
 
 # ── the machinery ────────────────────────────────────────────────────────────────────────────────────────────────────

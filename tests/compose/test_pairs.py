@@ -1,5 +1,5 @@
-"""What each two policies do together. The order: deadline, replay, plan, fallback, retry, breaker, reserve, attempt
-timeout, from the outside in."""
+"""What each two policies do together. The order: deadline, replay, plan, fallback, retry, rate limit, breaker, reserve,
+attempt timeout, from the outside in."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from contract.kit import STEADY, Fixed, calls, failed, kinds, now, reliable, tas
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import BudgetExceeded, PlanDecision, ReliableOrchestrator
 from steer_llm_sdk.orchestration._call import current_scope
-from steer_llm_sdk.reliability import CircuitBreakerConfig, RetryPolicy
+from steer_llm_sdk.reliability import CircuitBreakerConfig, RateLimit, RetryPolicy
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err, stubborn
 
-POLICIES = ("deadline", "replay", "plan", "fallback", "retry", "breaker", "reserve", "attempt_timeout")
+POLICIES = ("deadline", "replay", "plan", "fallback", "retry", "rate_limit", "breaker", "reserve", "attempt_timeout")
 ONE = CircuitBreakerConfig(failure_threshold=1, success_threshold=1, half_open_requests=1, timeout=10)
 NO_RETRY = {"max_retries": 0}
+PER_SECOND = RateLimit(requests_per_minute=60)
+ALONE = RateLimit(max_concurrent=1)
 
 
 def test_there_is_a_test_for_every_pair() -> None:
@@ -581,3 +583,202 @@ async def test_reserve_and_attempt_timeout__an_answer_within_the_grace_is_charge
     output = await reliable(tool).run("q", "t", None, {"per_agent_timeout_ms": 500, "budget": {"cost_usd": 1.0}})
     assert output.content == "just"
     assert settled(tool.ledgers[0]) == (0, 0, 10, 0.1)
+
+
+# ── rate limit ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def limited(*tools: ScriptedTool, limit: RateLimit = PER_SECOND, **fields: Any) -> ReliableOrchestrator:
+    return reliable(*tools, rate_limits={tools[0].provider or tools[0].name: limit}, **fields)
+
+
+async def used_up(runner: ReliableOrchestrator, tool: str = "t", calls: int = 60) -> None:
+    """Take what the bucket holds."""
+    await asyncio.gather(*(runner.run("q", tool, None, NO_RETRY) for _ in range(calls)))
+
+
+def queued(output: Any) -> list[float]:
+    """How long each attempt of a run waited before it was sent, in ms."""
+    return [line.get("queued_ms", 0.0) for line in output.attempts]
+
+
+async def test_deadline_and_rate_limit__a_wait_that_ends_before_it_is_waited_and_a_longer_one_refused_at_once() -> None:
+    tool = ScriptedTool("t")
+    runner = limited(tool)
+    await used_up(runner)
+    output = await runner.run("q", "t", None, {"timeout_ms": 900})
+    assert (failed(output)["type"], failed(output)["retry_after"], now()) == ("WaitTooLong", pytest.approx(1), 0)
+    output = await runner.run("q", "t", None, {"timeout_ms": 1100})
+    assert (output.content, queued(output)) == ("ok", [1000.0])
+
+
+async def test_deadline_and_rate_limit__a_run_that_is_stopped_while_it_waits_leaves_the_queue() -> None:
+    tool = ScriptedTool("t", OK("x", after=5))
+    runner = limited(tool, limit=ALONE)
+    first = asyncio.create_task(runner.run("q", "t"))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(runner.run("q", "t", None, {"timeout_ms": 1000}))
+    third = asyncio.create_task(runner.run("q", "t"))
+    with pytest.raises(BudgetExceeded, match="time"):
+        await second
+    assert now() == 1
+    await asyncio.gather(first, third)
+    assert (now(), len(tool.calls)) == (10, 2)
+
+
+async def test_replay_and_rate_limit__duplicates_take_one_place_and_a_replay_none() -> None:
+    tool = ScriptedTool("t", OK("x", after=1))
+    runner = limited(tool, limit=RateLimit(requests_per_minute=1, max_queue=0))
+    outputs = await asyncio.gather(*(runner.run("q", "t", None, keyed()) for _ in range(3)))
+    assert [output.content for output in outputs] == ["x"] * 3
+    assert (await runner.run("q", "t", None, keyed())).replayed
+    assert len(tool.calls) == 1
+
+
+async def test_replay_and_rate_limit__a_refusal_is_not_remembered() -> None:
+    runner = limited(ScriptedTool("t"), limit=RateLimit(requests_per_minute=60, max_queue=0))
+    await used_up(runner)
+    assert failed(await runner.run("q", "t", None, keyed()))["type"] == "QueueFull"
+    await asyncio.sleep(1)
+    assert (await runner.run("q", "t", None, keyed())).content == "ok"
+
+
+async def test_plan_and_rate_limit__planning_holds_no_place() -> None:
+    tool = ScriptedTool("t", OK("x", after=1))
+    runner = limited(tool, limit=ALONE, planner=SlowPlan(5, "t"))
+    await asyncio.gather(runner.run("q"), runner.run("q"))
+    assert [call.at for call in tool.calls] == [5, 6]
+
+
+async def test_fallback_and_rate_limit__a_provider_that_has_no_room_in_time_is_answered_by_another_at_once() -> None:
+    first, second = ScriptedTool("first"), ScriptedTool("second", OK("stand-in"))
+    runner = limited(first, second, limit=RateLimit(requests_per_minute=60, max_wait=0.5))
+    await used_up(runner, "first")
+    output = await runner.run("q")
+    assert (output.content, list(kinds(output.errors)), now()) == ("stand-in", [("first", "WaitTooLong")], 0)
+
+
+async def test_fallback_and_rate_limit__a_queue_that_is_full_is_answered_by_another_at_once() -> None:
+    first, second = ScriptedTool("first", OK("x", after=9)), ScriptedTool("second", OK("stand-in"))
+    runner = limited(first, second, limit=RateLimit(max_concurrent=1, max_queue=1))
+    busy = [asyncio.create_task(runner.run("q")) for _ in range(2)]
+    await asyncio.sleep(0)
+    output = await runner.run("q")
+    assert (output.content, list(kinds(output.errors)), now()) == ("stand-in", [("first", "QueueFull")], 0)
+    await asyncio.gather(*busy)
+
+
+async def test_retry_and_rate_limit__every_attempt_takes_a_request_and_waiting_between_them_holds_no_place() -> None:
+    tool = ScriptedTool("t", err(503), OK("x"))
+    other = ScriptedTool("other", OK("y"), provider="t")
+    runner = limited(tool, other, limit=ALONE)
+    first = asyncio.create_task(runner.run("q", "t"))
+    await asyncio.sleep(0.5)
+    assert (await runner.run("q", "other")).content == "y"
+    assert now() == 0.5
+    assert (await first).content == "x"
+    runner = limited(ScriptedTool("t", err(503)), limit=RateLimit(requests_per_minute=2, max_wait=10))
+    output = await runner.run("q", "t", None, {"max_retries": 5})
+    assert len(output.attempts) == 2
+
+
+async def test_retry_and_rate_limit__a_refusal_is_not_retried() -> None:
+    runner = limited(ScriptedTool("t"), limit=RateLimit(requests_per_minute=1, max_queue=0))
+    await used_up(runner, calls=1)
+    output = await runner.run("q", "t")
+    assert (failed(output)["type"], failed(output)["is_retryable"], now()) == ("QueueFull", True, 0)
+
+
+async def test_retry_and_rate_limit__a_429_is_retried_when_its_delay_ends_and_the_others_wait_for_that_too() -> None:
+    tool = ScriptedTool("t", err(429, retry_after=4), OK("x"))
+    runner = limited(tool)
+    first = asyncio.create_task(runner.run("q", "t"))
+    await asyncio.sleep(0.5)
+    other = await runner.run("q", "t")
+    output = await first
+    assert [call.at for call in tool.calls] == [0, 4, pytest.approx(4, abs=0.5)]
+    assert queued(other) == [3500.0]
+    assert queued(output) == [0.0, 0.0]
+
+
+async def test_rate_limit_and_breaker__an_open_breaker_is_noticed_before_queueing() -> None:
+    tool = ScriptedTool("t", err(503))
+    runner = limited(tool, limit=RateLimit(requests_per_minute=1), breaker=ONE)
+    await opened(runner, "t")
+    events = RecordedEvents()
+    output = await runner.run("q", "t", None, NO_RETRY, events)
+    assert (failed(output)["type"], now(), events.data("rate_limited")) == ("CircuitOpen", 0, [])
+
+
+async def test_rate_limit_and_breaker__a_breaker_that_opens_sends_away_those_who_wait() -> None:
+    tool = ScriptedTool("t", err(503, after=3))
+    runner = limited(tool, limit=ALONE, breaker=ONE)
+    outputs = await asyncio.gather(*(runner.run("q", "t", None, NO_RETRY) for _ in range(3)))
+    assert [failed(output)["type"] for output in outputs] == ["ProviderError", "CircuitOpen", "CircuitOpen"]
+    assert (now(), len(tool.calls)) == (3, 1)
+
+
+async def test_rate_limit_and_breaker__refusals_of_the_limit_speak_of_nobody() -> None:
+    runner = limited(ScriptedTool("t"), limit=RateLimit(requests_per_minute=1, max_queue=0), breaker=ONE)
+    await used_up(runner, calls=4)
+    assert (runner.breakers["t"]["state"], runner.breakers["t"]["failures"]) == ("closed", 0)
+
+
+async def test_rate_limit_and_breaker__a_probe_that_has_to_wait_holds_no_permit_meanwhile() -> None:
+    tool = ScriptedTool("t", err(503), OK("x"))
+    runner = limited(tool, limit=RateLimit(requests_per_minute=4), breaker=ONE)
+    await opened(runner, "t")
+    for _ in range(3):
+        await runner.run("q", "t", None, NO_RETRY)
+    await asyncio.sleep(10)
+    outputs = await asyncio.gather(*(runner.run("q", "t", None, NO_RETRY) for _ in range(6)))
+    assert [output.status for output in outputs].count("succeeded") >= 5
+    assert runner.breakers["t"]["state"] == "closed"
+
+
+async def test_rate_limit_and_breaker__a_run_without_breaker_waits_although_the_breaker_is_open() -> None:
+    tool = ScriptedTool("t", err(503), OK("x"))
+    runner = limited(tool, limit=RateLimit(requests_per_minute=1), breaker=ONE)
+    await opened(runner, "t")
+    output = await runner.run("q", "t", None, {**NO_RETRY, "enable_circuit_breaker": False})
+    assert (output.content, queued(output)) == ("x", [60_000.0])
+
+
+async def test_rate_limit_and_reserve__one_who_waits_has_reserved_nothing_yet() -> None:
+    tool = Priced("t", OK("x", usage={"total_tokens": 10}, cost_usd=0.1))
+    runner = limited(tool)
+    await used_up(runner)
+    output = await runner.run("q", "t", None, {"budget": {"cost_usd": 0.5}})
+    assert queued(output) == [1000.0]
+    assert settled(tool.ledgers[-1]) == (0, 0, 10, 0.1)
+
+
+async def test_rate_limit_and_reserve__what_the_budget_refuses_gives_its_request_and_its_tokens_back() -> None:
+    tool = Priced("t", OK("x", usage={"total_tokens": 100}))
+    runner = limited(tool, limit=RateLimit(requests_per_minute=2, tokens_per_minute=200))
+    for _ in range(5):
+        with pytest.raises(BudgetExceeded):
+            await runner.run("q", "t", None, {"budget": {"cost_usd": 0.1}})
+    await used_up(runner, calls=2)
+    assert (now(), len(tool.calls)) == (0, 2)
+
+
+async def test_rate_limit_and_attempt_timeout__time_in_the_queue_is_no_part_of_an_attempt() -> None:
+    tool = ScriptedTool("t", OK("x", after=0.4))
+    runner = limited(tool, limit=ALONE)
+    outputs = await asyncio.gather(
+        *(runner.run("q", "t", None, {"per_agent_timeout_ms": 500, **NO_RETRY}) for _ in range(5))
+    )
+    assert [output.content for output in outputs] == ["x"] * 5
+    assert [queued(output) for output in outputs] == [[pytest.approx(400.0 * n)] for n in range(5)]
+    assert [line["elapsed_ms"] for output in outputs for line in output.attempts] == [pytest.approx(400.0)] * 5
+
+
+async def test_rate_limit_and_attempt_timeout__an_attempt_that_took_too_long_frees_its_place_and_is_charged() -> None:
+    tool = Priced("t", HANG, OK("x", usage={"total_tokens": 1}))
+    runner = limited(tool, limit=RateLimit(max_concurrent=1, tokens_per_minute=120))
+    output = await runner.run("q", "t", None, {"per_agent_timeout_ms": 500, **NO_RETRY})
+    assert failed(output)["type"] == "ProviderTimeout"
+    output = await runner.run("q", "t", None, NO_RETRY)
+    # 100 of 120 were charged; 1 came in during the attempt, 79 are missing, at 2 a second.
+    assert queued(output) == [pytest.approx(39_500, abs=20)]

@@ -38,6 +38,7 @@ from steer_llm_sdk.providers.simulated.faults import (
         (" reset : chunks = 2 , model = gpt-* ", Fault(kind="reset", chunks=2, model="gpt-*")),
         ("error-event:status=529", Fault(kind="error-event", status=529)),
         ("slow:seconds=0.5", Fault(kind="slow", seconds=0.5)),
+        ("limit:requests=60", Fault(kind="limit", requests=60)),
     ],
 )
 def test_a_fault_is_read_from_its_words(text: str, fault: Fault) -> None:
@@ -55,6 +56,8 @@ def test_a_fault_is_read_from_its_words(text: str, fault: Fault) -> None:
         ("503:chunks=2", "fault.chunks", "503 takes"),
         ("refuse:first=2", "fault.first", "refuse takes after, from, to"),
         ("503:first=many", "fault.first", "whole number"),
+        ("limit", "fault.requests", "how many per minute"),
+        ("503:requests=6", "fault.requests", "503 takes"),
         ("503:after=-1", "fault.after", "whole number"),
         ("503:from=-1", "fault.from", "0 or more"),
         ("503:to=inf", "fault.to", "0 or more"),

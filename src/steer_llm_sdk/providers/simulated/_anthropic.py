@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from steer_llm_sdk.providers.simulated._http import Headers
+from steer_llm_sdk.providers.simulated._meter import Reading
 from steer_llm_sdk.providers.simulated._wire import (
     LIMIT_REQUESTS,
     LIMIT_TOKENS,
@@ -90,7 +92,7 @@ class AnthropicWire:
         return b"event: error\ndata: " + self.error(error, request_id) + b"\n\n"
 
     def headers(self, request_id: str, now: float) -> Headers:
-        reset = datetime.fromtimestamp(int(now) + 1, UTC).isoformat().replace("+00:00", "Z")
+        reset = _time(int(now) + 1)
         limits = (("requests", LIMIT_REQUESTS, LIMIT_REQUESTS - 1), ("tokens", LIMIT_TOKENS, LIMIT_TOKENS))
         prefix = "anthropic-ratelimit"
         rates = [
@@ -104,12 +106,24 @@ class AnthropicWire:
         ]
         return (("request-id", request_id), *rates)
 
+    def quota(self, reading: Reading, now: float) -> Headers:
+        prefix = "anthropic-ratelimit-requests"
+        return (
+            (f"{prefix}-limit", str(reading.limit)),
+            (f"{prefix}-remaining", str(reading.remaining)),
+            (f"{prefix}-reset", _time(math.ceil(now + reading.reset))),
+        )
+
     def models(self, models: Mapping[str, Mapping[str, Any]]) -> bytes:
         data = [_model(name, more) for name, more in models.items()]
         return dump({"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]})
 
     def model(self, name: str, more: Mapping[str, Any]) -> bytes:
         return dump(_model(name, more))
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _message(reply: Reply, content: list[dict[str, Any]], stop: str | None, output_tokens: int) -> dict[str, Any]:

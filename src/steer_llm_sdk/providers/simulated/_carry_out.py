@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from steer_llm_sdk.providers.simulated._http import HttpConnection, HttpResponse
+from steer_llm_sdk.providers.simulated._meter import Reading
 from steer_llm_sdk.providers.simulated._pace import Sleep, first_of, wait
 from steer_llm_sdk.providers.simulated._sse import BREAK, events_in, is_stream
 from steer_llm_sdk.providers.simulated._wire import ApiError, Reply, Wire
@@ -46,6 +47,8 @@ class Exchange:
     respond: Callable[[], Awaitable[HttpResponse]]
     note: Callable[[int | None], None]
     sleep: Sleep
+    take: Callable[[Fault], Reading]
+    """Count the request against the limit that a fault says."""
     last: bool = False
     """Whether the connection ends with it."""
 
@@ -215,6 +218,19 @@ async def _ending_in(event: bytes, chunks: int, response: HttpResponse) -> Async
     yield event
 
 
+async def _limit(fault: Fault, exchange: Exchange) -> None:
+    reading, now, wire = exchange.take(fault), time.time(), exchange.wire
+    if reading.wait:
+        error = wire.error(_status_error(429), exchange.request_id)
+        headers = [JSON, *wire.headers(exchange.request_id, now), ("retry-after", f"{reading.wait:.3f}")]
+        response = HttpResponse(status=429, headers=headers, body=error)
+    else:
+        response = await exchange.respond()
+    quota = wire.quota(reading, now)
+    others = [header for header in response.headers if header[0] not in dict(quota)]
+    await exchange.deliver(replace(response, headers=[*others, *quota]))
+
+
 _HANDLERS: Mapping[str, Callable[[Fault, Exchange], Awaitable[None]]] = {
     "drop": _drop,
     "reset": _reset,
@@ -227,6 +243,7 @@ _HANDLERS: Mapping[str, Callable[[Fault, Exchange], Awaitable[None]]] = {
     "empty": _empty,
     "wrong-type": _wrong_type,
     "error-event": _error_event,
+    "limit": _limit,
 }
 
 

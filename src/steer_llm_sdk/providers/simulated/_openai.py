@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steer_llm_sdk.providers.simulated._http import Headers
+from steer_llm_sdk.providers.simulated._meter import Reading
 from steer_llm_sdk.providers.simulated._wire import (
     LIMIT_REQUESTS,
     LIMIT_TOKENS,
@@ -96,6 +97,15 @@ class OpenAIWire:
             ("x-ratelimit-remaining-tokens", str(LIMIT_TOKENS)),
             ("x-ratelimit-reset-requests", "6ms"),
             ("x-ratelimit-reset-tokens", "0s"),
+        )
+
+    def quota(self, reading: Reading, now: float) -> Headers:
+        minutes, seconds = divmod(reading.reset, 60)
+        reset = f"{int(minutes)}m{seconds:.3f}s" if minutes else f"{seconds:.3f}s"
+        return (
+            ("x-ratelimit-limit-requests", str(reading.limit)),
+            ("x-ratelimit-remaining-requests", str(reading.remaining)),
+            ("x-ratelimit-reset-requests", reset),
         )
 
     def models(self, models: Mapping[str, Mapping[str, Any]]) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from steer_llm_sdk.providers.simulated._http import Headers
+from steer_llm_sdk.providers.simulated._meter import Reading
 
 PER_MESSAGE = 4
 """Tokens added for each message, for its role and delimiters."""
@@ -88,6 +89,10 @@ class Wire(Protocol):
 
     def headers(self, request_id: str, now: float) -> Headers:
         """Request id and rate limits. `now` is in seconds since 1970."""
+        ...
+
+    def quota(self, reading: Reading, now: float) -> Headers:
+        """The headers of a limit on requests that is kept."""
         ...
 
     def models(self, models: Mapping[str, Mapping[str, Any]]) -> bytes:

@@ -18,6 +18,8 @@ A fault is written `KIND` or `KIND:KEY=VALUE,KEY=VALUE`.
     empty         no choices, no content
     wrong-type    the right answer under another content type
     error-event   a stream that ends in an error event                                  chunks, status
+    limit         right answers, whose headers tell of a limit of requests per minute;  requests (needed)
+                  beyond it 429 with the delay that is left
     outage        from=T1,to=T2,as=KIND: that kind between two times; as=503 unless said those of the kind
 
 Which requests it meets; all that are given must hold:
@@ -35,6 +37,7 @@ And how:
     chunks=2           events of a stream that arrive first (default 1; an answer in one piece: half of it)
     seconds=1.5        how long (`slow` 5 unless said; `silence` and `stall` until the client leaves)
     status=529         what the error event says (default 500)
+    requests=60        per minute: that many at once, then evenly
 
 Requests are the POSTs a server takes, numbered from 1 since the plan was put in place. The first fault that applies
 is used. The faults no-end and error-event change only streams, not an answer in one piece.
@@ -71,6 +74,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "empty": _WHICH,
     "wrong-type": _WHICH,
     "error-event": (*_WHICH, "chunks", "status"),
+    "limit": (*_WHICH, "requests"),
 }
 
 
@@ -91,6 +95,7 @@ class Fault:
     chunks: int = 1
     seconds: float | None = None
     status: int = 500
+    requests: int = 0
 
     def applies(self, number: int, now: float, model: str | None) -> bool:
         """Whether it may meet this request, leaving `rate` aside."""
@@ -188,6 +193,8 @@ def _pairs(text: str) -> dict[str, str]:
 def _checked(fault: Fault) -> Fault:
     if fault.until <= fault.since:
         raise InvalidRequest("fault.to", fault.until, f"it must be later than from={fault.since:g}")
+    if fault.kind == "limit" and not fault.requests:
+        raise InvalidRequest("fault.requests", fault.requests, "say how many per minute: limit:requests=60")
     return fault
 
 
@@ -251,6 +258,7 @@ _READ: Mapping[str, Callable[[str, str], Any]] = {
     "chunks": _whole,
     "seconds": _number,
     "status": _status,
+    "requests": _whole,
 }
 _FIELDS = {"from": "since", "to": "until"}
 _WRITTEN = {field: key for key, field in _FIELDS.items()}

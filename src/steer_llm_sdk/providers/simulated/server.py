@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers.simulated._carry_out import Exchange, carry_out
 from steer_llm_sdk.providers.simulated._http import BadRequest, HttpConnection, HttpRequest, HttpResponse
+from steer_llm_sdk.providers.simulated._meter import Meter, Reading
 from steer_llm_sdk.providers.simulated._pace import Sleep, first_of, wait
 from steer_llm_sdk.providers.simulated._wire import ApiError, dump
 from steer_llm_sdk.providers.simulated.faults import Fault, FaultPlan, decide, next_change, refusing
@@ -106,6 +107,7 @@ class SimulatedServer:
         self._plan = FaultPlan.of(faults, seed)
         self._since = clock()
         self._taken = 0
+        self._meters: dict[Fault, Meter] = {}
         self._counts: Counter[tuple[str | None, int | None, str | None]] = Counter()
         self._asked = 0
         self._idle: set[HttpConnection] = set()
@@ -173,6 +175,7 @@ class SimulatedServer:
         """Put another plan in place; numbers and times start again. Raises InvalidRequest, and changes nothing then."""
         self._plan = FaultPlan.of(faults, self._plan.seed if seed is None else seed)
         self._taken, self._since = 0, self._clock()
+        self._meters.clear()
         await self._set_gate()
         self._switched.set()
 
@@ -319,9 +322,14 @@ class SimulatedServer:
                 respond=partial(self._ask, respond, note),
                 note=note,
                 sleep=self._sleep,
+                take=self._take_from,
                 last=self._listener is None,
             )
             await (exchange.deliver(await exchange.respond()) if fault is None else carry_out(fault, exchange))
+
+    def _take_from(self, fault: Fault) -> Reading:
+        now = self._now()
+        return self._meters.setdefault(fault, Meter(fault.requests, now)).take(now)
 
     async def _ask(
         self, respond: Callable[[], Awaitable[HttpResponse]], note: Callable[[int | None], None]
