@@ -36,6 +36,9 @@ MINUTE = 60.0
 LONGEST_BLOCK = 86_400.0
 """Seconds. A server that asks for more than a day of silence is asked again after one."""
 
+_new = tuple.__new__
+"""Makes a named tuple in half the time that its own constructor takes; for the two steps of every call."""
+
 _EARLY = 1e-9
 """Seconds by which a timer may fire before its time: the resolution of the clock."""
 
@@ -94,11 +97,12 @@ class Bucket(NamedTuple):
             since = full
         if since + (amount if amount < capacity else capacity) / per_second > now + _EARLY:
             return None
-        return Bucket(capacity, per_second, since + amount / per_second)
+        return _new(Bucket, (capacity, per_second, since + amount / per_second))
 
     def plus(self, amount: float) -> Bucket:
         """`amount` comes back; where it is negative, it is owed."""
-        return Bucket(self.capacity, self.per_second, self.empty_at - amount / self.per_second)
+        capacity, per_second, empty_at = self
+        return _new(Bucket, (capacity, per_second, empty_at - amount / per_second))
 
 
 class Waiter(NamedTuple):
@@ -175,7 +179,7 @@ def admit(state: State, tokens: float, now: float) -> State | None:
         return None
     if held is not None and (held := held.less(tokens, now)) is None:
         return None
-    return State(requests, held, most, running + 1, reserved + tokens, blocked_until, heard_at, line)
+    return _new(State, (requests, held, most, running + 1, reserved + tokens, blocked_until, heard_at, line))
 
 
 def enqueue(
@@ -225,7 +229,7 @@ def finish(state: State, reserved: float, used: float, sent: bool) -> State:
             requests = requests.plus(1.0)
     if held is not None and used != reserved:
         held = held.plus(reserved - used)
-    return State(requests, held, most, running - 1, set_aside - reserved, blocked_until, heard_at, line)
+    return _new(State, (requests, held, most, running - 1, set_aside - reserved, blocked_until, heard_at, line))
 
 
 def withdraw(state: State, serial: int) -> State:
