@@ -22,8 +22,16 @@ from typing import Any
 from purgatory import AsyncCircuitBreakerFactory
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from steer_llm_sdk.orchestration import OrchestrationConfig, ReliableOrchestrator, RuleBasedPlanner, Tool, ToolRegistry
+from steer_llm_sdk.orchestration import (
+    OrchestrationConfig,
+    ReliabilityConfig,
+    ReliableOrchestrator,
+    RuleBasedPlanner,
+    Tool,
+    ToolRegistry,
+)
 from steer_llm_sdk.orchestration.planning import create_type_based_rule
+from steer_llm_sdk.reliability import RateLimit
 
 REQUEST = {"type": "summary", "query": "Summarise this text."}
 Case = Callable[[], Awaitable[Any]]
@@ -45,13 +53,13 @@ class Wait(NoOp):
         return "done"
 
 
-def orchestrator() -> ReliableOrchestrator:
+def orchestrator(config: ReliabilityConfig | None = None) -> ReliableOrchestrator:
     registry = ToolRegistry()
     registry.register_tool(NoOp())
     registry.register_tool(Wait())
     rules = [create_type_based_rule(f"other-{i}", "noop", priority=20 + i) for i in range(4)]
     planner = RuleBasedPlanner([*rules, create_type_based_rule("summary", "noop")])
-    return ReliableOrchestrator(planner, registry=registry)
+    return ReliableOrchestrator(planner, config, registry=registry)
 
 
 def glued(tool: Tool, breakers: AsyncCircuitBreakerFactory) -> Case:
@@ -73,6 +81,8 @@ def glued(tool: Tool, breakers: AsyncCircuitBreakerFactory) -> Case:
 
 def cases() -> dict[str, Case]:
     runner = orchestrator()
+    limit = RateLimit(requests_per_minute=1e9, max_concurrent=1000)
+    limited = orchestrator(ReliabilityConfig(rate_limits={"local": limit}))
     tool = NoOp()
     keys = itertools.count()
     plain, deadline = OrchestrationConfig(), OrchestrationConfig(timeout_ms=30_000)
@@ -83,6 +93,7 @@ def cases() -> dict[str, Case]:
     return {
         "bare": lambda: tool.execute(REQUEST, {}),
         "planned, breaker, retry": lambda: runner.run(REQUEST, options=plain),
+        "… and a rate limit": lambda: limited.run(REQUEST, options=plain),
         "… and a deadline": lambda: runner.run(REQUEST, options=deadline),
         "… and a new key": keyed,
         "glued by hand": glued(tool, AsyncCircuitBreakerFactory()),
