@@ -267,6 +267,18 @@ async def test_a_breaker_that_opens_sends_away_those_who_wait() -> None:
     assert [call.attempts for call in waiting] == [0, 0, 0]
 
 
+async def test_those_whose_turn_is_far_off_are_sent_away_by_it_too() -> None:
+    go, _ = behind_breaker(RateLimit(requests_per_minute=2))
+    down = Call(ProviderError("down", "p", 503), takes=2)
+    waiting = [Call() for _ in range(2)]
+    assert await ends(go(down), go(Call(takes=0)), *(go(call) for call in waiting)) == [
+        ProviderError,
+        "answer",
+        *[CircuitOpen] * 2,
+    ]
+    assert now() == 2
+
+
 async def test_the_part_that_an_open_breaker_would_admit_keeps_waiting() -> None:
     go, _ = behind_breaker(RateLimit(max_concurrent=1))
     down = Call(ProviderError("down", "p", 503), takes=2, part="x")
