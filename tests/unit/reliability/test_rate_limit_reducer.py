@@ -160,6 +160,16 @@ def test_a_wait_that_would_end_after_the_latest_time_is_refused_at_once(
         assert answer == Refusal(False, pytest.approx(wait))
 
 
+def test_one_who_comes_later_has_no_claim_on_turns_that_are_over() -> None:
+    state = drained(ONE_A_SECOND)
+    for _ in range(4):
+        state = queued(state, "a")
+    state = advance(state, 2.0).state
+    for _ in range(3):
+        state = queued(state, "b", now=2.0)
+    assert [waiter.tenant for waiter in advance(state, 60.0).granted] == ["a", "b", "a", "b", "b"]
+
+
 def test_those_ahead_count_with_their_tokens() -> None:
     bucket = Bucket(60, 1.0).at_level(0.0, 0.0)
     state = queued(queued(State(tokens=bucket), "a", 10.0), "a", 20.0)
