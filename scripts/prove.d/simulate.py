@@ -354,9 +354,8 @@ def main() -> int:
         runs, calls, wrong = runs + found.runs, calls + found.calls, wrong + bool(found.broken)
         for what in found.broken:
             print(f"seed {seed}: {what}")
-    print(
-        f"{given.seeds} seeds, {runs} runs, {calls} calls in {time.monotonic() - started:.0f} s; {wrong} seeds broke a promise\n"
-    )
+    seconds = time.monotonic() - started
+    print(f"{given.seeds} seeds, {runs} runs, {calls} calls in {seconds:.0f} s; {wrong} seeds broke a promise\n")
     caught = 0
     for defect in DEFECTS:
         with defect():
