@@ -14,6 +14,8 @@ from hypothesis import settings
 
 from steer_llm_sdk.testing import VirtualTimeLoop
 
+pytest_plugins = ["steer_llm_sdk.testing.fixtures"]
+
 UNIT = Path(__file__).parent / "unit"
 
 

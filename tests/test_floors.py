@@ -62,6 +62,8 @@ HEAVY_ROOMS = (f"{PACKAGE}.providers._llm",)
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}
 """What the command line may import, and nothing else."""
+IN_TESTS = {"pytest"}
+"""What `testing.fixtures` may import, and nothing else; nothing imports that module but a conftest."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def _is_light(found: Import) -> bool:
     if found.own:
         return not found.of_something_heavy
     at_the_terminal = found.importer.startswith(f"{PACKAGE}.cli") and found.distribution in AT_THE_TERMINAL
-    return at_the_terminal or found.distribution in LIGHT | sys.stdlib_module_names
+    in_tests = found.importer == f"{PACKAGE}.testing.fixtures" and found.distribution in IN_TESTS
+    return at_the_terminal or in_tests or found.distribution in LIGHT | sys.stdlib_module_names
 
 
 def test_nobody_imports_what_another_package_keeps_private() -> None:
@@ -195,6 +198,6 @@ def test_importing_the_package_loads_no_client_command_line_server_or_telemetry(
     code = f"import {module}, json, sys; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(json.loads(done.stdout))
-    unwanted = WHEN_USED | AT_THE_TERMINAL
+    unwanted = WHEN_USED | AT_THE_TERMINAL | IN_TESTS
     unwanted |= {"click", "fastapi", "httpx", "numpy", "opentelemetry", "requests", "starlette", "uvicorn"}
     assert not loaded & unwanted

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import selectors
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
+
+from steer_llm_sdk.testing._turns import SeededTurns
 
 __all__ = ["Deadlock", "VirtualTimeLoop", "run_in_virtual_time"]
 
@@ -28,15 +32,29 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     So `await asyncio.sleep(3600)` takes no time and `loop.time()` is then exactly 3600. While something outside may
     still answer (an open socket, work in an executor) the clock does not jump but runs as a real one does: a timeout
     round real I/O does not fire before its time.
+
+    With a `seed` the tasks that are ready in the same turn of the loop run in a random order, and so do timers that are
+    due at the same time: the same seed gives the same order, another seed another. What one task does, and callbacks
+    given to `call_soon`, keep their order, and nothing moves from one turn to another. Without a seed: first in, first
+    out, as in any loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int | None = None) -> None:
         self._jumping = _JumpingSelector(selectors.DefaultSelector())
         super().__init__(self._jumping)
         self._jumping.own_files = len(self._jumping.get_map())
+        self._turns = None if seed is None else SeededTurns(seed)
+        if self._turns is not None:
+            self._ready = self._turns
 
     def time(self) -> float:
         return self._jumping.now
+
+    def create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        task = super().create_task(coro, **kwargs)
+        if self._turns is not None:
+            self._turns.born(task)
+        return task
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Args], R], *args: *Args) -> asyncio.Future[R]:
         future = super().run_in_executor(executor, func, *args)
@@ -104,8 +122,18 @@ class _JumpingSelector(selectors.BaseSelector):
         self._real.close()
 
 
-def run_in_virtual_time(main: Coroutine[Any, Any, R], *, debug: bool | None = None) -> R:
-    """Like `asyncio.run`, on a VirtualTimeLoop. Raises Deadlock where `main` can never end."""
-    factory: Callable[[], asyncio.AbstractEventLoop] = VirtualTimeLoop
-    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
-        return runner.run(main)
+def run_in_virtual_time(main: Coroutine[Any, Any, R], *, seed: int | None = None, debug: bool | None = None) -> R:
+    """Like `asyncio.run`, on a VirtualTimeLoop. Raises Deadlock where `main` can never end.
+
+    `seed` is the loop's. The module `random` is seeded with it as well meanwhile, so that jitter repeats too, and goes
+    on afterwards where it was.
+    """
+    with asyncio.Runner(debug=debug, loop_factory=partial(VirtualTimeLoop, seed)) as runner:
+        if seed is None:
+            return runner.run(main)
+        state = random.getstate()
+        random.seed(seed)
+        try:
+            return runner.run(main)
+        finally:
+            random.setstate(state)

@@ -1,0 +1,337 @@
+"""Everything that can happen to the reducers, breadth first, and every way in which a provider can answer one run.
+
+A circuit shared by three instances that call two tools, with lost and late calls, in several configurations; the
+account of a run with three attempts at once; the claims of an idempotency key with zombies; the bound on attempts.
+Then defects are planted in the reducers, in memory, one at a time: each must break a promise.
+
+    sh scripts/prove explore [--depth N] [--states N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from invariants.attempts_model import WAYS
+from invariants.circuit_model import circuit_models, unknown_fields
+from invariants.claim_model import ClaimModel
+from invariants.explore import Broken, Exploration, Explored
+from invariants.ledger_model import LedgerModel
+from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.reliability import circuit_breaker as breaker
+from steer_llm_sdk.reliability.budget import Ledger
+from steer_llm_sdk.reliability.circuit_breaker import Circuit, HalfOpen, Open, Outcome
+from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from steer_llm_sdk.reliability.stores.memory import MemoryStore
+
+PLANTED_DEPTH = 12
+
+# ── planted defects ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+Defect = Callable[[], Any]
+DEFECTS: dict[str, tuple[str, Defect]] = {}
+"""By name: which model must notice it, and what plants it."""
+
+
+def planted(model: str) -> Callable[[Defect], Defect]:
+    def note(defect: Defect) -> Defect:
+        DEFECTS[defect.__name__.replace("_", " ")] = (model, defect)
+        return defect
+
+    return note
+
+
+@planted("circuit")
+def a_stale_report_counts() -> Any:
+    whole = Circuit.report
+
+    def report(self: Circuit, permit: Any, *rest: Any) -> Circuit:
+        own = self.whole if permit.part is None else self.narrowed.get(permit.part, self.whole)
+        return whole(self, replace(permit, generation=own.generation), *rest)
+
+    return patch.object(Circuit, "report", report)
+
+
+@planted("circuit")
+def a_report_finds_its_lane_by_state_and_not_by_generation() -> Any:
+    whole = Circuit.report
+
+    def report(self: Circuit, permit: Any, *rest: Any) -> Circuit:
+        if permit.part is None and isinstance(self.whole, HalfOpen) and permit.serial and self.whole.probes:
+            permit = replace(permit, generation=self.whole.generation, serial=self.whole.probes[0][0])
+        return whole(self, permit, *rest)
+
+    return patch.object(Circuit, "report", report)
+
+
+@planted("circuit")
+def half_open_admits_everybody() -> Any:
+    whole = breaker._admit_probe
+
+    def admit(lane: Any, serial: int, now: float, cfg: Any) -> Any:
+        return whole(lane, serial, now, cfg.model_copy(update={"half_open_requests": 99}))
+
+    return patch.object(breaker, "_admit_probe", admit)
+
+
+@planted("circuit")
+def a_cancelled_probe_keeps_its_place() -> Any:
+    whole = HalfOpen.reported
+
+    def reported(self: HalfOpen, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Any:
+        return self if outcome is Outcome.NEUTRAL else whole(self, permit, part, outcome, *rest)
+
+    return patch.object(HalfOpen, "reported", reported)
+
+
+@planted("circuit")
+def a_cancelled_early_probe_keeps_its_place() -> Any:
+    whole = Circuit._report_early
+
+    def reported(self: Circuit, lane: Any, permit: Any, outcome: Outcome) -> Circuit:
+        return self if outcome is Outcome.NEUTRAL else whole(self, lane, permit, outcome)
+
+    return patch.object(Circuit, "_report_early", reported)
+
+
+@planted("circuit")
+def a_cancelled_probe_closes_the_circuit() -> Any:
+    whole = HalfOpen.reported
+
+    def reported(self: HalfOpen, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Any:
+        return whole(self, permit, part, Outcome.SUCCESS if outcome is Outcome.NEUTRAL else outcome, *rest)
+
+    return patch.object(HalfOpen, "reported", reported)
+
+
+@planted("circuit")
+def a_cancelled_call_counts_as_a_failure() -> Any:
+    whole = Circuit.report
+
+    def report(self: Circuit, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Circuit:
+        return whole(self, permit, part, Outcome.FAILURE if outcome is Outcome.NEUTRAL else outcome, *rest)
+
+    return patch.object(Circuit, "report", report)
+
+
+@planted("circuit")
+def a_lost_probe_blocks_for_ever() -> Any:
+    return patch.object(HalfOpen, "live", lambda self, now: self.probes)
+
+
+@planted("circuit")
+def an_open_circuit_never_probes() -> Any:
+    whole = breaker._admit_probe
+
+    def admit(lane: Any, serial: int, now: float, cfg: Any) -> Any:
+        return breaker.Refusal(1.0) if isinstance(lane, Open) else whole(lane, serial, now, cfg)
+
+    return patch.object(breaker, "_admit_probe", admit)
+
+
+@planted("circuit")
+def a_refused_call_still_takes_a_place() -> Any:
+    whole = Circuit.admit
+
+    def admit(self: Circuit, part: str, now: float, cfg: Any) -> Any:
+        after, answer = whole(self, part, now, cfg)
+        if isinstance(answer, breaker.Refusal) and isinstance(after.whole, HalfOpen):
+            after = replace(after, whole=replace(after.whole, probes=(*after.whole.probes, (-1, now + 99))))
+        return after, answer
+
+    return patch.object(Circuit, "admit", admit)
+
+
+@planted("ledger")
+def what_is_reserved_is_not_set_aside() -> Any:
+    """Check, then spend."""
+    whole = Ledger.reserve
+
+    def reserve(self: Ledger, worst: Amount) -> None:
+        before = self.reserved_tokens, self.reserved_cost
+        whole(self, worst)
+        self.reserved_tokens, self.reserved_cost = before
+
+    return patch.object(Ledger, "reserve", reserve)
+
+
+@planted("ledger")
+def a_settlement_gives_nothing_back() -> Any:
+    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
+        self.spent_tokens += actual.tokens
+        self.spent_cost += (worst.cost_usd or 0.0) if actual.cost_usd is None else actual.cost_usd
+
+    return patch.object(Ledger, "settle", settle)
+
+
+@planted("ledger")
+def an_unknown_cost_is_charged_as_nothing() -> Any:
+    whole = Ledger.settle
+
+    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
+        whole(self, worst, replace(actual, cost_usd=actual.cost_usd or 0.0))
+
+    return patch.object(Ledger, "settle", settle)
+
+
+@planted("ledger")
+def more_than_was_reserved_is_cut_to_what_was_reserved() -> Any:
+    whole = Ledger.settle
+
+    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
+        whole(self, worst, replace(actual, tokens=min(actual.tokens, worst.tokens)))
+
+    return patch.object(Ledger, "settle", settle)
+
+
+@planted("claims")
+def a_zombie_settles() -> Any:
+    whole = MemoryStore.settle
+
+    async def settle(self: MemoryStore, key: str, token: int, result: bytes) -> bool:
+        entry = self._claimed.get(key)
+        return await whole(self, key, token if entry is None else entry.token, result)
+
+    return patch.object(MemoryStore, "settle", settle)
+
+
+@planted("claims")
+def a_zombie_gives_the_key_back() -> Any:
+    whole = MemoryStore.release
+
+    async def release(self: MemoryStore, key: str, token: int) -> bool:
+        entry = self._claimed.get(key)
+        return await whole(self, key, token if entry is None else entry.token)
+
+    return patch.object(MemoryStore, "release", release)
+
+
+@planted("claims")
+def a_claim_takes_a_key_that_is_held() -> Any:
+    whole = MemoryStore.claim
+
+    async def claim(self: MemoryStore, key: str, fingerprint: str, lease: float, ttl: float) -> Any:
+        self._claimed.pop(key, None)
+        return await whole(self, key, fingerprint, lease, ttl)
+
+    return patch.object(MemoryStore, "claim", claim)
+
+
+@planted("claims")
+def a_token_is_given_twice() -> Any:
+    whole = MemoryStore.claim
+
+    async def claim(self: MemoryStore, *given: Any) -> Any:
+        self._token = 0
+        return await whole(self, *given)
+
+    return patch.object(MemoryStore, "claim", claim)
+
+
+@planted("claims")
+def another_request_is_told_to_wait_where_it_is_a_conflict() -> Any:
+    whole = MemoryStore.claim
+
+    async def claim(self: MemoryStore, key: str, fingerprint: str, lease: float, ttl: float) -> Any:
+        entry = self._claimed.get(key)
+        return await whole(self, key, fingerprint if entry is None else entry.fingerprint, lease, ttl)
+
+    return patch.object(MemoryStore, "claim", claim)
+
+
+@planted("attempts")
+def the_bound_on_all_attempts_is_forgotten() -> Any:
+    whole = Retry.__init__
+
+    def init(self: Retry, policy: RetryPolicy, **given: Any) -> None:
+        whole(self, policy, **{**given, "max_total_attempts": 99})
+
+    return patch.object(Retry, "__init__", init)
+
+
+@planted("attempts")
+def a_retry_sleeps_after_the_last_attempt() -> Any:
+    whole = Retry._delay
+
+    def delay(self: Retry, call: Any, error: Any, waited: float) -> float | None:
+        found = whole(self, call, error, waited)
+        return 1.0 if found is None and self._policy.allows(error) and call.attempts == call.max_attempts else found
+
+    return patch.object(Retry, "_delay", delay)
+
+
+@planted("attempts")
+def what_the_server_asked_for_is_ignored() -> Any:
+    return patch.object(RetryPolicy, "wait", lambda self, error, attempt, jitter: self.delay(attempt, jitter))
+
+
+@planted("attempts")
+def an_invalid_request_is_retried() -> Any:
+    return patch.object(RetryPolicy, "allows", lambda self, error: True)
+
+
+# ── the search ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def models() -> list[Any]:
+    return [*circuit_models(), LedgerModel(), ClaimModel()]
+
+
+def search(depth: int, states: int | None, only: str = "") -> list[Explored]:
+    return [Exploration(model).run(depth, states) for model in models() if only in model.name]
+
+
+def ways(only: str = "") -> Mapping[str, int | str]:
+    found: dict[str, int | str] = {}
+    for name, count in WAYS.items():
+        try:
+            found[name] = count() if only in name else 0
+        except Broken as broken:
+            found[name] = f"{broken} ({'; '.join(broken.__notes__)})"
+    return found
+
+
+def noticed(model: str) -> str | None:
+    """The first promise that is broken now."""
+    if model == "attempts":
+        return next((text for text in ways().values() if isinstance(text, str)), None)
+    return next((found.broken for found in search(PLANTED_DEPTH, None, model) if found.broken is not None), None)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--depth", type=int, default=60, help="steps; a model that has no more worlds stops by itself")
+    options.add_argument("--states", type=int, default=60_000, help="a level that is begun beyond so many is the last")
+    given = options.parse_args()
+    started = time.monotonic()
+    holds = not unknown_fields()
+    print(f"{'model':<52}{'states':>9}{'steps':>10}{'depth':>7}")
+    for found in search(given.depth, given.states):
+        print(f"{found.name:<52}{found.states:>9}{found.steps:>10}{found.depth:>7}  {found.broken or 'all hold'}")
+        for step in found.way:
+            print(f"    {step}")
+        holds = holds and found.broken is None
+    for name, count in ways().items():
+        print(f"{name:<52}{count:>9} ways")
+        holds = holds and isinstance(count, int)
+    print(f"in {time.monotonic() - started:.0f} s\n")
+    caught = 0
+    for name, (model, defect) in DEFECTS.items():
+        with defect():
+            broken = noticed(model)
+        caught += broken is not None
+        print(f"planted: {name}: {broken or 'NOT NOTICED'}")
+    print(f"caught/planted: {caught}/{len(DEFECTS)}")
+    return 0 if holds and caught == len(DEFECTS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Every short history of the reducers. `sh scripts/prove explore` goes deeper, and plants defects."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from invariants import circuit_model
+from invariants.attempts_model import WAYS
+from invariants.choices import Choices, every_way
+from invariants.circuit_model import circuit_models, unknown_fields
+from invariants.claim_model import ClaimModel
+from invariants.explore import Exploration, Explored, Model
+from invariants.ledger_model import LedgerModel
+from steer_llm_sdk.reliability.circuit_breaker import Circuit
+
+MODELS: list[Model[Any]] = [*circuit_models(), LedgerModel(), ClaimModel()]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_no_short_history_breaks_a_promise(model: Model[Any]) -> None:
+    explored = Exploration(model).run(depth=10)
+    assert explored.broken is None, show(explored)
+    assert explored.states > 50
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_way_in_which_a_provider_can_answer_breaks_a_promise(name: str) -> None:
+    assert WAYS[name]() > 50
+
+
+def test_the_model_knows_every_field_of_a_circuit() -> None:
+    assert unknown_fields() == []
+
+
+def test_a_broken_promise_is_found_and_the_way_to_it_is_told() -> None:
+    def whoever_reports(circuit: Circuit, permit: Any, part: str, outcome: Any, now: float, cfg: Any) -> Circuit:
+        if permit.part is None:
+            permit = dataclasses.replace(permit, generation=circuit.whole.generation)
+        return whole(circuit, permit, part, outcome, now, cfg)
+
+    whole = Circuit.report
+    with patch.object(circuit_model.Circuit, "report", whoever_reports):
+        explored = Exploration(circuit_models()[0]).run(depth=10)
+    assert explored.broken == "a report from an earlier generation has no effect"
+    assert len(explored.way) == explored.depth > 3
+
+
+def test_every_way_is_every_combination_of_choices() -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def body(choices: Choices) -> None:
+        first = choices.choose(1, 2)
+        seen.append((first, choices.choose("x", "y", "z") if first == 2 else None))
+
+    assert every_way(body) == 4
+    assert seen == [(1, None), (2, "x"), (2, "y"), (2, "z")]
+
+
+def show(explored: Explored) -> str:
+    return f"{explored.broken}\n  " + "\n  ".join(explored.way)
