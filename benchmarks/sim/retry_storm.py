@@ -16,7 +16,7 @@ from steer_llm_sdk.reliability import CircuitBreakerConfig, RetryPolicy
 from steer_llm_sdk.testing import run_in_virtual_time
 
 RATE, CAPACITY, PATIENCE, RETRIES = 100.0, 120.0, 1.0, 3
-DOWN, UP, END = 30.0, 60.0, 240.0
+DOWN, UP, END = 20.0, 50.0, 120.0
 SEEDS = 5
 """For the library; one for the others, whose figures hardly vary."""
 LOAD, GOODPUT, WITHIN = 0.10, 0.95, 6.0
