@@ -56,7 +56,7 @@ FRONTS = {"": FLOW, "orchestration": FLOW}
 
 LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
-WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "openai", "pydantic_ai", "re2"}
+WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "openai", "orjson", "pydantic_ai", "re2"}
 """Heavy or optional: imported by the function that needs it."""
 HEAVY_ROOMS = (f"{PACKAGE}.providers._llm",)
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""

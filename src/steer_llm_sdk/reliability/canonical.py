@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-import orjson
 import rfc8785
 from pydantic import BaseModel
 
@@ -26,9 +27,8 @@ def canonical_json(value: Any) -> bytes:
     """RFC 8785 bytes. Raises InvalidRequest where `value` is no JSON (pydantic models count as what they dump to)."""
     if _is_plain(value, MAX_DEPTH):
         try:
-            # For what `_is_plain` lets through, its bytes are those of RFC 8785, at a hundredth of the time.
-            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-        except orjson.JSONEncodeError as error:
+            return _encoder()(value)
+        except TypeError as error:
             raise _no_json(value, _SURROGATE) from error
     try:
         return rfc8785.dumps(_jsonable(value, MAX_DEPTH))
@@ -36,6 +36,17 @@ def canonical_json(value: Any) -> bytes:
         raise _no_json(value, str(error)) from error
     except UnicodeEncodeError as error:
         raise _no_json(value, _SURROGATE) from error
+
+
+@cache
+def _encoder() -> Callable[[Any], bytes]:
+    """For what `_is_plain` lets through, its bytes are those of RFC 8785, at a hundredth of the time."""
+    import orjson
+
+    def encode(value: Any) -> bytes:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+    return encode
 
 
 def _is_plain(value: Any, depth: int) -> bool:
