@@ -145,7 +145,7 @@ class Sent:
         if self.model is not None:
             line["model"] = self.model
         if self.queued:
-            line["queued_ms"] = tenths(self.queued * 1000)
+            line["queued_ms"] = int(self.queued * 10_000 + 0.5) / 10
         if self.error is not None:
             line["error"] = self.error
         return line

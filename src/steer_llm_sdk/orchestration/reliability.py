@@ -14,7 +14,8 @@ from steer_llm_sdk.orchestration._call import Call, Sent, Spent
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
-from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager, CircuitState
+from steer_llm_sdk.reliability.circuit import CircuitState
+from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
@@ -109,7 +110,7 @@ class ReliableToolExecutor:
         return folded
 
     def _is_open(self, target: str, part: str) -> bool:
-        breaker = self.breakers.get(target)
+        breaker = self.breakers.of_part(target, part)
         return breaker is not None and breaker.get_state(part) is CircuitState.OPEN
 
     def _retry(self) -> Retry:
