@@ -147,7 +147,7 @@ class Sent:
 class Run:
     """One run: what the caller sent, read only, and what all its calls share.
 
-    `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without a budget.
+    `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began.
     """
 
@@ -270,7 +270,8 @@ class Call:
 
     def spent(self, result: Any) -> Amount:
         spent = self.measure(result)
-        return Amount(tokens_of(spent.usage), spent.cost_usd)
+        # What nobody counted is held to be the worst, as a cost that nobody knows is.
+        return Amount(tokens_of(spent.usage) if spent.usage else self.worst_case.tokens, spent.cost_usd)
 
     def emit(self, event_type: str, data: dict[str, Any]) -> None:
         self.run.tell(event_type, {"tool_name": self.scope.tool, **data})
