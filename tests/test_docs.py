@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted((*DOCS.glob("*.md"), ROOT / "README.md"))
 
 RUN = ("python", "sh")
-NOT_RUN = ("text", "toml", "json", "output")
+NOT_RUN = ("text", "toml", "json", "mermaid", "output")
 """`output` is what the snippet before it prints."""
 
 INTERPRETER = """

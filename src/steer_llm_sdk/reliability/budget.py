@@ -451,8 +451,8 @@ def _refuse(refused: Refused, name: str | None = None) -> NoReturn:
         raise InvalidRequest(
             "budget.cost_usd" if name is None else f"budgets.{name}.usd",
             limit,
-            "the price of the model is unknown; declare one with price=Price(input=..., output=...), on the Model or the "
-            "tool, or drop the limit",
+            "the price of the model is unknown; declare one on the Model or the tool with price=Price(input=..., "
+            "output=...), or drop the limit",
         )
     raise BudgetExceeded(kind, limit, actual, budget=name, resets_in=resets_in, overrun=overrun)
 
