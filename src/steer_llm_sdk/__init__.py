@@ -13,6 +13,7 @@ from steer_llm_sdk.orchestration import (
     ToolRegistry,
     get_global_registry,
 )
+from steer_llm_sdk.reliability.budget import Budget
 from steer_llm_sdk.streaming.manager import EventManager
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool, LLMTool
 
 __all__ = [
+    "Budget",
     "EventManager",
     "LLMBundleTool",
     "LLMTool",

@@ -122,7 +122,9 @@ class ToolExecutionError(OrchestratorError):
 class BudgetExceeded(OrchestratorError):
     """A limit was met. `limit` and `actual` are ms, tokens or USD by `budget_type`.
 
-    `output` is the finished OrchestrationOutput where the work was done before the excess was known.
+    `output` is the finished OrchestrationOutput where the work was done before the excess was known. `budget` is the
+    name of a shared budget, None for the run's own; `resets_in` the seconds until its next window, None where it has
+    none. `overrun`: the budget is closed because a call took more than was reserved for it.
     """
 
     def __init__(
@@ -133,14 +135,30 @@ class BudgetExceeded(OrchestratorError):
         affected_agents: Sequence[str] | None = None,
         *,
         output: Any = None,
+        budget: str | None = None,
+        resets_in: float | None = None,
+        overrun: bool = False,
     ) -> None:
         unit = " ms" if budget_type == "time" else ""
-        super().__init__(f"{budget_type} budget exceeded: {_digits(actual)}{unit} > {_digits(limit)}{unit}")
+        which = f"{budget_type} budget" if budget is None else f"{budget_type} budget '{budget}'"
+        says = f"exceeded: {_digits(actual)}{unit} > {_digits(limit)}{unit}"
+        if overrun and actual <= limit:
+            says = f"closed: a call took more than was reserved for it; the limit is {_digits(limit)}{unit}"
+        anew = "" if resets_in is None else f"; it starts anew in {resets_in:.3g} s"
+        super().__init__(f"{which} {says}{anew}")
         self.budget_type = budget_type
         self.limit = limit
         self.actual = actual
         self.affected_agents = list(affected_agents or [])
         self.output = output
+        self.budget = budget
+        self.resets_in = resets_in
+        self.overrun = overrun
+
+    @property
+    def retry_after(self) -> float | None:
+        """`resets_in`, under the name that refusals have for it."""
+        return self.resets_in
 
 
 class ConflictError(OrchestratorError):

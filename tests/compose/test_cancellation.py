@@ -19,7 +19,7 @@ from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import OrchestrationOutput, PlanDecision, ReliableOrchestrator
 from steer_llm_sdk.orchestration._call import current_scope, protected
 from steer_llm_sdk.reliability import CircuitBreakerConfig, RateLimit
-from steer_llm_sdk.reliability.budget import Ledger
+from steer_llm_sdk.reliability.budget import Budget, Ledger
 from steer_llm_sdk.testing import OK, ScriptedTool, err, run_in_virtual_time, stubborn
 
 
@@ -132,6 +132,7 @@ EVERYTHING = {
     "idempotency_key": "k",
     "per_agent_timeout_ms": 5000,
     "budget": {"tokens": 1000, "cost_usd": 10.0},
+    "budgets": [Budget("team", tokens=10_000, usd=50, per="day"), Budget("all", usd=100)],
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "bare": {},
@@ -139,6 +140,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "keyed": {"idempotency_key": "k"},
     "attempt timeout": {"per_agent_timeout_ms": 5000},
     "budget": {"budget": {"tokens": 1000, "cost_usd": 10.0}},
+    "shared budget": {"budgets": [Budget("team", tokens=1000, usd=10)]},
     "everything": EVERYTHING,
 }
 
@@ -178,6 +180,9 @@ class Scene:
         assert [tool.running for tool in self.tools] == [0] * len(self.tools)
         for ledger in (ledger for tool in self.tools for ledger in tool.ledgers):
             assert (ledger.reserved_tokens, round(ledger.reserved_cost, 9)) == (0, 0)
+        assert [
+            account["reserved"] for account in self.runner.budgets.values() if any(account["reserved"].values())
+        ] == []
 
     async def check_the_key_is_settled_or_free(self) -> None:
         if "idempotency_key" in self.options:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from contract.kit import STEADY, Fixed, calls, failed, kinds, now, reliable, tasks
+from steer_llm_sdk.errors import ProviderError
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import BudgetExceeded, PlanDecision, ReliableOrchestrator
 from steer_llm_sdk.orchestration._call import current_scope
 from steer_llm_sdk.reliability import CircuitBreakerConfig, RateLimit, RetryPolicy
-from steer_llm_sdk.reliability.budget import Ledger
+from steer_llm_sdk.reliability.budget import Budget, BudgetAccounts, Ledger
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err, stubborn
 
 POLICIES = ("deadline", "replay", "plan", "fallback", "retry", "rate_limit", "breaker", "reserve", "attempt_timeout")
@@ -216,6 +217,30 @@ async def test_deadline_and_reserve__what_a_stopped_call_may_have_cost_is_charge
     assert settled(ledger) == (0, 0, *spent)
 
 
+async def test_deadline_and_reserve__a_run_that_is_left_behind_keeps_its_share_of_a_shared_budget() -> None:
+    tool = Priced("t", stubborn(60, OK("late", usage={"total_tokens": 7}, cost_usd=0.1)))
+    runner = reliable(tool)
+    options = {"budgets": [Budget("team", usd=0.6)]}
+    with pytest.raises(BudgetExceeded, match="time"):
+        await runner.run("q", "t", None, {"timeout_ms": 200, **options})
+    assert runner.budgets["team"]["reserved"] == {"tokens": 100, "usd": 0.5}
+    with pytest.raises(BudgetExceeded, match=r"cost budget 'team' exceeded: 1 > 0\.6"):
+        await runner.run("q", "t", None, options)
+    await asyncio.sleep(100)
+    assert runner.budgets["team"]["spent"] == {"tokens": 7, "usd": 0.1}
+    assert runner.budgets["team"]["reserved"] == {"tokens": 0, "usd": 0}
+
+
+@pytest.mark.parametrize(("timeout_ms", "ms"), [(300, 900), (900, 300)])
+async def test_deadline_and_reserve__of_the_budgets_milliseconds_and_the_timeout_the_earlier_ends_the_run(
+    timeout_ms: int, ms: int
+) -> None:
+    tool = Priced("t", HANG)
+    with pytest.raises(BudgetExceeded) as caught:
+        await reliable(tool).run("q", "t", None, {"timeout_ms": timeout_ms, "budget": {"ms": ms, "tokens": 500}})
+    assert (caught.value.budget_type, caught.value.limit, now()) == ("time", 300, 0.3)
+
+
 async def test_deadline_and_attempt_timeout__the_earlier_decides_what_it_is() -> None:
     runner = reliable(ScriptedTool("t", HANG))
     with pytest.raises(BudgetExceeded):
@@ -332,7 +357,29 @@ async def test_replay_and_reserve__one_who_joins_is_held_to_his_own_limit_and_th
     assert [type(end).__name__ for end in ends] == ["OrchestrationOutput", "BudgetExceeded"]
 
 
-async def test_replay_and_reserve__one_who_joins_is_not_ended_by_the_limit_of_who_led() -> None:
+async def test_replay_and_reserve__the_work_is_charged_once_to_the_budget_of_who_led() -> None:
+    tool = Priced("t", OK("x", usage={"total_tokens": 50}, cost_usd=0.1, after=1))
+    runner = reliable(tool)
+    options = keyed(budgets=[Budget("team", usd=0.5)])
+    outputs = await asyncio.gather(*(runner.run("q", "t", None, options) for _ in range(5)))
+    assert [output.content for output in outputs] == ["x"] * 5
+    assert (await runner.run("q", "t", None, options)).replayed
+    assert runner.budgets["team"]["spent"] == {"tokens": 50, "usd": 0.1}
+
+
+async def test_replay_and_reserve__one_who_joins_is_not_ended_by_the_shared_budget_of_who_led() -> None:
+    tool = Priced("t", OK("x", usage={"total_tokens": 50}, after=1))
+    runner = reliable(tool, planner=SlowPlan(1, "t"))
+    poor = asyncio.create_task(runner.run("q", None, None, keyed(budgets=[Budget("poor", usd=0.1)])))
+    await asyncio.sleep(0.5)
+    rich = asyncio.create_task(runner.run("q", None, None, keyed(budgets=[Budget("rich", usd=10)])))
+    assert (await rich).content == "x"
+    with pytest.raises(BudgetExceeded, match="'poor'"):
+        await poor
+    assert len(tool.calls) == 1
+
+
+async def test_replay_and_reserve__one_who_joins_is_not_ended_by_the_limit_by_the_limit_of_who_led() -> None:
     tool = Priced("t", OK("x", usage={"total_tokens": 50}))
     runner = reliable(tool, planner=SlowPlan(1, "t"))
     budgets: list[Any] = [{"cost_usd": 0.1}, {"cost_usd": 0.1}, {"cost_usd": 1.0}, None]
@@ -440,6 +487,12 @@ async def test_fallback_and_breaker__a_circuit_that_opens_in_the_middle_of_the_r
     assert list(kinds(output.errors)) == [("first", "ProviderError")]
 
 
+async def test_plan_and_reserve__the_fallback_of_a_plan_may_fit_where_the_first_does_not() -> None:
+    dear, cheap = Priced("dear", cost=5.0), Priced("cheap", OK("x"), cost=0.3)
+    output = await reliable(dear, cheap).run("q", None, None, {"budgets": [Budget("team", usd=1)]})
+    assert (output.content, calls(dear, cheap)) == ("x", [0, 1])
+
+
 async def test_fallback_and_breaker__where_every_circuit_is_open_the_run_fails_at_once_and_calls_nobody() -> None:
     first, second = ScriptedTool("first", err(503)), ScriptedTool("second", err(503))
     runner = reliable(first, second, breaker=ONE)
@@ -457,7 +510,15 @@ async def test_fallback_and_reserve__the_fallback_has_what_the_first_has_left() 
     output = await reliable(first, dear, cheap).run("q", None, None, {"budget": {"cost_usd": 1.0}, **NO_RETRY})
     assert (output.content, calls(first, dear, cheap)) == ("x", [1, 0, 1])
     assert list(kinds(output.errors)) == [("first", "TimeoutError"), ("dear", "BudgetExceeded")]
-    assert settled(cheap.ledgers[0]) == (0, 0, 100, 0.9)
+    # What nobody counted, or may have been billed, is charged at its worst.
+    assert settled(cheap.ledgers[0]) == (0, 0, 200, 0.9)
+
+
+async def test_fallback_and_reserve__a_budget_that_is_closed_is_closed_for_the_fallback() -> None:
+    first, second = Priced("first", err(400, usage={"total_tokens": 101})), Priced("second")
+    with pytest.raises(BudgetExceeded, match="closed"):
+        await reliable(first, second).run("q", None, None, {"budgets": [Budget("team", tokens=1000)]})
+    assert calls(first, second) == [1, 0]
 
 
 async def test_fallback_and_attempt_timeout__each_tool_has_the_whole_time_for_an_attempt() -> None:
@@ -502,6 +563,26 @@ async def test_retry_and_reserve__each_attempt_is_reserved_and_settled_by_itself
     assert settled(tool.ledgers[0]) == (0, 0, 130, 0.7)
 
 
+async def test_retry_and_reserve__an_attempt_that_took_more_than_was_reserved_is_the_last() -> None:
+    tool, events = Priced("t", err(503, usage={"total_tokens": 101})), RecordedEvents()
+    with pytest.raises(BudgetExceeded, match="tokens budget closed: a call took more than was reserved"):
+        await reliable(tool).run("q", "t", None, {"budget": {"tokens": 1000}}, events)
+    assert len(tool.calls) == 1
+    assert [(data["reserved"], data["actual"]) for data in events.data("budget_overrun")] == [(100, 101)]
+
+
+async def test_retry_and_reserve__a_shared_budget_that_is_used_up_is_not_waited_for() -> None:
+    """However soon it starts anew: the caller is told when."""
+    tool = Priced("t", err(TimeoutError))
+    runner = reliable(tool)
+    runner.budget_accounts = BudgetAccounts(now)
+    with pytest.raises(
+        BudgetExceeded, match=r"cost budget 'team' exceeded: 1 > 0\.9; it starts anew in 59 s"
+    ) as caught:
+        await runner.run("q", "t", None, {"budgets": [Budget("team", usd=0.9, per="minute")]})
+    assert (len(tool.calls), now(), caught.value.resets_in, caught.value.retry_after) == (1, 1, 59, 59)
+
+
 async def test_retry_and_reserve__an_attempt_that_no_longer_fits_ends_the_retries() -> None:
     tool = Priced("t", err(TimeoutError))
     with pytest.raises(BudgetExceeded, match=r"cost budget exceeded: 1 > 0\.9"):
@@ -533,7 +614,7 @@ async def test_breaker_and_reserve__a_refusal_reserves_nothing() -> None:
     await opened(runner, "t")
     output = await runner.run("q", None, None, {"budget": {"cost_usd": 1.0}})
     assert output.content == "x"
-    assert settled(other.ledgers[0]) == (0, 0, 0, 1.0)
+    assert settled(other.ledgers[0]) == (0, 0, 100, 1.0)
 
 
 async def test_breaker_and_reserve__a_call_that_does_not_fit_speaks_of_nobody_and_frees_its_place() -> None:
@@ -546,6 +627,17 @@ async def test_breaker_and_reserve__a_call_that_does_not_fit_speaks_of_nobody_an
             await runner.run("q", "t", None, {"budget": {"cost_usd": 0.1}})
     assert runner.breakers["t"]["state"] == "half_open"
     assert (await runner.run("q", "t", None, {"budget": {"cost_usd": 1.0}})).content == "x"
+
+
+async def test_breaker_and_reserve__a_shared_budget_that_is_used_up_opens_no_circuit() -> None:
+    tool = Priced("t", OK("x"))
+    runner = reliable(tool, breaker=ONE)
+    options = {"budgets": [Budget("team", usd=0.6)]}
+    assert (await runner.run("q", "t", None, options)).content == "x"
+    for _ in range(5):
+        with pytest.raises(BudgetExceeded, match="'team'"):
+            await runner.run("q", "t", None, options)
+    assert (runner.breakers["t"]["state"], len(tool.calls)) == ("closed", 1)
 
 
 @pytest.mark.parametrize("step", [HANG, stubborn(60)], ids=["listens", "deaf"])
@@ -576,6 +668,70 @@ async def test_reserve_and_attempt_timeout__an_attempt_that_took_too_long_is_cha
     assert output.content == "x"
     await asyncio.sleep(100)
     assert settled(tool.ledgers[0]) == (0, 0, 110, 0.6)
+
+
+async def test_reserve_and_attempt_timeout__an_attempt_that_is_left_behind_keeps_its_reservation_until_it_ends() -> (
+    None
+):
+    late = OK("late", usage={"total_tokens": 7}, cost_usd=0.1)
+    tool = Priced("t", stubborn(60, late), OK("x", usage={"total_tokens": 10}, cost_usd=0.2))
+    runner = reliable(tool)
+    team = Budget("team", tokens=500, usd=1.0)
+    output = await runner.run("q", "t", None, {"per_agent_timeout_ms": 500, "budgets": [team]})
+    assert output.content == "x"
+    (ledger,) = {id(ledger): ledger for ledger in tool.ledgers}.values()
+    assert settled(ledger) == (100, 0.5, 10, 0.2)
+    assert (ledger.tokens_left, ledger.cost_left) == (390, 0.3)
+    await asyncio.sleep(100)
+    assert settled(ledger) == (0, 0, 17, 0.3)
+    assert (ledger.tokens_left, ledger.cost_left) == (483, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("step", "charged"),
+    [
+        (stubborn(60, err(503, usage={"total_tokens": 7})), (7, 0.5)),
+        (stubborn(60, err(503)), (100, 0.5)),
+        (stubborn(60, err(asyncio.CancelledError)), (100, 0.5)),
+    ],
+    ids=["counted", "failed", "cancelled"],
+)
+async def test_reserve_and_attempt_timeout__a_left_behind_attempt_that_fails_is_charged_what_it_may_have_cost(
+    step: Any, charged: tuple[int, float]
+) -> None:
+    tool = Priced("t", step)
+    options = {"per_agent_timeout_ms": 500, "budget": {"tokens": 500}, **NO_RETRY}
+    failed(await reliable(tool).run("q", "t", None, options))
+    assert settled(tool.ledgers[0]) == (100, 0.5, 0, 0)
+    await asyncio.sleep(100)
+    assert settled(tool.ledgers[0]) == (0, 0, *charged)
+
+
+async def test_reserve_and_attempt_timeout__a_deaf_attempt_whose_caller_gave_up_keeps_its_reservation_too() -> None:
+    tool = Priced("t", stubborn(60, OK("late", usage={"total_tokens": 7}, cost_usd=0.1)))
+    runner = reliable(tool)
+    options = {"per_agent_timeout_ms": 5000, "budgets": [Budget("team", tokens=500)]}
+    caller = asyncio.create_task(runner.run("q", "t", None, options))
+    await asyncio.sleep(1)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert runner.budgets["team"]["reserved"]["tokens"] == 100
+    await asyncio.sleep(100)
+    assert (runner.budgets["team"]["reserved"]["tokens"], runner.budgets["team"]["spent"]["tokens"]) == (0, 7)
+
+
+async def test_reserve_and_attempt_timeout__a_run_within_a_tool_settles_nothing_of_the_run_around_it() -> None:
+    inner = reliable(ScriptedTool("inner", stubborn(60)))
+
+    class Outer(Priced):
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            await inner.run("q", "inner", None, {"per_agent_timeout_ms": 500, **NO_RETRY})
+            return await super().execute(request, options, event_manager)
+
+    tool = Outer("outer", err(ProviderError("broken", "p", usage={"total_tokens": 3})))
+    failed(await reliable(tool).run("q", "outer", None, {"budget": {"tokens": 500}, **NO_RETRY}))
+    assert settled(tool.ledgers[0]) == (0, 0, 3, 0.5)
 
 
 async def test_reserve_and_attempt_timeout__an_answer_within_the_grace_is_charged_as_it_was() -> None:

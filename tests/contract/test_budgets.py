@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import BudgetExceeded
 from steer_llm_sdk.orchestration.tools import LLMBundleTool, LLMTool
 from steer_llm_sdk.providers.base import ProviderError
-from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
+from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err
 
 BOTH = pytest.mark.parametrize("orchestrator", [plain, reliable])
 
@@ -106,21 +107,58 @@ async def test_parallel_calls_of_one_run_reserve_against_one_another(orchestrato
     assert 2 <= len(model.requests) <= 3
 
 
+class Liar(Model):
+    """Takes 15 tokens where it says that it takes at most 5."""
+
+    def worst_case(self, request: Any) -> Amount:
+        return Amount(5, 0.0)
+
+
 @BOTH
 async def test_an_excess_is_recorded_charged_and_stops_further_admission(orchestrator: Any) -> None:
-    """The model takes 15 tokens where it said it would take 5."""
+    model, events = Liar(), RecordedEvents()
+    output = await orchestrator(LLMBundleTool("t", model, k=5)).run(
+        "q", "t", None, {"budget": {"tokens": 200}, "max_parallel": 1}, events
+    )
+    assert (len(model.requests), output.status, output.evidence.meta.early_stop_reason) == (1, "partial", "budget")
+    assert output.usage["total_tokens"] == 15
+    assert events.data("budget_overrun") == [
+        {"tool_name": "t", "budget": None, "kind": "tokens", "reserved": 5, "actual": 15}
+    ]
 
-    class Liar(Model):
-        def worst_case(self, request: Any) -> Amount:
-            return Amount(5, 0.0)
 
+@BOTH
+async def test_an_excess_that_passes_the_limit_is_raised_with_the_work_that_was_done(orchestrator: Any) -> None:
     model = Liar()
-    with pytest.raises(BudgetExceeded) as caught:
+    with pytest.raises(BudgetExceeded, match="tokens budget exceeded: 15 > 10") as caught:
+        await orchestrator(LLMBundleTool("t", model, k=5)).run(
+            "q", "t", None, {"budget": {"tokens": 10}, "max_parallel": 1}
+        )
+    assert (len(model.requests), caught.value.output.usage["total_tokens"]) == (1, 15)
+
+
+@BOTH
+async def test_a_tool_that_promises_nothing_is_charged_what_it_took_and_stops_at_the_limit(orchestrator: Any) -> None:
+    model = Model()
+    model.worst_case = lambda request: Amount()  # type: ignore[method-assign]
+    with pytest.raises(BudgetExceeded, match="tokens budget exceeded: 30 > 20") as caught:
         await orchestrator(LLMBundleTool("t", model, k=5)).run(
             "q", "t", None, {"budget": {"tokens": 20}, "max_parallel": 1}
         )
-    assert len(model.requests) == 2
-    assert (caught.value.actual, caught.value.output.usage["total_tokens"]) == (30, 30)
+    assert (len(model.requests), caught.value.output.usage["total_tokens"]) == (2, 30)
+
+
+@BOTH
+async def test_an_answer_whose_tokens_nobody_counted_is_charged_as_it_was_reserved(orchestrator: Any) -> None:
+    class Silent(Model):
+        async def request(self, request: Any, on_text: Any = None) -> Any:
+            return dataclasses.replace(await super().request(request, on_text), usage={}, cost_usd=None)
+
+    model = Silent()
+    output = await orchestrator(LLMBundleTool("t", model, k=5)).run(
+        "q", "t", None, {"budget": {"tokens": 45}, "max_parallel": 1}
+    )
+    assert (len(model.requests), output.status) == (2, "partial")
 
 
 @BOTH

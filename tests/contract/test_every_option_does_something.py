@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from contract.kit import STEADY, Fixed, Model, bundle, calls, failed, now, plain, registry, reliable
-from steer_llm_sdk import EventManager
+from steer_llm_sdk import Budget, EventManager
 from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration import BudgetExceeded, OrchestrationConfig, ReliableOrchestrator, RuleBasedPlanner
 from steer_llm_sdk.orchestration.tools import LLMBundleTool, LLMTool
@@ -72,6 +72,17 @@ async def test_budget_is_a_limit(orchestrator: Any, budget: dict[str, float], st
     assert (await once(orchestrator, ScriptedTool("t", step))).content == "x"
     with pytest.raises(BudgetExceeded):
         await once(orchestrator, ScriptedTool("t", step), {"budget": budget})
+
+
+@BOTH
+async def test_budgets_are_limits_for_all_runs_together(orchestrator: Any) -> None:
+    tool = ScriptedTool("t", OK("x", cost_usd=0.4), resource_requirements={"estimated_cost_per_run": 0.4})
+    runner = orchestrator(tool)
+    for _ in range(2):
+        await runner.run("q", "t", options={"budgets": [Budget("team", usd=1)]})
+    with pytest.raises(BudgetExceeded, match="cost budget 'team' exceeded"):
+        await runner.run("q", "t", options={"budgets": [Budget("team", usd=1)]})
+    assert (await runner.run("q", "t")).content == "x"
 
 
 @BOTH

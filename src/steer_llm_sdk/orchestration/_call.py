@@ -154,7 +154,7 @@ class Sent:
 class Run:
     """One run: what the caller sent, read only, and what all its calls share.
 
-    `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without a budget.
+    `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began.
     """
 
@@ -286,7 +286,8 @@ class Call(Scope):
 
     def spent(self, result: Any) -> Amount:
         spent = self.measure(result)
-        return Amount(tokens_of(spent.usage), spent.cost_usd)
+        # What nobody counted is held to be the worst, as a cost that nobody knows is.
+        return Amount(tokens_of(spent.usage) if spent.usage else self.worst_case.tokens, spent.cost_usd)
 
     def told(self, result: Any) -> RateLimitStatus | None:
         if isinstance(result, ToolExecutionError):

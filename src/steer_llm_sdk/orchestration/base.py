@@ -39,7 +39,7 @@ from steer_llm_sdk.orchestration.replay import keyed
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
 from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
 from steer_llm_sdk.reliability._pipeline import Next
-from steer_llm_sdk.reliability.budget import Ledger, excess
+from steer_llm_sdk.reliability.budget import BudgetAccounts, Ledger, excess
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager, once
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
@@ -75,10 +75,12 @@ class BaseOrchestrator(ABC):
         *,
         executor: ReliableToolExecutor | None = None,
         idempotency_manager: IdempotencyManager | None = None,
+        budget_accounts: BudgetAccounts | None = None,
     ) -> None:
         self.registry = get_global_registry() if registry is None else registry
         self.executor = ReliableToolExecutor() if executor is None else executor
         self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
+        self.budget_accounts = BudgetAccounts() if budget_accounts is None else budget_accounts
         self._used: dict[int, Tool] = {}
 
     @abstractmethod
@@ -170,6 +172,11 @@ class BaseOrchestrator(ABC):
         """`run` for code without a loop, and for notebooks. All such runs share one loop, kept for the process."""
         return run_sync(self.run(request, tool_name, tool_options, options, event_manager))
 
+    @property
+    def budgets(self) -> Mapping[str, Mapping[str, Any]]:
+        """The accounts of the shared budgets, by name: limit, spent, reserved, resets_in. See BudgetAccounts.view."""
+        return self.budget_accounts.view()
+
     async def __aenter__(self: Self) -> Self:
         return self
 
@@ -216,8 +223,8 @@ class BaseOrchestrator(ABC):
         limit = config.timeout_ms if budget is None else config.limit_ms
         if limit is not None:
             run.deadline = Deadline(run.started + limit / 1000, limit)
-        if budget is not None:
-            run.ledger = _ledger_of(budget)
+        if budget is not None or config.budgets:
+            run.ledger = self._ledger(config)
         if event_manager is not None:
             run.events = _events_of(event_manager, config, request_id, trace_id)
         if self.executor.counts_tokens:
@@ -262,7 +269,7 @@ class BaseOrchestrator(ABC):
             run.options.idempotency_key,
             {"request": run.request, "tool_name": run.tool_name, "tool_options": dict(run.tool_options)},
             work,
-            budget=run.options.budget,
+            limits=(run.options.budget, run.options.budgets),
             remember_failures=config.remember_failures,
             run_unprotected=config.on_store_down == "run_unprotected",
         )
@@ -282,6 +289,15 @@ class BaseOrchestrator(ABC):
             return failed(run, plan.shown, answer)
         return answered(run, plan.shown, answer)
 
+    def _ledger(self, config: OrchestrationConfig) -> Ledger | None:
+        """None where neither tokens nor cost are limited: nothing is reserved then."""
+        own = config.budget or {}
+        tokens, cost_usd = own.get("tokens"), own.get("cost_usd")
+        if config.budgets:
+            accounts = self.budget_accounts
+            return Ledger(tokens, cost_usd, accounts, accounts.open(config.budgets))
+        return None if tokens is None and cost_usd is None else Ledger(tokens, cost_usd)
+
     def _find(self, name: str) -> Tool:
         tool = self.registry.get_tool(name)
         if tool is None:
@@ -290,6 +306,10 @@ class BaseOrchestrator(ABC):
 
     def _within_budget(self, run: Run, output: OrchestrationOutput) -> OrchestrationOutput:
         """Every caller is held to his own budget, also where somebody else did the work."""
+        if run.ledger is not None and run.ledger.exceeded is not None:
+            exceeded = run.ledger.exceeded
+            exceeded.affected_agents, exceeded.output = list(output.per_agent), output
+            raise exceeded
         budget = run.options.budget
         if not budget:
             return output
@@ -323,13 +343,6 @@ def _config_of(options: OrchestrationConfig | Mapping[str, Any] | None) -> Orche
         return OrchestrationConfig.model_validate(dict(options))
     except ValidationError as error:
         raise invalid_option(error, OrchestrationConfig.model_fields, "options") from error
-
-
-def _ledger_of(budget: Mapping[str, float]) -> Ledger | None:
-    """None where neither tokens nor cost are limited: nothing is reserved then."""
-    if "tokens" not in budget and "cost_usd" not in budget:
-        return None
-    return Ledger(budget.get("tokens"), budget.get("cost_usd"))
 
 
 def _events_of(manager: EventManager, config: OrchestrationConfig, request_id: str, trace_id: str) -> RunEvents:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.reliability.budget import Budget
 
 A_YEAR = 31_536_000_000
 """In ms: the longest a run may take."""
@@ -17,7 +18,8 @@ BUDGET_KEYS = ("ms", "tokens", "cost_usd")
 class OrchestrationConfig(BaseModel):
     """Options of one run. It is read, never written: one config may serve any number of runs at once.
 
-    `budget` takes `ms`, `tokens` and `cost_usd`. `timeout_ms` and `budget["ms"]` set one deadline, the earlier wins.
+    `budget` takes `ms`, `tokens` and `cost_usd`. `budgets` are shared with other runs of the orchestrator: each call is
+    reserved from all of them, or is not made. `timeout_ms` and `budget["ms"]` set one deadline, the earlier wins.
     `per_agent_timeout_ms` bounds each attempt and each replicate. `max_retries` n allows n + 1 attempts; unset, the
     retry policy decides. `metadata` is copied into every event and into the output under "user".
     """
@@ -26,6 +28,7 @@ class OrchestrationConfig(BaseModel):
 
     max_parallel: int = Field(default=10, ge=1, le=20)
     budget: dict[str, float] | None = None
+    budgets: tuple[Budget, ...] = ()
     deterministic: bool = False
     streaming: bool = False
     retry_on_failure: bool = True
@@ -55,6 +58,15 @@ class OrchestrationConfig(BaseModel):
             if not _is_amount(value, A_YEAR if key == "ms" else 1e15):
                 raise ValueError(f"for {key!r} give a positive finite number")
         return dict(budget)
+
+    @field_validator("budgets")
+    @classmethod
+    def _check_budgets(cls, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+        names = [budget.name for budget in budgets]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is there twice; name each budget once")
+        return budgets
 
     @field_validator("idempotency_key", "request_id", "trace_id", "tenant")
     @classmethod

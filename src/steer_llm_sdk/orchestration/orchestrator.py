@@ -21,7 +21,7 @@ class Orchestrator(BaseOrchestrator):
         return self.executor.pipeline(
             bool(options.max_retries) and options.retry_on_failure,
             False,
-            options.budget is not None,
+            options.budget is not None or bool(options.budgets),
             options.per_agent_timeout_ms is not None,
         )
 

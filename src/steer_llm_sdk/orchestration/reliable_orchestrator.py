@@ -24,6 +24,7 @@ from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability._pipeline import Next
+from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 
@@ -49,6 +50,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         idempotency_manager: IdempotencyManager | None = None,
         *,
         registry: ToolRegistry | None = None,
+        budget_accounts: BudgetAccounts | None = None,
     ) -> None:
         self.planner = RuleBasedPlanner() if planner is None else planner
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
@@ -56,6 +58,7 @@ class ReliableOrchestrator(BaseOrchestrator):
             registry,
             executor=ReliableToolExecutor(self.reliability_config),
             idempotency_manager=idempotency_manager,
+            budget_accounts=budget_accounts,
         )
         self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], bool, Plan] | None = None
 
@@ -141,7 +144,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         return self.executor.pipeline(
             True,
             options.enable_circuit_breaker,
-            options.budget is not None,
+            options.budget is not None or bool(options.budgets),
             options.per_agent_timeout_ms is not None,
         )
 

@@ -21,11 +21,14 @@ def keyed(
     asked: Mapping[str, Any],
     run: Callable[[Deadline], Coroutine[Any, Any, OrchestrationOutput]],
     *,
-    budget: Mapping[str, float] | None,
+    limits: object,
     remember_failures: bool,
     run_unprotected: bool,
 ) -> Work[OrchestrationOutput]:
-    """`asked` is what the caller sent: request, tool_name or None, tool_options. It tells requests apart."""
+    """`asked` is what the caller sent: request, tool_name or None, tool_options. It tells requests apart.
+
+    `limits` are the caller's own: one who joins is not ended by those of whoever led.
+    """
     return Work(
         f"{_quoted(tenant)}:{key}",
         key,
@@ -34,7 +37,7 @@ def keyed(
         _dump_all if remember_failures else _dump_successes,
         _load,
         _copy,
-        budget,
+        limits,
         run_unprotected,
     )
 

@@ -92,6 +92,8 @@ class Model:
             object.__setattr__(self, "api_key", SecretStr(self.api_key))
         if self.base_url is not None:
             object.__setattr__(self, "base_url", checked_url("base_url", self.base_url))
+        if self.price is not None and not isinstance(self.price, Price):
+            raise InvalidRequest("price", self.price, "give Price(input=..., output=...), in USD per million tokens")
 
 
 ModelSpec: TypeAlias = str | Model | ModelAdapter

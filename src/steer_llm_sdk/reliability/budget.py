@@ -1,86 +1,463 @@
-"""What one run may spend, has spent, and has set aside for calls that are under way.
+"""What runs may spend, have spent, and have set aside for calls that are under way.
 
 Before an attempt its worst case is reserved; afterwards the reservation becomes what was really used. So
 spent + reserved <= limit holds at every instant, as long as no call takes more than its worst case. If one does, the
-excess is recorded and nothing more is admitted.
+excess is charged in full, recorded, and the account admits nothing more: its reservations can no longer be believed.
+
+`Account` is the whole mechanism: a value, and pure functions that make the next one. `Ledger` holds the account of one
+run and reserves from it and from the shared accounts of `BudgetAccounts` together: from all of them, or from none.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
-from typing import TYPE_CHECKING, Any
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderError
 from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.reliability.classify import classify
+from steer_llm_sdk.reliability.deadline import attempt_left_behind
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability._pipeline import Call, Next
 
+Period = Literal["minute", "hour", "day", "month"]
 
-COST_SLACK = 1e-10
-"""USD by which a sum may pass its limit: sums of decimal prices are not exact in binary."""
+_SECONDS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
+_PICO = 1_000_000_000_000
+_MOST = 1e15
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit that several runs share: Budget("team-a", usd=50, per="day").
+
+    `tokens` and `usd` are the most that all runs together may take, one of them at least; `per` says in which time:
+    "minute", "hour", "day", "month", or None for ever. Windows are aligned to UTC (a day begins at midnight, a month on
+    its first), not sliding: that is how providers bill, everybody can say when the next one begins, and an account
+    needs a few numbers and no history. The price is that within one length of time that lies across a border twice the
+    limit may be spent. What is under way at the border is charged to the window in which it ends.
+
+    An orchestrator keeps one account for each name. InvalidRequest where a value cannot be used.
+    """
+
+    name: str
+    tokens: int | None = field(default=None, kw_only=True)
+    usd: float | None = field(default=None, kw_only=True)
+    per: Period | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= 512 or not self.name.strip():
+            raise InvalidRequest("budget.name", self.name, "give 1 to 512 characters, not all of them blank")
+        if self.tokens is None and self.usd is None:
+            raise InvalidRequest("budget", self.name, "it limits nothing; give tokens, usd or both")
+        for unit, value in (("tokens", self.tokens), ("usd", self.usd)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= _MOST):
+                raise InvalidRequest(f"budget.{unit}", value, "give a positive finite number")
+        if self.per is not None and self.per not in (*_SECONDS, "month"):
+            raise InvalidRequest("budget.per", self.per, "give minute, hour, day or month, or None for ever")
+
+
+# ── the mechanism ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def picos(usd: float | None) -> int | None:
+    """Whole trillionths of a dollar: unlike those of floats, their sums are exact. None for what is no price."""
+    # It is rounded to the nearest, so that 0.1 + 0.2 is three tenths, and what is not greater does not become so.
+    return round(usd * _PICO) if usd is not None and 0 <= usd < math.inf else None
+
+
+class Claim(NamedTuple):
+    """What a call is reserved for, or is charged. `usd` in picos; None where nobody knows."""
+
+    tokens: int = 0
+    usd: int | None = 0
+
+    @classmethod
+    def of(cls, amount: Amount) -> Claim:
+        return cls(max(0, amount.tokens), picos(amount.cost_usd))
+
+
+class Limits(NamedTuple):
+    """`usd` in picos. None is no limit, and for `per` no window."""
+
+    tokens: float | None = None
+    usd: int | None = None
+    per: Period | None = None
+
+
+class Refused(NamedTuple):
+    """Nothing was reserved. `kind` "price": a limit in USD, and nobody knows what the call costs at most.
+
+    `actual` is what would have been spent and reserved. `overrun`: the account is closed, whatever it has left.
+    `resets_in` in seconds; None without a window.
+    """
+
+    kind: Literal["tokens", "cost", "price"]
+    limit: float
+    actual: float
+    resets_in: float | None
+    overrun: bool = False
+
+
+class Overrun(NamedTuple):
+    """A call took more than was reserved for it. Amounts are tokens or USD by `kind`."""
+
+    kind: Literal["tokens", "cost"]
+    reserved: float
+    actual: float
+
+
+class Account(NamedTuple):
+    """What is spent in the window from `starts` to `ends` (seconds since the epoch) and reserved now; USD in picos.
+
+    `overrun`: a call of this window took more than was reserved for it, so nothing more is admitted until the next.
+    """
+
+    spent_tokens: int = 0
+    spent_usd: int = 0
+    reserved_tokens: int = 0
+    reserved_usd: int = 0
+    overrun: bool = False
+    starts: float = -math.inf
+    ends: float = -math.inf
+
+    def at(self, now: float, limits: Limits) -> Account:
+        """The account as it is at `now`: a new window begins with nothing spent. Reservations stay until they end.
+
+        Where the clock was put back, the window moves and what is spent stays: nobody spends a limit twice by that.
+        """
+        if limits.per is None or self.starts <= now < self.ends:
+            return self
+        starts, ends = window(limits.per, now)
+        if now < self.starts:
+            return self._replace(starts=starts, ends=ends)
+        return Account(0, 0, self.reserved_tokens, self.reserved_usd, False, starts, ends)
+
+    def reserve(self, claim: Claim, now: float, limits: Limits) -> tuple[Account, Refused | None]:
+        """Set `claim` aside, if it fits."""
+        self = self.at(now, limits)
+        refused = self._refusal(claim, now, limits)
+        if refused is not None:
+            return self, refused
+        return (
+            Account(
+                self.spent_tokens,
+                self.spent_usd,
+                self.reserved_tokens + claim.tokens,
+                self.reserved_usd + (claim.usd or 0),
+                self.overrun,
+                self.starts,
+                self.ends,
+            ),
+            None,
+        )
+
+    def settle(self, claim: Claim, actual: Claim, now: float, limits: Limits) -> tuple[Account, Overrun | None]:
+        """Turn a reservation into what was used. An unknown cost is charged as it was reserved.
+
+        A reservation of nothing promised nothing, so whatever is charged is no overrun of it.
+        """
+        self = self.at(now, limits)
+        reserved = claim.usd or 0
+        usd = reserved if actual.usd is None else actual.usd
+        over = None
+        if limits.tokens is not None and actual.tokens > claim.tokens > 0:
+            over = Overrun("tokens", claim.tokens, actual.tokens)
+        elif limits.usd is not None and usd > reserved > 0:
+            over = Overrun("cost", reserved / _PICO, usd / _PICO)
+        return (
+            Account(
+                self.spent_tokens + actual.tokens,
+                self.spent_usd + usd,
+                self.reserved_tokens - claim.tokens,
+                self.reserved_usd - reserved,
+                self.overrun or over is not None,
+                self.starts,
+                self.ends,
+            ),
+            over,
+        )
+
+    def excess(self, limits: Limits) -> tuple[Literal["tokens", "cost"], float, float] | None:
+        """Which limit the spending has passed, the limit, and what is spent; None where none is passed."""
+        if limits.tokens is not None and self.spent_tokens > limits.tokens:
+            return "tokens", limits.tokens, self.spent_tokens
+        if limits.usd is not None and self.spent_usd > limits.usd:
+            return "cost", limits.usd / _PICO, self.spent_usd / _PICO
+        return None
+
+    def left(self, limits: Limits) -> tuple[float, float]:
+        """Tokens and USD that may still be reserved; infinite without a limit."""
+        if self.overrun:
+            return 0.0, 0.0
+        tokens = math.inf if limits.tokens is None else limits.tokens - self.spent_tokens - self.reserved_tokens
+        usd = math.inf if limits.usd is None else (limits.usd - self.spent_usd - self.reserved_usd) / _PICO
+        return tokens, usd
+
+    def resets_in(self, now: float, limits: Limits) -> float | None:
+        """Seconds until the next window; None without windows."""
+        return None if limits.per is None else max(0.0, self.ends - now)
+
+    def _refusal(self, claim: Claim, now: float, limits: Limits) -> Refused | None:
+        tokens = self.spent_tokens + self.reserved_tokens + claim.tokens
+        usd = self.spent_usd + self.reserved_usd + (claim.usd or 0)
+        resets_in = self.resets_in(now, limits)
+        past = self.excess(limits)
+        if past is not None:
+            return Refused(*past, resets_in, self.overrun)
+        if limits.tokens is not None and (self.overrun or tokens > limits.tokens):
+            return Refused("tokens", limits.tokens, tokens, resets_in, self.overrun)
+        if limits.usd is None:
+            return None
+        if claim.usd is None:
+            return Refused("price", limits.usd / _PICO, math.nan, resets_in)
+        if self.overrun or usd > limits.usd:
+            return Refused("cost", limits.usd / _PICO, usd / _PICO, resets_in, self.overrun)
+        return None
+
+
+def window(per: Period, now: float) -> tuple[float, float]:
+    """The window of UTC that `now` lies in, in seconds since the epoch: its start, and its end, which is not in it."""
+    if per != "month":
+        starts = now // _SECONDS[per] * _SECONDS[per]
+        return starts, starts + _SECONDS[per]
+    first = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return first.timestamp(), (first + timedelta(days=32)).replace(day=1).timestamp()
 
 
 def excess(
-    token_limit: float | None, cost_limit: float | None, tokens: float, cost_usd: float
+    token_limit: float | None, cost_limit: float | None, tokens: int, cost_usd: float
 ) -> tuple[str, float, float] | None:
     """Which limit is passed, the limit, and the amount that passes it; None where none is."""
-    if token_limit is not None and tokens > token_limit:
-        return "tokens", token_limit, tokens
-    if cost_limit is not None and cost_usd > cost_limit + COST_SLACK:
-        return "cost", cost_limit, cost_usd
-    return None
+    limits = Limits(token_limit, picos(cost_limit))
+    return Account(spent_tokens=tokens, spent_usd=picos(cost_usd) or 0).excess(limits)
+
+
+# ── what holds it ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Shared:
+    """One shared account and its limits."""
+
+    __slots__ = ("account", "budget", "limits")
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.limits = Limits(budget.tokens, picos(budget.usd), budget.per)
+        self.account = Account()
+
+    def settle(self, claim: Claim, actual: Claim, now: float) -> _Settled:
+        before = self.account.at(now, self.limits)
+        self.account, overrun = before.settle(claim, actual, now, self.limits)
+        past = self.account.excess(self.limits) if before.excess(self.limits) is None else None
+        if past is None:
+            return _Settled(self.budget.name, overrun)
+        resets_in = self.account.resets_in(now, self.limits)
+        return _Settled(self.budget.name, overrun, BudgetExceeded(*past, budget=self.budget.name, resets_in=resets_in))
+
+
+class _Settled(NamedTuple):
+    """What a settlement came to. `exceeded`: it took the account beyond its limit."""
+
+    name: str
+    overrun: Overrun | None
+    exceeded: BudgetExceeded | None = None
+
+
+class BudgetAccounts:
+    """The accounts of shared budgets, by name. An orchestrator has its own, unless it is given one to share.
+
+    `clock` gives seconds since the epoch; windows follow it. Any number of event loops and threads may use it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._accounts: dict[str, _Shared] = {}
+
+    def open(self, budgets: Sequence[Budget]) -> tuple[_Shared, ...]:
+        """The accounts of these budgets. InvalidRequest where a name is known with other numbers."""
+        with self._lock:
+            for budget in budgets:
+                known = self._accounts.get(budget.name)
+                if known is not None and known.budget != budget:
+                    raise InvalidRequest(
+                        "budgets", budget, f"its name is taken by {known.budget}; give the same numbers or another name"
+                    )
+            return tuple(self._accounts.setdefault(budget.name, _Shared(budget)) for budget in budgets)
+
+    def view(self) -> dict[str, dict[str, Any]]:
+        """Of each budget: `limit`, `spent` and `reserved` as {"tokens", "usd"}, `resets_in` in seconds (None for ever),
+        and `overrun`: it is closed because a call took more than was reserved for it."""
+        with self._lock:
+            now = self._clock()
+            return {name: _shown(held, now) for name, held in self._accounts.items()}
+
+    def reopen(self, name: str) -> None:
+        """Admit again after an overrun, before the window is over; what is spent stays. KeyError: no such budget."""
+        with self._lock:
+            held = self._accounts[name]
+            held.account = held.account._replace(overrun=False)
+
+    def reserve(self, held: Sequence[_Shared], claim: Claim) -> None:
+        """From all of them, or from none: then it raises what the first that refuses has to say."""
+        with self._lock:
+            now = self._clock()
+            moved = [(each, *each.account.reserve(claim, now, each.limits)) for each in held]
+            for each, _, refused in moved:
+                if refused is not None:
+                    _refuse(refused, each.budget.name)
+            for each, account, _ in moved:
+                each.account = account
+
+    def settle(self, held: Sequence[_Shared], claim: Claim, actual: Claim) -> list[_Settled]:
+        with self._lock:
+            now = self._clock()
+            return [each.settle(claim, actual, now) for each in held]
+
+    def left(self, held: Sequence[_Shared]) -> tuple[float, float]:
+        """Tokens and USD that all of them have left."""
+        with self._lock:
+            now = self._clock()
+            rooms = [each.account.at(now, each.limits).left(each.limits) for each in held]
+        return min(tokens for tokens, _ in rooms), min(usd for _, usd in rooms)
+
+
+def _shown(held: _Shared, now: float) -> dict[str, Any]:
+    budget, account = held.budget, held.account.at(now, held.limits)
+    return {
+        "limit": {"tokens": budget.tokens, "usd": budget.usd},
+        "spent": {"tokens": account.spent_tokens, "usd": account.spent_usd / _PICO},
+        "reserved": {"tokens": account.reserved_tokens, "usd": account.reserved_usd / _PICO},
+        "resets_in": account.resets_in(now, held.limits),
+        "overrun": account.overrun,
+    }
 
 
 class Ledger:
-    """The account of one run. `tokens` and `cost_usd` are limits; None is no limit."""
+    """What one run is charged to: an account of its own, and those that it shares with other runs.
 
-    __slots__ = ("cost_usd", "reserved_cost", "reserved_tokens", "spent_cost", "spent_tokens", "tokens")
+    `tokens` and `cost_usd` are its own limits; None is no limit. `exceeded` is the first shared budget that a call of
+    this run took beyond its limit, as a BudgetExceeded to raise when the work is done.
+    """
 
-    def __init__(self, tokens: float | None = None, cost_usd: float | None = None) -> None:
-        self.tokens = tokens
-        self.cost_usd = cost_usd
-        self.spent_tokens = 0
-        self.spent_cost = 0.0
-        self.reserved_tokens = 0
-        self.reserved_cost = 0.0
+    __slots__ = ("_account", "_accounts", "_limits", "_shared", "exceeded")
+
+    def __init__(
+        self,
+        tokens: float | None = None,
+        cost_usd: float | None = None,
+        accounts: BudgetAccounts | None = None,
+        shared: Sequence[_Shared] = (),
+    ) -> None:
+        self._limits = Limits(tokens, picos(cost_usd))
+        self._account = Account()
+        self._accounts = accounts
+        self._shared = shared
+        self.exceeded: BudgetExceeded | None = None
+
+    @property
+    def spent_tokens(self) -> int:
+        return self._account.spent_tokens
+
+    @property
+    def spent_cost(self) -> float:
+        return self._account.spent_usd / _PICO
+
+    @property
+    def reserved_tokens(self) -> int:
+        return self._account.reserved_tokens
+
+    @property
+    def reserved_cost(self) -> float:
+        return self._account.reserved_usd / _PICO
+
+    @property
+    def overrun(self) -> bool:
+        """A call took more than was reserved for it; nothing more is admitted."""
+        return self._account.overrun
 
     @property
     def tokens_left(self) -> float:
-        """What may still be reserved; infinite without a limit."""
-        return math.inf if self.tokens is None else self.tokens - self.spent_tokens - self.reserved_tokens
+        """What may still be reserved, from the shared budgets too; infinite without a limit."""
+        return self._left()[0]
 
     @property
     def cost_left(self) -> float:
-        return math.inf if self.cost_usd is None else self.cost_usd - self.spent_cost - self.reserved_cost
+        return self._left()[1]
 
-    def reserve(self, worst: Amount) -> None:
-        """Set `worst` aside. Raises BudgetExceeded, with nothing set aside, where that would pass a limit."""
-        over = excess(self.tokens, self.cost_usd, self.spent_tokens, self.spent_cost)
-        if over is not None:
-            raise BudgetExceeded(*over)
-        if worst.tokens > self.tokens_left:
-            assert self.tokens is not None
-            raise BudgetExceeded("tokens", self.tokens, self.tokens - self.tokens_left + worst.tokens)
-        if self.cost_usd is not None:
-            if worst.cost_usd is None:
-                raise InvalidRequest(
-                    "budget.cost_usd",
-                    self.cost_usd,
-                    "the price of the model is unknown; declare one, or drop the limit",
-                )
-            if worst.cost_usd > self.cost_left + COST_SLACK:
-                raise BudgetExceeded("cost", self.cost_usd, self.cost_usd - self.cost_left + worst.cost_usd)
-        self.reserved_tokens += worst.tokens
-        self.reserved_cost += worst.cost_usd or 0.0
+    def reserve(self, worst: Amount) -> Reservation:
+        """Set `worst` aside in every account. BudgetExceeded, with nothing set aside in any, where one has too little;
+        InvalidRequest where USD are limited and nobody knows the price."""
+        claim = Claim.of(worst)
+        account, refused = self._account.reserve(claim, 0.0, self._limits)
+        if refused is not None:
+            _refuse(refused)
+        if self._accounts is not None:
+            self._accounts.reserve(self._shared, claim)
+        self._account = account
+        return Reservation(self, claim)
 
-    def settle(self, worst: Amount, actual: Amount) -> None:
-        """Turn a reservation into what was used. An unknown cost is charged as it was reserved."""
-        self.reserved_tokens -= worst.tokens
-        self.reserved_cost -= worst.cost_usd or 0.0
-        self.spent_tokens += actual.tokens
-        self.spent_cost += (worst.cost_usd or 0.0) if actual.cost_usd is None else actual.cost_usd
+    def settle(self, claim: Claim, amount: Amount) -> dict[str | None, Overrun]:
+        """Once for each reservation, which sees to that. Who was overrun: a shared budget by its name, the run's own
+        under None."""
+        actual = Claim.of(amount)
+        self._account, over = self._account.settle(claim, actual, 0.0, self._limits)
+        overruns: dict[str | None, Overrun] = {} if over is None else {None: over}
+        if self._accounts is not None:
+            for settled in self._accounts.settle(self._shared, claim, actual):
+                if settled.overrun is not None:
+                    overruns[settled.name] = settled.overrun
+                self.exceeded = self.exceeded or settled.exceeded
+        return overruns
+
+    def _left(self) -> tuple[float, float]:
+        tokens, usd = self._account.left(self._limits)
+        if self._accounts is None:
+            return tokens, usd
+        shared_tokens, shared_usd = self._accounts.left(self._shared)
+        return min(tokens, shared_tokens), min(usd, shared_usd)
+
+
+class Reservation:
+    """What is set aside for one call, until it is settled: once, whatever comes after."""
+
+    __slots__ = ("_claim", "_ledger", "settled")
+
+    def __init__(self, ledger: Ledger, claim: Claim) -> None:
+        self._ledger = ledger
+        self._claim = claim
+        self.settled = False
+
+    def settle(self, actual: Amount) -> Mapping[str | None, Overrun]:
+        """Charge `actual` instead. See Ledger.settle."""
+        if self.settled:
+            return {}
+        self.settled = True
+        return self._ledger.settle(self._claim, actual)
+
+
+def _refuse(refused: Refused, name: str | None = None) -> NoReturn:
+    kind, limit, actual, resets_in, overrun = refused
+    if kind == "price":
+        raise InvalidRequest(
+            "budget.cost_usd" if name is None else f"budgets.{name}.usd",
+            limit,
+            "the price of the model is unknown; declare one on the Model or the tool with price=Price(input=..., "
+            "output=...), or drop the limit",
+        )
+    raise BudgetExceeded(kind, limit, actual, budget=name, resets_in=resets_in, overrun=overrun)
+
+
+# ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def charge_of_failure(error: BaseException, worst: Amount) -> Amount:
@@ -91,14 +468,19 @@ def charge_of_failure(error: BaseException, worst: Amount) -> Amount:
 
 
 class Reserve:
-    """The policy: reserve, call, settle. Exactly one settlement for each reservation, whatever ends the call."""
+    """The policy: reserve, call, settle. Exactly one settlement for each reservation, whatever ends the call.
+
+    An attempt that is left behind, because it is deaf to its cancellation, keeps its reservation until it ends.
+    """
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
         worst, ledger = call.worst_case, call.ledger
         if ledger is None:
             return await next(call)
-        ledger.reserve(worst)
-        actual = worst
+        held = ledger.reserve(worst)
+        left: list[asyncio.Task[Any]] = []
+        token = attempt_left_behind.set((call, left.append))
+        actual: Amount = worst
         try:
             result = await next(call)
             actual = call.spent(result)
@@ -107,4 +489,26 @@ class Reserve:
             actual = charge_of_failure(error, worst)
             raise
         finally:
-            ledger.settle(worst, actual)
+            attempt_left_behind.reset(token)
+            if left:
+                left[0].add_done_callback(lambda task: _settle_late(call, held, task, worst))
+            else:
+                _settle(call, held, actual)
+
+
+def _settle(call: Call, held: Reservation, actual: Amount) -> None:
+    for name, over in held.settle(actual).items():
+        call.emit("budget_overrun", {"budget": name, **over._asdict()})
+
+
+def _settle_late(call: Call, held: Reservation, task: asyncio.Task[Any], worst: Amount) -> None:
+    """An attempt has ended that was left behind. It was sent, so only a usage that is known is less than the worst."""
+    actual = worst
+    try:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, ProviderError) and error.usage:
+            actual = charge_of_failure(error, worst)
+        elif error is None and not task.cancelled():
+            actual = call.spent(task.result())
+    finally:
+        _settle(call, held, actual)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,11 @@ GRACE = 0.02
 
 _log = logging.getLogger(__name__)
 _abandoned: set[asyncio.Task[Any]] = set()
+
+attempt_left_behind: ContextVar[tuple[object, Callable[[asyncio.Task[Any]], None]] | None] = ContextVar(
+    "steer_llm_sdk.attempt_left_behind", default=None
+)
+"""A call, and who wants to know of an attempt of it that goes on after it was given up."""
 
 
 @dataclass(slots=True)
@@ -51,10 +57,13 @@ class Late(Exception):
         self.result = result
 
 
-async def until(at: float, work: Coroutine[Any, Any, R]) -> R:
+async def until(
+    at: float, work: Coroutine[Any, Any, R], left_behind: Callable[[asyncio.Task[Any]], None] | None = None
+) -> R:
     """Do `work` in a task of its own until `at`; raise Late at most GRACE later, whatever the work does.
 
-    Work that has not stopped by then is left to itself, and what it raises later is logged.
+    Work that has not stopped by then is left to itself, and what it raises later is logged; `left_behind` gets its
+    task.
     """
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
@@ -63,7 +72,7 @@ async def until(at: float, work: Coroutine[Any, Any, R]) -> R:
     try:
         await woken
     except BaseException:
-        await stop(task)
+        await _stopped(task, left_behind)
         if task.done():
             work.close()  # In case it was stopped before it had begun.
         raise
@@ -71,7 +80,7 @@ async def until(at: float, work: Coroutine[Any, Any, R]) -> R:
         timer.cancel()
     if task.done():
         return task.result()
-    await stop(task)
+    await _stopped(task, left_behind)
     finished = task.done() and not task.cancelled() and task.exception() is None
     raise Late(True, task.result()) if finished else Late
 
@@ -97,8 +106,11 @@ class AttemptTimeout:
         seconds = call.attempt_timeout
         if seconds is None:
             return await next(call)
+        asked = attempt_left_behind.get()
+        # A call within this one's attempt is another call.
+        left_behind = asked[1] if asked is not None and asked[0] is call else None
         try:
-            return await until(asyncio.get_running_loop().time() + seconds, next(call))
+            return await until(asyncio.get_running_loop().time() + seconds, next(call), left_behind)
         except Late as late:
             if late.finished:
                 return late.result
@@ -138,6 +150,14 @@ async def stop(task: asyncio.Task[Any]) -> None:
             task.add_done_callback(_forget)
         elif not task.cancelled():
             task.exception()  # Seen: whoever stops work does not ask how it ended.
+
+
+async def _stopped(task: asyncio.Task[Any], left_behind: Callable[[asyncio.Task[Any]], None] | None) -> None:
+    try:
+        await stop(task)
+    finally:
+        if left_behind is not None and not task.done():
+            left_behind(task)
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

@@ -30,7 +30,7 @@ from steer_llm_sdk.orchestration.tools.structured import (
     read_answer,
 )
 from steer_llm_sdk.providers.base import Message, ModelAdapter, ModelReply, ModelRequest
-from steer_llm_sdk.reliability.budget import Ledger, charge_of_failure
+from steer_llm_sdk.reliability.budget import Ledger, Reservation, charge_of_failure
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
 _AFTER_DEADLINE: Final = 0.1
@@ -251,8 +251,7 @@ class _ModelQuestion:
         request = fitted(adapter, request, *self._room())
         worst = adapter.worst_case(request)
         # One that does not fit at all is no attempt: it is refused before the run counts it.
-        self._reserve(worst)
-        self.question.budget.settle(worst, Amount())
+        self._reserve(worst).settle(Amount())
         reply: ModelReply = await protected(
             lambda: self._paid_attempt(request, worst),
             target=adapter.target,
@@ -266,23 +265,23 @@ class _ModelQuestion:
 
     async def _paid_attempt(self, request: ModelRequest, worst: Amount) -> ModelReply:
         """One attempt on this answer's own budget; a retry is paid for like the first."""
-        self._reserve(worst)
+        held = self._reserve(worst)
         actual = worst
         try:
             reply = await self._attempt(request)
-            actual = Amount(tokens_of(reply.usage), reply.cost_usd)
+            actual = Amount(tokens_of(reply.usage) if reply.usage else worst.tokens, reply.cost_usd)
             return reply
         except BaseException as error:
             actual = charge_of_failure(error, worst)
             raise
         finally:
-            self.question.budget.settle(worst, actual)
+            held.settle(actual)
 
-    def _reserve(self, worst: Amount) -> None:
+    def _reserve(self, worst: Amount) -> Reservation:
         try:
-            self.question.budget.reserve(worst)
+            return self.question.budget.reserve(worst)
         except BudgetExceeded as error:
-            raise ReplicateBudgetExceeded(error.budget_type, error.limit, error.actual) from None
+            raise ReplicateBudgetExceeded(error.budget_type, error.limit, error.actual, overrun=error.overrun) from None
 
     async def _attempt(self, request: ModelRequest) -> ModelReply:
         adapter, events = self.route.adapter, self.events

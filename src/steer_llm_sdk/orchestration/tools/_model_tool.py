@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,7 @@ from steer_llm_sdk.orchestration.tools._model_call import Question, Route
 from steer_llm_sdk.orchestration.tools.base import BundleOptions, read_options
 from steer_llm_sdk.orchestration.tools.structured import OutputSchema
 from steer_llm_sdk.providers.base import ModelAdapter
-from steer_llm_sdk.providers.models import Model, ModelSpec, resolve_model
+from steer_llm_sdk.providers.models import Model, ModelSpec, Price, resolve_model
 
 T = TypeVar("T")
 
@@ -39,26 +40,34 @@ class Models:
     def __init__(self) -> None:
         self._made: dict[str | Model, ModelAdapter] = {}
 
-    def adapters(self, spec: Any) -> list[ModelAdapter]:
-        """An adapter for each model that `spec` names. Raises InvalidRequest if it names none, or one is not usable."""
+    def adapters(self, spec: Any, price: Price | None = None) -> list[ModelAdapter]:
+        """An adapter for each model that `spec` names. Raises InvalidRequest if it names none, or one is not usable.
+
+        `price` is that of those which have none of their own.
+        """
         specs = list(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else [spec]
         if not specs:
             raise InvalidRequest("model", spec, 'name at least one model, such as "openai:gpt-5-mini"')
-        return [self._adapter(one) for one in specs]
+        return [self._adapter(one, price) for one in specs]
 
     async def aclose(self) -> None:
         """Close the adapters that were made here. An adapter that was given is its owner's to close."""
         for adapter in self._made.values():
             await adapter.aclose()
 
-    def _adapter(self, spec: Any) -> ModelAdapter:
+    def _adapter(self, spec: Any, price: Price | None) -> ModelAdapter:
         if isinstance(spec, ModelAdapter):
             return spec
         if not isinstance(spec, (str, Model)):
             raise InvalidRequest("model", spec, "give a name such as openai:gpt-5-mini, a Model, or a list of them")
         if spec not in self._made:
-            self._made[spec] = resolve_model(spec)
+            self._made[spec] = resolve_model(spec if price is None else _priced(spec, price))
         return self._made[spec]
+
+
+def _priced(spec: str | Model, price: Price) -> Model:
+    model = Model(spec) if isinstance(spec, str) else spec
+    return replace(model, price=price) if model.price is None else model
 
 
 class ModelTool(Tool):
@@ -80,6 +89,7 @@ class ModelTool(Tool):
         temperature: float | None = None,
         first_byte_timeout: float | None = None,
         chunk_timeout: float | None = None,
+        price: Price | None = None,
     ) -> None:
         defaults = {
             "max_tokens": max_tokens,
@@ -89,7 +99,9 @@ class ModelTool(Tool):
         }
         self._name = name
         self._models = Models()
-        adapters = self._models.adapters(model)
+        if price is not None and not isinstance(price, Price):
+            raise InvalidRequest("price", price, "give Price(input=..., output=...), in USD per million tokens")
+        adapters = self._models.adapters(model, price)
         self._own_routes = _routes(name, adapters, alone=name)
         self._questions = _QuestionBuilder(instructions, OutputSchema.of(output_type), defaults)
         self.version = version

@@ -26,7 +26,7 @@ from steer_llm_sdk.orchestration.tools._model_call import (
 )
 from steer_llm_sdk.orchestration.tools._model_tool import ModelCallOptions, ModelTool, without_bundle_options
 from steer_llm_sdk.orchestration.tools.base import MAX_K, BundleOptions, BundleTool, own_limit, read_options
-from steer_llm_sdk.providers.models import ModelSpec
+from steer_llm_sdk.providers.models import ModelSpec, Price
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.streaming.manager import EventManager
 
@@ -73,6 +73,9 @@ class LLMTool(ModelTool):
 
     `first_byte_timeout` is how many seconds a request may wait for the first byte of the answer, `chunk_timeout` how
     many may pass between two bytes; None is no such limit. A request that exceeds one fails with ProviderTimeout.
+
+    `price`, in USD per million tokens, is that of the models which have no price of their own. With a budget in USD a
+    model that has neither a declared nor a list price is refused before it is asked.
 
     The request is a text, or a mapping with `query`, `text` or `prompt` (every other key is added under its name), or
     with `messages`: `{"role", "content"}` where content is text or a list of text and image_url parts.
@@ -138,6 +141,7 @@ class LLMBundleTool(ModelTool, BundleTool):
         temperature: float | None = None,
         first_byte_timeout: float | None = None,
         chunk_timeout: float | None = None,
+        price: Price | None = None,
         fields: Sequence[str] | None = None,
         max_k: int = MAX_K,
     ) -> None:
@@ -153,6 +157,7 @@ class LLMBundleTool(ModelTool, BundleTool):
             temperature=temperature,
             first_byte_timeout=first_byte_timeout,
             chunk_timeout=chunk_timeout,
+            price=price,
         )
         self._fields = _checked_fields(fields)
         self.max_k = max_k
