@@ -163,8 +163,6 @@ class Run:
     ledger: Ledger | None = None
     events: RunEvents | None = None
     answers: int = 1
-    estimated: bool = False
-    """Whether a rate limit on tokens wants to know the worst case of each call."""
 
     def __init__(
         self,

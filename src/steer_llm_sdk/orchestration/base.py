@@ -227,8 +227,6 @@ class BaseOrchestrator(ABC):
             run.ledger = self._ledger(config)
         if event_manager is not None:
             run.events = _events_of(event_manager, config, request_id, trace_id)
-        if self.executor.counts_tokens:
-            run.estimated = True
         return run
 
     # ── deadline and replay ──────────────────────────────────────────────────────────────────────────────────────────

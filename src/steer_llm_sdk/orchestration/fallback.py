@@ -153,7 +153,7 @@ class _PlainCall(Call):
         self.queued = 0.0
 
     @property
-    def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget asks for it.
+    def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.
         return self.step.tool.worst_case(self.run.request, self.step.options(self.run))
 
     async def execute(self) -> ToolResult:

@@ -14,7 +14,6 @@ from steer_llm_sdk.orchestration._call import Call, Sent, Spent
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
-from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
@@ -86,7 +85,6 @@ class ReliableToolExecutor:
     def __init__(self, config: ReliabilityConfig | None = None) -> None:
         self.config = config or ReliabilityConfig()
         self.breakers = CircuitBreakerManager(self.config.breaker_for)
-        self.counts_tokens = any(limit.tokens_per_minute for limit in self.config.rate_limits.values())
         learn = self.config.learn_rate_limits
         self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
         self.limits = RateLimits(self.config.limit_for) if learn or self.config.rate_limits else None
@@ -96,8 +94,8 @@ class ReliableToolExecutor:
         """What stands round each call to the outside. A policy that is not asked for is not in the list."""
         key = (retry, breaker, reserve, timeout)
         if (folded := self._folded.get(key)) is None:
-            refuses = self._is_open if breaker else None
-            limiters = [RateLimiter(limits, refuses=refuses) for limits in (self.learned_limits, self.limits) if limits]
+            breakers = self.breakers if breaker else None
+            limiters = [RateLimiter(limits, breakers) for limits in (self.learned_limits, self.limits) if limits]
             order: list[tuple[bool, Policy[Any]]] = [
                 (retry, self._retry()),
                 *((True, limiter) for limiter in limiters),
@@ -108,10 +106,6 @@ class ReliableToolExecutor:
             ]
             folded = self._folded[key] = compose([policy for wanted, policy in order if wanted], execute)
         return folded
-
-    def _is_open(self, target: str, part: str) -> bool:
-        breaker = self.breakers.of_part(target, part)
-        return breaker is not None and breaker.get_state(part) is CircuitState.OPEN
 
     def _retry(self) -> Retry:
         config = self.config

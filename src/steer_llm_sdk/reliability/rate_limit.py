@@ -19,17 +19,18 @@ import math
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from steer_llm_sdk.errors import ErrorCategory, QueueFull, WaitTooLong
+from steer_llm_sdk.errors import CircuitOpen, ErrorCategory, QueueFull, WaitTooLong
 from steer_llm_sdk.reliability.budget import charge_of_failure
 from steer_llm_sdk.reliability.classify import classify
 
 if TYPE_CHECKING:
     from steer_llm_sdk.models.quota import Quota, RateLimitStatus
     from steer_llm_sdk.reliability._pipeline import Call, Next
+    from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerManager
 
 MINUTE = 60.0
 
@@ -320,13 +321,13 @@ def _shorter(line: Line, waiters: tuple[Waiter, ...], round: int, tokens: float)
 
 
 class _Place:
-    """A place in a queue. `outcome` is None while it waits; then True: go, False: ask the breaker, or why not."""
+    """A place in a queue. `outcome` is None while it waits; then True, or why the call is not sent."""
 
-    __slots__ = ("future", "outcome", "part", "waiter")
+    __slots__ = ("call", "future", "outcome", "waiter")
 
-    def __init__(self, waiter: Waiter, part: str, future: asyncio.Future[None]) -> None:
-        self.waiter, self.part, self.future = waiter, part, future
-        self.outcome: bool | Exception | None = None
+    def __init__(self, waiter: Waiter, call: Call, future: asyncio.Future[None]) -> None:
+        self.waiter, self.call, self.future = waiter, call, future
+        self.outcome: Literal[True] | Exception | None = None
 
 
 class _Gate:
@@ -375,7 +376,7 @@ class _Gate:
                 if answer.full:
                     raise QueueFull(self._target, self._limit.max_queue, answer.retry_after)
                 raise WaitTooLong(self._target, answer.retry_after)
-            place = _Place(answer.waiter, call.part, asyncio.get_running_loop().create_future())
+            place = _Place(answer.waiter, call, asyncio.get_running_loop().create_future())
             self._places[answer.waiter.serial] = place
             self._move(state, now)
             return place, answer.due
@@ -393,13 +394,16 @@ class _Gate:
         with self._lock:
             self._move(block(self.state, now + min(seconds, LONGEST_BLOCK)), now)
 
-    def send_on(self, refuses: Callable[[str], bool], now: float) -> None:
-        """Let those go on whom the breaker is going to refuse: waiting would not change it."""
+    def send_away(self, check: Callable[[Call], None], now: float) -> None:
+        """Wake those whom the breaker refuses: waiting would not change it."""
         with self._lock:
             state = self.state
-            for place in [place for place in self._places.values() if refuses(place.part)]:
-                state = withdraw(state, place.waiter.serial)
-                self._wake(place, False)
+            for place in list(self._places.values()):
+                try:
+                    check(place.call)
+                except CircuitOpen as refusal:
+                    state = withdraw(state, place.waiter.serial)
+                    self._wake(place, refusal)
             self._move(state, now)
 
     def _move(self, state: State, now: float) -> None:
@@ -419,7 +423,7 @@ class _Gate:
             self._wake(self._places[waiter.serial], WaitTooLong(self._target, blocked if blocked > 0 else None))
         return state
 
-    def _wake(self, place: _Place, outcome: bool | Exception) -> bool:
+    def _wake(self, place: _Place, outcome: Literal[True] | Exception) -> bool:
         """False where his loop was closed while he waited: nobody is there to be woken."""
         del self._places[place.waiter.serial]
         place.outcome = outcome
@@ -429,8 +433,8 @@ class _Gate:
             return True
         try:
             loop.call_soon_threadsafe(_set, place.future)
-        except RuntimeError:
-            place.outcome = False
+        except RuntimeError as gone:
+            place.outcome = gone
             return False
         return True
 
@@ -443,8 +447,8 @@ class _Gate:
             if loop is not here:
                 try:
                     loop.call_soon_threadsafe(self._tick)
-                except RuntimeError:
-                    self._wake(first, False)
+                except RuntimeError as gone:
+                    self._wake(first, gone)
                     self._move(withdraw(state, first.waiter.serial), now)
                 return
         if here is None:
@@ -501,13 +505,13 @@ class RateLimits:
 
 
 class RateLimiter:
-    """The policy. `refuses(target, part)` says whether the breaker is open: then nobody queues, and it says no."""
+    """The policy. `breakers` are looked at before a call queues, and when one that was sent has failed."""
 
-    def __init__(self, limits: RateLimits, *, refuses: Callable[[str, str], bool] | None = None) -> None:
+    def __init__(self, limits: RateLimits, breakers: CircuitBreakerManager | None = None) -> None:
         self._limits = limits
         self._gates = limits.gates
         self._learn = limits.learn
-        self._refuses = refuses
+        self._breakers = breakers
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
         target = call.target
@@ -519,9 +523,9 @@ class RateLimiter:
         if gate is None:
             return await next(call)
         clock = asyncio.get_running_loop().time
-        tokens = call.worst_case.tokens
-        if not gate.enter(tokens, clock()) and not await self._wait(gate, call, tokens, clock):
-            return await next(call)
+        tokens = 0 if gate.state.tokens is None else call.worst_case.tokens
+        if not gate.enter(tokens, clock()):
+            await self._wait(gate, call, tokens, clock)
         attempts, used, told = call.attempts, tokens, None
         try:
             result = await next(call)
@@ -532,18 +536,18 @@ class RateLimiter:
                 told = call.told(result)
             return result
         except BaseException as error:
-            used = charge_of_failure(error, call.worst_case).tokens
+            if gate.state.tokens is not None:
+                used = charge_of_failure(error, call.worst_case).tokens
             if isinstance(error, Exception):
                 told = self._heed(gate, call, error, clock())
             raise
         finally:
             gate.leave(tokens, used, call.attempts > attempts, clock(), told)
 
-    async def _wait(self, gate: _Gate, call: Call, tokens: float, clock: Callable[[], float]) -> bool:
-        """Wait in the queue; False where the breaker will say no, and nothing was taken."""
-        refuses = self._refuses
-        if refuses is not None and refuses(call.target, call.part):
-            return False
+    async def _wait(self, gate: _Gate, call: Call, tokens: float, clock: Callable[[], float]) -> None:
+        """Wait in the queue. Raises CircuitOpen, QueueFull or WaitTooLong; then nothing was taken."""
+        if self._breakers is not None:
+            self._breakers.check(call)
         began = clock()
         place, due = gate.queue(call, tokens, began)
         try:
@@ -558,7 +562,6 @@ class RateLimiter:
             call.queued += clock() - began
         if isinstance(place.outcome, Exception):
             raise place.outcome
-        return place.outcome is True
 
     def _heed(self, gate: _Gate, call: Call, error: Exception, now: float) -> RateLimitStatus | None:
         """What a failure says of limits, and of the breaker: those whom it is going to refuse need not wait."""
@@ -566,7 +569,7 @@ class RateLimiter:
         limited = means.category is ErrorCategory.RATE_LIMIT and not means.refused
         if limited and means.retry_after is not None and not self._learn:
             gate.block(means.retry_after, now)
-        refuses, target = self._refuses, call.target
-        if gate.state.line.waiters and refuses is not None and refuses(target, call.part):
-            gate.send_on(lambda part: refuses(target, part), now)
+        breakers = self._breakers
+        if breakers is not None and not breakers.all_closed and gate.state.line.waiters:
+            gate.send_away(breakers.check, now)
         return call.told(error) if self._learn else None

@@ -14,7 +14,7 @@ import pytest
 from steer_llm_sdk.errors import CircuitOpen, ProviderError, QueueFull, RateLimited, WaitTooLong
 from steer_llm_sdk.models.quota import Quota, RateLimitStatus
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.reliability import CircuitBreakerConfig, CircuitBreakerManager, CircuitState, RateLimit
+from steer_llm_sdk.reliability import CircuitBreakerConfig, CircuitBreakerManager, RateLimit
 from steer_llm_sdk.reliability._pipeline import Next, compose
 from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import Deadline
@@ -241,12 +241,7 @@ async def test_a_server_that_asks_for_years_is_asked_again_after_a_day() -> None
 
 def behind_breaker(limit: RateLimit, **config: Any) -> tuple[Next[Any, Any], CircuitBreakerManager]:
     breakers = CircuitBreakerManager(lambda name: CircuitBreakerConfig(failure_threshold=1, **config))
-
-    def refuses(target: str, part: str) -> bool:
-        breaker = breakers.get(target)
-        return breaker is not None and breaker.get_state(part) is CircuitState.OPEN
-
-    limiter = RateLimiter(RateLimits(lambda target: limit), refuses=refuses)
+    limiter = RateLimiter(RateLimits(lambda target: limit), breakers)
     return compose([limiter, Breaker(breakers)], send), breakers
 
 
