@@ -101,7 +101,7 @@ class CircuitBreakerConfig(BaseModel):
 
 
 UNCOUNTED = Permit(-1)
-"""What a call gets that is sent although, or because, nobody asks the circuit: how it ends changes nothing."""
+"""For a call that is sent whatever the circuit says. It is of no generation, so how the call ends changes nothing."""
 
 
 class CircuitBreaker:
@@ -196,8 +196,6 @@ class CircuitBreaker:
                 return None
         elif outcome is FAILURE:
             self._failures += 1
-        if permit is UNCOUNTED:
-            return None
         now = _now()
         took = 0.0 if sent is None else now - sent
         with self._lock:

@@ -616,8 +616,28 @@ async def test_there_is_no_panic_by_default_nor_for_one_provider_nor_while_one_i
         shut(mixed, name)
     healthy = mixed.of_call(Sent("r"))
     assert [probes(mixed, name) for name in "pq"] == [0, 0]
+    healthy.set_mode(BreakerMode.OBSERVE_ONLY)
+    assert [probes(mixed, name) for name in "pq"] == [0, 0]
     healthy.set_mode(BreakerMode.FORCED_OPEN)
     assert [probes(mixed, name) for name in "pqr"] == [1, 1, 0]
+
+
+async def test_there_is_no_panic_while_the_time_of_another_provider_is_over() -> None:
+    manager = CircuitBreakerManager(lambda name: config(panic=True, timeout=5 if name == "q" else 10))
+    for name in "pq":
+        shut(manager, name)
+    await asyncio.sleep(5)
+    assert probes(manager, "p") == 0
+    assert probes(manager, "q", 1) == 1  # its ordinary probe: open again
+    assert probes(manager, "p") == 1
+
+
+async def test_the_manager_knows_of_a_circuit_that_is_open_from_the_first() -> None:
+    manager = CircuitBreakerManager(lambda _: config(mode="forced_open"))
+    breaker = manager.get_or_create("p")
+    assert not manager.all_closed
+    breaker.set_mode(BreakerMode.AUTO)
+    assert manager.all_closed
 
 
 # ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
