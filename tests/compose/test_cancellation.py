@@ -18,7 +18,7 @@ from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import OrchestrationOutput, PlanDecision, ReliableOrchestrator
 from steer_llm_sdk.orchestration._call import current_scope, protected
-from steer_llm_sdk.reliability import CircuitBreakerConfig, RateLimit
+from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit
 from steer_llm_sdk.reliability.budget import Budget, Ledger
 from steer_llm_sdk.testing import OK, ScriptedTool, err, run_in_virtual_time, stubborn
 
@@ -161,7 +161,7 @@ async def slow_handler(_: Any) -> None:
 class Scene:
     """An orchestrator, its tools, and what must hold of them after a run, however it ended."""
 
-    def __init__(self, *tools: Watched, options: dict[str, Any]) -> None:
+    def __init__(self, *tools: Watched, options: dict[str, Any], **fields: Any) -> None:
         self.tools = tools
         self.options = options
         self.runner: ReliableOrchestrator = reliable(
@@ -169,6 +169,7 @@ class Scene:
             planner=SlowPlan(*(tool.name for tool in tools)),
             breaker=BREAKER,
             retry=STEADY.model_copy(update={"initial_delay": 0.1}),
+            **fields,
         )
 
     async def run(self) -> OrchestrationOutput:
@@ -208,6 +209,33 @@ def test_a_run_that_is_cancelled_at_any_await_leaves_nothing_behind(name: str, t
         return places.seen
 
     _at_every_place(attempt, least=15)
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice in a row"])
+@pytest.mark.parametrize("name", ["bare", "keyed", "everything"])
+def test_two_at_once_that_are_cancelled_at_any_await_leave_nothing_behind(name: str, times: int) -> None:
+    """The first is silent; beside it the second is hedged, and answers."""
+
+    async def attempt(place: int | None) -> int:
+        first = Watched("first", OK("slow", after=9), provider="p")
+        slow = [OK("slow", usage={"total_tokens": 3}, after=9), OK("x", usage={"total_tokens": 3}, after=0.5)]
+        second = Watched("second", *[OK("x", after=1)] * 3, *slow, provider="q")
+        fields = {"silence_timeout": 2.0, "hedging": HedgingPolicy(min_samples=3, max_ratio=1.0)}
+        scene = Scene(first, second, options={**OPTIONS[name], "per_agent_timeout_ms": 20_000}, **fields)
+        for _ in range(3):
+            await scene.runner.run("q", "second")
+        places = Places(place, times)
+        task, left = await places.step(scene.run())
+        assert task.cancelled() is (place is not None) or task.result().content == "x"
+        await _left_to_end(left, times)
+        scene.check_nothing_is_left(left)
+        for stats in scene.runner.breakers.values():
+            assert stats["state"] == "closed"
+            assert stats["failures"] <= 1, "only that of the silent one, where the other answered"
+        assert len(second.calls) - 3 in range(3)
+        return places.seen
+
+    _at_every_place(attempt, least=8)
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice in a row"])

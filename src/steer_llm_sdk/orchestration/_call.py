@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steer_llm_sdk.reliability._pipeline import Next
     from steer_llm_sdk.reliability.budget import Ledger
     from steer_llm_sdk.reliability.deadline import Deadline
+    from steer_llm_sdk.reliability.silence import Life, Pulse
     from steer_llm_sdk.streaming.manager import RunEvents
 
 R = TypeVar("R")
@@ -163,6 +164,7 @@ class Run:
     ledger: Ledger | None = None
     events: RunEvents | None = None
     answers: int = 1
+    silence_timeout: float | None = None
 
     def __init__(
         self,
@@ -211,16 +213,32 @@ class Scope:
 
     __slots__ = ("run", "tool", "version")
 
+    life: Life | None = None
+    """Who watches the tool's attempts, where anybody wants to know whether it is silent."""
+    pulse: Pulse | None = None
+    """That of the attempt under way."""
+
     def __init__(self, run: Run, tool: str, version: str) -> None:
         self.run = run
         self.tool = tool
         self.version = version
 
 
+class WatchedScope(Scope):
+    """A scope of which somebody wants to know whether it is silent."""
+
+    __slots__ = ("life", "pulse")
+
+    def __init__(self, scope: Scope, life: Life, pulse: Pulse | None = None) -> None:
+        super().__init__(scope.run, scope.tool, scope.version)
+        self.life = life
+        self.pulse = pulse
+
+
 class Call(Scope):
     """One call to the outside. The mechanisms below know of it what `reliability._pipeline.Call` says."""
 
-    __slots__ = ("_execute", "_measure", "attempts", "model", "part", "queued", "target", "worst_case")
+    __slots__ = ("_execute", "_measure", "attempts", "life", "model", "part", "queued", "target", "worst_case")
 
     def __init__(
         self,
@@ -233,6 +251,7 @@ class Call(Scope):
         model: str | None = None,
     ) -> None:
         super().__init__(scope.run, scope.tool, scope.version)
+        self.life = scope.life
         self.target = target
         self.part = part
         self._execute = execute
@@ -281,6 +300,10 @@ class Call(Scope):
     @property
     def answers(self) -> int:
         return self.run.answers
+
+    def watched(self, life: Life) -> Call:
+        scope = WatchedScope(self, life)
+        return Call(scope, self.target, self.part, self._execute, self._measure, self.worst_case, self.model)
 
     def spent(self, result: Any) -> Amount:
         spent = self.measure(result)

@@ -16,7 +16,6 @@ from steer_llm_sdk.orchestration._result import ToolResult, as_json, describe_er
 from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision
-from steer_llm_sdk.orchestration.tool_registry import Tool
 
 _NO_VALID_REPLICATE = {
     "type": "NoValidReplicate",
@@ -42,7 +41,7 @@ def answered(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orches
         "content": content,
         "elapsed_ms": int(elapsed_ms(run) + 0.5),
         "per_agent": tools,
-        "metadata": _metadata(run, plan, answer.tool, result.metadata),
+        "metadata": _metadata(run, plan, answer, result.metadata),
     }
     if usage:
         output["usage"] = usage
@@ -80,7 +79,7 @@ def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orchestr
         per_agent=tools,
         status="failed",
         errors=errors,
-        metadata=_metadata(run, plan, answer.tool, {}),
+        metadata=_metadata(run, plan, answer, {}),
     )
 
 
@@ -153,9 +152,9 @@ def _costs(tools: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {name: entry["cost_usd"] for name, entry in tools.items() if entry["cost_usd"] is not None}
 
 
-def _metadata(run: Run, plan: Mapping[str, Any] | None, tool: Tool, own: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(run: Run, plan: Mapping[str, Any] | None, answer: Answer, own: Mapping[str, Any]) -> dict[str, Any]:
     """Ours first; a tool's own metadata may add to it and not overwrite it."""
-    config = run.options
+    config, tool = run.options, answer.tool
     metadata: dict[str, Any] = {
         "tool_name": tool.name,
         "tool_version": tool.version,
@@ -169,6 +168,8 @@ def _metadata(run: Run, plan: Mapping[str, Any] | None, tool: Tool, own: Mapping
         metadata["quality_requirements"], _ = as_json(config.quality_requirements)
     if plan is not None:
         metadata["plan"] = copied(plan)
+    if answer.silent:
+        metadata["silent_tools"] = list(answer.silent)
     return {**own, **metadata} if own else metadata
 
 

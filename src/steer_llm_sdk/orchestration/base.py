@@ -219,6 +219,7 @@ class BaseOrchestrator(ABC):
             self._policies(config),
             self._max_attempts,
         )
+        run.silence_timeout = self.executor.silence_timeout
         budget = config.budget
         limit = config.timeout_ms if budget is None else config.limit_ms
         if limit is not None:

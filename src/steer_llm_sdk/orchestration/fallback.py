@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from steer_llm_sdk.errors import OrchestratorError, ToolExecutionError
+from steer_llm_sdk.errors import OrchestratorError, ProviderTimeout, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.reliability.silence import Life, first_of
+from steer_llm_sdk.streaming.manager import RunEvents
+from steer_llm_sdk.streaming.stage import Stage, StagedEvents
 
 
 class NotAcceptable(OrchestratorError):
@@ -70,17 +74,22 @@ class Answer(NamedTuple):
     """Who answered, or (`result` None) that nobody did; what went wrong before, in order, by tool.
 
     `acceptable` False: the best of several bundles that were all without a valid replicate or below `min_confidence`.
+    `silent` are those beside which another was asked.
     """
 
     tool: Tool
     result: ToolResult | None
     failures: dict[str, Exception]
     acceptable: bool = True
+    silent: Sequence[str] = ()
 
 
 async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Answer:
     """Ask the tools in order. The next is tried whatever went wrong, except where the request does not validate for the
-    first: then it is the caller's to correct. What does not suit a fallback may still suit the next."""
+    first: then it is the caller's to correct. What does not suit a fallback may still suit the next. Beside one that is
+    silent for `silence_timeout` the next is asked, and the first acceptable answer wins."""
+    if run.silence_timeout is not None and len(plan) > 1:
+        return await _Beside(run, plan, min_confidence, run.silence_timeout).answer()
     failures: dict[str, Exception] = {}
     for step in plan:
         if failures and run.deadline is not None and not run.deadline.remaining():
@@ -94,13 +103,90 @@ async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float
                 break
             continue
         try:
-            result = await _ask(run, step)
+            result = await _ask(run, step, None, run.events)
             if result.bundle is not None:
                 _check(step.tool, result, result.bundle.summary.confidence, min_confidence)
             return Answer(step.tool, result, failures)
         except Exception as error:
             failures[step.tool.name] = error
     return _best_of(plan, failures)
+
+
+class _Beside:
+    """The tools of a plan, where one that is silent does not hold up the next."""
+
+    def __init__(self, run: Run, plan: Sequence[ToolCall], min_confidence: float | None, after: float) -> None:
+        self._run = run
+        self._plan = plan
+        self._min_confidence = min_confidence
+        self._after = after
+        self._stage = Stage()
+        self._lives: dict[int, Life] = {}
+        self._failures: dict[str, Exception] = {}
+        self._silent: list[str] = []
+        self._is_the_callers = False
+
+    async def answer(self) -> Answer:
+        candidates = [partial(self._one, number) for number in range(len(self._plan))]
+        won = await first_of(candidates, after=self._after, may_start=self._may_start, failed=self._failed)
+        if won is None:
+            return _best_of(self._plan, self._failures)._replace(silent=self._silent)
+        number, result = won
+        self._blame_the_silent(self._plan[number].tool.name)
+        failures = {step.tool.name: error for step in self._plan if (error := self._failures.get(step.tool.name))}
+        return Answer(self._plan[number].tool, result, failures, silent=self._silent)
+
+    async def _one(self, number: int, life: Life) -> ToolResult:
+        self._lives[number] = life
+        run, step = self._run, self._plan[number]
+        objection = _objection(step.tool, run.request)
+        if objection is not None:
+            self._is_the_callers = number == 0 and isinstance(objection, ValueError)
+            raise objection
+        if run.events is None:
+            return await self._ask(step, life, None)
+        who = {"tool_name": step.tool.name, "tool_version": step.tool.version}
+        events = StagedEvents(run.events, self._stage, who, life.alive)
+        try:
+            result = await self._ask(step, life, events)
+            events.voice.won()
+            return result
+        except BaseException:
+            events.voice.left()
+            raise
+
+    async def _ask(self, step: ToolCall, life: Life, events: RunEvents | None) -> ToolResult:
+        result = await _ask(self._run, step, life, events)
+        if result.bundle is not None:
+            _check(step.tool, result, result.bundle.summary.confidence, self._min_confidence)
+        return result
+
+    def _may_start(self, number: int, beside: bool) -> bool:
+        run, step = self._run, self._plan[number]
+        if run.deadline is not None and not run.deadline.remaining():
+            return False
+        if beside:
+            before = self._plan[number - 1].tool.name
+            self._silent.append(before)
+            run.tell("silence", {"tool_name": before, "after_ms": self._after * 1000, "beside": step.tool.name})
+        else:
+            _tell_fallback(run, self._plan, step, self._failures)
+            self._stage.shown = 0  # That event says what a restart would.
+        return True
+
+    def _failed(self, number: int, error: Exception) -> bool:
+        self._failures[self._plan[number].tool.name] = error
+        return not self._is_the_callers
+
+    def _blame_the_silent(self, winner: str) -> None:
+        """One that was silent to the end has failed, though nobody waited for it to say so."""
+        for number, life in self._lives.items():
+            if life.blamed:
+                tool = self._plan[number].tool
+                says = (
+                    f"'{tool.name}' gave no sign of life for {self._after:g} s (silence_timeout); '{winner}' answered"
+                )
+                self._failures[tool.name] = ProviderTimeout(says, tool.targets[0][0])
 
 
 def _objection(tool: Tool, request: Any) -> Exception | None:
@@ -113,15 +199,15 @@ def _objection(tool: Tool, request: Any) -> Exception | None:
     return None
 
 
-async def _ask(run: Run, step: ToolCall) -> ToolResult:
+async def _ask(run: Run, step: ToolCall, life: Life | None, events: RunEvents | None) -> ToolResult:
     """A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an exit that the tool came
     up with by itself is a failure of the tool."""
     tool = step.tool
-    call = _PlainCall(run, step)
+    call = _PlainCall(run, step, life, events)
     token = current.set(call)
     try:
         if tool.composite:  # It puts each of its own calls under the policies.
-            return ToolResult.of(await tool.execute(copied(run.request), step.options(run), run.events))
+            return ToolResult.of(await tool.execute(copied(run.request), step.options(run), events))
         result: ToolResult = await run.attempt(call)
         return result
     except (asyncio.CancelledError, SystemExit) as error:
@@ -139,18 +225,23 @@ async def _ask(run: Run, step: ToolCall) -> ToolResult:
 class _PlainCall(Call):
     """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
-    __slots__ = ("step",)
+    __slots__ = ("events", "step")
     model = None
 
-    def __init__(self, run: Run, step: ToolCall) -> None:
+    def __init__(self, run: Run, step: ToolCall, life: Life | None, events: RunEvents | None) -> None:
         self.run = run
         self.tool = step.tool.name
         self.version = step.tool.version
+        self.life = life
+        self.events = events
         self.step = step
         self.target = step.target
         self.part = step.part
         self.attempts = 0
         self.queued = 0.0
+
+    def watched(self, life: Life) -> _PlainCall:
+        return _PlainCall(self.run, self.step, life, self.events)
 
     @property
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.
@@ -158,7 +249,7 @@ class _PlainCall(Call):
 
     async def execute(self) -> ToolResult:
         run, step = self.run, self.step
-        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), run.events))
+        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), self.events))
 
     def measure(self, result: ToolResult) -> ToolResult:
         return result

@@ -10,14 +10,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import ProviderError
-from steer_llm_sdk.orchestration._call import Call, Sent, Spent
+from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.orchestration._call import Call, Scope, Sent, Spent, WatchedScope, current
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
 from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
+from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
 from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
-from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
+from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
+from steer_llm_sdk.reliability.silence import Life
 
 __all__ = ["CircuitBreakerConfig", "RateLimit", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
@@ -43,11 +47,14 @@ class ReliabilityConfig(BaseModel):
     """How hard to try. Times in seconds.
 
     `circuit_breaker_configs` by provider is laid over the built-in ones; "default" serves the others.
-    `max_total_attempts` bounds the upstream calls of a run, across retries and fallbacks, for each answer asked for (a
-    bundle asks for k). `on_store_down` says what a keyed run does when its store does not answer. `remember_failures`:
-    a failure that no retry can cure is replayed like an answer. `rate_limits` by provider, "default" for the others;
-    without any, nothing is limited. `learn_rate_limits`: what the providers' answers say of their limits holds too, for
-    each model; off by default, so that nothing waits that was not told to.
+    `max_total_attempts` bounds the upstream calls of a run, across retries, fallbacks, hedges and late starts. A bundle
+    of k may always make k calls, and 2 x k while the limit is the default one. `retry_budget` bounds retries and hedges
+    by provider, across runs; None is no such bound. `hedging` None: no call is hedged. Where a tool with a fallback, or
+    a model with a next one, gives no byte for `silence_timeout` seconds after a request was sent, the other is asked
+    beside it; None: only after it has failed. `on_store_down` says what a keyed run does when its store does not
+    answer. `remember_failures`: a failure that no retry can cure is replayed like an answer. `rate_limits` by
+    provider, "default" for the others; without any, nothing is limited. `learn_rate_limits`: what the providers'
+    answers say of their limits holds too, for each model; off by default, so that nothing waits that was not told to.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
@@ -60,8 +67,16 @@ class ReliabilityConfig(BaseModel):
     max_fallback_attempts: int = Field(default=2, ge=0)
     max_total_retry_time: float = Field(default=300.0, ge=0, allow_inf_nan=False)
     max_total_attempts: int = Field(default=10, ge=1)
+    retry_budget: RetryBudgetConfig | None = Field(default_factory=RetryBudgetConfig)
+    hedging: HedgingPolicy | None = None
+    silence_timeout: float | None = Field(default=10.0, gt=0, allow_inf_nan=False)
     on_store_down: Literal["fail_closed", "run_unprotected"] = "fail_closed"
     remember_failures: bool = True
+
+    @property
+    def attempt_limit(self) -> AttemptLimit:
+        """A default that a bundle of 6 cannot spend on one retry each, or on a fallback, is doubled for it."""
+        return AttemptLimit(self.max_total_attempts, 1 if "max_total_attempts" in self.model_fields_set else 2)
 
     def breaker_for(self, target: str) -> CircuitBreakerConfig:
         """For "openai@http://…" the configuration of that endpoint if there is one, else openai's, else the default."""
@@ -88,6 +103,12 @@ class ReliableToolExecutor:
         learn = self.config.learn_rate_limits
         self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
         self.limits = RateLimits(self.config.limit_for) if learn or self.config.rate_limits else None
+        budget = self.config.retry_budget
+        self._retry_budget = None if budget is None else RetryBudget(budget)
+        self._limit = self.config.attempt_limit
+        self.silence_timeout = self.config.silence_timeout
+        hedging = self.config.hedging
+        self._hedge = None if hedging is None else Hedge(hedging, limit=self._limit, budget=self._retry_budget)
         self._folded: dict[tuple[bool, ...], Next[Call, Any]] = {}
 
     def pipeline(self, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Next[Call, Any]:
@@ -96,11 +117,14 @@ class ReliableToolExecutor:
         if (folded := self._folded.get(key)) is None:
             breakers = self.breakers if breaker else None
             limiters = [RateLimiter(limits, breakers) for limits in (self.learned_limits, self.limits) if limits]
+            hedges = [self._hedge] if retry and self._hedge is not None else []
             order: list[tuple[bool, Policy[Any]]] = [
                 (retry, self._retry()),
+                *((True, hedge) for hedge in hedges),
                 *((True, limiter) for limiter in limiters),
                 (breaker, Breaker(self.breakers)),
                 (reserve, Reserve()),
+                (retry and bool(hedges or limiters), self._limit),
                 (True, record),
                 (timeout, AttemptTimeout()),
             ]
@@ -112,7 +136,8 @@ class ReliableToolExecutor:
         return Retry(
             config.retry_policy,
             max_total_time=config.max_total_retry_time,
-            max_total_attempts=config.max_total_attempts,
+            limit=self._limit,
+            budget=self._retry_budget,
         )
 
 
@@ -127,6 +152,7 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
     if call.queued:
         sent.queued, call.queued = call.queued, 0.0
     run.timeline.append(sent)
+    watch = None if call.life is None else _Watch(call, call.life)
     try:
         result = await next(call)
         sent.spent = call.measure(result)
@@ -134,6 +160,8 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
         return result
     except asyncio.CancelledError:
         sent.outcome = "cancelled"
+        if watch is not None and watch.life.was_lost:  # It is charged what Reserve charges.
+            sent.spent = _estimated(call.worst_case)
         raise
     except Exception as error:
         if run.asked_to_stop():  # The tool made an error of its cancellation; nothing may follow it.
@@ -145,6 +173,31 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
         raise
     finally:
         sent.ended = run.clock()
+        if watch is not None:
+            watch.end()
+
+
+def _estimated(worst: Amount) -> Spent | None:
+    """None where nothing was estimated."""
+    return None if worst == _FREE else Spent({"total_tokens": worst.tokens} if worst.tokens else {}, worst.cost_usd)
+
+
+_FREE = Amount()
+
+
+class _Watch:
+    """The attempt under way, so that what is inside of it can give signs of life."""
+
+    __slots__ = ("_pulse", "_token", "life")
+
+    def __init__(self, scope: Scope, life: Life) -> None:
+        self.life = life
+        self._pulse = life.sent()
+        self._token = current.set(WatchedScope(scope, life, self._pulse))
+
+    def end(self) -> None:
+        self._pulse.ended()
+        current.reset(self._token)
 
 
 def execute(call: Call) -> Coroutine[Any, Any, Any]:

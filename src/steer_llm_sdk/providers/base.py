@@ -34,6 +34,7 @@ class ModelRequest:
 
     `schema` is the JSON Schema the answer must have. `timeout` limits the whole call, `first_byte_timeout` the wait for
     the first byte of the answer, `chunk_timeout` the wait between two bytes; all in seconds, None is no such limit.
+    `on_first_byte` is called when that byte comes: an adapter that does not call it is taken to be silent to its end.
     """
 
     messages: tuple[Message, ...]
@@ -45,6 +46,7 @@ class ModelRequest:
     first_byte_timeout: float | None = None
     chunk_timeout: float | None = None
     idempotency_key: str | None = None
+    on_first_byte: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

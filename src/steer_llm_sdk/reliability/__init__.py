@@ -9,12 +9,15 @@ from steer_llm_sdk.reliability.circuit_breaker import (
     CircuitBreakerManager,
 )
 from steer_llm_sdk.reliability.classify import ErrorClassification, ErrorClassifier
+from steer_llm_sdk.reliability.hedging import HedgingPolicy
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.reliability.rate_limit import RateLimit
-from steer_llm_sdk.reliability.retry import RetryPolicy
+from steer_llm_sdk.reliability.retry import CategoryRetry, RetryPolicy
+from steer_llm_sdk.reliability.retry_budget import RetryBudgetConfig
 
 __all__ = [
     "BreakerMode",
+    "CategoryRetry",
     "CircuitBreaker",
     "CircuitBreakerConfig",
     "CircuitBreakerManager",
@@ -22,7 +25,9 @@ __all__ = [
     "ErrorCategory",
     "ErrorClassification",
     "ErrorClassifier",
+    "HedgingPolicy",
     "IdempotencyManager",
     "RateLimit",
+    "RetryBudgetConfig",
     "RetryPolicy",
 ]

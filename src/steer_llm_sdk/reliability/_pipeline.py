@@ -7,12 +7,17 @@ protected), a `part` of it, and the few things below.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from steer_llm_sdk.models.quota import RateLimitStatus
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.reliability.deadline import Deadline
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from steer_llm_sdk.reliability.silence import Life
 
 
 class Call(Protocol):
@@ -64,6 +69,15 @@ class Call(Protocol):
     @property
     def answers(self) -> int:
         """How many answers the run asks for: 1, or the k of a bundle."""
+        ...
+
+    @property
+    def life(self) -> Life | None:
+        """Who watches its attempts for signs of life; None where nobody does."""
+        ...
+
+    def watched(self, life: Life, /) -> Self:
+        """The same call, with attempts that `life` watches."""
         ...
 
     def spent(self, result: Any, /) -> Amount:

@@ -462,6 +462,11 @@ class Breaker:
             result = await next(call)
             outcome = SUCCESS
             return result
+        except asyncio.CancelledError:
+            # Stopped because another answered while it had not given a byte in all its time: that is a timeout.
+            if call.life is not None and call.life.timed_out:
+                outcome = FAILURE
+            raise
         except Exception as error:
             outcome, asked = breaker.verdict(classify(error))
             raise

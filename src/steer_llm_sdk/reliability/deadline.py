@@ -137,19 +137,23 @@ async def watch(task: asyncio.Task[Any], at: float | None) -> None:
             timer.cancel()
 
 
-async def stop(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait GRACE for it to end; after that it is on its own."""
-    if task.done():
-        return
-    task.cancel()
+async def stop(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait GRACE for all of them to end; after that they are on their own."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
     try:
-        await watch(task, task.get_loop().time() + GRACE)
+        if running:
+            end = running[0].get_loop().time() + GRACE
+            for task in running:
+                await watch(task, end)
     finally:
-        if not task.done():
-            _abandoned.add(task)
-            task.add_done_callback(_forget)
-        elif not task.cancelled():
-            task.exception()  # Seen: whoever stops work does not ask how it ended.
+        for task in tasks:
+            if not task.done():
+                _abandoned.add(task)
+                task.add_done_callback(_forget)
+            elif not task.cancelled():
+                task.exception()  # Seen: whoever stops work does not ask how it ended.
 
 
 async def _stopped(task: asyncio.Task[Any], left_behind: Callable[[asyncio.Task[Any]], None] | None) -> None:
@@ -163,4 +167,4 @@ async def _stopped(task: asyncio.Task[Any], left_behind: Callable[[asyncio.Task[
 def _forget(task: asyncio.Task[Any]) -> None:
     _abandoned.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.warning("work that was left behind at its deadline failed later: %r", error)
+        _log.warning("work that was left behind failed later: %r", error)

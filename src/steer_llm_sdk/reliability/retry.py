@@ -5,22 +5,38 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steer_llm_sdk.errors import AttemptsUsedUp, ErrorCategory, Rejected, message_of
 from steer_llm_sdk.reliability.classify import ErrorClassification, classify
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability._pipeline import Call, Next
+    from steer_llm_sdk.reliability.retry_budget import RetryBudget
+
+
+class CategoryRetry(BaseModel):
+    """What is different for the errors of one category; None is as the policy has it. Delays in seconds.
+
+    `max_attempts` can only be fewer than the policy's: how often a call may be made has one owner.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    max_attempts: int | None = Field(default=None, ge=1)
+    initial_delay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_delay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    backoff_factor: float | None = Field(default=None, ge=1, allow_inf_nan=False)
 
 
 class RetryPolicy(BaseModel):
     """How often, and how long between. All times in seconds.
 
     A delay is drawn from [1 - jitter_factor, 1] x the exponential one, at the cap too, so that clients never fall into
-    step. `max_total_delay` bounds the sum of the waits of one call.
+    step. `max_total_delay` bounds the sum of the waits of one call. `by_category` has what is different for some
+    errors: `{"rate_limit": {"initial_delay": 5}}`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -37,6 +53,21 @@ class RetryPolicy(BaseModel):
     respect_retry_after: bool = True
     exponential_backoff: bool = True
     max_total_delay: float = Field(default=300.0, ge=0, allow_inf_nan=False)
+    by_category: dict[ErrorCategory, CategoryRetry] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_categories(self) -> RetryPolicy:
+        for category, own in self.by_category.items():
+            if own.max_attempts is not None and own.max_attempts > self.max_attempts:
+                raise ValueError(
+                    f"by_category[{category.value!r}].max_attempts: {own.max_attempts} is more than "
+                    f"max_attempts = {self.max_attempts}; raise that, and lower it for the other categories"
+                )
+            if self._switch(category) is False:
+                raise ValueError(
+                    f"by_category[{category.value!r}]: errors of this category are not retried; leave it out"
+                )
+        return self
 
     def should_retry_category(self, category: ErrorCategory) -> bool:
         """Whether errors of this category are retried. Those without a switch of their own are not."""
@@ -49,28 +80,34 @@ class RetryPolicy(BaseModel):
         switch = self._switch(error.category)
         return error.is_retryable if switch is None else switch
 
-    def delay(self, attempt: int, jitter: float) -> float:
+    def delay(self, attempt: int, jitter: float, category: ErrorCategory = ErrorCategory.UNKNOWN) -> float:
         """The wait after attempt number `attempt` (from 1); `jitter` is uniform in [0, 1)."""
-        delay = self.initial_delay
+        own = self.by_category.get(category, _AS_THE_POLICY)
+        delay = self.initial_delay if own.initial_delay is None else own.initial_delay
+        most = self._max_delay(category)
         if self.exponential_backoff and delay:
             try:
-                delay *= self.backoff_factor ** (attempt - 1)
+                delay *= (own.backoff_factor or self.backoff_factor) ** (attempt - 1)
             except OverflowError:
-                delay = self.max_delay
-        return min(delay, self.max_delay) * (1 - self.jitter_factor * jitter)
+                delay = most
+        return min(delay, most) * (1 - self.jitter_factor * jitter)
 
     def wait(self, error: ErrorClassification, attempt: int, jitter: float) -> float | None:
         """The wait before the next attempt, None where the server asks for more than `max_delay`.
 
         The server's delay is a floor: jitter only adds to it, a tenth at most.
         """
-        delay = self.delay(attempt, jitter)
+        delay = self.delay(attempt, jitter, error.category)
         asked = error.retry_after if self.respect_retry_after else None
         if asked is None:
             return delay
-        if asked > self.max_delay:
+        if asked > self._max_delay(error.category):
             return None
         return max(delay, asked * (1 + 0.1 * jitter))
+
+    def _max_delay(self, category: ErrorCategory) -> float:
+        own = self.by_category.get(category, _AS_THE_POLICY)
+        return self.max_delay if own.max_delay is None else own.max_delay
 
     def _switch(self, category: ErrorCategory) -> bool | None:
         return {
@@ -82,21 +119,56 @@ class RetryPolicy(BaseModel):
         }.get(category)
 
 
+class _AsThePolicy(NamedTuple):
+    """What a category without an entry of its own has; a model would be built when the module is loaded."""
+
+    max_attempts: None = None
+    initial_delay: None = None
+    max_delay: None = None
+    backoff_factor: None = None
+
+
+_AS_THE_POLICY = _AsThePolicy()
+
+
+class AttemptLimit:
+    """How many upstream calls one run may make: the one owner across retries, fallbacks, hedges and late starts.
+
+    `limit` holds for the run; a bundle that asks for k answers may make `per_answer` x k where that is more. As a
+    policy it stands next to what counts the attempts, so that no queue lies between the look and the leap.
+    """
+
+    def __init__(self, limit: int, per_answer: int = 1) -> None:
+        self.limit = limit
+        self.per_answer = per_answer
+
+    def left(self, call: Call) -> bool:
+        return call.sent < self.limit or call.sent < self.per_answer * call.answers
+
+    async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
+        if not self.left(call):
+            raise AttemptsUsedUp(call.sent)
+        return await next(call)
+
+
 class Retry:
-    """The policy. `max_total_time` bounds the run with its retries, `max_total_attempts` the upstream calls of the
-    run per answer asked for, across retries and fallbacks."""
+    """The policy. `max_total_time` bounds the run with its retries, `limit` its upstream calls. A retry draws from
+    `budget`; where that refuses, the failure is raised with a note that says so."""
 
     def __init__(
         self,
         policy: RetryPolicy,
         *,
         max_total_time: float = 300.0,
-        max_total_attempts: int = 10,
+        limit: AttemptLimit | None = None,
+        budget: RetryBudget | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._policy = policy
         self._max_total_time = max_total_time
-        self._max_total_attempts = max_total_attempts
+        self._limit = limit or AttemptLimit(10)
+        self._max_total_attempts = self._limit.limit
+        self._budget = budget
         self._jitter = jitter
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
@@ -104,28 +176,31 @@ class Retry:
         failed: Exception | None = None
         while True:
             try:
-                if call.sent >= self._max_total_attempts and call.sent >= self._max_total_attempts * call.answers:
+                if call.sent >= self._max_total_attempts and not self._limit.left(call):
                     raise AttemptsUsedUp(call.sent)
-                return await next(call)
+                result = await next(call)
+                if failed is None and self._budget is not None:
+                    self._budget.first(call.target)
+                return result
             except Rejected as refusal:
                 # After a failure, the failure is the news; that the next attempt was refused is how it ended.
                 if failed is None:
                     raise
                 raise failed from refusal
             except Exception as error:
+                if failed is None and self._budget is not None:
+                    self._budget.first(call.target)
                 failed = error
                 delay = self._delay(call, classify(error), waited)
-                if delay is None:
+                if delay is None or not self._afford(call, error):
                     raise
-                call.emit("retry_attempt", _told(call, error, delay))
+                call.emit("retry_attempt", {**_told(call, error), "delay_ms": round(delay * 1000, 1)})
             waited += delay
             await asyncio.sleep(delay)
 
     def _delay(self, call: Call, error: ErrorClassification, waited: float) -> float | None:
         """How long to wait before the next attempt; None: there is none."""
-        attempts_left = call.attempts < call.max_attempts
-        run_left = call.sent < self._max_total_attempts * call.answers
-        if not (attempts_left and run_left and self._policy.allows(error)):
+        if not (self._attempts_left(call, error) and self._limit.left(call) and self._policy.allows(error)):
             return None
         delay = self._policy.wait(error, call.attempts, self._jitter())
         if (
@@ -138,12 +213,24 @@ class Retry:
             return None
         return delay
 
+    def _attempts_left(self, call: Call, error: ErrorClassification) -> bool:
+        own = self._policy.by_category.get(error.category, _AS_THE_POLICY).max_attempts
+        return call.attempts < (call.max_attempts if own is None else min(own, call.max_attempts))
 
-def _told(call: Call, error: Exception, delay: float) -> dict[str, Any]:
+    def _afford(self, call: Call, error: Exception) -> bool:
+        if self._budget is None or self._budget.draw(call.target):
+            return True
+        call.emit("retry_refused", {**_told(call, error), "reason": "retry_budget"})
+        note = f"not tried again: the retry budget of {call.target} is used up"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        return False
+
+
+def _told(call: Call, error: Exception) -> dict[str, Any]:
     return {
         "provider": call.target,
         "attempt": call.attempts,
-        "delay_ms": round(delay * 1000, 1),
         "error": type(error).__name__,
         "message": message_of(error),
     }

@@ -109,8 +109,8 @@ async def test_what_a_call_used_is_measured_and_summed() -> None:
     assert [line["model"] for line in output.attempts] == ["m", "m"]
 
 
-async def test_max_total_attempts_holds_for_each_answer_that_is_asked_for() -> None:
-    for answers, made in ((1, 4), (3, 12)):
+async def test_max_total_attempts_holds_for_the_run_and_each_answer_may_be_asked_for_once() -> None:
+    for answers, made in ((1, 4), (3, 4), (7, 7)):
         upstreams = [Upstream(99) for _ in range(3)]
 
         async def work(answers: int = answers, upstreams: list[Upstream] = upstreams) -> str:

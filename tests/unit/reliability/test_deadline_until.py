@@ -121,7 +121,7 @@ async def test_what_work_that_was_left_behind_raises_later_is_logged(
     with pytest.raises(Late):
         await until(10, deaf(20, KeyError("later")))
     await asyncio.sleep(60)
-    assert "left behind at its deadline failed later: KeyError('later')" in caplog.text
+    assert "left behind failed later: KeyError('later')" in caplog.text
     await _collect()
     assert unseen == []
 

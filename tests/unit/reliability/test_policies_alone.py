@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,9 @@ from steer_llm_sdk.reliability._pipeline import compose
 from steer_llm_sdk.reliability.budget import Ledger, Reserve
 from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import AttemptTimeout, Deadline, Late, stop, until, watch
-from steer_llm_sdk.reliability.retry import Retry
+from steer_llm_sdk.reliability.retry import AttemptLimit, Retry
+from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
+from steer_llm_sdk.reliability.silence import Life
 
 WORST, TOOK = Amount(10, 0.1), Amount(4, 0.04)
 
@@ -37,6 +39,10 @@ class Call:
     sent: int = 0
     started: float = 0.0
     told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    life: Life | None = None
+
+    def watched(self, life: Life) -> Call:
+        return replace(self, life=life)
 
     def elapsed(self) -> float:
         return now() - self.started
@@ -90,7 +96,7 @@ async def test_the_first_policy_of_a_list_is_outermost() -> None:
 
 
 def retry(jitter: float = 0.0, **fields: Any) -> Retry:
-    limits = {name: fields.pop(name) for name in ("max_total_time", "max_total_attempts") if name in fields}
+    limits = {name: fields.pop(name) for name in ("max_total_time", "limit", "budget") if name in fields}
     return Retry(RetryPolicy(**fields), jitter=lambda: jitter, **limits)
 
 
@@ -123,20 +129,24 @@ async def test_retry_lets_a_refusal_through_at_once_and_after_a_failure_raises_t
     assert caught.value.__cause__ is refusal
 
 
-@pytest.mark.parametrize(("sent", "answers", "admitted"), [(3, 1, True), (4, 1, False), (4, 2, True), (8, 2, False)])
-async def test_retry_makes_no_call_past_the_total_of_the_run(sent: int, answers: int, admitted: bool) -> None:
-    call = Call(sent=sent, answers=answers)
-    if admitted:
-        assert await retry(max_total_attempts=4)(call, make) == "answer"
-    else:
-        with pytest.raises(AttemptsUsedUp, match=f"all {sent} upstream calls"):
-            await retry(max_total_attempts=4)(call, make)
-        assert call.attempts == 0
+@pytest.mark.parametrize(
+    ("sent", "answers", "admitted"),
+    [(3, 1, True), (4, 1, False), (4, 2, False), (4, 3, True), (5, 3, True), (6, 3, False)],
+)
+async def test_no_call_is_made_past_the_total_of_the_run(sent: int, answers: int, admitted: bool) -> None:
+    for policy in (retry(limit=AttemptLimit(4, 2)), AttemptLimit(4, 2)):
+        call = Call(sent=sent, answers=answers)
+        if admitted:
+            assert await policy(call, make) == "answer"
+        else:
+            with pytest.raises(AttemptsUsedUp, match=f"all {sent} upstream calls"):
+                await policy(call, make)
+            assert call.attempts == 0
 
 
 async def test_retry_waits_for_nothing_that_the_total_would_then_refuse() -> None:
     with pytest.raises(ProviderError):
-        await retry(max_total_attempts=4)(Call([down()], sent=3), make)
+        await retry(limit=AttemptLimit(4))(Call([down()], sent=3), make)
     assert now() == 0
 
 
@@ -157,6 +167,60 @@ async def test_retry_begins_no_wait_past_the_total_time_or_the_total_delay(limit
         call = Call([down()], started=now())
         (end,) = await asyncio.gather(retry(**fields)(call, make), return_exceptions=True)
         assert (end == "answer") is waits
+
+
+@pytest.mark.parametrize(("own", "made"), [(None, 3), (1, 1), (2, 2)])
+async def test_retry_tries_errors_of_a_category_as_often_as_the_policy_says_for_it(own: int | None, made: int) -> None:
+    policy = retry(by_category={"rate_limit": {"max_attempts": own, "initial_delay": 7}}, jitter=0)
+    call = Call([down(429)] * 9)
+    with pytest.raises(ProviderError):
+        await policy(call, make)
+    assert (call.attempts, now()) == (made, {1: 0, 2: 7, 3: 21}[made])
+    other = Call([down()] * 9)
+    with pytest.raises(ProviderError):
+        await policy(other, make)
+    assert other.attempts == 3
+
+
+async def test_a_category_gives_a_call_no_more_attempts_than_the_caller_allows() -> None:
+    call = Call([down(429)] * 9, max_attempts=2)
+    with pytest.raises(ProviderError):
+        await retry(by_category={"rate_limit": {"max_attempts": 3}})(call, make)
+    assert call.attempts == 2
+
+
+async def test_where_the_retry_budget_refuses_the_failure_is_raised_at_once_and_says_so() -> None:
+    policy = retry(budget=RetryBudget(RetryBudgetConfig(ratio=0, minimum=1)))
+    first, second = down(500), down(502)
+    call = Call([first, second])
+    with pytest.raises(ProviderError) as caught:
+        await policy(call, make)
+    assert (caught.value, call.attempts, now()) == (second, 2, 1)
+    assert second.__notes__ == ["not tried again: the retry budget of p is used up"]
+    assert [kind for kind, _ in call.told] == ["retry_attempt", "retry_refused"]
+    assert (call.told[1][1]["reason"], call.told[1][1]["provider"]) == ("retry_budget", "p")
+    again = Call([second])
+    with pytest.raises(ProviderError):
+        await policy(again, make)
+    assert len(second.__notes__) == 1
+
+
+async def test_a_quiet_provider_is_asked_again_for_a_lone_run() -> None:
+    policy = retry(budget=RetryBudget(RetryBudgetConfig()))
+    assert await policy(Call([down(), down()]), make) == "answer"
+
+
+async def test_first_attempts_that_end_well_or_not_earn_the_budget_and_refusals_do_not() -> None:
+    policy = retry(budget=RetryBudget(RetryBudgetConfig(ratio=0.4, minimum=0, window=1000)))
+    for steps, error in (([], None), ([down(400)], ProviderError), ([CircuitOpen("p")], CircuitOpen)):
+        if error is None:
+            await policy(Call(steps), make)
+        else:
+            with pytest.raises(error):
+                await policy(Call(steps), make)
+    assert await policy(Call([down()]), make) == "answer"
+    with pytest.raises(ProviderError, match="down"):
+        await policy(Call([down()]), make)
 
 
 async def test_retry_does_not_touch_a_cancellation() -> None:

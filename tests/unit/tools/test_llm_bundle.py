@@ -265,15 +265,18 @@ async def test_cancelled_it_cancels_every_child_and_waits_for_it(moment: float) 
     assert events.types[-1] == "cancelled"
 
 
-async def test_a_run_asks_for_k_answers_when_it_counts_its_attempts() -> None:
+@pytest.mark.parametrize(
+    ("limit", "calls"), [({"max_total_attempts": 2}, 10), ({"max_total_attempts": 13}, 13), ({}, 20)]
+)
+async def test_a_run_asks_for_k_answers_when_it_counts_its_attempts(limit: dict[str, int], calls: int) -> None:
     made, model = tool(DOWN, k=10)
     registry = ToolRegistry()
     registry.register_tool(made)
-    config = ReliabilityConfig(retry_policy=RetryPolicy(max_attempts=2), max_total_attempts=2)
+    config = ReliabilityConfig(retry_policy=RetryPolicy(max_attempts=2), **limit)
     await ReliableOrchestrator(registry=registry, reliability_config=config).run(
         "Why?", "b", options={"enable_circuit_breaker": False}
     )
-    assert len(model.requests) == 20
+    assert len(model.requests) == calls
 
 
 # Deadlines.

@@ -8,8 +8,9 @@ the next one is asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from steer_llm_sdk.errors import (
@@ -18,10 +19,20 @@ from steer_llm_sdk.errors import (
     BudgetExceeded,
     InvalidOutput,
     ProviderError,
+    ProviderTimeout,
 )
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, add_usage, tokens_of
-from steer_llm_sdk.orchestration._call import Spent, budget_left, current_scope, protected, time_left
+from steer_llm_sdk.orchestration._call import (
+    Scope,
+    Spent,
+    WatchedScope,
+    budget_left,
+    current,
+    current_scope,
+    protected,
+    time_left,
+)
 from steer_llm_sdk.orchestration.tools.structured import (
     InvalidAnswer,
     OutputSchema,
@@ -31,7 +42,9 @@ from steer_llm_sdk.orchestration.tools.structured import (
 )
 from steer_llm_sdk.providers.base import Message, ModelAdapter, ModelReply, ModelRequest
 from steer_llm_sdk.reliability.budget import Ledger, Reservation, charge_of_failure
+from steer_llm_sdk.reliability.silence import Life, first_of
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
+from steer_llm_sdk.streaming.stage import Stage, Voice
 
 _AFTER_DEADLINE: Final = 0.1
 """Seconds by which a model's own timeout is later than the run's deadline, so that the deadline always comes first."""
@@ -111,27 +124,31 @@ class ModelAnswer:
     truncated: bool = False
     repaired: bool = False
     failures: Mapping[str, Exception] = field(default_factory=dict)
+    target: str = ""
+    silent: Sequence[str] = ()
 
 
 class TextEvents:
-    """Sends a model's text as events, piece by piece. A new attempt first sends a `restart` event."""
+    """Sends a model's text as events, piece by piece. A new attempt first sends a `restart` event. Of attempts that are
+    under way beside each other one is shown."""
 
     def __init__(self, manager: EventManager, *, is_json: bool) -> None:
         self._within_run = isinstance(manager, RunEvents)
         self._events = manager if isinstance(manager, RunEvents) else _own_run(manager)
         self._is_json = is_json
-        self._shown = 0
+        self._stage = Stage()
 
-    def begin(self, adapter: ModelAdapter) -> None:
+    def begin(self, adapter: ModelAdapter) -> Voice:
         """Start an attempt. Text that was shown of an earlier one is not part of the answer."""
-        if self._shown:
-            data = {"model": adapter.name, "chunks": self._shown}
-            self._tell({"event_type": "restart", "data": data}, adapter, 0)
-        self._shown = 0
 
-    def show(self, text: str, adapter: ModelAdapter) -> None:
-        self._tell(text, adapter, self._shown)
-        self._shown += 1
+        def restart(void: int) -> None:
+            self._tell({"event_type": "restart", "data": {"model": adapter.name, "chunks": void}}, adapter, 0)
+
+        return Voice(self._stage, lambda text, index: self._tell(text, adapter, index), restart)
+
+    def withdraw(self) -> None:
+        """What was answered last is not the answer."""
+        self._stage.speaker = None
 
     async def flush(self) -> None:
         """Wait until the events are delivered. Within a run, the run does this."""
@@ -152,24 +169,87 @@ async def ask(
 ) -> ModelAnswer:
     """The first answer that one of the models, in order, gives. `account` has what was spent, also when this raises.
 
-    An exceeded budget or attempt limit is raised at once; after any other error the next model is asked. If all fail, a
-    single model's error is raised, else AllToolsFailed with all errors.
+    After an exceeded budget or attempt limit no other model is asked; after any other error the next one is, and beside
+    one that is silent for the `silence_timeout` of the run. If all fail, an exceeded budget is raised, else a single
+    model's error, else AllToolsFailed with all errors.
     """
-    failures: dict[str, Exception] = {}
-    for number, route in enumerate(routes):
-        try:
-            answer = await _ModelQuestion(_for_route(question, number), route, account, events).answer()
-            return replace(answer, failures=failures)
-        except BudgetExceeded:
-            raise
-        except Exception as error:
-            account.add_failure(error)
-            failures[_name(route, routes)] = error
-            if isinstance(error, AttemptsUsedUp) or time_left() == 0.0:
-                break
-    if len(failures) == 1:
-        raise next(iter(failures.values()))
-    raise AllToolsFailed(failures)
+    scope = current_scope()
+    asking = _Asking(question, routes, account, events)
+    if scope is None or scope.run.silence_timeout is None or len(routes) == 1:
+        return await asking.in_turn()
+    return await asking.beside(scope, scope.run.silence_timeout)
+
+
+class _Asking:
+    """One question on its way through the models."""
+
+    def __init__(
+        self, question: Question, routes: Sequence[Route], account: Account, events: TextEvents | None
+    ) -> None:
+        self._question = question
+        self._routes = routes
+        self._account = account
+        self._events = events
+        self._failures: dict[str, Exception] = {}
+        self._silent: list[str] = []
+
+    async def in_turn(self) -> ModelAnswer:
+        for number in range(len(self._routes)):
+            try:
+                return replace(await self._one(number), failures=self._failures)
+            except Exception as error:
+                if not self._failed(number, error):
+                    break
+        raise self._error()
+
+    async def beside(self, scope: Scope, after: float) -> ModelAnswer:
+        lives: dict[int, Life] = {}
+
+        async def one(number: int, life: Life) -> ModelAnswer:
+            lives[number] = life
+            token = current.set(WatchedScope(scope, life))
+            try:
+                return await self._one(number)
+            finally:
+                current.reset(token)
+
+        def may_start(number: int, beside: bool) -> bool:
+            if beside:
+                silent, name = (_name(self._routes[n], self._routes) for n in (number - 1, number))
+                self._silent.append(silent)
+                told = {"tool_name": scope.tool, "model": silent, "after_ms": after * 1000, "beside": name}
+                scope.run.tell("silence", told)
+            return True
+
+        candidates = [partial(one, number) for number in range(len(self._routes))]
+        won = await first_of(candidates, after=after, may_start=may_start, failed=self._failed, parent=scope.life)
+        if won is None:
+            raise self._error()
+        _, answer = won
+        for other, life in lives.items():
+            if life.lost and life.sent_at is not None:
+                # What one that was stopped has used, nobody knows.
+                self._account.unpriced = True
+            if life.blamed:
+                route = self._routes[other]
+                says = f"no byte for {after:g} s (silence_timeout); {answer.model} answered"
+                self._failures[_name(route, self._routes)] = ProviderTimeout(says, route.adapter.target)
+        return replace(answer, failures=self._failures, silent=self._silent)
+
+    async def _one(self, number: int) -> ModelAnswer:
+        question = _for_route(self._question, number)
+        return await _ModelQuestion(question, self._routes[number], self._account, self._events).answer()
+
+    def _failed(self, number: int, error: Exception) -> bool:
+        """Whether the next model may be asked."""
+        self._account.add_failure(error)
+        self._failures[_name(self._routes[number], self._routes)] = error
+        return not isinstance(error, (AttemptsUsedUp, BudgetExceeded)) and time_left() != 0.0
+
+    def _error(self) -> Exception:
+        errors = list(self._failures.values())
+        over = [error for error in errors if isinstance(error, BudgetExceeded)]
+        return (over or errors)[0] if over or len(errors) == 1 else AllToolsFailed(self._failures)
 
 
 def _for_route(question: Question, number: int) -> Question:
@@ -202,6 +282,8 @@ class _ModelQuestion:
         return await self._repaired(_repair(request, reply, reason))
 
     async def _repaired(self, request: ModelRequest) -> ModelAnswer:
+        if self.events is not None:
+            self.events.withdraw()
         reply, limit = await self._send(request)
         try:
             return replace(self._answer(reply, self._read(reply), limit), repaired=True)
@@ -239,6 +321,7 @@ class _ModelQuestion:
         return ModelAnswer(
             value=parsed.value,
             model=reply.model,
+            target=self.route.adapter.target,
             finish_reason=reply.finish_reason,
             warnings=(*parsed.warnings, *((_cut_off(limit),) if cut else ())),
             truncated=cut and (output is None or output.is_text),
@@ -285,11 +368,17 @@ class _ModelQuestion:
 
     async def _attempt(self, request: ModelRequest) -> ModelReply:
         adapter, events = self.route.adapter, self.events
-        timed = replace(request, timeout=_timeout())
+        timed = replace(request, timeout=_timeout(), on_first_byte=_sign_of_life())
         if events is None:
             return await adapter.request(timed)
-        events.begin(adapter)
-        return await adapter.request(timed, lambda text: events.show(text, adapter))
+        voice = events.begin(adapter)
+        try:
+            reply = await adapter.request(timed, voice.say)
+            voice.won()
+            return reply
+        except BaseException:
+            voice.left()
+            raise
 
     def _room(self) -> tuple[float, float]:
         """Tokens and USD that this request may plan with."""
@@ -313,6 +402,12 @@ def fitted(adapter: ModelAdapter, request: ModelRequest, tokens: float, cost_usd
     if one.cost_usd is not None and many.cost_usd is not None and many.cost_usd > one.cost_usd:
         room = min(room, 1 + (cost_usd - one.cost_usd) / (many.cost_usd - one.cost_usd) * 1000)
     return replace(request, max_tokens=math.floor(room)) if room >= 1 else request
+
+
+def _sign_of_life() -> Callable[[], None] | None:
+    """Whom to tell that the attempt under way has begun to answer."""
+    scope = current_scope()
+    return None if scope is None or scope.pulse is None else scope.pulse.alive
 
 
 def _spent(reply: ModelReply) -> Spent:

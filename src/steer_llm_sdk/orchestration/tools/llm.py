@@ -234,13 +234,12 @@ async def _replicate(
         return replace(_outcome(account, error=late), unpriced=True)
     if answer.truncated:
         # Half a text agrees with nobody, and two halves prove nothing.
-        return _outcome(account, error=_cut_off(answer, routes), model=answer.model)
+        return _outcome(account, error=_cut_off(answer), model=answer.model)
     return _outcome(account, data=answer.value, model=answer.model, warnings=_warnings(answer))
 
 
-def _cut_off(answer: ModelAnswer, routes: Sequence[Route]) -> InvalidOutput:
-    answering = routes[min(len(answer.failures), len(routes) - 1)]
-    return InvalidOutput(answer.warnings[-1], answering.adapter.target, answer=str(answer.value))
+def _cut_off(answer: ModelAnswer) -> InvalidOutput:
+    return InvalidOutput(answer.warnings[-1], answer.target, answer=str(answer.value))
 
 
 def _outcome(account: Account, **known: Any) -> ReplicateOutcome:
@@ -266,6 +265,7 @@ def _of_answer(answer: ModelAnswer) -> dict[str, Any]:
         "truncated": answer.truncated,
         "repaired": answer.repaired,
         "warnings": list(answer.warnings),
+        "silent_models": list(answer.silent),
         "failed_models": {name: str(error) for name, error in answer.failures.items()},
     }
     return {"model": answer.model, **{name: note for name, note in notes.items() if note}}

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -57,10 +57,15 @@ class Exchange:
     silence: tuple[str, float] | None = None
     no_stream: str | None = None
     tail: bytes = field(default=b"", repr=False)
+    on_first_byte: Callable[[], None] | None = None
 
     @classmethod
     def of(cls, request: ModelRequest) -> Exchange:
-        return cls(first_byte_timeout=request.first_byte_timeout, chunk_timeout=request.chunk_timeout)
+        return cls(
+            first_byte_timeout=request.first_byte_timeout,
+            chunk_timeout=request.chunk_timeout,
+            on_first_byte=request.on_first_byte,
+        )
 
     @property
     def ended(self) -> bool:
@@ -76,7 +81,10 @@ class Exchange:
 
     def take(self, chunk: bytes | None) -> None:
         """Note a part of the body; None is its end."""
-        self.began = self.began or chunk is not None
+        if chunk is not None and not self.began:
+            self.began = True
+            if self.on_first_byte is not None:
+                self.on_first_byte()
         self.over = chunk is None
         self.tail = (self.tail + (chunk or b""))[-_TAIL:]
 

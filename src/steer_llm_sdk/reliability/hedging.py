@@ -1,0 +1,168 @@
+"""Hedging: a second attempt beside one that was sent and is slower than it should be; the first answer wins.
+
+How slow that is, the attempts before say: a quantile of how long the recent ones took. After "The Tail at Scale" (Dean
+and Barroso, 2013): hedging after the 95th percentile cuts the tail for a twentieth of extra calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from bisect import bisect_left, insort
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
+from steer_llm_sdk.reliability.silence import Life, first_of
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability._pipeline import Call, Next
+    from steer_llm_sdk.reliability.retry import AttemptLimit
+
+KEPT = 256
+"""So many recent latencies of one part of a provider are known."""
+_MINUTE = 60.0
+
+
+class HedgingPolicy(BaseModel):
+    """A second attempt is sent when the first took longer than `quantile` of the recent ones, so about 1 - `quantile`
+    of the calls are hedged.
+
+    None is sent with fewer than `min_samples` known, or where the quantile is more than `slow_factor` x the median:
+    then it lies among the slow ones, and a hedge would come too late to help. Hedges are at most `max_ratio` of the
+    calls to a provider, within a minute, plus one; and they draw from the retry budget as retries do.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    quantile: float = Field(default=0.95, gt=0.5, lt=1)
+    min_samples: int = Field(default=20, ge=2, le=KEPT)
+    slow_factor: float = Field(default=3.0, ge=1, allow_inf_nan=False)
+    max_ratio: float = Field(default=0.055, ge=0, le=1)
+
+    def delay(self, latencies: Latencies) -> float | None:
+        """Seconds after which a second attempt is sent; None: there is none."""
+        if len(latencies.recent) < self.min_samples:
+            return None
+        delay = latencies.quantile(self.quantile)
+        return delay if delay <= self.slow_factor * latencies.quantile(0.5) else None
+
+
+class Latencies(NamedTuple):
+    """The last KEPT latencies in seconds, as they came and in order. A new one costs a search and two short copies."""
+
+    recent: tuple[float, ...] = ()
+    ordered: tuple[float, ...] = ()
+
+    def add(self, seconds: float) -> Latencies:
+        recent, ordered = self.recent, list(self.ordered)
+        if len(recent) == KEPT:
+            del ordered[bisect_left(ordered, recent[0])]
+            recent = recent[1:]
+        insort(ordered, seconds)
+        return Latencies((*recent, seconds), tuple(ordered))
+
+    def quantile(self, share: float) -> float:
+        """The smallest latency that at least `share` of them do not exceed. There must be one."""
+        return self.ordered[math.ceil(share * len(self.ordered)) - 1]
+
+
+class Hedge:
+    """The policy. Latency counts from when an attempt was sent to its first sign of life, else to its end. One that has
+    shown a sign of life is not hedged."""
+
+    def __init__(self, policy: HedgingPolicy, *, limit: AttemptLimit, budget: RetryBudget | None = None) -> None:
+        self._policy = policy
+        self._limit = limit
+        self._budget = budget
+        self._share = RetryBudget(RetryBudgetConfig(ratio=policy.max_ratio, minimum=1, window=_MINUTE))
+        self._latencies: dict[tuple[str, str], Latencies] = {}
+
+    async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
+        if call.attempts == 0:
+            self._share.first(call.target)
+        delay = self._policy.delay(self._latencies.get((call.target, call.part), _NONE))
+        return await _Hedged(self, call, next).result(delay)
+
+    def learn(self, call: Call, life: Life) -> None:
+        """Of the first of two only. One that was stopped counts with the time it had: left out, the slow ones would
+        vanish from memory, and the quantile sink call by call."""
+        if life.sent_at is None:
+            return
+        seconds = (life.sign_at or asyncio.get_running_loop().time()) - life.sent_at
+        key = call.target, call.part
+        self._latencies[key] = self._latencies.get(key, _NONE).add(seconds)
+
+    def refusal(self, call: Call, attempts: int) -> str | None:
+        """Why there is no second attempt; None: there is one, and it counts as made."""
+        if attempts >= call.max_attempts or not self._limit.left(call):
+            return "attempts"
+        if not self._share.draw(call.target):
+            return "max_ratio"
+        return None if self._budget is None or self._budget.draw(call.target) else "retry_budget"
+
+
+_NONE = Latencies()
+
+
+class _Hedged:
+    """One call of which there may be two attempts."""
+
+    def __init__(self, hedge: Hedge, call: Call, next: Next[Any, Any]) -> None:
+        self._hedge = hedge
+        self._call = call
+        self._next = next
+        self._attempts: list[Call] = []
+        self._failures: dict[int, Exception] = {}
+        self._first = Life()
+
+    async def result(self, delay: float | None) -> Any:
+        try:
+            if delay is None:
+                self._first = Life(parent=self._call.life)
+                answer = await self._attempt(self._first)
+            else:
+                won = await first_of(
+                    (self._primary, self._attempt),
+                    after=delay,
+                    may_start=self._may_hedge,
+                    failed=self._failed,
+                    parent=self._call.life,
+                    answers_silence=False,
+                )
+                if won is None:
+                    raise self._failures[0]
+                answer = won[1]
+        finally:
+            self._call.attempts = max((attempt.attempts for attempt in self._attempts), default=self._call.attempts)
+        if not self._failures.get(0):
+            self._hedge.learn(self._call, self._first)
+        return answer
+
+    async def _primary(self, life: Life) -> Any:
+        self._first = life
+        return await self._attempt(life)
+
+    async def _attempt(self, life: Life) -> Any:
+        before = self._attempts[-1] if self._attempts else self._call
+        attempt = self._call.watched(life)
+        attempt.attempts = before.attempts
+        self._attempts.append(attempt)
+        return await self._next(attempt)
+
+    def _may_hedge(self, number: int, beside: bool) -> bool:
+        if not beside:
+            return False
+        attempts = self._attempts[0].attempts
+        refusal = self._hedge.refusal(self._call, attempts)
+        told = {"provider": self._call.target, "part": self._call.part, "attempt": attempts + 1}
+        if refusal is None:
+            self._call.emit("hedge", told)
+        else:
+            self._call.emit("hedge_refused", {**told, "reason": refusal})
+        return refusal is None
+
+    def _failed(self, number: int, error: Exception) -> bool:
+        self._failures[number] = error
+        return False

@@ -1,0 +1,280 @@
+"""Hedging: when a second attempt is sent, when it is not, and what is known of latencies."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_policies_alone import Call, now
+
+from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.reliability.hedging import KEPT, Hedge, HedgingPolicy, Latencies
+from steer_llm_sdk.reliability.retry import AttemptLimit
+from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
+from steer_llm_sdk.reliability.silence import Life
+
+
+def of(*seconds: float) -> Latencies:
+    latencies = Latencies()
+    for each in seconds:
+        latencies = latencies.add(each)
+    return latencies
+
+
+# ── the quantile ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=KEPT + 50), st.floats(0.01, 1))
+def test_it_is_the_smallest_that_so_many_of_the_last_do_not_exceed(seconds: list[float], share: float) -> None:
+    latencies, recent = of(*seconds), seconds[-KEPT:]
+    found = latencies.quantile(share)
+    assert latencies.recent == tuple(recent)
+    assert found == sorted(recent)[math.ceil(share * len(recent)) - 1]
+
+
+def test_old_latencies_make_room_for_new_ones() -> None:
+    latencies = of(*[9.0] * KEPT, *[1.0] * KEPT)
+    assert (len(latencies.ordered), latencies.quantile(0.99)) == (KEPT, 1.0)
+
+
+def test_there_is_no_hedge_with_too_few_samples() -> None:
+    assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 19)) is None
+    assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 20)) == 1.0
+
+
+@pytest.mark.parametrize(("slow", "delay"), [(2, 1.0), (10, None)])
+def test_there_is_no_hedge_where_the_quantile_lies_among_the_slow_ones(slow: int, delay: float | None) -> None:
+    """Of 100, so many take 10 seconds and the others one."""
+    assert HedgingPolicy().delay(of(*[1.0] * (100 - slow), *[10.0] * slow)) == delay
+
+
+def test_three_times_the_median_is_still_a_hedge() -> None:
+    latencies = of(*[1.0] * 60, *[3.0] * 40)
+    assert HedgingPolicy().delay(latencies) == 3.0
+    assert HedgingPolicy(slow_factor=2.9).delay(latencies) is None
+
+
+# ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Server:
+    """Answers each call after the next of `takes` seconds; None is an error, at once or after `fails_after`."""
+
+    def __init__(
+        self, *takes: float | None, queue: float = 0, begins: float | None = None, fails_after: float = 0
+    ) -> None:
+        self.takes, self.queue, self.begins, self.fails_after = list(takes), queue, begins, fails_after
+        self.at: list[float] = []
+        self.stopped = 0
+        self.attempts: list[int] = []
+
+    async def __call__(self, call: Call) -> Any:
+        number = len(self.at)
+        takes = self.takes.pop(0) if self.takes else 1.0
+        await asyncio.sleep(self.queue)
+        call.attempts += 1
+        self.attempts.append(call.attempts)
+        self.at.append(now())
+        assert call.life is not None
+        pulse = call.life.sent()
+        try:
+            if takes is None:
+                await asyncio.sleep(self.fails_after)
+                raise ProviderError("down", "p", 503)
+            if self.begins is not None:
+                await asyncio.sleep(self.begins)
+                pulse.alive()
+            await asyncio.sleep(takes - (self.begins or 0))
+            return number
+        except asyncio.CancelledError:
+            self.stopped += 1
+            raise
+        finally:
+            pulse.ended()
+
+
+def hedge(limit: int = 1000, budget: RetryBudget | None = None, **policy: Any) -> Hedge:
+    return Hedge(HedgingPolicy(**{"max_ratio": 1.0, **policy}), limit=AttemptLimit(limit), budget=budget)
+
+
+async def warm(policy: Hedge, seconds: float = 1.0, **server: Any) -> None:
+    quick = Server(*[seconds] * 20, **server)
+    for _ in range(20):
+        await policy(Call(), quick)
+
+
+async def begun(policy: Hedge, server: Server, call: Call | None = None) -> tuple[Any, float, Call]:
+    call, began = call or Call(), now()
+    before = asyncio.all_tasks()
+    try:
+        return await policy(call, server), now() - began, call
+    finally:
+        server.at = [at - began for at in server.at]
+        assert asyncio.all_tasks() == before
+
+
+async def test_beside_one_that_is_slower_than_the_quantile_a_second_is_sent_and_the_first_answer_wins() -> None:
+    policy, server = hedge(), Server(60, 1)
+    await warm(policy)
+    answer, took, call = await begun(policy, server)
+    assert (answer, took, server.at, server.stopped) == (1, 2, [0, 1], 1)
+    assert (server.attempts, call.attempts) == ([1, 2], 2)
+    assert [kind for kind, _ in call.told] == ["hedge"]
+    assert call.told[0][1] == {"provider": "p", "part": "x", "attempt": 2}
+
+
+async def test_the_first_may_win_after_all_and_the_second_is_stopped() -> None:
+    policy, server = hedge(), Server(1.5, 60)
+    await warm(policy)
+    answer, took, call = await begun(policy, server)
+    assert (answer, took, server.stopped, call.attempts) == (0, 1.5, 1, 2)
+
+
+async def test_one_in_time_is_not_hedged() -> None:
+    policy, server = hedge(), Server(0.9)
+    await warm(policy)
+    _, _, call = await begun(policy, server)
+    assert (server.at, call.attempts, call.told) == ([0], 1, [])
+
+
+async def test_before_enough_is_known_no_call_is_hedged() -> None:
+    policy, server = hedge(), Server(60)
+    for _ in range(3):
+        await begun(policy, Server(1))
+    assert (await begun(policy, server))[1] == 60
+
+
+async def test_the_time_in_a_queue_is_not_counted() -> None:
+    policy, server = hedge(), Server(0.9, queue=50)
+    await warm(policy, queue=50)
+    await begun(policy, server)
+    assert server.at == [50]
+
+
+async def test_one_that_has_begun_to_answer_is_not_hedged_and_counts_with_the_time_to_its_first_byte() -> None:
+    policy = hedge()
+    await warm(policy, 5.0, begins=1)
+    server = Server(60, begins=0.9)
+    assert (await begun(policy, server))[1] == 60
+    silent = Server(60, 5, begins=None)
+    assert (await begun(policy, silent))[1] == 6
+    assert silent.at == [0, 1]
+
+
+async def test_one_that_fails_before_its_time_is_not_hedged() -> None:
+    policy, server = hedge(), Server(None, 1)
+    await warm(policy)
+    with pytest.raises(ProviderError):
+        await begun(policy, server)
+    assert server.at == [0]
+
+
+async def test_if_one_of_two_fails_the_other_is_waited_for() -> None:
+    for server, answer in ((Server(None, 5, fails_after=2), 1), (Server(5, None), 0)):
+        policy = hedge()
+        await warm(policy)
+        assert (await begun(policy, server))[0] == answer
+
+
+async def test_if_both_fail_the_error_is_that_of_the_first() -> None:
+    policy = hedge()
+    await warm(policy)
+    server = Server(None, None, fails_after=2)
+    with pytest.raises(ProviderError):
+        await begun(policy, server)
+    assert server.at == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("policy", "call", "reason"),
+    [
+        (hedge(), Call(max_attempts=1), "attempts"),
+        (hedge(limit=7), Call(sent=7), "attempts"),
+        (hedge(max_ratio=0.0), Call(), None),
+        (hedge(budget=RetryBudget(RetryBudgetConfig(minimum=0, ratio=0))), Call(), "retry_budget"),
+    ],
+    ids=["max_attempts", "max_total_attempts", "the one of a quiet minute", "retry budget"],
+)
+async def test_a_second_is_sent_within_every_limit_only(policy: Hedge, call: Call, reason: str | None) -> None:
+    await warm(policy)
+    server = Server(60, 1)
+    await begun(policy, server, call)
+    assert len(server.at) == (1 if reason else 2)
+    assert [(kind, data.get("reason")) for kind, data in call.told] == [
+        ("hedge_refused" if reason else "hedge", reason)
+    ]
+
+
+async def test_hedges_are_a_share_of_the_calls_of_a_minute_and_one() -> None:
+    policy = hedge(max_ratio=0.05)
+    await warm(policy, 0.01)
+    sent, count = 0, 200
+    for _ in range(count):
+        server = Server(0.02, 0.02)
+        await begun(policy, server)
+        sent += len(server.at) - 1
+    assert sent <= 0.05 * (count + 20) + 1
+    assert sent >= 5
+
+
+async def test_one_that_was_stopped_counts_as_slow_so_that_the_quantile_does_not_sink() -> None:
+    """A twentieth is slow. If the stopped ones were forgotten, soon the quick ones would be hedged."""
+    policy, chance = hedge(), random.Random(3)
+    sent, count = 0, 2000
+    for _ in range(count):
+        server = Server(10.0 if chance.random() < 0.03 else chance.uniform(0.8, 1.2), chance.uniform(0.8, 1.2))
+        await begun(policy, server)
+        sent += len(server.at) - 1
+    assert 0.03 <= sent / count <= 0.075
+
+
+async def test_a_failure_says_nothing_about_latency() -> None:
+    policy = hedge(min_samples=2)
+    for _ in range(5):
+        with pytest.raises(ProviderError):
+            await begun(policy, Server(None))
+    assert (await begun(policy, Server(60)))[1] == 60
+
+
+async def test_each_part_of_a_provider_has_latencies_of_its_own() -> None:
+    policy, server = hedge(), Server(60)
+    await warm(policy)
+    assert (await begun(policy, server, Call(part="another")))[1] == 60
+
+
+@pytest.mark.parametrize("at", [0, 0.5, 1, 1.5, 2])
+async def test_a_hedged_call_that_is_cancelled_leaves_nothing_running(at: float) -> None:
+    policy, server = hedge(), Server(60, 60)
+    await warm(policy)
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(policy(Call(), server))
+    await asyncio.sleep(at)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == before
+    assert server.stopped == len(server.at)
+
+
+async def test_a_silence_is_seen_through_the_hedge() -> None:
+    told: list[float] = []
+    policy, began = hedge(), now()
+    await warm(policy)
+    life = Life(10, lambda _: told.append(now() - began))
+    began = now()
+    await begun(policy, Server(60, 60), Call(life=life))
+    assert told == [10]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"quantile": 0.5}, {"quantile": 1}, {"min_samples": 1}, {"slow_factor": 0.5}, {"max_ratio": 2}, {"after": 1}],
+)
+def test_a_policy_that_cannot_be_used_is_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        HedgingPolicy(**fields)  # type: ignore[arg-type]
