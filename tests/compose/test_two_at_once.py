@@ -14,7 +14,7 @@ from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import BudgetExceeded, OrchestrationOutput, PlanDecision, ReliableOrchestrator
 from steer_llm_sdk.orchestration._call import current_scope
 from steer_llm_sdk.orchestration.tools import LLMBundleTool, LLMTool
-from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RetryBudgetConfig
+from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit, RetryBudgetConfig
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err, stubborn
 
@@ -472,3 +472,38 @@ async def test_a_model_that_begins_in_time_is_left_to_finish() -> None:
     a, b = Begins("from a", name="test:a", target="a", after=500), model("b")
     output = await reliable(LLMTool("t", [a, b])).run("q", "t")
     assert (output.content, len(b.requests)) == ("from a", 0)
+
+
+# ── a rate limit between ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_hedge_and_rate_limit__the_time_in_the_queue_is_not_counted() -> None:
+    tool = ScriptedTool("t", *WARM, OK("first", after=3), OK("x", after=0.9))
+    runner = await hedging(tool, rate_limits={"t": RateLimit(max_concurrent=1)}, hedging=HEDGED)
+    slow = asyncio.create_task(runner.run("q", "t", None, {"max_retries": 0}))
+    await asyncio.sleep(0)
+    output = await runner.run("another", "t")
+    assert (await slow).content == "first"
+    assert (output.content, len(tool.calls), output.per_agent["t"]["attempts"]) == ("x", 2, 1)
+    assert output.attempts[0]["queued_ms"] == 3000
+
+
+async def test_silence_and_rate_limit__the_time_in_the_queue_is_no_silence() -> None:
+    first, second = ScriptedTool("first", OK("slow", after=30), OK("x", after=9)), ScriptedTool("second", OK("y"))
+    runner = reliable(first, second, rate_limits={"first": RateLimit(max_concurrent=1, max_wait=60)})
+    slow = asyncio.create_task(runner.run("q", "first"))
+    await asyncio.sleep(0)
+    output = await runner.run("another")
+    assert ((await slow).content, output.content, calls(second)) == ("slow", "x", [0])
+
+
+async def test_calls_that_wait_in_one_queue_do_not_pass_the_limit_of_the_run_together() -> None:
+    slow = model("a", *["yes"] * 20, after=1)
+    limits = {"a": RateLimit(max_concurrent=1, max_wait=60)}
+    output = await reliable(LLMBundleTool("t", slow, k=3), rate_limits=limits, max_total_attempts=1).run("q", "t")
+    assert (output.status, len(slow.requests)) == ("succeeded", 3)
+    down = model("b", ConnectionResetError(), after=1)
+    limits = {"b": RateLimit(max_concurrent=1, max_wait=60)}
+    runner = reliable(LLMBundleTool("t", down, k=3), rate_limits=limits, max_total_attempts=4)
+    await runner.run("q", "t", None, {"enable_circuit_breaker": False})
+    assert len(down.requests) == 4
