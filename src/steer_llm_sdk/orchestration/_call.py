@@ -114,49 +114,12 @@ class Attempt(TypedDict):
     error: NotRequired[dict[str, Any]]
 
 
-class Sent:
-    """An attempt while it is under way and after: `started` and `ended` in seconds on the run's clock, `spent` as far
-    as it is known, `queued` seconds before that in the queue of a rate limit. One is made for each attempt, so what it
-    begins with stands on the class."""
-
-    outcome: Literal["running", "succeeded", "failed", "cancelled"] = "running"
-    error: dict[str, Any] | None = None
-    spent: Usage | None = None
-    queued: float = 0.0
-
-    # It does not keep the call: call, run and timeline would be a cycle, and wait for the garbage collector.
-    def __init__(self, call: Call, started: float) -> None:
-        self.tool = call.tool
-        self.provider = call.target
-        self.model = call.model
-        self.number = call.attempts
-        self.started = self.ended = started
-
-    def line(self, began: float) -> Attempt:
-        """As it stands now; an attempt that was left behind may still change."""
-        line: Attempt = {
-            "tool": self.tool,
-            "provider": self.provider,
-            "attempt": self.number,
-            # To a tenth of a ms; round() takes three times as long.
-            "started_ms": int((self.started - began) * 10_000 + 0.5) / 10,
-            "elapsed_ms": int((self.ended - self.started) * 10_000 + 0.5) / 10,
-            "outcome": self.outcome,
-        }
-        if self.model is not None:
-            line["model"] = self.model
-        if self.queued:
-            line["queued_ms"] = int(self.queued * 10_000 + 0.5) / 10
-        if self.error is not None:
-            line["error"] = self.error
-        return line
-
-
 class Run:
     """One run: what the caller sent, read only, and what all its calls share.
 
     `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
-    `task` is the caller's, and `stops` how often it had been asked to stop when the run began.
+    `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
+    attempt is known to have used, with the tool that it was for.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
@@ -164,6 +127,7 @@ class Run:
     ledger: Ledger | None = None
     events: RunEvents | None = None
     answers: int = 1
+    spending: tuple[tuple[str, Usage], ...] = ()
     silence_timeout: float | None = None
 
     def __init__(
@@ -188,7 +152,7 @@ class Run:
         self.started = loop.time()
         self.attempt = attempt
         self._max_attempts = max_attempts
-        self.timeline: list[Sent] = []
+        self.timeline: list[Attempt] = []
         self.task = asyncio.current_task(loop)
         self.stops = 0 if self.task is None else self.task.cancelling()
 
@@ -238,7 +202,7 @@ class WatchedScope(Scope):
 class Call(Scope):
     """One call to the outside. The mechanisms below know of it what `reliability._pipeline.Call` says."""
 
-    __slots__ = ("_execute", "_measure", "attempts", "life", "model", "part", "queued", "target", "worst_case")
+    __slots__ = ("_execute", "_measure", "attempts", "ended", "life", "model", "part", "queued", "target", "worst_case")
 
     def __init__(
         self,
@@ -259,6 +223,7 @@ class Call(Scope):
         self.worst_case = worst_case
         self.model = model
         self.attempts = 0
+        self.ended = 0.0
         self.queued = 0.0
 
     def execute(self) -> Coroutine[Any, Any, Any]:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import add_usage
-from steer_llm_sdk.orchestration._call import Run, Sent, Usage
+from steer_llm_sdk.orchestration._call import Attempt, Run, Usage
 from steer_llm_sdk.orchestration._result import ToolResult, as_json, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -29,7 +29,9 @@ def answered(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orches
     """The output of a run in which a tool answered; the failures before it are kept under `errors`."""
     result = answer.result
     assert result is not None
-    content, status, errors = result.content, result.status, _described(answer.failures)
+    content, failures = result.content, answer.failures
+    errors = _described(failures) if failures else {}
+    status = "succeeded" if result.bundle is None and not result.metadata else result.status
     if status == "failed":
         errors[answer.tool.name] = dict(_NO_VALID_REPLICATE)
         content = {"error": dict(_NO_VALID_REPLICATE), **content}
@@ -39,12 +41,12 @@ def answered(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orches
     # Validating a mapping costs half of what keyword arguments do, and what is left out costs nothing.
     output: dict[str, Any] = {
         "content": content,
-        "elapsed_ms": int(elapsed_ms(run) + 0.5),
+        "elapsed_ms": int((run.clock() - run.started) * 1000 + 0.5),
         "per_agent": tools,
         "metadata": _metadata(run, plan, answer, result.metadata),
     }
     if usage:
-        output["usage"] = usage
+        output["usage"] = {**usage}
     if cost is not None:
         output["cost_usd"] = cost
         output["cost_breakdown"] = _costs(tools)
@@ -104,32 +106,32 @@ _Account: TypeAlias = tuple[dict[str, Any], dict[str, Any], float | None]
 
 def _account(run: Run, answer: Answer, told: ToolResult | None) -> _Account:
     """Where no attempt measured anything, what the tool says of itself is the sum."""
-    timeline = run.timeline
-    if len(timeline) == 1 and not answer.failures and (spent := timeline[0].spent) is not None:
+    timeline, spending = run.timeline, run.spending
+    if len(timeline) == 1 and spending and not answer.failures:
         # Most runs. The general way below comes to the same.
+        tool, spent = spending[0]
         usage, cost = {**spent.usage}, spent.cost_usd
-        return {timeline[0].tool: _entry(run, usage, cost, timeline)}, usage, cost
-    names = dict.fromkeys((*answer.failures, answer.tool.name, *(sent.tool for sent in timeline)))
+        entry = {"attempts": 1, "usage": usage, "cost_usd": cost, "timeline": [_as_it_stands(timeline[0])]}
+        return {tool: entry}, usage, cost
+    names = dict.fromkeys((*answer.failures, answer.tool.name, *(line["tool"] for line in timeline)))
     tools = {name: _entry_of(run, name) for name in names}
     for name, error in answer.failures.items():
         tools[name]["error"] = describe_error(error)
-    spending = [sent.spent for sent in timeline if sent.spent is not None]
-    usage, cost = _sum(spending)
+    usage, cost = _sum(spent for _, spent in spending)
     if told is None:
         return tools, usage, cost
     return tools, usage or dict(told.usage), told.cost_usd if not spending else cost
 
 
 def _entry_of(run: Run, name: str) -> dict[str, Any]:
-    attempts = [sent for sent in run.timeline if sent.tool == name]
-    usage, cost = _sum(sent.spent for sent in attempts if sent.spent is not None)
-    return _entry(run, usage, cost, attempts)
+    lines = [_as_it_stands(line) for line in run.timeline if line["tool"] == name]
+    usage, cost = _sum(spent for tool, spent in run.spending if tool == name)
+    return {"attempts": len(lines), "usage": usage, "cost_usd": cost, "timeline": lines}
 
 
-def _entry(run: Run, usage: dict[str, Any], cost: float | None, attempts: list[Sent]) -> dict[str, Any]:
-    began = run.started
-    timeline = [sent.line(began) for sent in attempts]
-    return {"attempts": len(attempts), "usage": usage, "cost_usd": cost, "timeline": timeline}
+def _as_it_stands(line: Attempt) -> Attempt:
+    """An attempt that was left behind still writes into its line."""
+    return line if line["outcome"] == "succeeded" else line.copy()
 
 
 def _sum(spending: Iterable[Usage]) -> tuple[dict[str, Any], float | None]:

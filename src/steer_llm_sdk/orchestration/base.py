@@ -251,7 +251,7 @@ class BaseOrchestrator(ABC):
                 "time",
                 deadline.limit_ms,
                 elapsed_ms(run),
-                [sent.tool for sent in run.timeline if sent.outcome in ("running", "cancelled")],
+                [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")],
                 output=late.result,
             ) from None
 

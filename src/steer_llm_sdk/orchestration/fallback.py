@@ -48,18 +48,16 @@ class ToolCall(NamedTuple):
     def options(self, run: Run) -> dict[str, Any]:
         """What the tool sees: the caller's options over the plan's over the tool's own, then what the run adds. All of
         it is made anew: what an attempt writes into it is seen by nobody else, least of all the caller."""
-        config, own = run.options, self.tool.default_options
-        options: dict[str, Any] = {**own, **self.planned} if own or self.planned else {}
+        config, own, given = run.options, self.tool.default_options, run.tool_options
+        options: dict[str, Any] = copied({**own, **self.planned}) if own or self.planned else {}
         if "max_parallel" not in options or "max_parallel" in config.model_fields_set:
             options["max_parallel"] = config.max_parallel
         if config.deterministic:
             options["seed"], options["temperature"] = SEED, 0
         if config.streaming:
             options["streaming"] = True
-        if run.tool_options:
-            options.update(run.tool_options)
-        if options:
-            options = copied(options)
+        if given:
+            options.update(copied({**given}))
         options["request_id"], options["trace_id"] = run.request_id, run.trace_id
         if config.budget:
             options["global_budget"] = dict(config.budget)
@@ -238,7 +236,7 @@ class _PlainCall(Call):
         self.target = step.target
         self.part = step.part
         self.attempts = 0
-        self.queued = 0.0
+        self.ended = self.queued = 0.0
 
     def watched(self, life: Life) -> _PlainCall:
         return _PlainCall(self.run, self.step, life, self.events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from steer_llm_sdk.errors import OrchestratorError
 from steer_llm_sdk.orchestration._html import as_html
@@ -30,15 +30,16 @@ class OrchestrationOutput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
+    # InstanceOf: a dict as it is. Copying these three takes a quarter of what validating an output takes.
     content: Any
-    usage: dict[str, Any] = Field(default_factory=dict)
+    usage: InstanceOf[dict[str, Any]] = Field(default_factory=dict)
     cost_usd: float | None = None
     cost_breakdown: dict[str, float] = Field(default_factory=dict)
     elapsed_ms: int
-    per_agent: dict[str, Any] = Field(default_factory=dict)
+    per_agent: InstanceOf[dict[str, Any]] = Field(default_factory=dict)
     status: Literal["succeeded", "partial", "failed"] = "succeeded"
     errors: dict[str, Any] | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: InstanceOf[dict[str, Any]] = Field(default_factory=dict)
     replayed: bool = Field(default=False, exclude=True)
 
     @property

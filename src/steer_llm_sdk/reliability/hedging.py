@@ -80,10 +80,14 @@ class Hedge:
         self._latencies: dict[tuple[str, str], Latencies] = {}
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
+        loop = asyncio.get_running_loop()
         if call.attempts == 0:
-            self._share.first(call.target)
+            self._share.first(call.target, loop.time())
         delay = self._policy.delay(self._latencies.get((call.target, call.part), _NONE))
-        return await _Hedged(self, call, next).result(delay)
+        try:
+            return await _Hedged(self, call, next).result(delay)
+        finally:
+            call.ended = loop.time()  # What ended were copies of the call.
 
     def learn(self, call: Call, life: Life) -> None:
         """Of the first of two only. One that was stopped counts with the time it had: left out, the slow ones would

@@ -180,7 +180,7 @@ class Retry:
                     raise AttemptsUsedUp(call.sent)
                 result = await next(call)
                 if failed is None and self._budget is not None:
-                    self._budget.first(call.target)
+                    self._budget.first(call.target, call.ended)
                 return result
             except Rejected as refusal:
                 # After a failure, the failure is the news; that the next attempt was refused is how it ended.
@@ -188,8 +188,8 @@ class Retry:
                     raise
                 raise failed from refusal
             except Exception as error:
-                if failed is None and self._budget is not None:
-                    self._budget.first(call.target)
+                if failed is None and self._budget is not None and call.ended:  # else nothing was sent
+                    self._budget.first(call.target, call.ended)
                 failed = error
                 delay = self._delay(call, classify(error), waited)
                 if delay is None or not self._afford(call, error):

@@ -82,9 +82,8 @@ class RetryBudget:
         self._windows: dict[str, Window] = {}
         self._counts: dict[str, _Count] = {}
 
-    def first(self, target: str) -> None:
-        """A first attempt at `target` has ended, well or not."""
-        now = asyncio.get_running_loop().time()
+    def first(self, target: str, now: float) -> None:
+        """A first attempt at `target` has ended at `now`, well or not."""
         at = int(now * self._per_second)
         count = self._counts.get(target)
         if count is None or count.slice != at:
