@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from steer_llm_sdk.reliability.deadline import stop
+from steer_llm_sdk.reliability.deadline import stop, wake
 
 R = TypeVar("R")
 
@@ -28,18 +28,16 @@ class Quiet(NamedTuple):
     covered: int = 0
 
     def sent(self, now: float) -> Quiet:
-        alone = self.silent + self.begun == 0
-        return self._replace(silent=self.silent + 1, since=now if alone else self.since)
+        silent, begun, since, covered = self
+        return Quiet(silent + 1, begun, since if silent or begun else now, covered)
 
     def alive(self, now: float) -> Quiet:
         """One of the silent ones has begun."""
-        return self._replace(silent=self.silent - 1, begun=self.begun + 1, since=now)
+        return Quiet(self.silent - 1, self.begun + 1, now, self.covered)
 
     def ended(self, begun: bool, now: float) -> Quiet:
         """One has ended, by which the provider has shown that it lives."""
-        if begun:
-            return self._replace(begun=self.begun - 1, since=now)
-        return self._replace(silent=self.silent - 1, since=now)
+        return Quiet(self.silent - (not begun), self.begun - begun, now, self.covered)
 
     def cover(self, by: int, now: float) -> Quiet:
         return self._replace(covered=self.covered + by, since=now)
@@ -47,6 +45,9 @@ class Quiet(NamedTuple):
     def due(self, after: float) -> float | None:
         """When it will have been silent for `after` seconds; None while it is not silent."""
         return None if self.covered or self.begun or not self.silent else self.since + after
+
+
+_NONE = Quiet()
 
 
 class Life:
@@ -80,7 +81,7 @@ class Life:
         self._after = after
         self._on_silence = on_silence
         self._parent = parent
-        self._quiet = Quiet()
+        self._quiet = _NONE
         self._pulses: set[Pulse] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.sent_at: float | None = None
@@ -238,10 +239,11 @@ class _Race:
                     return number, task.result()
             raise
         finally:
-            for _, life in self._running.values():
-                life.close()
             self._uncover()
-            await stop(*self._running)
+            if self._running:
+                for _, life in self._running.values():
+                    life.close()
+                await stop(*self._running)
 
     async def _run(self) -> tuple[int, Any] | None:
         self._start()
@@ -284,9 +286,14 @@ class _Race:
         else:
             life = Life(parent=self._parent)
             self._uncover()
-        task = asyncio.get_running_loop().create_task(self._candidates[number](life))
-        task.add_done_callback(self._wake)
+        task = asyncio.get_running_loop().create_task(self._work(number, life))
         self._running[task] = number, life
+
+    async def _work(self, number: int, life: Life) -> Any:
+        try:
+            return await self._candidates[number](life)
+        finally:
+            self._wake()  # A turn of the loop earlier than a callback of the task would.
 
     def _stop_starting(self) -> None:
         self._next = len(self._candidates)
@@ -305,9 +312,9 @@ class _Race:
         self._silent = life
         self._wake()
 
-    def _wake(self, _: object = None) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
+    def _wake(self) -> None:
+        if self._woken is not None:
+            wake(self._woken)
 
     async def _wait(self) -> None:
         if self._silent is None and not any(task.done() for task in self._running):

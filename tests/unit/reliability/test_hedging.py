@@ -211,15 +211,15 @@ async def test_a_second_is_sent_within_every_limit_only(policy: Hedge, call: Cal
 
 
 async def test_hedges_are_a_share_of_the_calls_of_a_minute_and_one() -> None:
+    """Each call is slower than all before it, so each would be hedged."""
     policy = hedge(max_ratio=0.05)
     await warm(policy, 0.01)
     sent, count = 0, 200
-    for _ in range(count):
-        server = Server(0.02, 0.02)
+    for number in range(count):
+        server = Server(0.02 * 1.003**number, 9)
         await begun(policy, server)
         sent += len(server.at) - 1
-    assert sent <= 0.05 * (count + 20) + 1
-    assert sent >= 5
+    assert sent == 0.05 * (count + 20) + 1
 
 
 async def test_one_that_was_stopped_counts_as_slow_so_that_the_quantile_does_not_sink() -> None:
