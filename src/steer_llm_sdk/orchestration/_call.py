@@ -223,7 +223,7 @@ class Call(Scope):
         self.worst_case = worst_case
         self.model = model
         self.attempts = 0
-        self.ended = 0.0
+        self.ended: float | None = None
         self.queued = 0.0
 
     def execute(self) -> Coroutine[Any, Any, Any]:

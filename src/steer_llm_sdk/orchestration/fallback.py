@@ -236,7 +236,8 @@ class _PlainCall(Call):
         self.target = step.target
         self.part = step.part
         self.attempts = 0
-        self.ended = self.queued = 0.0
+        self.ended = None
+        self.queued = 0.0
 
     def watched(self, life: Life) -> _PlainCall:
         return _PlainCall(self.run, self.step, life, self.events)

@@ -24,8 +24,8 @@ class Call(Protocol):
     """What a mechanism may know of a call."""
 
     attempts: int
-    ended: float
-    """When the last attempt ended, on the clock of the loop."""
+    ended: float | None
+    """When the last attempt ended, on the clock of the loop; None while none was sent."""
     queued: float
     """Seconds that it has waited for a rate limit since it was last sent."""
 

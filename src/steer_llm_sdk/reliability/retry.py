@@ -179,7 +179,7 @@ class Retry:
                 if call.sent >= self._max_total_attempts and not self._limit.left(call):
                     raise AttemptsUsedUp(call.sent)
                 result = await next(call)
-                if failed is None and self._budget is not None:
+                if failed is None and self._budget is not None and call.ended is not None:
                     self._budget.first(call.target, call.ended)
                 return result
             except Rejected as refusal:
@@ -188,7 +188,7 @@ class Retry:
                     raise
                 raise failed from refusal
             except Exception as error:
-                if failed is None and self._budget is not None and call.ended:  # else nothing was sent
+                if failed is None and self._budget is not None and call.ended is not None:
                     self._budget.first(call.target, call.ended)
                 failed = error
                 delay = self._delay(call, classify(error), waited)

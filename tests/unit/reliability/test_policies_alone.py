@@ -36,6 +36,7 @@ class Call:
     attempt_timeout: float | None = None
     answers: int = 1
     attempts: int = 0
+    ended: float | None = None
     sent: int = 0
     started: float = 0.0
     told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -58,6 +59,7 @@ async def make(call: Call) -> Any:
     """The innermost step."""
     call.attempts += 1
     call.sent += 1
+    call.ended = now()
     step = call.steps.pop(0) if call.steps else "answer"
     if isinstance(step, BaseException):
         raise step
