@@ -15,10 +15,15 @@ import pytest
 
 from steer_llm_sdk.cli.exits import Exit
 from steer_llm_sdk.errors import ErrorCategory, OrchestratorError, ProviderError
+from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import OrchestrationOutput
 from steer_llm_sdk.orchestration._call import Attempt
 from steer_llm_sdk.orchestration.models import BundleSummary
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
+from steer_llm_sdk.reliability import CircuitBreaker, RetryPolicy
+from steer_llm_sdk.reliability.budget import charge_of_failure
+from steer_llm_sdk.reliability.circuit_breaker import Outcome
+from steer_llm_sdk.reliability.classify import classify
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -167,6 +172,27 @@ def _below(base: type[Exception]) -> Iterator[type[Exception]]:
         if error.__module__.startswith("steer_llm_sdk."):
             yield error
             yield from _below(error)
+
+
+def test_the_table_of_codes_says_what_the_code_does() -> None:
+    text = (DOCS / "errors.md").read_text(encoding="utf-8")
+    written = {
+        row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \| ([\w ]+) \|$", text, re.MULTILINE)
+    }
+    assert {row: what_happens(error) for row, error in one_of_each().items()} == written
+
+
+def one_of_each() -> dict[str, ProviderError]:
+    kinds = [kind for kind in _below(ProviderError) if kind.CATEGORY is not None and issubclass(kind, ProviderError)]
+    by_category = {kind.CATEGORY: kind for kind in reversed(kinds) if kind.__base__ is ProviderError}
+    return {each.value: by_category.get(each, ProviderError)("x", "p") for each in ErrorCategory}
+
+
+def what_happens(error: ProviderError) -> tuple[str, str, str]:
+    worst = Amount(100, 1.0)
+    charged = {worst: "the worst case", Amount(): "nothing"}[charge_of_failure(error, worst)]
+    counts = CircuitBreaker("p").judge(error) is Outcome.FAILURE
+    return ("yes" if RetryPolicy().allows(classify(error)) else "no", "yes" if counts else "no", charged)
 
 
 def test_every_exit_code_is_explained() -> None:

@@ -13,6 +13,7 @@ from steer_llm_sdk.orchestration import (
     ToolRegistry,
     get_global_registry,
 )
+from steer_llm_sdk.orchestration._call import time_left
 from steer_llm_sdk.reliability.budget import Budget
 from steer_llm_sdk.streaming.manager import EventManager
 
@@ -33,6 +34,7 @@ __all__ = [
     "Tool",
     "ToolRegistry",
     "get_global_registry",
+    "time_left",
     "tool",
 ]
 

@@ -104,6 +104,7 @@ async def test_output_cost_usage_and_events_name_the_tool_that_answered() -> Non
         ("start", "first"),
         ("delta", "first"),
         ("fallback", "first"),
+        ("restart", "second"),
         ("delta", "second"),
         ("usage", "second"),
         ("complete", "second"),

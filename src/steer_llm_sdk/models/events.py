@@ -28,7 +28,8 @@ class StreamStartEvent(StreamEvent):
 
 @dataclass(frozen=True)
 class StreamDeltaEvent(StreamEvent):
-    """A piece of text, or a mapping `{"event_type", "data"}` from a bundle or a policy."""
+    """A piece of text, or a mapping `{"event_type", "data"}` from a bundle or a policy. At the event_type "restart" all
+    text before it is void."""
 
     PAYLOAD: ClassVar[str | None] = "delta"
 

@@ -9,10 +9,11 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
 
-from steer_llm_sdk.errors import ProviderError, ToolExecutionError
+from steer_llm_sdk.errors import BudgetExceeded, ProviderError, ToolExecutionError
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.providers.base import ModelReply
+from steer_llm_sdk.reliability.deadline import attempt_ends
 
 if TYPE_CHECKING:
     from steer_llm_sdk.models.quota import RateLimitStatus
@@ -55,11 +56,18 @@ def current_scope() -> Scope | None:
 
 
 def time_left() -> float | None:
-    """Seconds until the deadline of the run, never below 0; None where there is no deadline, or no run."""
+    """Seconds that the running attempt still has: until the deadline of the run or the end of the attempt, whichever
+    comes first. Never below 0; None where there is neither, or no run. Also in the thread of a function tool.
+
+    A retry, a repair and a fallback see the smaller rest.
+    """
     scope = current.get()
-    deadline = None if scope is None else scope.run.deadline
-    left = math.inf if deadline is None else deadline.remaining()
-    return left if left < math.inf else None
+    if scope is None:
+        return None
+    run, ends = scope.run, attempt_ends()
+    at = math.inf if run.deadline is None else run.deadline.at
+    left = min(at, math.inf if ends is None else ends) - run.clock()
+    return max(left, 0.0) if left < math.inf else None
 
 
 def budget_left() -> tuple[float, float]:
@@ -82,12 +90,21 @@ async def protected(
 
     A composite tool calls this once for each request it sends; `execute` is called again for each retry. `target` is
     the provider, `part` the name within it by which a breaker localises. Outside of a run `execute` is simply awaited.
+    Once the deadline has passed nothing is sent any more: BudgetExceeded.
     """
     scope = current.get()
     if scope is None:
         return await execute()
+    _require_time(scope.run)
     result: R = await scope.run.attempt(Call(scope, target, part, execute, measure, worst_case, model))
     return result
+
+
+def _require_time(run: Run) -> None:
+    # A tool that swallowed the cancellation at its deadline may still come here.
+    deadline, now = run.deadline, run.clock()
+    if deadline is not None and now >= deadline.at:
+        raise BudgetExceeded("time", deadline.limit_ms, (now - run.started) * 1000)
 
 
 def expect_answers(count: int) -> None:

@@ -136,7 +136,8 @@ class BaseOrchestrator(ABC):
         tool_options: Mapping[str, Any] | None = None,
         options: OrchestrationConfig | Mapping[str, Any] | None = None,
     ) -> RunStream:
-        """The run's events as they come, text included; its output is on `.output` afterwards. See RunStream."""
+        """The run's events as they come, text included; its output is on `.output` afterwards. Text before a `restart`
+        event is void: see RunStream."""
         config = _config_of(options).model_copy(update={"streaming": True})
         return RunStream(lambda events: self.run(request, tool_name, tool_options, config, events))
 
@@ -284,6 +285,8 @@ class BaseOrchestrator(ABC):
             _tell_start(run.events, plan.steps[0].tool)
         wanted = None if run.options.quality_requirements is None else self._min_confidence(run.options)
         answer = await first_answer(run, plan.steps, wanted)
+        if run.events is not None and answer.result is not None:
+            run.events.choose(answer.result)
         if answer.result is None:
             return failed(run, plan.shown, answer)
         return answered(run, plan.shown, answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,7 @@ from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.reliability.silence import Life, first_of
-from steer_llm_sdk.streaming.manager import RunEvents
-from steer_llm_sdk.streaming.stage import Stage, StagedEvents
+from steer_llm_sdk.streaming.manager import EventManager
 
 
 class NotAcceptable(OrchestratorError):
@@ -101,7 +100,7 @@ async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float
                 break
             continue
         try:
-            result = await _ask(run, step, None, run.events)
+            result = await _ask(run, step, None)
             if result.bundle is not None:
                 _check(step.tool, result, result.bundle.summary.confidence, min_confidence)
             return Answer(step.tool, result, failures)
@@ -118,7 +117,6 @@ class _Beside:
         self._plan = plan
         self._min_confidence = min_confidence
         self._after = after
-        self._stage = Stage()
         self._lives: dict[int, Life] = {}
         self._failures: dict[str, Exception] = {}
         self._silent: list[str] = []
@@ -141,20 +139,7 @@ class _Beside:
         if objection is not None:
             self._is_the_callers = number == 0 and isinstance(objection, ValueError)
             raise objection
-        if run.events is None:
-            return await self._ask(step, life, None)
-        who = {"tool_name": step.tool.name, "tool_version": step.tool.version}
-        events = StagedEvents(run.events, self._stage, who, life.alive)
-        try:
-            result = await self._ask(step, life, events)
-            events.voice.won()
-            return result
-        except BaseException:
-            events.voice.left()
-            raise
-
-    async def _ask(self, step: ToolCall, life: Life, events: RunEvents | None) -> ToolResult:
-        result = await _ask(self._run, step, life, events)
+        result = await _ask(run, step, life)
         if result.bundle is not None:
             _check(step.tool, result, result.bundle.summary.confidence, self._min_confidence)
         return result
@@ -169,7 +154,6 @@ class _Beside:
             run.tell("silence", {"tool_name": before, "after_ms": self._after * 1000, "beside": step.tool.name})
         else:
             _tell_fallback(run, self._plan, step, self._failures)
-            self._stage.shown = 0  # That event says what a restart would.
         return True
 
     def _failed(self, number: int, error: Exception) -> bool:
@@ -197,15 +181,15 @@ def _objection(tool: Tool, request: Any) -> Exception | None:
     return None
 
 
-async def _ask(run: Run, step: ToolCall, life: Life | None, events: RunEvents | None) -> ToolResult:
+async def _ask(run: Run, step: ToolCall, life: Life | None) -> ToolResult:
     """A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an exit that the tool came
     up with by itself is a failure of the tool."""
     tool = step.tool
-    call = _PlainCall(run, step, life, events)
+    call = _PlainCall(run, step, life)
     token = current.set(call)
     try:
         if tool.composite:  # It puts each of its own calls under the policies.
-            return ToolResult.of(await tool.execute(copied(run.request), step.options(run), events))
+            return await (_executed(run, step) if run.events is None else _told(run, step, life))
         result: ToolResult = await run.attempt(call)
         return result
     except (asyncio.CancelledError, SystemExit) as error:
@@ -223,15 +207,14 @@ async def _ask(run: Run, step: ToolCall, life: Life | None, events: RunEvents | 
 class _PlainCall(Call):
     """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
-    __slots__ = ("events", "step")
+    __slots__ = ("step",)
     model = None
 
-    def __init__(self, run: Run, step: ToolCall, life: Life | None, events: RunEvents | None) -> None:
+    def __init__(self, run: Run, step: ToolCall, life: Life | None) -> None:
         self.run = run
         self.tool = step.tool.name
         self.version = step.tool.version
         self.life = life
-        self.events = events
         self.step = step
         self.target = step.target
         self.part = step.part
@@ -240,7 +223,7 @@ class _PlainCall(Call):
         self.queued = 0.0
 
     def watched(self, life: Life) -> _PlainCall:
-        return _PlainCall(self.run, self.step, life, self.events)
+        return _PlainCall(self.run, self.step, life)
 
     @property
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.
@@ -248,10 +231,26 @@ class _PlainCall(Call):
 
     async def execute(self) -> ToolResult:
         run, step = self.run, self.step
-        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), self.events))
+        if run.events is not None:
+            return await _told(run, step, self.life)
+        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), None))
 
     def measure(self, result: ToolResult) -> ToolResult:
         return result
+
+
+async def _executed(run: Run, step: ToolCall, events: EventManager | None = None) -> ToolResult:
+    return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), events))
+
+
+def _told(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResult]:
+    """An attempt that somebody listens to: its text is shown only while it is the one that is shown. Whatever it tells
+    is a sign of life; where others may work beside it, its events say whose they are."""
+    assert run.events is not None
+    who, work = {"tool_name": step.tool.name}, partial(_executed, run, step)
+    if life is None:
+        return run.events.attempt(who, work)
+    return run.events.attempt(who, work, {**who, "tool_version": step.tool.version}, life.alive)
 
 
 def _check(tool: Tool, result: ToolResult, found: float | None, wanted: float | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Mapping
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from steer_llm_sdk.errors import ProviderError
 from steer_llm_sdk.models.usage import Amount
@@ -16,6 +16,7 @@ from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
 from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
+from steer_llm_sdk.reliability.classify import Classify, ErrorClassifier
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
 from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
@@ -55,6 +56,8 @@ class ReliabilityConfig(BaseModel):
     answer. `remember_failures`: a failure that no retry can cure is replayed like an answer. `rate_limits` by
     provider, "default" for the others; without any, nothing is limited. `learn_rate_limits`: what the providers'
     answers say of their limits holds too, for each model; off by default, so that nothing waits that was not told to.
+    `error_classifier` says what the exceptions of a tool mean that this library does not know; it is the way to have
+    them retried.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
@@ -72,6 +75,7 @@ class ReliabilityConfig(BaseModel):
     silence_timeout: float | None = Field(default=10.0, gt=0, allow_inf_nan=False)
     on_store_down: Literal["fail_closed", "run_unprotected"] = "fail_closed"
     remember_failures: bool = True
+    error_classifier: InstanceOf[ErrorClassifier] | None = None
 
     @property
     def attempt_limit(self) -> AttemptLimit:
@@ -126,10 +130,15 @@ class ReliableToolExecutor:
                 (reserve, Reserve()),
                 (retry and bool(hedges or limiters), self._limit),
                 (True, record),
+                *self._classify(),
                 (timeout, AttemptTimeout()),
             ]
             folded = self._folded[key] = compose([policy for wanted, policy in order if wanted], execute)
         return folded
+
+    def _classify(self) -> list[tuple[bool, Policy[Any]]]:
+        classifier = self.config.error_classifier
+        return [] if classifier is None else [(True, Classify(classifier))]
 
     def _retry(self) -> Retry:
         config = self.config

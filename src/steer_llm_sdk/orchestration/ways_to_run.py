@@ -34,6 +34,10 @@ class RunStream:
                 ...
         print(events.output.content)
 
+    The rule for text: add each delta that is a str; drop all of it at a delta whose `event_type` is "restart". What a
+    reader has is then the beginning of what one attempt said, and in the end the answer. A restart stands before the
+    text of a retry, a fallback, another model, a repair. Text that was shown before an error is no answer.
+
     What the run raises is raised after its last event. `async with` and `aclose()` cancel a run that has not ended; so
     does a `break` out of `async for event in orchestrator.stream(…)`, where nothing else holds the stream.
     """

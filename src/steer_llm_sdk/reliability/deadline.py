@@ -99,6 +99,14 @@ def wake(woken: asyncio.Future[None]) -> None:
         woken.set_result(None)
 
 
+_attempt_ends: ContextVar[float | None] = ContextVar("steer_llm_sdk.attempt_ends", default=None)
+
+
+def attempt_ends() -> float | None:
+    """When the attempt that the running code is inside of is cut off, on the clock of its loop; None: it is not."""
+    return _attempt_ends.get()
+
+
 class AttemptTimeout:
     """The policy: no attempt takes longer than the call's `attempt_timeout`. One within the grace still counts."""
 
@@ -109,12 +117,18 @@ class AttemptTimeout:
         asked = attempt_left_behind.get()
         # A call within this one's attempt is another call.
         left_behind = asked[1] if asked is not None and asked[0] is call else None
+        at = asyncio.get_running_loop().time() + seconds
+        # Of attempts one within the other, the first to end ends both.
+        outer = _attempt_ends.get()
+        token = _attempt_ends.set(at if outer is None else min(at, outer))
         try:
-            return await until(asyncio.get_running_loop().time() + seconds, next(call), left_behind)
+            return await until(at, next(call), left_behind)
         except Late as late:
             if late.finished:
                 return late.result
             raise ProviderTimeout(f"no answer from {call.target} within {seconds:g} s", call.target) from None
+        finally:
+            _attempt_ends.reset(token)
 
 
 async def watch(task: asyncio.Task[Any], at: float | None) -> None:

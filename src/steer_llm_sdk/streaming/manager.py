@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
@@ -21,7 +21,9 @@ from steer_llm_sdk.models.events import (
     StreamUsageEvent,
 )
 from steer_llm_sdk.models.plain import copied
+from steer_llm_sdk.streaming.text import Screen, Speaker, Stage, Voice, Work
 
+R = TypeVar("R")
 Handler = Callable[[Any], Any]
 Redactor = Callable[[dict[str, Any]], dict[str, Any]]
 _log = logging.getLogger(__name__)
@@ -145,6 +147,45 @@ class RunEvents(EventManager):
         self._drain: asyncio.Task[None] | None = None
         self._taken = 0.0
         self._dropped = False
+        self._stage: Stage | None = None
+
+    def stage(self) -> Stage:
+        """For the attempts of which one at a time is shown to the handlers."""
+        if self._stage is None:
+            self._stage = Stage(Screen(self.tell))
+        return self._stage
+
+    async def attempt(
+        self,
+        who: Mapping[str, Any],
+        work: Callable[[EventManager], Awaitable[R]],
+        metadata: Mapping[str, Any] | None = None,
+        on_event: Callable[[], None] | None = None,
+    ) -> R:
+        """Do `work` with an event manager of its own, whose text is shown only while this attempt is the one shown.
+
+        `who` is what a `restart` before its text says of it, `metadata` goes into its events. Each of them calls
+        `on_event`.
+        """
+        if on_event is None and self._source.on_delta is None and self._source.on_create_event is None:
+            return await work(self)  # Nobody hears any text.
+        events = AttemptEvents(self, who, metadata, on_event)
+        if self._stage is not None:
+            events.voice()  # What was shown before is void from now on.
+        try:
+            result = await work(events)
+        except BaseException:
+            if events.spoken is not None:
+                events.spoken.fail()
+            raise
+        if events.spoken is not None:
+            events.spoken.returned(result)
+        return result
+
+    def choose(self, result: object) -> None:
+        """The attempt that returned `result` has the answer: its text is what is shown in the end."""
+        if self._stage is not None:
+            self._stage.choose(result)
 
     def tell(self, event: StreamEvent) -> None:
         if self._dropped:
@@ -279,3 +320,48 @@ class RunEvents(EventManager):
         if self._drain is not None:
             self._drain.cancel()
         _log.warning("the event handlers of run %s are dropped: %s", self.request_id, why)
+
+
+class AttemptEvents(EventManager):
+    """What one attempt tells: its text by way of the stage, everything else at once. `spoken` is None until it has said
+    something, for most tools never do."""
+
+    on_start = on_delta = on_usage = on_complete = on_error = on_create_event = None
+    spoken: Voice | None = None
+
+    def __init__(
+        self,
+        run: RunEvents,
+        who: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None,
+        on_event: Callable[[], None] | None,
+    ) -> None:
+        self.request_id, self.trace_id, self.sdk_version = run.request_id, run.trace_id, run.sdk_version
+        self._run = run
+        self._who = who
+        self._metadata = metadata
+        self._on_event = on_event
+        self._work = Work.running()
+
+    def stage(self) -> Stage:
+        """For the attempts that this one makes itself, of which one at a time is a part of its text."""
+        return Stage(self.voice())
+
+    def voice(self) -> Voice:
+        if self.spoken is None:
+            self.spoken = self._run.stage().begin(Speaker(self._who, metadata=self._metadata or {}), self._work)
+            self.spoken.on_text = self._on_event
+        return self.spoken
+
+    def tell(self, event: StreamEvent) -> None:
+        if self._metadata is not None:
+            event = replace(event, metadata={**self._metadata, **event.metadata})
+        if isinstance(event, StreamDeltaEvent) and isinstance(event.delta, str):
+            self.voice().write(event)
+            return
+        if self._on_event is not None:
+            self._on_event()
+        self._run.tell(event)
+
+    async def _emit(self, event: StreamEvent) -> None:
+        self.tell(event)

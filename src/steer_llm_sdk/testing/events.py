@@ -25,8 +25,9 @@ class RecordedEvents(EventManager):
 
     @property
     def text(self) -> str:
-        """All text deltas, joined."""
-        deltas = [event.delta for event in self.all if isinstance(event, StreamDeltaEvent)]
+        """The text as a reader has it at the end: all text deltas after the last `restart`, joined."""
+        begun = max((place for place, kind in enumerate(self.types, start=1) if kind == "restart"), default=0)
+        deltas = [event.delta for event in self.all[begun:] if isinstance(event, StreamDeltaEvent)]
         return "".join(delta for delta in deltas if isinstance(delta, str))
 
     def data(self, event_type: str) -> list[Mapping[str, Any]]:

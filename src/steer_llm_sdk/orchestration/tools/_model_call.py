@@ -8,7 +8,7 @@ the next one is asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -21,7 +21,6 @@ from steer_llm_sdk.errors import (
     ProviderError,
     ProviderTimeout,
 )
-from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount, add_usage, tokens_of
 from steer_llm_sdk.orchestration._call import (
     Scope,
@@ -42,9 +41,10 @@ from steer_llm_sdk.orchestration.tools.structured import (
 )
 from steer_llm_sdk.providers.base import Message, ModelAdapter, ModelReply, ModelRequest
 from steer_llm_sdk.reliability.budget import Ledger, Reservation, charge_of_failure
+from steer_llm_sdk.reliability.deadline import attempt_ends
 from steer_llm_sdk.reliability.silence import Life, first_of
-from steer_llm_sdk.streaming.manager import EventManager, RunEvents
-from steer_llm_sdk.streaming.stage import Stage, Voice
+from steer_llm_sdk.streaming.manager import AttemptEvents, EventManager, RunEvents
+from steer_llm_sdk.streaming.text import Speaker
 
 _AFTER_DEADLINE: Final = 0.1
 """Seconds by which a model's own timeout is later than the run's deadline, so that the deadline always comes first."""
@@ -119,6 +119,7 @@ class ModelAnswer:
 
     value: Any
     model: str
+    reply: ModelReply
     finish_reason: str | None
     warnings: tuple[str, ...] = ()
     truncated: bool = False
@@ -129,39 +130,40 @@ class ModelAnswer:
 
 
 class TextEvents:
-    """Sends a model's text as events, piece by piece. A new attempt first sends a `restart` event. Of attempts that are
-    under way beside each other one is shown."""
+    """A model's text as events, piece by piece. Of several attempts one at a time is shown; see streaming/text.py."""
 
     def __init__(self, manager: EventManager, *, is_json: bool) -> None:
-        self._within_run = isinstance(manager, RunEvents)
-        self._events = manager if isinstance(manager, RunEvents) else _own_run(manager)
+        self._own: RunEvents | None = None
+        if not isinstance(manager, (RunEvents, AttemptEvents)):
+            manager = self._own = manager.for_run(manager.request_id or "", manager.trace_id or "")
+        self._stage = manager.stage()
         self._is_json = is_json
-        self._stage = Stage()
 
-    def begin(self, adapter: ModelAdapter) -> Voice:
-        """Start an attempt. Text that was shown of an earlier one is not part of the answer."""
+    async def attempt(
+        self, adapter: ModelAdapter, send: Callable[[Callable[[str], None]], Awaitable[ModelReply]]
+    ) -> ModelReply:
+        """One attempt; `send` gets what is to be called with each piece of text."""
+        voice = self._stage.begin(Speaker({"model": adapter.name}, adapter.target, adapter.name))
+        try:
+            reply = await send(partial(voice.say, is_json=self._is_json))
+        except BaseException:
+            voice.fail()
+            raise
+        voice.returned(reply)
+        return reply
 
-        def restart(void: int) -> None:
-            self._tell({"event_type": "restart", "data": {"model": adapter.name, "chunks": void}}, adapter, 0)
+    def choose(self, reply: ModelReply) -> None:
+        """Show the text of the attempt that gave this reply, whatever was shown before."""
+        self._stage.choose(reply)
 
-        return Voice(self._stage, lambda text, index: self._tell(text, adapter, index), restart)
-
-    def withdraw(self) -> None:
-        """What was answered last is not the answer."""
-        self._stage.speaker = None
+    def void(self) -> None:
+        """There is no answer: what was shown is no part of whatever comes next."""
+        self._stage.void()
 
     async def flush(self) -> None:
         """Wait until the events are delivered. Within a run, the run does this."""
-        if not self._within_run:
-            await self._events.flush()
-
-    def _tell(self, delta: str | Mapping[str, Any], adapter: ModelAdapter, index: int) -> None:
-        is_json = self._is_json and isinstance(delta, str)
-        self._events.tell(StreamDeltaEvent(delta, index, is_json, provider=adapter.target, model=adapter.name))
-
-
-def _own_run(manager: EventManager) -> RunEvents:
-    return manager.for_run(manager.request_id or "", manager.trace_id or "")
+        if self._own is not None:
+            await self._own.flush()
 
 
 async def ask(
@@ -175,9 +177,18 @@ async def ask(
     """
     scope = current_scope()
     asking = _Asking(question, routes, account, events)
-    if scope is None or scope.run.silence_timeout is None or len(routes) == 1:
-        return await asking.in_turn()
-    return await asking.beside(scope, scope.run.silence_timeout)
+    try:
+        if scope is None or scope.run.silence_timeout is None or len(routes) == 1:
+            answer = await asking.in_turn()
+        else:
+            answer = await asking.beside(scope, scope.run.silence_timeout)
+    except BaseException:
+        if events is not None:
+            events.void()
+        raise
+    if events is not None:
+        events.choose(answer.reply)
+    return answer
 
 
 class _Asking:
@@ -282,8 +293,6 @@ class _ModelQuestion:
         return await self._repaired(_repair(request, reply, reason))
 
     async def _repaired(self, request: ModelRequest) -> ModelAnswer:
-        if self.events is not None:
-            self.events.withdraw()
         reply, limit = await self._send(request)
         try:
             return replace(self._answer(reply, self._read(reply), limit), repaired=True)
@@ -321,6 +330,7 @@ class _ModelQuestion:
         return ModelAnswer(
             value=parsed.value,
             model=reply.model,
+            reply=reply,
             target=self.route.adapter.target,
             finish_reason=reply.finish_reason,
             warnings=(*parsed.warnings, *((_cut_off(limit),) if cut else ())),
@@ -371,14 +381,7 @@ class _ModelQuestion:
         timed = replace(request, timeout=_timeout(), on_first_byte=_sign_of_life())
         if events is None:
             return await adapter.request(timed)
-        voice = events.begin(adapter)
-        try:
-            reply = await adapter.request(timed, voice.say)
-            voice.won()
-            return reply
-        except BaseException:
-            voice.left()
-            raise
+        return await events.attempt(adapter, partial(adapter.request, timed))
 
     def _room(self) -> tuple[float, float]:
         """Tokens and USD that this request may plan with."""
@@ -415,10 +418,13 @@ def _spent(reply: ModelReply) -> Spent:
 
 
 def _timeout() -> float | None:
-    """Seconds that a request may take; None where the end of a keyed run may still move: then the run ends it."""
-    scope, left = current_scope(), time_left()
-    deadline = None if scope is None else scope.run.deadline
-    return None if left is None or deadline is None or not deadline.firm else left + _AFTER_DEADLINE
+    """Seconds that a request may take: what is left. Where the end of a keyed run may still move, the run ends it."""
+    scope = current_scope()
+    if scope is None:
+        return None
+    deadline, ends = scope.run.deadline, attempt_ends()
+    known = [at for at in (deadline.at if deadline is not None and deadline.firm else None, ends) if at is not None]
+    return max(min(known) - scope.run.clock(), 0.0) + _AFTER_DEADLINE if known else None
 
 
 def _repair(request: ModelRequest, reply: ModelReply, reason: str) -> ModelRequest:
