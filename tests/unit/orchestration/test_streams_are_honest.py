@@ -19,6 +19,7 @@ from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration.planning import PlanDecision
 from steer_llm_sdk.providers.base import ModelReply, ModelRequest
 from steer_llm_sdk.reliability import RetryPolicy
+from steer_llm_sdk.reliability.hedging import HedgingPolicy
 from steer_llm_sdk.testing import run_in_virtual_time
 
 USAGE = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
@@ -137,7 +138,8 @@ class Reader:
     """Goes by the rule, and sees after each event that it has the beginning of one attempt."""
 
     def __init__(self, scripts: Sequence[Script]) -> None:
-        self.scripts, self.text, self.chunks = scripts, "", 0
+        self.scripts, self.text = scripts, ""
+        self.voided: list[str] = []
 
     def take(self, event: StreamEvent) -> None:
         if not isinstance(event, StreamDeltaEvent):
@@ -145,23 +147,28 @@ class Reader:
         if isinstance(event.delta, str):
             self.text += event.delta
         elif event.delta["event_type"] == "restart":
+            self.voided.append(self.text)
             self.text = ""
         texts = [text for script in self.scripts for text in script.texts]
         assert any(text.startswith(self.text) for text in texts), self.text
 
 
-async def streamed(
-    scripts: Sequence[Script], tools: Sequence[Tool], **options: Any
-) -> tuple[OrchestrationOutput | None, Reader]:
+def runner(tools: Sequence[Tool], **config: Any) -> ReliableOrchestrator:
     registry = ToolRegistry()
     for tool in tools:
         registry.register_tool(tool)
-    names = [tool.name for tool in tools]
-    orchestrator = ReliableOrchestrator(
-        planner=Planned(*names),  # type: ignore[arg-type]
+    planner: Any = Planned(*(tool.name for tool in tools))
+    patience = RetryPolicy(initial_delay=0.1)
+    return ReliableOrchestrator(
+        planner=planner,
         registry=registry,
-        reliability_config=ReliabilityConfig(retry_policy=RetryPolicy(initial_delay=0.1), max_fallback_attempts=3),
+        reliability_config=ReliabilityConfig(retry_policy=patience, max_fallback_attempts=3, **config),
     )
+
+
+async def streamed(
+    scripts: Sequence[Script], orchestrator: ReliableOrchestrator, **options: Any
+) -> tuple[OrchestrationOutput | None, Reader]:
     reader = Reader(scripts)
     stream = orchestrator.stream("q", options=options)
     with suppress(BudgetExceeded):
@@ -182,32 +189,70 @@ def holds(output: OrchestrationOutput | None, reader: Reader) -> None:
         assert reader.text.strip() == output.content.strip()
 
 
+SILENCE = st.sampled_from([None, 0.05, 0.3])
 LIMITS = st.sampled_from([{}, {"per_agent_timeout_ms": 500}, {"per_agent_timeout_ms": 1500}, {"timeout_ms": 2000}])
 
 
 @settings(max_examples=60)
-@given(SCRIPTS, LIMITS)
-def test_of_a_model_tool_with_retries_and_other_models(acts: list[list[Act]], limits: dict[str, Any]) -> None:
-    scripts = scripts_of(acts)
-    tool = LLMTool("t", [ScriptedModel(script) for script in scripts])
-    holds(*run_in_virtual_time(streamed(scripts, [tool], **limits)))
-
-
-@settings(max_examples=60)
-@given(SCRIPTS, LIMITS)
-def test_of_model_tools_that_are_each_other_s_fallback(acts: list[list[Act]], limits: dict[str, Any]) -> None:
-    scripts = scripts_of(acts)
-    tools = [LLMTool(script.name, ScriptedModel(script)) for script in scripts]
-    holds(*run_in_virtual_time(streamed(scripts, tools, **limits)))
-
-
-@settings(max_examples=60)
-@given(SCRIPTS, LIMITS)
-def test_of_plain_tools_that_tell_text_with_retries_and_fallbacks(
-    acts: list[list[Act]], limits: dict[str, Any]
+@given(SCRIPTS, LIMITS, SILENCE)
+def test_of_a_model_tool_with_retries_and_other_models(
+    acts: list[list[Act]], limits: dict[str, Any], silence: float | None
 ) -> None:
     scripts = scripts_of(acts)
-    holds(*run_in_virtual_time(streamed(scripts, [Told(script) for script in scripts], **limits)))
+    tool = LLMTool("t", [ScriptedModel(script) for script in scripts])
+    holds(*run_in_virtual_time(streamed(scripts, runner([tool], silence_timeout=silence), **limits)))
+
+
+@settings(max_examples=60)
+@given(SCRIPTS, LIMITS, SILENCE)
+def test_of_model_tools_that_are_each_other_s_fallback(
+    acts: list[list[Act]], limits: dict[str, Any], silence: float | None
+) -> None:
+    scripts = scripts_of(acts)
+    tools = [LLMTool(script.name, ScriptedModel(script)) for script in scripts]
+    holds(*run_in_virtual_time(streamed(scripts, runner(tools, silence_timeout=silence), **limits)))
+
+
+@settings(max_examples=60)
+@given(SCRIPTS, LIMITS, SILENCE)
+def test_of_plain_tools_that_tell_text_with_retries_and_fallbacks(
+    acts: list[list[Act]], limits: dict[str, Any], silence: float | None
+) -> None:
+    scripts = scripts_of(acts)
+    tools = [Told(script) for script in scripts]
+    holds(*run_in_virtual_time(streamed(scripts, runner(tools, silence_timeout=silence), **limits)))
+
+
+HEDGES = HedgingPolicy(quantile=0.6, min_samples=2, slow_factor=100.0, max_ratio=1.0)
+QUICK = [Act(2, 0.3, "well"), Act(2, 0.1, "well"), Act(2, 0.1, "well")]
+
+
+@settings(max_examples=60)
+@given(st.lists(ACTS, min_size=1, max_size=8), st.booleans())
+def test_of_hedged_calls_one_is_shown_at_a_time(acts: list[Act], by_model: bool) -> None:
+    async def runs() -> None:
+        script = Script("a", [*QUICK, *acts])
+        tool = LLMTool("a", ScriptedModel(script)) if by_model else Told(script)
+        orchestrator = runner([tool], hedging=HEDGES)
+        for _ in range(6):
+            holds(*await streamed([script], orchestrator))
+
+    run_in_virtual_time(runs())
+
+
+def test_a_hedge_that_wins_is_shown_after_a_restart() -> None:
+    # The second attempt begins when the first is late; that one speaks first then, and ends last.
+    async def runs() -> tuple[Any, Reader]:
+        script = Script("a", [*QUICK, Act(3, 0.3, "well"), Act(1, 0.45, "well")])
+        orchestrator = runner([Told(script)], hedging=HEDGES)
+        for _ in range(3):
+            await streamed([script], orchestrator)
+        return await streamed([script], orchestrator)
+
+    output, reader = run_in_virtual_time(runs())
+    assert output.content == reader.text == "a4.0 "
+    assert reader.voided == ["a3.0 a3.1 a3.2 "]
+    assert [line["outcome"] for line in output.attempts] == ["cancelled", "succeeded"]
 
 
 @settings(max_examples=40)
