@@ -20,7 +20,7 @@ from steer_llm_sdk.testing import RecordedEvents
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test knows the circuits and keys of another."""
     runner = direct._Direct(registry=direct._Handed())
-    monkeypatch.setattr(_runner, "_runner", runner.run_tool)
+    monkeypatch.setattr(_runner, "_load", lambda: runner.run_tool)
 
 
 def failing(times: int, status: int = 503, **declared: Any) -> Any:
