@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import asyncio
 from typing import Any
 
@@ -142,3 +144,20 @@ async def test_nothing_is_registered_and_no_function_is_kept() -> None:
     await failing(0, name="gone").run("a")
     assert get_global_registry().names() == before
     assert runner.__self__._used == {}
+
+
+def test_the_flow_is_loaded_when_the_first_function_is_run() -> None:
+    code = """
+import asyncio, sys
+from steer_llm_sdk import tool
+
+@tool(name="double")
+def double(n: int) -> int:
+    return 2 * n
+
+assert "steer_llm_sdk.orchestration.base" not in sys.modules
+output = asyncio.run(double.run(n=4))
+print(output.status, output.content)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("succeeded 8\n", "")
