@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-import asyncio
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, 
 from steer_llm_sdk.orchestration import direct
 from steer_llm_sdk.orchestration.tools import _runner
 from steer_llm_sdk.orchestration.tools import tool as tool_of_tools
-from steer_llm_sdk.testing import RecordedEvents
+from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +161,13 @@ print(output.status, output.content)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("succeeded 8\n", "")
+
+
+async def test_functions_share_one_orchestrator_for_the_life_of_the_process() -> None:
+    direct._direct.cache_clear()
+    try:
+        given: dict[str, Any] = {"tool_options": None, "options": {"idempotency_key": "k"}, "event_manager": None}
+        first, again = [await direct.run_tool(ScriptedTool("t", OK("x"), OK("y")), {"q": 1}, **given) for _ in "ab"]
+        assert (first.content, again.content, again.replayed) == ("x", "x", True)
+    finally:
+        direct._direct.cache_clear()

@@ -866,8 +866,8 @@ def health(circuit: Circuit) -> object:
 
     def lane(of: Closed | Open | HalfOpen) -> object:
         if isinstance(of, Open):
-            return of._replace(early=None)
-        return of._replace(probes=()) if isinstance(of, HalfOpen) else of
+            return replace(of, early=None)
+        return replace(of, probes=()) if isinstance(of, HalfOpen) else of
 
     return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.tally
 
