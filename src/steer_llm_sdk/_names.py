@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -21,23 +21,21 @@ RENAMED: Mapping[str, str] = {
 def looked_up(module: str, late: Mapping[str, str] | None = None) -> Callable[[str], Any]:
     """The `__getattr__` of a module: ImportError with the new name for a renamed one, AttributeError for any other.
 
-    `late` maps names to the modules from which they are loaded when they are first used.
+    `late` maps names to the modules from which they are loaded when they are first used; a module may be such a name.
     """
 
     def find(name: str) -> Any:
         if name in RENAMED:
             raise renamed(name)
         if late is not None and name in late:
-            return getattr(import_module(late[name]), name)
+            home = import_module(late[name])
+            found = home if late[name] == f"{module}.{name}" else getattr(home, name)
+            # Kept, so that the next look finds it where any other name is.
+            vars(sys.modules[module])[name] = found
+            return found
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find
-
-
-def answer_for_renamed(modules: Iterable[str]) -> None:
-    """Let these modules, which are loaded, say what a renamed name is called."""
-    for module in modules:
-        vars(sys.modules[module]).setdefault("__getattr__", looked_up(module))
 
 
 def renamed(name: str) -> ImportError:

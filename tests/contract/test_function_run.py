@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,14 +15,14 @@ from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, 
 from steer_llm_sdk.orchestration import direct
 from steer_llm_sdk.orchestration.tools import _runner
 from steer_llm_sdk.orchestration.tools import tool as tool_of_tools
-from steer_llm_sdk.testing import RecordedEvents
+from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test knows the circuits and keys of another."""
     runner = direct._Direct(registry=direct._Handed())
-    monkeypatch.setattr(_runner, "_runner", runner.run_tool)
+    monkeypatch.setattr(_runner, "_load", lambda: runner.run_tool)
 
 
 def failing(times: int, status: int = 503, **declared: Any) -> Any:
@@ -142,3 +144,30 @@ async def test_nothing_is_registered_and_no_function_is_kept() -> None:
     await failing(0, name="gone").run("a")
     assert get_global_registry().names() == before
     assert runner.__self__._used == {}
+
+
+def test_the_flow_is_loaded_when_the_first_function_is_run() -> None:
+    code = """
+import asyncio, sys
+from steer_llm_sdk import tool
+
+@tool(name="double")
+def double(n: int) -> int:
+    return 2 * n
+
+assert "steer_llm_sdk.orchestration.base" not in sys.modules
+output = asyncio.run(double.run(n=4))
+print(output.status, output.content)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("succeeded 8\n", "")
+
+
+async def test_functions_share_one_orchestrator_for_the_life_of_the_process() -> None:
+    direct._direct.cache_clear()
+    try:
+        given: dict[str, Any] = {"tool_options": None, "options": {"idempotency_key": "k"}, "event_manager": None}
+        first, again = [await direct.run_tool(ScriptedTool("t", OK("x"), OK("y")), {"q": 1}, **given) for _ in "ab"]
+        assert (first.content, again.content, again.replayed) == ("x", "x", True)
+    finally:
+        direct._direct.cache_clear()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -59,5 +62,25 @@ def test_a_name_that_never_was_is_missing_as_in_any_module() -> None:
         steer_llm_sdk.nobody  # noqa: B018
 
 
-def test_a_name_may_be_loaded_when_it_is_first_used() -> None:
-    assert looked_up("m", {"sqrt": "math"})("sqrt")(9) == 3
+def test_a_name_may_be_loaded_when_it_is_first_used_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, part = ModuleType("m"), ModuleType("m.part")
+    monkeypatch.setitem(sys.modules, "m", module)
+    monkeypatch.setitem(sys.modules, "m.part", part)
+    find = looked_up("m", {"sqrt": "math", "part": "m.part"})
+    assert find("sqrt")(9) == 3
+    assert find("part") is part
+    assert vars(module)["sqrt"](9) == 3
+
+
+@pytest.mark.parametrize("package", ["steer_llm_sdk", "steer_llm_sdk.orchestration"])
+def test_every_public_name_is_there_and_a_prompt_can_complete_it(package: str) -> None:
+    module = import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+
+
+def test_the_modules_of_a_package_are_its_attributes_without_an_import_of_their_own() -> None:
+    code = "import steer_llm_sdk as s; print(s.orchestration.planning.rule_based.RuleBasedPlanner.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "RuleBasedPlanner\n"

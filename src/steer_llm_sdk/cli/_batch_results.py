@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from steer_llm_sdk.cli._batch_lines import Line
+from steer_llm_sdk.cli._show import is_simulated
 from steer_llm_sdk.errors import InvalidRequest
 
 _BEGINNING = b'{"position": '
@@ -34,7 +35,12 @@ class Kept:
         if output is None:
             return cls(status=status, cost_usd=None, simulated=False)
         cost = 0.0 if output["cost_usd"] is None and not output["usage"] else output["cost_usd"]
-        return cls(status=status, cost_usd=cost, simulated=bool(output["metadata"].get("simulated")) if cost else None)
+        attempts = [line for entry in output["per_agent"].values() for line in entry.get("timeline", ())]
+        return cls(
+            status=status,
+            cost_usd=cost,
+            simulated=is_simulated(output["metadata"], attempts) if cost is None or cost else None,
+        )
 
 
 class Results:

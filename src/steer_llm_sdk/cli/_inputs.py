@@ -18,18 +18,18 @@ MOST_BYTES = 256_000_000
 """What a file may have at most."""
 
 
-def read_text(text: str | None) -> str:
-    """TEXT itself, standard input for "-", a file for "@path"."""
+def read_text(text: str | None, name: str = "TEXT") -> str:
+    """The text itself, standard input for "-", a file for "@path". `name` is that of the argument."""
     if text is None:
-        refuse("TEXT", None, "give a question or a text, @FILE, - for standard input, or many with --batch FILE")
+        refuse(name, None, "give a question or a text, @FILE, - for standard input, or many with --batch FILE")
     if text == "-":
         found, field = _decoded(sys.stdin.buffer.read(MOST_BYTES), "standard input"), "standard input"
     elif text == "@":
-        refuse("TEXT", text, "name a file that can be read behind the @, as in @README.md")
+        refuse(name, text, "name a file that can be read behind the @, as in @README.md")
     elif text.startswith("@"):
-        found, field = _decoded(bytes_of(text[1:], "TEXT"), text), text
+        found, field = _decoded(bytes_of(text[1:], name), text), text
     else:
-        found, field = text, "TEXT"
+        found, field = text, name
     if not found.strip():
         refuse(field, found[:20], "give a question or a text; what is there is empty")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -226,7 +226,13 @@ def cost_of(output: OrchestrationOutput) -> str:
     if output.metadata.get("local"):
         return "computed on this machine"
     price = "cost unknown" if output.cost_usd is None else f"{dollars(output.cost_usd)} list price"
-    return f"{price}, not spent" if output.metadata.get("simulated") else price
+    return f"{price}, not spent" if is_simulated(output.metadata, output.attempts) else price
+
+
+def is_simulated(metadata: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether recordings answered. A run that failed has no word of its tool on that, only the models it asked."""
+    recorded = [str(line.get("model")).startswith("recorded:") for line in attempts]
+    return bool(metadata.get("simulated")) or (bool(recorded) and all(recorded))
 
 
 def dollars(cost: float) -> str:

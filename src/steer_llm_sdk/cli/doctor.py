@@ -34,7 +34,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
     Nothing is sent to a provider and nothing is spent; servers on this machine are asked which models they have. The
     exit code is 0 whatever is found.
     """
-    with errors_as_exits():
+    with errors_as_exits(as_json=as_json):
         found = _examined()
         if as_json:
             print(json.dumps(found, indent=2, ensure_ascii=False))

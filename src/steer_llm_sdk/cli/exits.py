@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from steer_llm_sdk.cli._show import printable
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, ProviderError
@@ -28,6 +29,8 @@ class Exit(IntEnum):
     PARTIAL = 5
     INTERRUPTED = 130
 
+
+_WANTS_JSON = "steer_llm_sdk.wants_json"
 
 MEANING = (
     "Exit codes: 0 answered; 1 no answer: every model or tool failed; "
@@ -97,6 +100,30 @@ def _code_of_error(error: Exception) -> Exit:
     if isinstance(error, ConflictError):
         return Exit.CONFLICT
     return Exit.BAD_INPUT if isinstance(error, (ValueError, ImportError)) else Exit.FAILED
+
+
+class UsageError(ValueError):
+    """A command line that cannot be read."""
+
+
+class Commands(TyperGroup):
+    """The commands, with a wrong command line told as JSON as well where --json is in it.
+
+    The contexts are typer's own, of a class that it does not make public.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Before parsing: a command line that cannot be parsed has no options that could be asked for.
+        ctx.meta[_WANTS_JSON] = "--json" in args[: args.index("--") if "--" in args else None]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            if ctx.meta[_WANTS_JSON]:
+                _print_json(UsageError(error.format_message()))
+            raise
 
 
 def _print_json(error: Exception) -> None:

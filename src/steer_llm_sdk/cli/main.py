@@ -11,7 +11,7 @@ import typer
 from steer_llm_sdk import __version__
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
-from steer_llm_sdk.cli.exits import MEANING
+from steer_llm_sdk.cli.exits import MEANING, Commands
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
@@ -20,6 +20,7 @@ from steer_llm_sdk.cli.tools import tools
 
 app = typer.Typer(
     name="steer-llm",
+    cls=Commands,
     help="Run LLM operations reliably: retries, fallbacks, budgets, and evidence from repeated answers.",
     epilog=MEANING,
     no_args_is_help=True,

@@ -17,6 +17,8 @@ from rich.text import Text
 from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._show import console, dollars, printable, table_of
 from steer_llm_sdk.cli.exits import Exit, complain, errors_as_exits, refuse
+from steer_llm_sdk.errors import NoEligibleTool
+from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.planning import (
     ConditionAccount,
     Explanation,
@@ -71,7 +73,7 @@ def explain_request(
 
     Nothing is run and nothing is spent. The exit code is 0, or 2 where no tool can serve.
     """
-    with errors_as_exits():
+    with errors_as_exits(as_json=as_json):
         context = PlanRequest(
             budget=inputs.read_budget(budget or []),
             previous_failures=failed or [],
@@ -84,8 +86,10 @@ def explain_request(
                 if name not in tools:
                     refuse(option, name, f"the tools are {', '.join(tools)}")
         account = explain(chosen, _request(request), tools, context)
+        if account.decision is None:
+            complain(account.refusal)
         if as_json:
-            print(json.dumps(_as_json(account), indent=2, ensure_ascii=False))
+            print(json.dumps(_as_json(account), indent=2, ensure_ascii=False, default=str))
         else:
             _show(account)
         raise typer.Exit(Exit.BAD_INPUT if account.decision is None else Exit.OK)
@@ -93,7 +97,7 @@ def explain_request(
 
 def _request(given: str) -> Any:
     """A text, or the object that it is the JSON of."""
-    text = inputs.read_text(given)
+    text = inputs.read_text(given, "REQUEST")
     if not text.lstrip().startswith("{"):
         return text
     try:
@@ -118,7 +122,9 @@ def _imported(path: str) -> RuleBasedPlanner:
 
 def _as_json(account: Explanation) -> Mapping[str, Any]:
     decision = account.decision
+    refused = {tool.name: tool.reason for tool in account.tools if tool.reason is not None}
     return {
+        **({"error": describe_error(NoEligibleTool(refused))} if decision is None else {}),
         "decision": None if decision is None else decision.model_dump(mode="json"),
         "refusal": account.refusal,
         "rules": [asdict(rule) for rule in account.rules],
@@ -129,9 +135,7 @@ def _as_json(account: Explanation) -> Mapping[str, Any]:
 def _show(account: Explanation) -> None:
     out = console()
     decision = account.decision
-    if decision is None:
-        complain(account.refusal)
-    else:
+    if decision is not None:
         out.print(Text(f"{decision.selected_tool}: {printable(decision.reasoning)}", style="bold"), soft_wrap=True)
         if decision.tool_options:
             out.print(Text(f"with {printable(json.dumps(decision.tool_options, ensure_ascii=False, default=str))}"))

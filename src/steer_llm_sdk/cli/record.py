@@ -19,7 +19,8 @@ def record(
     upstream: Annotated[str, typer.Option(help="The endpoint to pass requests on to: https://api.openai.com")],
     out: Annotated[Path, typer.Option(help="The file to append to, one JSON object per line.", dir_okay=False)],
     redact: Annotated[
-        list[str] | None, typer.Option(help="A JSON field whose values are not kept, at any depth. May be repeated.")
+        list[str] | None,
+        typer.Option(help="A JSON field whose values are not kept, at any depth, in any case. May be repeated."),
     ] = None,
     host: Annotated[str, typer.Option(help="Where to listen. Loopback only, unless told.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8788,

@@ -1,9 +1,14 @@
 """Pure statistics of repeated answers: replicates in, numbers out. No async, no I/O, the standard library only."""
 
+from typing import TYPE_CHECKING
+
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.evidence._leaves import ABSENT, MAX_DEPTH, at, parse_path
-from steer_llm_sdk.evidence._report import Difference, Limits, Summary
-from steer_llm_sdk.evidence.distance import mean_distance, pairwise_distance
-from steer_llm_sdk.evidence.summary import summarize
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.evidence._report import Difference, Limits, Summary
+    from steer_llm_sdk.evidence.distance import mean_distance, pairwise_distance
+    from steer_llm_sdk.evidence.summary import summarize
 
 __all__ = [
     "ABSENT",
@@ -17,3 +22,13 @@ __all__ = [
     "parse_path",
     "summarize",
 ]
+
+# A run whose tool makes no bundle counts nothing.
+_LATE = {
+    **dict.fromkeys(("Difference", "Limits", "Summary"), f"{__name__}._report"),
+    **dict.fromkeys(("mean_distance", "pairwise_distance"), f"{__name__}.distance"),
+    "summarize": f"{__name__}.summary",
+}
+
+if not TYPE_CHECKING:  # A type checker would take any name to be there.
+    __getattr__ = looked_up(__name__, _LATE)

@@ -16,10 +16,11 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import cache
 from random import getrandbits
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ToolNotFound
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
@@ -370,3 +371,7 @@ def _tell_end(events: RunEvents, output: OrchestrationOutput) -> None:
     else:
         told = {**who, "status": output.status, "elapsed_ms": output.elapsed_ms, "replayed": output.replayed}
         events.tell(StreamCompleteEvent(metadata=told))
+
+
+if not TYPE_CHECKING:
+    __getattr__ = looked_up(__name__)  # Says what a renamed name is called now.

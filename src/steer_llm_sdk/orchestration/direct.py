@@ -11,7 +11,6 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
-from steer_llm_sdk.orchestration.tools._runner import set_runner
 from steer_llm_sdk.streaming.manager import EventManager
 
 _handed: ContextVar[Tool] = ContextVar("steer_llm_sdk.handed")
@@ -49,8 +48,6 @@ def _direct() -> _Direct:
     return _Direct(registry=_Handed())
 
 
-async def _run_tool(tool: Tool, request: Mapping[str, Any], **given: Any) -> OrchestrationOutput:
+async def run_tool(tool: Tool, request: Mapping[str, Any], **given: Any) -> OrchestrationOutput:
+    """What `FunctionTool.run` calls."""
     return await _direct().run_tool(tool, request, **given)
-
-
-set_runner(_run_tool)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.reliability.budget import Budget
 
@@ -100,3 +101,7 @@ def invalid_option(error: ValidationError, known: Iterable[str], within: str | N
 def _is_amount(value: Any, most: float) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0 < value <= most
+
+
+if not TYPE_CHECKING:
+    __getattr__ = looked_up(__name__)  # Says what a renamed name is called now.

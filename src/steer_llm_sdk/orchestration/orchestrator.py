@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
@@ -27,3 +28,7 @@ class Orchestrator(BaseOrchestrator):
 
     def _max_attempts(self, options: OrchestrationConfig) -> int:
         return 1 + (options.max_retries or 0)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = looked_up(__name__)  # Says what a renamed name is called now.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-from packaging.version import InvalidVersion, Version
 
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
 
 if TYPE_CHECKING:
+    from packaging.version import Version
+
     from steer_llm_sdk.streaming.manager import EventManager
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -101,7 +100,9 @@ class ToolRegistry:
                 f"Tool '{tool.name}' version {tool.version} is already registered; "
                 "unregister it first or give the new one another version"
             )
-        self._tools[tool.name] = {**versions, tool.version: tool}
+        versions = {**versions, tool.version: tool}
+        # The highest last, so that no run has to compare them.
+        self._tools[tool.name] = versions if len(versions) == 1 else dict(sorted(versions.items(), key=_rank))
         self._changes += 1
 
     def get_tool(self, name: str, version: str | None = None) -> Tool | None:
@@ -111,9 +112,7 @@ class ToolRegistry:
             return None if version is not None else _installed().get(name)
         if version is not None:
             return versions.get(version)
-        if len(versions) == 1:
-            return next(iter(versions.values()))
-        return versions[max(versions, key=_rank)]
+        return next(reversed(versions.values()))
 
     def has_tool(self, name: str) -> bool:
         return self.get_tool(name) is not None
@@ -198,6 +197,8 @@ _found: dict[str, Tool] | None = None
 def _installed() -> dict[str, Tool]:
     global _found
     if _found is None:
+        from importlib.metadata import entry_points  # 10 ms that only those who look for installed tools pay
+
         _found = dict(_load(entry_points(group=ENTRY_POINTS)))
     return _found
 
@@ -220,8 +221,11 @@ def _describe(tool: Tool) -> dict[str, Any]:
     return {**view, "provider": tool.provider}
 
 
-def _rank(version: str) -> tuple[bool, Version, str]:
+def _rank(item: tuple[str, Tool]) -> tuple[bool, Version, str]:
     """Order by PEP 440; what is no version comes below every one that is."""
+    from packaging.version import InvalidVersion, Version  # 6 ms that only those with two versions of a tool pay
+
+    version, _ = item
     try:
         return True, Version(version), version
     except InvalidVersion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import json
 import logging
@@ -12,10 +11,8 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer_llm_sdk.errors import (
     RETRYABLE,
@@ -40,8 +37,7 @@ _BLAMES_PROVIDER = frozenset(
 _MAYBE_BILLED = frozenset({ErrorCategory.TIMEOUT, ErrorCategory.NETWORK, ErrorCategory.BAD_RESPONSE})
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorClassification:
+class ErrorClassification(NamedTuple):
     """What an error means. `retry_after` in seconds, None where the server did not ask for a wait.
 
     `declared` is what the exception says of itself (`is_retryable`), None where it says nothing.
@@ -239,8 +235,8 @@ def _classified(error: BaseException, causes: int) -> ErrorClassification:
         return means
     from_cause = _classified(cause, causes - 1)
     if means.declared is not None:
-        from_cause = dataclasses.replace(from_cause, is_retryable=means.declared, declared=means.declared)
-    return from_cause if means.retry_after is None else dataclasses.replace(from_cause, retry_after=means.retry_after)
+        from_cause = from_cause._replace(is_retryable=means.declared, declared=means.declared)
+    return from_cause if means.retry_after is None else from_cause._replace(retry_after=means.retry_after)
 
 
 def _of_itself(error: BaseException) -> ErrorClassification:
@@ -307,7 +303,7 @@ def _of_all(error: AllToolsFailed) -> ErrorClassification:
     means = [classify(cause) for cause in error.failures.values()]
     if not means:
         return ErrorClassification(ErrorCategory.UNKNOWN, False)
-    return dataclasses.replace(means[0], is_retryable=any(each.is_retryable for each in means), declared=None)
+    return means[0]._replace(is_retryable=any(each.is_retryable for each in means), declared=None)
 
 
 def _of_foreign(error: BaseException) -> ErrorClassification:
@@ -488,6 +484,8 @@ def _number(text: str | None) -> float | None:
 
 
 def _until_date(text: str, now: float) -> float | None:
+    from email.utils import parsedate_to_datetime  # 6 ms that only those who are given a date pay
+
     try:
         when = parsedate_to_datetime(text)
         when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)

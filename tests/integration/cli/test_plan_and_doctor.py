@@ -127,7 +127,7 @@ def test_where_no_tool_can_serve_it_says_why_and_exits_as_a_run_would() -> None:
     ("arguments", "said"),
     [
         (["{bad", "--planner", "my_app:planner"], "REQUEST: '{bad' cannot be used; it is not JSON"),
-        (["", "--planner", "my_app:planner"], "TEXT: '' cannot be used"),
+        (["", "--planner", "my_app:planner"], "REQUEST: '' cannot be used"),
         (["x", "--planner", "my_app"], "write MODULE:NAME, as in my_app:planner"),
         (["x", "--planner", "nowhere:planner"], "No module named 'nowhere'"),
         (["x", "--planner", "my_app:nothing"], "has no attribute 'nothing'"),
@@ -207,3 +207,53 @@ def test_tools_lists_name_version_and_what_it_does() -> None:
     ran = Ran("tools")
     assert "text_analyzer" in ran.out
     assert Ran("tools", "--json").json["text_analyzer"]["capabilities"] == ["analysis", "text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (["plan", "explain", ""], "InvalidRequest", "REQUEST: '' cannot be used"),
+        (["plan", "explain", "hello", "--open", "nobody"], "InvalidRequest", "the tools are text_analyzer"),
+        (["plan", "explain", "hello", "--budget", "tokens=NaN"], "InvalidRequest", "give a positive number"),
+        (["plan", "explain", '{"a": NaN}'], "InvalidRequest", "NaN is no JSON value"),
+        (["plan", "explain", "@/no/such/file"], "InvalidRequest", "name a file that can be read"),
+        (["plan", "explain"], "UsageError", "Missing argument 'REQUEST'"),
+        (["doctor", "--nope"], "UsageError", "No such option: --nope"),
+        (["tools", "more"], "UsageError", "unexpected extra argument"),
+        (["nobody"], "UsageError", "No such command 'nobody'"),
+        (["run", "hello", "--max-parallel", "x"], "UsageError", "'--max-parallel'"),
+    ],
+)
+def test_an_error_is_json_on_stdout_and_words_on_stderr(arguments: list[str], error: str, said: str) -> None:
+    ran = Ran(*arguments, "--json")
+    assert ran.code == 2
+    assert ran.json["error"]["type"] == error
+    assert ran.json["error"]["code"] == "validation"
+    assert said in ran.json["error"]["message"]
+    assert ran.err.strip()
+
+
+def test_a_plan_that_no_tool_can_carry_out_has_the_error_beside_the_account() -> None:
+    ran = explain("hello", "--open", "text_analyzer", "--json")
+    assert ran.code == 2
+    assert ran.json["error"]["type"] == "NoEligibleTool"
+    assert ran.json["error"]["message"] == ran.json["refusal"]
+    assert ran.json["decision"] is None
+    assert ran.err == f"steer-llm: {ran.json['refusal']}\n"
+
+
+@pytest.mark.parametrize("command", ["doctor", "tools"])
+def test_an_installation_that_cannot_be_read_is_told_as_json(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(f"steer_llm_sdk.cli.{command}.installed_tools", broken)
+    ran = Ran(command, "--json")
+    assert ran.code == 1
+    assert "Permission denied" in ran.json["error"]["message"]
+    assert "Permission denied" in ran.err
+
+
+def test_words_after_two_dashes_ask_for_no_json() -> None:
+    ran = Ran("tools", "--", "--json")
+    assert (ran.code, ran.out) == (2, "")

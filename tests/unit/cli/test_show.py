@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from steer_llm_sdk.cli import _show as show
+from steer_llm_sdk.cli._batch_results import Kept
 from steer_llm_sdk.cli.exits import Exit, code_of
 from steer_llm_sdk.evidence import summarize
 from steer_llm_sdk.orchestration.models import (
@@ -236,3 +237,19 @@ def test_a_failure_leaves_stdout_empty_and_names_every_tool(capsys: pytest.Captu
 )
 def test_every_status_has_its_exit_code(fields: dict[str, Any], code: Exit) -> None:
     assert code_of(output(**fields)) is code
+
+
+@pytest.mark.parametrize(
+    ("models", "spent_nothing"), [(["recorded:demo"] * 2, True), (["openai:a", "recorded:demo"], False), ([], False)]
+)
+def test_a_run_that_failed_spent_nothing_where_only_recordings_were_asked(
+    models: list[str], spent_nothing: bool
+) -> None:
+    timeline = [{"tool": "ask", "model": model, "outcome": "failed", "started_ms": 0.0} for model in models]
+    output = OrchestrationOutput(
+        content={"error": {}}, status="failed", cost_usd=0.5, elapsed_ms=1, per_agent={"ask": {"timeline": timeline}}
+    )
+    assert show.cost_of(output) == ("$0.5 list price, not spent" if spent_nothing else "$0.5 list price")
+    assert show.cost_of(output) in show.summary_line(output)
+    kept = Kept.of({"status": "failed", "output": output.model_dump(mode="json")})
+    assert kept.simulated is spent_nothing

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.orchestration import ReliableOrchestrator, ToolRegistry
+from steer_llm_sdk.orchestration.ways_to_run import _BackgroundLoop
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
 
@@ -106,6 +108,17 @@ async def test_progress_that_raises_is_logged_and_loses_nothing(caplog: pytest.L
     assert "on_progress failed" in caplog.text
 
 
+async def test_requests_that_end_in_an_error_keep_what_was_done_and_name_its_place() -> None:
+    def requests() -> Iterator[str]:
+        yield "1"
+        yield "2"
+        raise OSError("the file is gone")
+
+    many = await orchestrator(ScriptedTool("t", OK("x"))).run_many(requests(), 1)
+    assert [output and output.content for output in many.outputs] == ["x", "x", None]
+    assert {place: str(error) for place, error in many.failures.items()} == {2: "the file is gone"}
+
+
 async def test_requests_are_taken_as_places_become_free() -> None:
     taken = 0
 
@@ -182,3 +195,64 @@ def test_run_sync_within_a_run_says_to_await_instead() -> None:
     output = orchestrator(Nested("nested", OK())).run_sync("q")
     assert output.status == "failed"
     assert "await run() there" in output.content["error"]["message"]
+
+
+class Background:
+    """The loop behind run_sync, one for the test, and what it was doing when the process came to its end."""
+
+    def __init__(self) -> None:
+        self.loop = _BackgroundLoop()
+        self.cancelled = threading.Event()
+        self.closed = threading.Event()
+
+    async def leave_work_behind(self) -> asyncio.AbstractEventLoop:
+        self.task = asyncio.ensure_future(self._work())
+        self.numbers = self._numbers()
+        await anext(self.numbers)
+        await asyncio.sleep(0)
+        return asyncio.get_running_loop()
+
+    async def _work(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+    async def _numbers(self) -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            self.closed.set()
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    made = Background()
+    yield made
+    atexit.unregister(made.loop._end)
+
+
+def test_the_end_of_the_process_stops_what_runs_and_closes_the_loop(background: Background) -> None:
+    loop = background.loop.run(background.leave_work_behind())
+    background.loop._end()
+    assert background.task.cancelled()
+    assert background.cancelled.is_set()
+    assert background.closed.is_set()
+    assert loop.is_closed()
+
+
+def test_after_the_end_another_run_has_another_loop(background: Background) -> None:
+    first = background.loop.run(background.leave_work_behind())
+    background.loop._end()
+    second = background.loop.run(background.leave_work_behind())
+    assert second is not first
+    assert not second.is_closed()
+    background.loop._end()
+    assert second.is_closed()
+
+
+def test_an_end_before_any_run_starts_no_thread(background: Background) -> None:
+    before = set(threading.enumerate())
+    background.loop._end()
+    assert set(threading.enumerate()) <= before

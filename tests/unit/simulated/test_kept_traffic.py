@@ -185,6 +185,16 @@ async def test_a_redacted_field_may_differ_when_the_request_comes_again(tmp_path
     assert await read(await replay.respond(ask({"user": "you", "a": 1}))) == b'"yes"'
 
 
+@pytest.mark.parametrize("named", ["user", "User", "USER"])
+async def test_a_field_is_redacted_in_whatever_case_it_is_named_or_sent(tmp_path: Path, named: str) -> None:
+    sent = {"User": "me", "inner": [{"uSER": "myself"}], "a": 1}
+    replay = await kept(tmp_path / "t", (ask(sent), answer({"USER": "secret"})), redact=(named,))
+    text = (tmp_path / "t").read_text(encoding="utf-8")
+    assert not any(word in text for word in ('"me"', "myself", "secret"))
+    again = {"User": "you", "inner": [{"uSER": "yourself"}], "a": 1}
+    assert json.loads(await read(await replay.respond(ask(again)))) == {"USER": "[redacted]"}
+
+
 async def test_a_request_that_was_not_recorded_is_a_404_that_says_how_many_were(tmp_path: Path) -> None:
     replay = await kept(tmp_path / "t", (ask({"a": 1}), answer(1)))
     with pytest.raises(ApiError, match="None of the 1 recorded requests") as caught:

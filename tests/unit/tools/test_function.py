@@ -510,8 +510,8 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def runner(tool: Tool, request: Mapping[str, Any], **how: Any) -> Any:
         return Ran(tool, request, how)
 
-    monkeypatch.setattr(_runner, "_runner", None)
-    set_runner(runner)
+    monkeypatch.setattr(_runner, "_load", None)
+    set_runner(lambda: runner)
 
 
 @pytest.mark.usefixtures("_recorded")
@@ -555,7 +555,7 @@ async def test_run_refuses_arguments_that_the_function_does_not_have() -> None:
 
 
 async def test_run_without_the_flow_says_what_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_runner, "_runner", None)
+    monkeypatch.setattr(_runner, "_load", None)
     with pytest.raises(RuntimeError, match=r"import steer_llm_sdk\.orchestration first"):
         await shout.run("a")
 

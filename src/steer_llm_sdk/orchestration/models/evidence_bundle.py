@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from steer_llm_sdk.evidence import MAX_DEPTH, Summary
+from steer_llm_sdk.evidence import MAX_DEPTH
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.evidence import Summary
 
 
 def json_value(value: Any, depth: int = 0) -> Any:

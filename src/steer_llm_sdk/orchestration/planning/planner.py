@@ -6,9 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from steer_llm_sdk._names import looked_up
 
 DEFAULT_MAX_PARALLEL = 10
 
@@ -124,3 +126,7 @@ def _count(name: str, default: int, tool: ToolMetadata, options: Mapping[str, An
         if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST:
             return value
     return default
+
+
+if not TYPE_CHECKING:
+    __getattr__ = looked_up(__name__)  # Says what a renamed name is called now.

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration.planning._catalog import Catalog, CatalogCache
 from steer_llm_sdk.orchestration.planning._conditions import Test, Unfit, adapted, compiled, guard_of, reader
@@ -410,3 +411,7 @@ def _type_of(request: Any) -> Any:
         return _read_type(request)
     except Exception:  # an attribute that raises is no type
         return None
+
+
+if not TYPE_CHECKING:
+    __getattr__ = looked_up(__name__)  # Says what a renamed name is called now.

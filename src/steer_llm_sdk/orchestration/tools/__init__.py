@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from steer_llm_sdk._names import looked_up
-from steer_llm_sdk.orchestration._call import Spent, protected
-from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool
 
 if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration._call import Spent, protected
+    from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool
     from steer_llm_sdk.orchestration.tools.function import FunctionTool, tool
     from steer_llm_sdk.orchestration.tools.llm import LLMBundleTool, LLMTool
 
@@ -23,6 +23,8 @@ __all__ = [
 
 # Their modules are loaded when one of them is used: an import of the orchestrators does not pay for them.
 _LATE = {
+    **dict.fromkeys(("Spent", "protected"), "steer_llm_sdk.orchestration._call"),
+    **dict.fromkeys(("BundleOptions", "BundleTool"), "steer_llm_sdk.orchestration.tools.base"),
     **dict.fromkeys(("FunctionTool", "tool"), "steer_llm_sdk.orchestration.tools.function"),
     **dict.fromkeys(("LLMBundleTool", "LLMTool"), "steer_llm_sdk.orchestration.tools.llm"),
 }

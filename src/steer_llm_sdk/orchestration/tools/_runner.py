@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ class Runner(Protocol):
     ) -> OrchestrationOutput: ...
 
 
-_runner: Runner | None = None
+_load: Callable[[], Runner] | None = None
 
 
-def set_runner(runner: Runner) -> None:
-    """Set what `FunctionTool.run` uses, in the whole process."""
-    global _runner
-    _runner = runner
+def set_runner(load: Callable[[], Runner]) -> None:
+    """Set what `FunctionTool.run` uses, in the whole process; `load` gives it when a function is run."""
+    global _load
+    _load = load
 
 
 def runner() -> Runner:
     """RuntimeError if none is set; importing `steer_llm_sdk.orchestration` sets it."""
-    if _runner is None:
+    if _load is None:
         raise RuntimeError("nothing is there to run a tool; import steer_llm_sdk.orchestration first")
-    return _runner
+    return _load()

@@ -92,10 +92,14 @@ class _Line(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class _Veil:
-    """What must not be kept of an exchange: the names of JSON fields, and keys in every form a body may write them."""
+    """What must not be kept of an exchange: JSON fields, by their names in any case, and keys in every form a body may
+    write them."""
 
     fields: frozenset[str]
     secrets: tuple[str, ...] = ()
+
+    def hides(self, field: str) -> bool:
+        return bool(self.fields) and field.casefold() in self.fields
 
     def text(self, text: str) -> str:
         for secret in self.secrets:
@@ -123,9 +127,9 @@ class _Taken:
 class TrafficRecorder:
     """Passes every request on to `upstream` and appends the exchange to `out`, a file that only its owner may read.
 
-    `redact` names JSON fields. A stream that the client leaves, or that breaks, is kept as far as it came, and marked.
-    Raises InvalidRequest where `out` cannot be written. If that happens later, answers still reach the client, and a
-    warning says that they are not kept. `kept` counts the exchanges that are.
+    `redact` names JSON fields, in any case. A stream that the client leaves, or that breaks, is kept as far as it came,
+    and marked. Raises InvalidRequest where `out` cannot be written. If that happens later, answers still reach the
+    client, and a warning says that they are not kept. `kept` counts the exchanges that are.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class TrafficRecorder:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._upstream, self._out, self._redact, self._clock = upstream, Path(out), frozenset(redact), clock
+        self._upstream, self._out, self._redact, self._clock = upstream, Path(out), _folded(redact), clock
         self.kept = 0
         try:
             _append_to(self._out, b"")
@@ -182,6 +186,10 @@ class TrafficRecorder:
             # quote the answer; only that of the operating system is safe to log.
             why = error.strerror if isinstance(error, OSError) else type(error).__name__
             _log.warning("An answer was passed on but is not kept in %s: %s", self._out, why)
+
+
+def _folded(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name.casefold() for name in names)
 
 
 def _append_to(path: Path, data: bytes) -> None:
@@ -276,9 +284,7 @@ def _event(event: bytes, veil: _Veil) -> str:
 
 def _redacted(value: Any, veil: _Veil) -> Any:
     if isinstance(value, dict):
-        return {
-            veil.text(key): REDACTED if key in veil.fields else _redacted(inner, veil) for key, inner in value.items()
-        }
+        return {veil.text(key): REDACTED if veil.hides(key) else _redacted(inner, veil) for key, inner in value.items()}
     if isinstance(value, list):
         return [_redacted(inner, veil) for inner in value]
     return veil.text(_without_fields(value, veil)) if isinstance(value, str) else value
@@ -337,7 +343,7 @@ class RecordedTraffic:
         self._lines: defaultdict[str, list[_Line]] = defaultdict(list)
         self._redactions: dict[frozenset[str], None] = {}
         for line in lines:
-            redact = frozenset(line.redacted)
+            redact = _folded(line.redacted)
             self._redactions[redact] = None
             self._lines[_key(line.request.method, line.request.path, line.request.body, redact)].append(line)
         self._served: Counter[str] = Counter()
