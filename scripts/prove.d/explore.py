@@ -26,13 +26,14 @@ from invariants.claim_model import ClaimModel
 from invariants.explore import Broken, Exploration, Explored
 from invariants.ledger_model import LedgerModel
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.reliability import circuit_breaker as breaker
+from steer_llm_sdk.reliability import circuit as breaker
 from steer_llm_sdk.reliability.budget import Ledger
-from steer_llm_sdk.reliability.circuit_breaker import Circuit, HalfOpen, Open, Outcome
+from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 PLANTED_DEPTH = 12
+PLANTED_STATES = 6_000
 
 # ── planted defects ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -53,9 +54,9 @@ def planted(model: str) -> Callable[[Defect], Defect]:
 def a_stale_report_counts() -> Any:
     whole = Circuit.report
 
-    def report(self: Circuit, permit: Any, *rest: Any) -> Circuit:
+    def report(self: Circuit, permit: Any, *rest: Any, **more: Any) -> Circuit:
         own = self.whole if permit.part is None else self.narrowed.get(permit.part, self.whole)
-        return whole(self, replace(permit, generation=own.generation), *rest)
+        return whole(self, replace(permit, generation=own.generation), *rest, **more)
 
     return patch.object(Circuit, "report", report)
 
@@ -64,10 +65,10 @@ def a_stale_report_counts() -> Any:
 def a_report_finds_its_lane_by_state_and_not_by_generation() -> Any:
     whole = Circuit.report
 
-    def report(self: Circuit, permit: Any, *rest: Any) -> Circuit:
+    def report(self: Circuit, permit: Any, *rest: Any, **more: Any) -> Circuit:
         if permit.part is None and isinstance(self.whole, HalfOpen) and permit.serial and self.whole.probes:
             permit = replace(permit, generation=self.whole.generation, serial=self.whole.probes[0][0])
-        return whole(self, permit, *rest)
+        return whole(self, permit, *rest, **more)
 
     return patch.object(Circuit, "report", report)
 
@@ -76,8 +77,8 @@ def a_report_finds_its_lane_by_state_and_not_by_generation() -> Any:
 def half_open_admits_everybody() -> Any:
     whole = breaker._admit_probe
 
-    def admit(lane: Any, serial: int, now: float, cfg: Any) -> Any:
-        return whole(lane, serial, now, cfg.model_copy(update={"half_open_requests": 99}))
+    def admit(lane: Any, serial: int, now: float, lease: float, cfg: Any) -> Any:
+        return whole(lane, serial, now, lease, cfg.model_copy(update={"half_open_requests": 99}))
 
     return patch.object(breaker, "_admit_probe", admit)
 
@@ -96,8 +97,8 @@ def a_cancelled_probe_keeps_its_place() -> Any:
 def a_cancelled_early_probe_keeps_its_place() -> Any:
     whole = Circuit._report_early
 
-    def reported(self: Circuit, lane: Any, permit: Any, outcome: Outcome) -> Circuit:
-        return self if outcome is Outcome.NEUTRAL else whole(self, lane, permit, outcome)
+    def reported(self: Circuit, lane: Any, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Circuit:
+        return self if outcome is Outcome.NEUTRAL else whole(self, lane, permit, part, outcome, *rest)
 
     return patch.object(Circuit, "_report_early", reported)
 
@@ -116,8 +117,8 @@ def a_cancelled_probe_closes_the_circuit() -> Any:
 def a_cancelled_call_counts_as_a_failure() -> Any:
     whole = Circuit.report
 
-    def report(self: Circuit, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Circuit:
-        return whole(self, permit, part, Outcome.FAILURE if outcome is Outcome.NEUTRAL else outcome, *rest)
+    def report(self: Circuit, permit: Any, part: str, outcome: Outcome, *rest: Any, **more: Any) -> Circuit:
+        return whole(self, permit, part, Outcome.FAILURE if outcome is Outcome.NEUTRAL else outcome, *rest, **more)
 
     return patch.object(Circuit, "report", report)
 
@@ -131,8 +132,8 @@ def a_lost_probe_blocks_for_ever() -> Any:
 def an_open_circuit_never_probes() -> Any:
     whole = breaker._admit_probe
 
-    def admit(lane: Any, serial: int, now: float, cfg: Any) -> Any:
-        return breaker.Refusal(1.0) if isinstance(lane, Open) else whole(lane, serial, now, cfg)
+    def admit(lane: Any, *rest: Any) -> Any:
+        return breaker.Refusal(1.0) if isinstance(lane, Open) else whole(lane, *rest)
 
     return patch.object(breaker, "_admit_probe", admit)
 
@@ -141,13 +142,28 @@ def an_open_circuit_never_probes() -> Any:
 def a_refused_call_still_takes_a_place() -> Any:
     whole = Circuit.admit
 
-    def admit(self: Circuit, part: str, now: float, cfg: Any) -> Any:
-        after, answer = whole(self, part, now, cfg)
+    def admit(self: Circuit, part: str, now: float, cfg: Any, **more: Any) -> Any:
+        after, answer = whole(self, part, now, cfg, **more)
         if isinstance(answer, breaker.Refusal) and isinstance(after.whole, HalfOpen):
             after = replace(after, whole=replace(after.whole, probes=(*after.whole.probes, (-1, now + 99))))
         return after, answer
 
     return patch.object(Circuit, "admit", admit)
+
+
+@planted("opens longer")
+def an_open_time_has_no_end_to_its_growth() -> Any:
+    return patch.object(breaker, "_open_time", lambda relapses, asked, cfg: cfg.timeout * 2.0**relapses + asked)
+
+
+@planted("opens longer")
+def a_pause_that_was_asked_for_is_forgotten() -> Any:
+    return patch.object(breaker, "_open_time", lambda relapses, asked, cfg: cfg.timeout)
+
+
+@planted("panic")
+def panic_admits_again_and_again() -> Any:
+    return patch.object(Open, "admits_in_panic", lambda self, now: now < self.until)
 
 
 @planted("ledger")
@@ -303,13 +319,15 @@ def noticed(model: str) -> str | None:
     """The first promise that is broken now."""
     if model == "attempts":
         return next((text for text in ways().values() if isinstance(text, str)), None)
-    return next((found.broken for found in search(PLANTED_DEPTH, None, model) if found.broken is not None), None)
+    return next(
+        (found.broken for found in search(PLANTED_DEPTH, PLANTED_STATES, model) if found.broken is not None), None
+    )
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--depth", type=int, default=60, help="steps; a model that has no more worlds stops by itself")
-    options.add_argument("--states", type=int, default=60_000, help="a level that is begun beyond so many is the last")
+    options.add_argument("--states", type=int, default=30_000, help="a level that is begun beyond so many is the last")
     given = options.parse_args()
     started = time.monotonic()
     holds = not unknown_fields()

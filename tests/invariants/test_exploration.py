@@ -15,14 +15,14 @@ from invariants.circuit_model import circuit_models, unknown_fields
 from invariants.claim_model import ClaimModel
 from invariants.explore import Exploration, Explored, Model
 from invariants.ledger_model import LedgerModel
-from steer_llm_sdk.reliability.circuit_breaker import Circuit
+from steer_llm_sdk.reliability.circuit import Circuit
 
 MODELS: list[Model[Any]] = [*circuit_models(), LedgerModel(), ClaimModel()]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_no_short_history_breaks_a_promise(model: Model[Any]) -> None:
-    explored = Exploration(model).run(depth=10)
+    explored = Exploration(model).run(depth=8)
     assert explored.broken is None, show(explored)
     assert explored.states > 50
 
@@ -37,10 +37,10 @@ def test_the_model_knows_every_field_of_a_circuit() -> None:
 
 
 def test_a_broken_promise_is_found_and_the_way_to_it_is_told() -> None:
-    def whoever_reports(circuit: Circuit, permit: Any, part: str, outcome: Any, now: float, cfg: Any) -> Circuit:
+    def whoever_reports(circuit: Circuit, permit: Any, *rest: Any, **more: Any) -> Circuit:
         if permit.part is None:
             permit = dataclasses.replace(permit, generation=circuit.whole.generation)
-        return whole(circuit, permit, part, outcome, now, cfg)
+        return whole(circuit, permit, *rest, **more)
 
     whole = Circuit.report
     with patch.object(circuit_model.Circuit, "report", whoever_reports):

@@ -66,7 +66,6 @@ class Watch:
     broken: list[str] = field(default_factory=list)
     probes: dict[Any, dict[int, float]] = field(default_factory=dict)
     """Under way: by breaker, part and generation, then by serial: the end of the lease."""
-    permits: Counter[int] = field(default_factory=Counter)
     reserved: Counter[int] = field(default_factory=Counter)
     ledgers: dict[int, Ledger] = field(default_factory=dict)
     breakers: dict[int, CircuitBreaker] = field(default_factory=dict)
@@ -86,31 +85,35 @@ class Watch:
         self.broken.append(f"{what}, at {asyncio.get_running_loop().time():.4f}")
 
     def _admit(self, admit: Any) -> Any:
-        def watched(breaker: CircuitBreaker, part: str) -> Any:
-            permit = admit(breaker, part)
+        def watched(breaker: CircuitBreaker, part: str, deadline: Any = None) -> Any:
+            permit = admit(breaker, part, deadline)
+            if not permit.serial:
+                return permit
+            now, lease = asyncio.get_running_loop().time(), breaker.config.lease
+            within = deadline.remaining() if deadline is not None and deadline.firm else lease
             self.breakers[id(breaker)] = breaker
-            self.permits[id(breaker)] += 1
-            if permit.serial:
-                now = asyncio.get_running_loop().time()
-                lane = self.probes.setdefault((id(breaker), permit.part, permit.generation), {})
-                lane[permit.serial] = now + breaker.config.lease
-                if sum(end > now for end in lane.values()) > breaker.config.half_open_requests:
-                    self._say(f"more live probes of {breaker.name} than {breaker.config.half_open_requests}")
+            lane = self.probes.setdefault((id(breaker), permit.part, permit.generation), {})
+            lane[permit.serial] = now + min(lease, within)
+            if sum(end > now for end in lane.values()) > breaker.config.half_open_requests:
+                self._say(f"more live probes of {breaker.name} than {breaker.config.half_open_requests}")
             return permit
 
         return watched
 
     def _report(self, report: Any) -> Any:
-        def watched(breaker: CircuitBreaker, permit: Any, part: str, outcome: Outcome) -> Any:
-            self.permits[id(breaker)] -= 1
-            self.probes.get((id(breaker), permit.part, permit.generation), {}).pop(permit.serial, None)
-            before = breaker._circuit
-            said = report(breaker, permit, part, outcome)
+        def watched(breaker: CircuitBreaker, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Any:
+            lane = self.probes.get((id(breaker), permit.part, permit.generation), {})
+            if permit.serial and lane.pop(permit.serial, None) is None:
+                self._say(f"a probe of {breaker.name} has reported twice")
+            before, was = breaker._circuit, breaker.get_state()
+            tally = before.tally.copy()
+            said = report(breaker, permit, part, outcome, *rest)
+            after = breaker._circuit
             own = before.whole if permit.part is None else before.narrowed.get(permit.part)
             stale = own is None or own.generation != permit.generation
-            if stale and breaker._circuit != before:
+            if stale and (after != before or after.tally != tally):
                 self._say(f"a report from an earlier generation moved {breaker.name}")
-            if outcome is Outcome.NEUTRAL and breaker.get_state() != _state(before):
+            if outcome is Outcome.NEUTRAL and (breaker.get_state() != was or after.tally != tally):
                 self._say(f"a call that says nothing moved {breaker.name}")
             return said
 
@@ -148,17 +151,13 @@ class Watch:
             self._say("spent + reserved > limit")
 
     def at_the_end(self) -> Iterator[str]:
-        for breaker_id, open_permits in self.permits.items():
-            if open_permits:
-                yield f"{open_permits} permits of {self.breakers[breaker_id].name} were not given back, or twice"
+        for (breaker_id, _, _), lane in self.probes.items():
+            if lane:
+                yield f"{len(lane)} permits of {self.breakers[breaker_id].name} were not given back"
         for ledger_id, left in self.reserved.items():
             ledger = self.ledgers[ledger_id]
             if left or ledger.reserved_tokens or abs(ledger.reserved_cost) > TINY:
                 yield f"{left} reservations were not settled"
-
-
-def _state(circuit: Any) -> Any:
-    return circuit.state(asyncio.get_running_loop().time())
 
 
 # ── afterwards ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -267,6 +266,10 @@ def _of_work(key: str, work: list[tuple[Ran, list[Sent]]], good: list[Ran]) -> I
     for (_, end, one), (start, _, other) in pairwise(spans):
         if one != other and start < end - TINY:
             yield f"{key}: runs {one} and {other} work at the same time"
+    # Work goes on while somebody waits for it, and no longer.
+    waits = [(ran.start, ran.end + GRACE) for ran, _ in work]
+    if any(not any(since <= start <= until for since, until in waits) for start, _, _ in spans):
+        yield f"{key}: a call was made for nobody"
     first = min((ran.end for ran in good), default=math.inf)
     if any(start > first + TINY for start, _, _ in spans):
         yield f"{key}: work was done again after its answer was there"
