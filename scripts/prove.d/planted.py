@@ -296,8 +296,10 @@ DEFECTS = (
     Planted(
         "the breaker stands round all retries",
         LIST,
-        "                (retry, self._retry()),\n                (breaker, Breaker(self.breakers)),\n",
-        "                (breaker, Breaker(self.breakers)),\n                (retry, self._retry()),\n",
+        "                (retry, self._retry()),\n                *((True, limiter) for limiter in limiters),\n"
+        "                (breaker, Breaker(self.breakers)),\n",
+        "                (breaker, Breaker(self.breakers)),\n                (retry, self._retry()),\n"
+        "                *((True, limiter) for limiter in limiters),\n",
         ("tests/compose", "tests/contract"),
     ),
     Planted(

@@ -105,7 +105,7 @@ def _config(rng: Random) -> ReliabilityConfig:
         probe_lease=rng.choice((None, 2.0, 10.0)),
         failure_rate_threshold=rng.choice((None, None, 0.3)),
         slow_call_rate_threshold=rng.choice((None, None, None, 0.5)),
-        slow_call_duration=3.0,
+        slow_call_duration=10.0,
         minimum_throughput=rng.choice((3, 10)),
         timeout_factor=rng.choice((1.0, 2.0)),
         max_timeout=rng.choice((5.0, 30.0)),

@@ -21,7 +21,8 @@ from invariants.scenario import LENGTH, Scenario, drawn
 from invariants.world import Ran, Sent, World, play
 from steer_llm_sdk.errors import ConflictError
 from steer_llm_sdk.reliability.budget import Ledger
-from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker, Outcome
+from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
+from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import Deadlock, run_in_virtual_time
 
@@ -113,6 +114,8 @@ class Watch:
             stale = own is None or own.generation != permit.generation
             if stale and (after != before or after.tally != tally):
                 self._say(f"a report from an earlier generation moved {breaker.name}")
+            if permit.serial and permit.serial in _under_way(after):
+                self._say(f"a probe of {breaker.name} has ended and keeps its place")
             if outcome is Outcome.NEUTRAL and (breaker.get_state() != was or after.tally != tally):
                 self._say(f"a call that says nothing moved {breaker.name}")
             return said
@@ -158,6 +161,13 @@ class Watch:
             ledger = self.ledgers[ledger_id]
             if left or ledger.reserved_tokens or abs(ledger.reserved_cost) > TINY:
                 yield f"{left} reservations were not settled"
+
+
+def _under_way(circuit: Circuit) -> set[int]:
+    """The serials of the probes for which a place is kept."""
+    lanes = (circuit.whole, *circuit.narrowed.values())
+    early = {lane.early[0] for lane in lanes if isinstance(lane, Open) and lane.early is not None}
+    return early | {serial for lane in lanes if isinstance(lane, HalfOpen) for serial, _ in lane.probes}
 
 
 # ── afterwards ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -253,7 +253,7 @@ async def _until_all_is_well(world: World) -> None:
     """Callers keep coming, and every provider answers: each tool is to be served again by each orchestrator."""
     await asyncio.sleep(max(0.0, LENGTH - asyncio.get_running_loop().time()))
     for n, orchestrator in enumerate(world.orchestrators):
-        for _ in range(40):
+        for _ in range(120):
             outputs = [await orchestrator.run("well?", tool, options={"max_retries": 0}) for tool in TOOLS]
             if all(output.status == "succeeded" for output in outputs) and _all_closed(orchestrator):
                 break
