@@ -10,6 +10,7 @@ Then defects are planted in the reducers, in memory, one at a time: each must br
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,15 +21,18 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from invariants import account_model, limit_model
+from invariants.account_model import account_models
 from invariants.attempts_model import WAYS
 from invariants.circuit_model import circuit_models, unknown_fields
 from invariants.claim_model import ClaimModel
 from invariants.explore import Broken, Exploration, Explored
-from invariants.ledger_model import LedgerModel
-from steer_llm_sdk.models.usage import Amount
+from invariants.limit_model import limit_models
 from steer_llm_sdk.reliability import circuit as breaker
-from steer_llm_sdk.reliability.budget import Ledger
+from steer_llm_sdk.reliability import rate_limit
+from steer_llm_sdk.reliability.budget import Account, Claim
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
+from steer_llm_sdk.reliability.rate_limit import Line
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -166,46 +170,102 @@ def panic_admits_again_and_again() -> Any:
     return patch.object(Open, "admits_in_panic", lambda self, now: now < self.until)
 
 
-@planted("ledger")
+@planted("budget")
 def what_is_reserved_is_not_set_aside() -> Any:
     """Check, then spend."""
-    whole = Ledger.reserve
+    whole = Account.reserve
 
-    def reserve(self: Ledger, worst: Amount) -> None:
-        before = self.reserved_tokens, self.reserved_cost
-        whole(self, worst)
-        self.reserved_tokens, self.reserved_cost = before
+    def reserve(self: Account, claim: Claim, now: float, limits: Any) -> Any:
+        after, refused = whole(self, claim, now, limits)
+        return after._replace(reserved_tokens=self.reserved_tokens, reserved_usd=self.reserved_usd), refused
 
-    return patch.object(Ledger, "reserve", reserve)
+    return patch.object(Account, "reserve", reserve)
 
 
-@planted("ledger")
+@planted("budget")
 def a_settlement_gives_nothing_back() -> Any:
-    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
-        self.spent_tokens += actual.tokens
-        self.spent_cost += (worst.cost_usd or 0.0) if actual.cost_usd is None else actual.cost_usd
+    whole = Account.settle
 
-    return patch.object(Ledger, "settle", settle)
+    def settle(self: Account, claim: Claim, *rest: Any) -> Any:
+        after, over = whole(self, claim, *rest)
+        return after._replace(reserved_tokens=self.reserved_tokens), over
+
+    return patch.object(Account, "settle", settle)
 
 
-@planted("ledger")
+@planted("budget")
 def an_unknown_cost_is_charged_as_nothing() -> Any:
-    whole = Ledger.settle
+    whole = Account.settle
 
-    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
-        whole(self, worst, replace(actual, cost_usd=actual.cost_usd or 0.0))
+    def settle(self: Account, claim: Claim, actual: Claim, *rest: Any) -> Any:
+        return whole(self, claim, actual._replace(usd=actual.usd or 0), *rest)
 
-    return patch.object(Ledger, "settle", settle)
+    return patch.object(Account, "settle", settle)
 
 
-@planted("ledger")
+@planted("budget")
 def more_than_was_reserved_is_cut_to_what_was_reserved() -> Any:
-    whole = Ledger.settle
+    whole = Account.settle
 
-    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
-        whole(self, worst, replace(actual, tokens=min(actual.tokens, worst.tokens)))
+    def settle(self: Account, claim: Claim, actual: Claim, *rest: Any) -> Any:
+        return whole(self, claim, actual._replace(tokens=min(actual.tokens, claim.tokens)), *rest)
 
-    return patch.object(Ledger, "settle", settle)
+    return patch.object(Account, "settle", settle)
+
+
+@planted("budget")
+def an_overrun_stops_nothing() -> Any:
+    whole = Account.settle
+
+    def settle(self: Account, *given: Any) -> Any:
+        after, over = whole(self, *given)
+        return after._replace(overrun=False), over
+
+    return patch.object(Account, "settle", settle)
+
+
+@planted("by the minute")
+def a_new_window_forgets_what_is_under_way() -> Any:
+    whole = Account.at
+
+    def at(self: Account, now: float, limits: Any) -> Account:
+        after = whole(self, now, limits)
+        return after if after.starts == self.starts else after._replace(reserved_tokens=0)
+
+    return patch.object(Account, "at", at)
+
+
+@planted("rate limit")
+def who_comes_goes_before_those_who_wait() -> Any:
+    whole = rate_limit.admit
+
+    def admit(state: Any, tokens: float, now: float) -> Any:
+        after = whole(state._replace(line=Line()), tokens, now)
+        return None if after is None else after._replace(line=state.line)
+
+    return patch.object(rate_limit, "admit", admit)
+
+
+@planted("rate limit")
+def the_end_of_a_call_frees_no_place() -> Any:
+    whole = rate_limit.finish
+    return patch.object(rate_limit, "finish", lambda state, *rest: whole(state, *rest)._replace(running=state.running))
+
+
+@planted("rate limit")
+def a_pause_that_the_server_wants_is_forgotten() -> Any:
+    return patch.object(rate_limit, "block", lambda state, until: state)
+
+
+@planted("rate limit")
+def one_who_gives_up_keeps_his_place() -> Any:
+    return patch.object(rate_limit, "withdraw", lambda state, serial: state)
+
+
+@planted("rate limit")
+def a_wake_up_is_lost() -> Any:
+    whole = rate_limit.wake_at
+    return patch.object(rate_limit, "wake_at", lambda state, now: whole(state, now) if state.requests else math.inf)
 
 
 @planted("claims")
@@ -298,7 +358,7 @@ def an_invalid_request_is_retried() -> Any:
 
 
 def models() -> list[Any]:
-    return [*circuit_models(), LedgerModel(), ClaimModel()]
+    return [*circuit_models(), *account_models(), *limit_models(), ClaimModel()]
 
 
 def search(depth: int, states: int | None, only: str = "") -> list[Explored]:
@@ -330,7 +390,7 @@ def main() -> int:
     options.add_argument("--states", type=int, default=30_000, help="a level that is begun beyond so many is the last")
     given = options.parse_args()
     started = time.monotonic()
-    holds = not unknown_fields()
+    holds = not unknown_fields() and not account_model.unknown_fields() and not limit_model.unknown_fields()
     print(f"{'model':<52}{'states':>9}{'steps':>10}{'depth':>7}")
     for found in search(given.depth, given.states):
         print(f"{found.name:<52}{found.states:>9}{found.steps:>10}{found.depth:>7}  {found.broken or 'all hold'}")

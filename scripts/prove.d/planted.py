@@ -214,8 +214,8 @@ DEFECTS = (
     Planted(
         "check, then spend",
         BUDGET,
-        "        self.reserved_tokens += worst.tokens\n        self.reserved_cost += worst.cost_usd or 0.0\n",
-        "        self.reserved_tokens += 0 * worst.tokens\n        self.reserved_cost += 0.0\n",
+        "                self.reserved_tokens + claim.tokens,\n                self.reserved_usd + (claim.usd or 0),\n",
+        "                self.reserved_tokens,\n                self.reserved_usd,\n",
     ),
     Planted(
         "a call that was cancelled or broke off is charged nothing",
@@ -226,8 +226,21 @@ DEFECTS = (
     Planted(
         "an unknown cost is charged as nothing",
         BUDGET,
-        "self.spent_cost += (worst.cost_usd or 0.0) if actual.cost_usd is None else actual.cost_usd",
-        "self.spent_cost += actual.cost_usd or 0.0",
+        "usd = reserved if actual.usd is None else actual.usd",
+        "usd = actual.usd or 0",
+    ),
+    Planted(
+        "an overrun stops nothing",
+        BUDGET,
+        "                self.overrun or over is not None,\n",
+        "                False,\n",
+    ),
+    Planted(
+        "what one budget refuses is taken from the others",
+        BUDGET,
+        "            for each, _, refused in moved:\n                if refused is not None:\n",
+        "            for each, account, refused in moved:\n                each.account = account\n"
+        "                if refused is not None:\n",
     ),
     # ── deadline ──
     Planted(

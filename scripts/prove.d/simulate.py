@@ -24,10 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from invariants.watch import Simulated, simulate
 from steer_llm_sdk.errors import ErrorCategory
-from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import base
 from steer_llm_sdk.reliability import budget, circuit, idempotency
-from steer_llm_sdk.reliability.budget import Ledger, Reserve
+from steer_llm_sdk.reliability.budget import Account
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
@@ -118,33 +117,24 @@ def a_rate_limit_counts_as_a_failure() -> Any:
 
 
 def a_cancelled_reservation_is_not_settled() -> Any:
-    async def call(self: Reserve, call: Any, next: Any, /) -> Any:
-        worst, ledger = call.worst_case, call.ledger
-        if ledger is None:
-            return await next(call)
-        ledger.reserve(worst)
-        try:
-            result = await next(call)
-        except Exception as error:
-            ledger.settle(worst, budget.charge_of_failure(error, worst))
-            raise
-        ledger.settle(worst, call.spent(result))
-        return result
+    whole = budget._settle
 
-    return patch.object(Reserve, "__call__", call)
+    def settle(call: Any, held: Any, actual: Any) -> None:
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            whole(call, held, actual)
+
+    return patch.object(budget, "_settle", settle)
 
 
 def check_then_spend() -> Any:
     """Only what is spent is looked at, and not what is under way or about to be."""
 
-    def reserve(self: Ledger, worst: Amount) -> None:
-        over = budget.excess(self.tokens, self.cost_usd, self.spent_tokens, self.spent_cost)
-        if over is not None:
-            raise budget.BudgetExceeded(*over)
-        self.reserved_tokens += worst.tokens
-        self.reserved_cost += worst.cost_usd or 0.0
+    def refusal(self: Account, claim: Any, now: float, limits: Any) -> Any:
+        past = self.excess(limits)
+        return None if past is None else budget.Refused(*past, None)
 
-    return patch.object(Ledger, "reserve", reserve)
+    return patch.object(Account, "_refusal", refusal)
 
 
 def a_retry_of_a_cancellation() -> Any:

@@ -123,19 +123,23 @@ class Watch:
         return watched
 
     def _reserve(self, reserve: Any) -> Any:
-        def watched(ledger: Ledger, worst: Any) -> None:
+        def watched(ledger: Ledger, worst: Any) -> Any:
             self.ledgers[id(ledger)] = ledger
-            reserve(ledger, worst)
+            held = reserve(ledger, worst)
             self.reserved[id(ledger)] += 1
             self._check(ledger)
+            return held
 
         return watched
 
     def _settle(self, settle: Any) -> Any:
-        def watched(ledger: Ledger, worst: Any, actual: Any) -> None:
-            settle(ledger, worst, actual)
+        def watched(ledger: Ledger, *given: Any) -> Any:
+            overruns = settle(ledger, *given)
             self.reserved[id(ledger)] -= 1
+            if overruns:
+                self._say("a call that took no more than its worst case is told as more")
             self._check(ledger)
+            return overruns
 
         return watched
 
