@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from invariants.watch import Simulated, simulate
 from steer_llm_sdk.errors import ErrorCategory
 from steer_llm_sdk.orchestration import base
-from steer_llm_sdk.reliability import budget, circuit, idempotency
+from steer_llm_sdk.reliability import budget, circuit, idempotency, rate_limit
 from steer_llm_sdk.reliability.budget import Account
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
@@ -288,6 +288,19 @@ def work_goes_on_when_nobody_waits() -> Any:
     return patch.object(Flight, "wait", wait)
 
 
+def a_call_that_ends_wakes_nobody() -> Any:
+    return patch.object(rate_limit, "advance", lambda state, now: rate_limit.Moved(state))
+
+
+def any_number_of_calls_at_once() -> Any:
+    whole = rate_limit.State.of
+    return patch.object(rate_limit.State, "of", lambda limit: whole(limit)._replace(max_concurrent=None))
+
+
+def a_shared_budget_is_never_asked() -> Any:
+    return patch.object(budget.BudgetAccounts, "reserve", lambda self, held, claim: None)
+
+
 DEFECTS: tuple[Callable[[], Any], ...] = (
     a_cancelled_call_keeps_its_permit,
     a_cancelled_call_counts_as_a_success,
@@ -313,6 +326,9 @@ DEFECTS: tuple[Callable[[], Any], ...] = (
     another_request_joins_the_work,
     the_key_is_not_given_back_when_the_work_is_cancelled,
     work_goes_on_when_nobody_waits,
+    a_call_that_ends_wakes_nobody,
+    any_number_of_calls_at_once,
+    a_shared_budget_is_never_asked,
 )
 
 # ── the seeds ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
-from invariants.scenario import LENGTH, Scenario, drawn
+from invariants.scenario import LENGTH, TEAM, Scenario, drawn
 from invariants.world import Ran, Sent, World, play
 from steer_llm_sdk.errors import ConflictError
 from steer_llm_sdk.reliability.budget import Ledger
@@ -189,6 +189,8 @@ def _afterwards(world: World) -> Iterator[str]:
     if world.left:
         yield f"{world.left} tasks were left behind"
     yield from _of_breakers(world)
+    yield from _of_limits(world)
+    yield from _of_the_team(world)
 
 
 def _of_one_run(scenario: Scenario, ran: Ran, calls: list[Sent]) -> Iterator[str]:
@@ -299,3 +301,33 @@ def _of_breakers(world: World) -> Iterator[str]:
                 yield f"breaker {name} of {n} counts {stats['failures']} failures, the provider {len(blamed)}"
             if sum(call.start < LENGTH for call in calls) and stats["state"] != "closed":
                 yield f"breaker {name} of {n} is {stats['state']} though the provider is well"
+
+
+def _of_limits(world: World) -> Iterator[str]:
+    """At most so many calls at once, and in any minute no more than a full bucket and what it gains meanwhile."""
+    for n, config in enumerate(world.scenario.configs):
+        for name, limit in config.rate_limits.items():
+            calls = [call for call in world.sent if call.orchestrator == n and call.provider == name]
+            for call in calls:
+                # Whoever is deaf to his cancellation is left behind, and no longer counted.
+                at_once = sum(
+                    other.start <= call.start < (other.cancelled_at or other.end or math.inf) for other in calls
+                )
+                if limit.max_concurrent is not None and at_once > limit.max_concurrent:
+                    yield f"{at_once} calls of {n} to {name} at once at {call.start:.4f}; {limit.max_concurrent} may be"
+            times = [call.start for call in calls]
+            most = 2 * (limit.requests_per_minute or math.inf)
+            if any(sum(start <= at < start + 60 for at in times) > most for start in times):
+                yield f"more than {most:g} calls of {n} to {name} in a minute"
+
+
+def _of_the_team(world: World) -> Iterator[str]:
+    """What the runs with the shared budget have used, by the minute in which the calls ended."""
+    members = {ran.plan.number for ran in world.ran if "budgets" in ran.plan.options}
+    spent: Counter[int] = Counter()
+    for call in world.sent:
+        if call.run in members and call.end is not None:
+            spent[int(call.end // 60)] += call.tokens
+    for minute, tokens in spent.items():
+        if tokens > (TEAM.tokens or 0):
+            yield f"the team used {tokens} tokens in minute {minute}; it has {TEAM.tokens}"
