@@ -64,8 +64,9 @@ DEFECTS = (
     Planted(
         "a late probe of a part answers for its later time",
         CIRCUIT,
-        "if not isinstance(lane, HalfOpen) or lane.generation != permit.generation:",
-        "if not isinstance(lane, HalfOpen):",
+        "        if not isinstance(lane, HalfOpen) or lane.generation != permit.generation:\n            return self\n",
+        "        if not isinstance(lane, HalfOpen) or not lane.probes:\n            return self\n"
+        "        permit = replace(permit, serial=lane.probes[0][0])\n",
     ),
     Planted(
         "a cancelled probe leaks its permit",
