@@ -21,19 +21,20 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from invariants import account_model, limit_model
+from invariants import account_model, limit_model, retry_budget_model
 from invariants.account_model import account_models
 from invariants.attempts_model import WAYS
 from invariants.circuit_model import circuit_models, unknown_fields
 from invariants.claim_model import ClaimModel
 from invariants.explore import Broken, Exploration, Explored
 from invariants.limit_model import limit_models
+from invariants.retry_budget_model import retry_budget_models
 from steer_llm_sdk.reliability import circuit as breaker
-from steer_llm_sdk.reliability import rate_limit
+from steer_llm_sdk.reliability import rate_limit, retry_budget
 from steer_llm_sdk.reliability.budget import Account, Claim
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
 from steer_llm_sdk.reliability.rate_limit import Line
-from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 PLANTED_DEPTH = 12
@@ -268,6 +269,19 @@ def a_wake_up_is_lost() -> Any:
     return patch.object(rate_limit, "wake_at", lambda state, now: whole(state, now) if state.requests else math.inf)
 
 
+@planted("retry budget")
+def a_retry_budget_never_refuses() -> Any:
+    whole = retry_budget.draw
+    return patch.object(retry_budget, "draw", lambda window, *rest: (whole(window, *rest)[0], True))
+
+
+@planted("retry budget")
+def what_is_too_old_still_counts() -> Any:
+    return patch.object(
+        retry_budget, "_moved", lambda window, at: ((), window.older_firsts + window.firsts, window.older_extras)
+    )
+
+
 @planted("claims")
 def a_zombie_settles() -> Any:
     whole = MemoryStore.settle
@@ -325,12 +339,8 @@ def another_request_is_told_to_wait_where_it_is_a_conflict() -> Any:
 
 @planted("attempts")
 def the_bound_on_all_attempts_is_forgotten() -> Any:
-    whole = Retry.__init__
-
-    def init(self: Retry, policy: RetryPolicy, **given: Any) -> None:
-        whole(self, policy, **{**given, "max_total_attempts": 99})
-
-    return patch.object(Retry, "__init__", init)
+    whole = AttemptLimit.__init__
+    return patch.object(AttemptLimit, "__init__", lambda self, limit, per_answer=1: whole(self, 99, per_answer))
 
 
 @planted("attempts")
@@ -358,7 +368,7 @@ def an_invalid_request_is_retried() -> Any:
 
 
 def models() -> list[Any]:
-    return [*circuit_models(), *account_models(), *limit_models(), ClaimModel()]
+    return [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
 
 
 def search(depth: int, states: int | None, only: str = "") -> list[Explored]:
@@ -390,7 +400,8 @@ def main() -> int:
     options.add_argument("--states", type=int, default=30_000, help="a level that is begun beyond so many is the last")
     given = options.parse_args()
     started = time.monotonic()
-    holds = not unknown_fields() and not account_model.unknown_fields() and not limit_model.unknown_fields()
+    known = (account_model, limit_model, retry_budget_model)
+    holds = not unknown_fields() and not any(model.unknown_fields() for model in known)
     print(f"{'model':<52}{'states':>9}{'steps':>10}{'depth':>7}")
     for found in search(given.depth, given.states):
         print(f"{found.name:<52}{found.states:>9}{found.steps:>10}{found.depth:>7}  {found.broken or 'all hold'}")

@@ -126,22 +126,23 @@ DEFECTS = (
     Planted(
         "jitter is added, then cut at the cap",
         RETRY,
-        "return min(delay, self.max_delay) * (1 - self.jitter_factor * jitter)",
-        "return min(delay * (1 + self.jitter_factor * jitter), self.max_delay)",
+        "return min(delay, most) * (1 - self.jitter_factor * jitter)",
+        "return min(delay * (1 + self.jitter_factor * jitter), most)",
     ),
     Planted(
         "a sleep after the last attempt",
         RETRY,
-        "                if delay is None:\n                    raise\n",
-        "                if delay is None:\n                    await asyncio.sleep(self._policy.initial_delay)\n"
+        "                if delay is None or not self._afford(call, error):\n                    raise\n",
+        "                if delay is None or not self._afford(call, error):\n                    await asyncio.sleep(self._policy.initial_delay)\n"
         "                    raise\n",
     ),
     Planted(
         "a cancellation is retried",
         RETRY,
-        "            except Exception as error:\n                failed = error\n"
+        "            except Exception as error:\n                if failed is None and self._budget is not None:\n"
+        "                    self._budget.first(call.target)\n                failed = error\n"
         "                delay = self._delay(call, classify(error), waited)\n",
-        "            except BaseException as error:\n                failed = error\n"
+        "            except BaseException as error:\n                failed = error  # type: ignore\n"
         "                means = classify(error if isinstance(error, Exception) else TimeoutError())\n"
         "                delay = self._delay(call, means, waited)\n",
     ),
@@ -154,8 +155,8 @@ DEFECTS = (
     Planted(
         "a long Retry-After is cut to the longest delay",
         RETRY,
-        "        if asked > self.max_delay:\n            return None\n",
-        "        asked = min(asked, self.max_delay)\n",
+        "        if asked > self._max_delay(error.category):\n            return None\n",
+        "        asked = min(asked, self._max_delay(error.category))\n",
     ),
     Planted(
         "backoff is not bounded by the deadline",
@@ -166,8 +167,8 @@ DEFECTS = (
     Planted(
         "every tool has its own count of all attempts",
         RETRY,
-        "run_left = call.sent < self._max_total_attempts * call.answers",
-        "run_left = call.attempts < self._max_total_attempts * call.answers",
+        "return call.sent < self.limit or call.sent < self.per_answer * call.answers",
+        "return call.attempts < self.limit or call.attempts < self.per_answer * call.answers",
     ),
     Planted(
         "an exhausted quota is retried",
@@ -196,6 +197,31 @@ DEFECTS = (
         "return value if math.isfinite(value) and value >= 0 else None",
         "return value if math.isfinite(value) else None",
         UNIT,
+    ),
+    # ── retry budget and hedging ──
+    Planted(
+        "the retry budget never refuses",
+        "reliability/retry_budget.py",
+        "    if window.older_extras + window.extras + 1 > allowed:\n        return window, False\n",
+        "",
+    ),
+    Planted(
+        "hedges do not draw from the retry budget",
+        "reliability/hedging.py",
+        'return None if self._budget is None or self._budget.draw(call.target) else "retry_budget"',
+        "return None",
+    ),
+    Planted(
+        "a hedge comes though the quantile is among the slow ones",
+        "reliability/hedging.py",
+        "return delay if delay <= self.slow_factor * latencies.quantile(0.5) else None",
+        "return delay",
+    ),
+    Planted(
+        "hedges are not bounded by all attempts",
+        "reliability/hedging.py",
+        "        if attempts >= call.max_attempts or not self._limit.left(call):\n",
+        "        if attempts >= call.max_attempts:\n",
     ),
     # ── fallback ──
     Planted(
@@ -310,10 +336,10 @@ DEFECTS = (
     Planted(
         "the breaker stands round all retries",
         LIST,
-        "                (retry, self._retry()),\n                *((True, limiter) for limiter in limiters),\n"
-        "                (breaker, Breaker(self.breakers)),\n",
+        "                (retry, self._retry()),\n                *((True, hedge) for hedge in hedges),\n"
+        "                *((True, limiter) for limiter in limiters),\n                (breaker, Breaker(self.breakers)),\n",
         "                (breaker, Breaker(self.breakers)),\n                (retry, self._retry()),\n"
-        "                *((True, limiter) for limiter in limiters),\n",
+        "                *((True, hedge) for hedge in hedges),\n                *((True, limiter) for limiter in limiters),\n",
         ("tests/compose", "tests/contract"),
     ),
     Planted(

@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from invariants.watch import Simulated, simulate
 from steer_llm_sdk.errors import ErrorCategory
 from steer_llm_sdk.orchestration import base
-from steer_llm_sdk.reliability import budget, circuit, idempotency, rate_limit
+from steer_llm_sdk.reliability import budget, circuit, idempotency, rate_limit, retry_budget
 from steer_llm_sdk.reliability.budget import Account
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.idempotency import Flight
-from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores import Claim
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -179,12 +179,8 @@ def an_invalid_request_is_retried() -> Any:
 
 
 def the_bound_on_all_attempts_is_forgotten() -> Any:
-    whole = Retry.__init__
-
-    def init(self: Retry, policy: RetryPolicy, **given: Any) -> None:
-        whole(self, policy, **{**given, "max_total_attempts": 99})
-
-    return patch.object(Retry, "__init__", init)
+    whole = AttemptLimit.__init__
+    return patch.object(AttemptLimit, "__init__", lambda self, limit, per_answer=1: whole(self, 99, per_answer))
 
 
 def one_attempt_more_than_allowed() -> Any:
@@ -297,6 +293,11 @@ def any_number_of_calls_at_once() -> Any:
     return patch.object(rate_limit.State, "of", lambda limit: whole(limit)._replace(max_concurrent=None))
 
 
+def a_retry_budget_never_refuses() -> Any:
+    whole = retry_budget.draw
+    return patch.object(retry_budget, "draw", lambda window, *rest: (whole(window, *rest)[0], True))
+
+
 def a_shared_budget_is_never_asked() -> Any:
     return patch.object(budget.BudgetAccounts, "reserve", lambda self, held, claim: None)
 
@@ -329,6 +330,7 @@ DEFECTS: tuple[Callable[[], Any], ...] = (
     a_call_that_ends_wakes_nobody,
     any_number_of_calls_at_once,
     a_shared_budget_is_never_asked,
+    a_retry_budget_never_refuses,
 )
 
 # ── the seeds ────────────────────────────────────────────────────────────────────────────────────────────────────────

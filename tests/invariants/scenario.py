@@ -12,7 +12,9 @@ from typing import Any
 from steer_llm_sdk.orchestration import ReliabilityConfig
 from steer_llm_sdk.reliability import CircuitBreakerConfig, RetryPolicy
 from steer_llm_sdk.reliability.budget import Budget
+from steer_llm_sdk.reliability.hedging import HedgingPolicy
 from steer_llm_sdk.reliability.rate_limit import RateLimit
+from steer_llm_sdk.reliability.retry_budget import RetryBudgetConfig
 
 LENGTH = 90.0
 """Seconds for which callers come and providers are at fault; after that every provider is well."""
@@ -129,6 +131,9 @@ def _config(rng: Random) -> ReliabilityConfig:
     return ReliabilityConfig(
         rate_limits={"p": limit} if rng.random() < 0.5 else {},
         retry_policy=retry,
+        retry_budget=rng.choice((None, RetryBudgetConfig(), RetryBudgetConfig(ratio=0.2, minimum=1))),
+        hedging=HedgingPolicy(quantile=0.6, min_samples=3, max_ratio=0.5) if rng.random() < 0.3 else None,
+        silence_timeout=rng.choice((None, 1.0, 10.0)),
         circuit_breaker_configs={"default": breaker},
         max_total_attempts=rng.choice((2, 4, 10)),
         max_total_retry_time=rng.choice((5.0, 60.0)),

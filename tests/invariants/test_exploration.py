@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from invariants import account_model, circuit_model, limit_model
+from invariants import account_model, circuit_model, limit_model, retry_budget_model
 from invariants.account_model import account_models
 from invariants.attempts_model import WAYS
 from invariants.choices import Choices, every_way
@@ -16,9 +16,10 @@ from invariants.circuit_model import circuit_models, unknown_fields
 from invariants.claim_model import ClaimModel
 from invariants.explore import Exploration, Explored, Model
 from invariants.limit_model import limit_models
+from invariants.retry_budget_model import retry_budget_models
 from steer_llm_sdk.reliability.circuit import Circuit
 
-MODELS: list[Model[Any]] = [*circuit_models(), *account_models(), *limit_models(), ClaimModel()]
+MODELS: list[Model[Any]] = [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
@@ -37,6 +38,7 @@ def test_the_models_know_every_field_of_what_they_tell_apart() -> None:
     assert unknown_fields() == []
     assert account_model.unknown_fields() == []
     assert limit_model.unknown_fields() == []
+    assert retry_budget_model.unknown_fields() == []
 
 
 def test_a_broken_promise_is_found_and_the_way_to_it_is_told() -> None:

@@ -23,6 +23,7 @@ from steer_llm_sdk.errors import ConflictError
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
+from steer_llm_sdk.reliability.retry_budget import RetryBudget
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import Deadlock, run_in_virtual_time
 
@@ -70,6 +71,9 @@ class Watch:
     reserved: Counter[int] = field(default_factory=Counter)
     ledgers: dict[int, Ledger] = field(default_factory=dict)
     breakers: dict[int, CircuitBreaker] = field(default_factory=dict)
+    budgets: dict[int, RetryBudget] = field(default_factory=dict)
+    firsts: dict[Any, list[float]] = field(default_factory=dict)
+    extras: dict[Any, list[float]] = field(default_factory=dict)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -79,6 +83,8 @@ class Watch:
             patch.object(Ledger, "reserve", self._reserve(Ledger.reserve)),
             patch.object(Ledger, "settle", self._settle(Ledger.settle)),
             patch.object(MemoryStore, "settle", self._write(MemoryStore.settle)),
+            patch.object(RetryBudget, "first", self._first(RetryBudget.first)),
+            patch.object(RetryBudget, "draw", self._draw(RetryBudget.draw)),
         ):
             yield
 
@@ -153,6 +159,30 @@ class Watch:
 
         return watched
 
+    def _first(self, first: Any) -> Any:
+        def watched(budget: RetryBudget, target: str) -> None:
+            self.firsts.setdefault((id(budget), target), []).append(asyncio.get_running_loop().time())
+            first(budget, target)
+
+        return watched
+
+    def _draw(self, draw: Any) -> Any:
+        """A slice of the window may have gone already, so the extra attempts are counted over nine tenths of it."""
+
+        def watched(budget: RetryBudget, target: str) -> bool:
+            allowed: bool = draw(budget, target)
+            self.budgets[id(budget)] = budget  # It must outlive its id.
+            key, now, cfg = (id(budget), target), asyncio.get_running_loop().time(), budget._config
+            if allowed:
+                extras = self.extras.setdefault(key, [])
+                extras.append(now)
+                firsts = sum(at > now - cfg.window for at in self.firsts.get(key, ()))
+                if sum(at > now - 0.9 * cfg.window for at in extras) > cfg.minimum + cfg.ratio * firsts:
+                    self._say(f"more extra attempts at {target} than the retry budget has")
+            return allowed
+
+        return watched
+
     def _check(self, ledger: Ledger) -> None:
         if ledger.tokens_left < 0 or ledger.cost_left < -TINY:
             self._say("spent + reserved > limit")
@@ -222,7 +252,8 @@ def _of_one_run(scenario: Scenario, ran: Ran, calls: list[Sent]) -> Iterator[str
         yield "more tokens were used than the budget has"
     if sum(call.cost_usd for call in calls) > budget.get("cost_usd", math.inf) + TINY:
         yield "more was spent than the budget has"
-    yield from _of_waits(calls, config.retry_policy.max_delay)
+    if config.hedging is None:  # Hedges come beside each other, and not after what the server asked for.
+        yield from _of_waits(calls, config.retry_policy.max_delay)
 
 
 def _of_what_it_got(ran: Ran, calls: list[Sent]) -> Iterator[str]:
