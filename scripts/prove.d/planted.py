@@ -25,7 +25,7 @@ PATIENCE = 600.0
 """Seconds for one run of the tests; a defect that makes them hang is noticed too."""
 
 UNIT = ("tests/unit/reliability",)
-PAIRS = ("tests/unit/reliability", "tests/invariants", "tests/compose", "tests/contract")
+PAIRS = ("tests/unit/reliability", "tests/invariants", "tests/contract", "tests/compose")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ DEFECTS = (
         "a sleep after the last attempt",
         RETRY,
         "                if delay is None or not self._afford(call, error):\n                    raise\n",
-        "                if delay is None or not self._afford(call, error):\n                    await asyncio.sleep(self._policy.initial_delay)\n"
+        "                if delay is None or not self._afford(call, error):\n"
+        "                    await asyncio.sleep(self._policy.initial_delay)\n"
         "                    raise\n",
     ),
     Planted(
@@ -273,8 +274,8 @@ DEFECTS = (
     Planted(
         "a deadline waits for work that ignores it",
         DEADLINE,
-        "        await watch(task, task.get_loop().time() + GRACE)\n",
-        "        await watch(task, None)\n",
+        "                await watch(task, end)\n",
+        "                await watch(task, None)\n",
     ),
     Planted(
         "what finished just after its deadline is lost",
@@ -337,9 +338,11 @@ DEFECTS = (
         "the breaker stands round all retries",
         LIST,
         "                (retry, self._retry()),\n                *((True, hedge) for hedge in hedges),\n"
-        "                *((True, limiter) for limiter in limiters),\n                (breaker, Breaker(self.breakers)),\n",
-        "                (breaker, Breaker(self.breakers)),\n                (retry, self._retry()),\n"
-        "                *((True, hedge) for hedge in hedges),\n                *((True, limiter) for limiter in limiters),\n",
+        "                *((True, limiter) for limiter in limiters),\n"
+        "                (breaker, Breaker(self.breakers)),\n",
+        "                (breaker, Breaker(self.breakers)),\n"
+        "                (retry, self._retry()),\n                *((True, hedge) for hedge in hedges),\n"
+        "                *((True, limiter) for limiter in limiters),\n",
         ("tests/compose", "tests/contract"),
     ),
     Planted(
@@ -352,8 +355,8 @@ DEFECTS = (
     Planted(
         "a tool writes into the caller's request",
         FALLBACK,
-        "        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), run.events))\n",
-        "        return ToolResult.of(await step.tool.execute(run.request, step.options(run), run.events))\n",
+        "        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), self.events))\n",
+        "        return ToolResult.of(await step.tool.execute(run.request, step.options(run), self.events))\n",
         ("tests/contract", "tests/unit/orchestration"),
     ),
     Planted(
