@@ -140,8 +140,9 @@ DEFECTS = (
     Planted(
         "a cancellation is retried",
         RETRY,
-        "            except Exception as error:\n                if failed is None and self._budget is not None:\n"
-        "                    self._budget.first(call.target)\n                failed = error\n"
+        "            except Exception as error:\n"
+        "                if failed is None and self._budget is not None and call.ended:  # else nothing was sent\n"
+        "                    self._budget.first(call.target, call.ended)\n                failed = error\n"
         "                delay = self._delay(call, classify(error), waited)\n",
         "            except BaseException as error:\n                failed = error  # type: ignore\n"
         "                means = classify(error if isinstance(error, Exception) else TimeoutError())\n"

@@ -160,9 +160,9 @@ class Watch:
         return watched
 
     def _first(self, first: Any) -> Any:
-        def watched(budget: RetryBudget, target: str) -> None:
+        def watched(budget: RetryBudget, target: str, *when: float) -> None:
             self.firsts.setdefault((id(budget), target), []).append(asyncio.get_running_loop().time())
-            first(budget, target)
+            first(budget, target, *when)
 
         return watched
 
