@@ -399,6 +399,7 @@ def main() -> int:
     options.add_argument("--depth", type=int, default=60, help="steps; a model that has no more worlds stops by itself")
     options.add_argument("--states", type=int, default=30_000, help="a level that is begun beyond so many is the last")
     given = options.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     started = time.monotonic()
     known = (account_model, limit_model, retry_budget_model)
     holds = not unknown_fields() and not any(model.unknown_fields() for model in known)

@@ -352,6 +352,7 @@ def main() -> int:
     options.add_argument("--first", type=int, default=0)
     options.add_argument("--seed", type=int, help="replay this one only, and print its log")
     given = options.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     if given.seed is not None:
         return replay(given.seed)
     started = time.monotonic()
