@@ -284,8 +284,9 @@ def work_goes_on_when_nobody_waits() -> Any:
     return patch.object(Flight, "wait", wait)
 
 
-def a_call_that_ends_wakes_nobody() -> Any:
-    return patch.object(rate_limit, "advance", lambda state, now: rate_limit.Moved(state))
+def the_end_of_a_call_frees_no_place() -> Any:
+    whole = rate_limit.finish
+    return patch.object(rate_limit, "finish", lambda state, *rest: whole(state, *rest)._replace(running=state.running))
 
 
 def any_number_of_calls_at_once() -> Any:
@@ -327,7 +328,7 @@ DEFECTS: tuple[Callable[[], Any], ...] = (
     another_request_joins_the_work,
     the_key_is_not_given_back_when_the_work_is_cancelled,
     work_goes_on_when_nobody_waits,
-    a_call_that_ends_wakes_nobody,
+    the_end_of_a_call_frees_no_place,
     any_number_of_calls_at_once,
     a_shared_budget_is_never_asked,
     a_retry_budget_never_refuses,

@@ -21,7 +21,7 @@ LENGTH = 90.0
 PROVIDERS = ("p", "q")
 TOOLS = {"p1": "p", "p2": "p", "q1": "q"}
 """Two tools of one provider, one of another."""
-TEAM = Budget("team", tokens=100, per="minute")
+TEAM = Budget("team", tokens=45, per="minute")
 """Shared by the runs of all orchestrators that name it."""
 
 
