@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -371,8 +371,8 @@ def models() -> list[Any]:
     return [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
 
 
-def search(depth: int, states: int | None, only: str = "") -> list[Explored]:
-    return [Exploration(model).run(depth, states) for model in models() if only in model.name]
+def search(depth: int, states: int | None, only: str = "") -> Iterator[Explored]:
+    return (Exploration(model).run(depth, states) for model in models() if only in model.name)
 
 
 def ways(only: str = "") -> Mapping[str, int | str]:
