@@ -13,7 +13,8 @@ ATTEMPTS = 3
 LIMIT = 10
 MINUTE = 60.0
 WORST = (Claim(3, 3), Claim(5, 5), Claim(0, None))
-MORE = 12
+MORE = 6
+"""More than was reserved, and yet within the limit."""
 KNOWN = {"spent_tokens", "spent_usd", "reserved_tokens", "reserved_usd", "overrun", "starts", "ends"}
 
 

@@ -52,7 +52,9 @@ class LimitModel:
     # ── what can happen ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
-        yield "time passes", self._advanced(replace(world, now=world.now + SECOND), "time passes")
+        later = replace(world, now=world.now + SECOND)
+        yield "time passes", self._advanced(later, "time passes")
+        yield "time passes, and the timer is late", later
         for tenant in TENANTS:
             yield f"{tenant} calls", self._called(world, tenant)
         if world.running:
