@@ -140,13 +140,9 @@ DEFECTS = (
     Planted(
         "a cancellation is retried",
         RETRY,
-        "            except Exception as error:\n"
-        "                if failed is None and self._budget is not None and call.ended:  # else nothing was sent\n"
-        "                    self._budget.first(call.target, call.ended)\n                failed = error\n"
-        "                delay = self._delay(call, classify(error), waited)\n",
-        "            except BaseException as error:\n                failed = error  # type: ignore\n"
-        "                means = classify(error if isinstance(error, Exception) else TimeoutError())\n"
-        "                delay = self._delay(call, means, waited)\n",
+        "            except Exception as error:\n",
+        "            except (Exception, asyncio.CancelledError) as cause:\n"
+        "                error = cause if isinstance(cause, Exception) else TimeoutError()\n",
     ),
     Planted(
         "jitter comes earlier than the server asked",
