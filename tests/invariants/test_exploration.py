@@ -24,7 +24,7 @@ MODELS: list[Model[Any]] = [*circuit_models(), *account_models(), *limit_models(
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_no_short_history_breaks_a_promise(model: Model[Any]) -> None:
-    explored = Exploration(model).run(depth=8)
+    explored = Exploration(model).run(depth=7)
     assert explored.broken is None, show(explored)
     assert explored.states > 50
 
