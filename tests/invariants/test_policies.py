@@ -24,7 +24,7 @@ from steer_llm_sdk.reliability.circuit import Circuit, Outcome, Permit, Refusal
 from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import Deadline
 from steer_llm_sdk.reliability.idempotency import Work, once
-from steer_llm_sdk.reliability.retry import Retry
+from steer_llm_sdk.reliability.retry import AttemptLimit, Retry
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import VirtualTimeLoop, run_in_virtual_time
 
@@ -365,7 +365,7 @@ def test_retry_asks_as_often_and_when_it_should(
     async def main() -> float:
         call = Call(max_attempts=most, deadline=None if left is None else Deadline(left, left * 1000))
         with contextlib.suppress(ProviderError, ConnectionResetError):
-            await Retry(policy, max_total_attempts=total, jitter=lambda: jitter)(call, next)
+            await Retry(policy, limit=AttemptLimit(total), jitter=lambda: jitter)(call, next)
         return call.elapsed()
 
     ended = run_in_virtual_time(main(), seed=seed)
