@@ -313,9 +313,7 @@ def alone(name: str, primary: Any, **more: Any) -> Scenario:
 
 def served(name: str, *primary: str, calls: int, **more: Any) -> Scenario:
     """The primary answers after all."""
-    return Scenario(
-        name=name, primary=primary, answers=(PRIMARY,), calls=(calls, calls), fallback_calls=(0, 0), **more
-    )
+    return Scenario(name=name, primary=primary, answers=(PRIMARY,), calls=(calls, calls), fallback_calls=(0, 0), **more)
 
 
 OUTAGE, PLAYED = "outage:from=5,to=65", 75
@@ -323,7 +321,10 @@ QUICK = CircuitBreakerConfig(timeout=1.0, half_open_requests=1, success_threshol
 SCENARIOS: Sequence[Scenario] = (
     served("nothing is wrong", calls=1),
     *(Scenario(name=f"{s} for ever", primary=(s,), calls=(3, 3), within=6) for s in "408 500 502 503 504 529".split()),
-    *(Scenario(name=f"{s}: no use", primary=(s,), calls=(1, 1), within=1) for s in "400 401 403 404 409 413 422".split()),
+    *(
+        Scenario(name=f"{s}: no use", primary=(s,), calls=(1, 1), within=1)
+        for s in "400 401 403 404 409 413 422".split()
+    ),
     Scenario(name="quota used up", primary=("quota",), calls=(1, 1), within=1),
     Scenario(name="503 that says: do not retry", primary=("503:should-retry=false",), calls=(1, 1), within=1),
     served("503 once", "503:first=1", calls=2, within=3),
@@ -339,15 +340,19 @@ SCENARIOS: Sequence[Scenario] = (
     ),
     Scenario(name="connection refused", primary=("refuse",), calls=(0, 0), within=6),
     served("slow, but honest", "slow:seconds=2", calls=1, least=2, within=3),
-    Scenario(
-        name="stops in mid-stream, chunk_timeout=1", primary=("stall",), chunk_timeout=1, calls=(3, 3), within=10
-    ),
+    Scenario(name="stops in mid-stream, chunk_timeout=1", primary=("stall",), chunk_timeout=1, calls=(3, 3), within=10),
     alone("stops in mid-stream, deadline 2 s", ("stall",), answers=("late",), calls=(1, 1), timeout_ms=2_000),
     alone("says nothing, deadline 2 s", ("silence",), answers=("late",), calls=(1, 1), timeout_ms=2_000),
     Scenario(name="says nothing, 1 s per attempt", primary=("silence",), attempt_ms=1_000, calls=(3, 3), within=9),
     alone("accepts and never answers, deadline 2 s", never_answers, answers=("late",), calls=(1, 1), timeout_ms=2_000),
-    alone("a byte a second for ever, deadline 4 s", drips, answers=("late",), calls=(1, 1), timeout_ms=4_000,
-          chunk_timeout=2),
+    alone(
+        "a byte a second for ever, deadline 4 s",
+        drips,
+        answers=("late",),
+        calls=(1, 1),
+        timeout_ms=4_000,
+        chunk_timeout=2,
+    ),
     alone("a head without end, deadline 2 s", head_without_end, answers=("late",), calls=(1, 1), timeout_ms=2_000),
     Scenario(name="RST in mid-body", primary=resets, calls=(3, 3), within=6),
     Scenario(name="bytes that are no HTTP", primary=no_http, calls=(3, 3), within=6),
@@ -357,32 +362,76 @@ SCENARIOS: Sequence[Scenario] = (
         "500 and 200 by turns, 6 runs", *(f"500:after={2 * n},first=1" for n in range(6)), calls=12, play=in_turn(6)
     ),
     Scenario(
-        name="one in five fails, 40 runs at once", primary=("503:rate=0.2",), answers=(PRIMARY, FALLBACK),
-        calls=(40, 80), fallback_calls=(0, 40), play=at_once(40), within=8,
+        name="one in five fails, 40 runs at once",
+        primary=("503:rate=0.2",),
+        answers=(PRIMARY, FALLBACK),
+        calls=(40, 80),
+        fallback_calls=(0, 40),
+        play=at_once(40),
+        within=8,
     ),
     Scenario(
-        name="both down, 10 runs", primary=("503",), fallback=("529",), answers=("failed",), calls=(1, 5),
-        fallback_calls=(1, 3), play=in_turn(10), within=8,
+        name="both down, 10 runs",
+        primary=("503",),
+        fallback=("529",),
+        answers=("failed",),
+        calls=(1, 5),
+        fallback_calls=(1, 3),
+        play=in_turn(10),
+        within=8,
     ),
     Scenario(
-        name="both down, 1 run", primary=("500",), fallback=("drop",), answers=("failed",), calls=(1, 3),
-        fallback_calls=(1, 3), within=8,
+        name="both down, 1 run",
+        primary=("500",),
+        fallback=("drop",),
+        answers=("failed",),
+        calls=(1, 3),
+        fallback_calls=(1, 3),
+        within=8,
     ),
     Scenario(
-        name="circuit's time is up, 30 callers", primary=("503:first=5", "slow:seconds=1"), answers=(PRIMARY, FALLBACK),
-        calls=(6, 6), fallback_calls=(34, 34), play=five_then_a_crowd, within=3,
+        name="circuit's time is up, 30 callers",
+        primary=("503:first=5", "slow:seconds=1"),
+        answers=(PRIMARY, FALLBACK),
+        calls=(6, 6),
+        fallback_calls=(34, 34),
+        play=five_then_a_crowd,
+        within=3,
         config=ReliabilityConfig(circuit_breaker_configs={"openai": QUICK}),
     ),
     Scenario(name="says nothing, default settings", primary=("silence",), calls=(1, 1), least=9, within=11, long=True),
-    alone("first byte after 12 s, no fallback", ("slow:seconds=12",), answers=(PRIMARY,), calls=(1, 1), least=12,
-          within=13, long=True),
-    Scenario(
-        name="60 s outage: 503", primary=(OUTAGE,), answers=(PRIMARY, FALLBACK), last=PRIMARY, calls=(1, 5),
-        fallback_calls=(50, 65), play=every_second(PLAYED), within=6, long=True, from_outputs=True,
+    alone(
+        "first byte after 12 s, no fallback",
+        ("slow:seconds=12",),
+        answers=(PRIMARY,),
+        calls=(1, 1),
+        least=12,
+        within=13,
+        long=True,
     ),
     Scenario(
-        name="60 s outage: refused", primary=(f"{OUTAGE},as=refuse",), answers=(PRIMARY, FALLBACK), last=PRIMARY,
-        calls=(1, 5), fallback_calls=(50, 65), play=every_second(PLAYED), within=6, long=True, from_outputs=True,
+        name="60 s outage: 503",
+        primary=(OUTAGE,),
+        answers=(PRIMARY, FALLBACK),
+        last=PRIMARY,
+        calls=(1, 5),
+        fallback_calls=(50, 65),
+        play=every_second(PLAYED),
+        within=6,
+        long=True,
+        from_outputs=True,
+    ),
+    Scenario(
+        name="60 s outage: refused",
+        primary=(f"{OUTAGE},as=refuse",),
+        answers=(PRIMARY, FALLBACK),
+        last=PRIMARY,
+        calls=(1, 5),
+        fallback_calls=(50, 65),
+        play=every_second(PLAYED),
+        within=6,
+        long=True,
+        from_outputs=True,
     ),
 )
 

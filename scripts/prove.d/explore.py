@@ -10,9 +10,10 @@ Then defects are planted in the reducers, in memory, one at a time: each must br
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,24 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from invariants import account_model, limit_model, retry_budget_model
+from invariants.account_model import account_models
 from invariants.attempts_model import WAYS
 from invariants.circuit_model import circuit_models, unknown_fields
 from invariants.claim_model import ClaimModel
 from invariants.explore import Broken, Exploration, Explored
-from invariants.ledger_model import LedgerModel
-from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.reliability import circuit_breaker as breaker
-from steer_llm_sdk.reliability.budget import Ledger
-from steer_llm_sdk.reliability.circuit_breaker import Circuit, HalfOpen, Open, Outcome
-from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from invariants.limit_model import limit_models
+from invariants.retry_budget_model import retry_budget_models
+from steer_llm_sdk.reliability import circuit as breaker
+from steer_llm_sdk.reliability import rate_limit, retry_budget
+from steer_llm_sdk.reliability.budget import Account, Claim
+from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
+from steer_llm_sdk.reliability.rate_limit import Line
+from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 PLANTED_DEPTH = 12
+PLANTED_STATES = 6_000
 
 # ── planted defects ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -53,9 +59,9 @@ def planted(model: str) -> Callable[[Defect], Defect]:
 def a_stale_report_counts() -> Any:
     whole = Circuit.report
 
-    def report(self: Circuit, permit: Any, *rest: Any) -> Circuit:
+    def report(self: Circuit, permit: Any, *rest: Any, **more: Any) -> Circuit:
         own = self.whole if permit.part is None else self.narrowed.get(permit.part, self.whole)
-        return whole(self, replace(permit, generation=own.generation), *rest)
+        return whole(self, replace(permit, generation=own.generation), *rest, **more)
 
     return patch.object(Circuit, "report", report)
 
@@ -64,10 +70,10 @@ def a_stale_report_counts() -> Any:
 def a_report_finds_its_lane_by_state_and_not_by_generation() -> Any:
     whole = Circuit.report
 
-    def report(self: Circuit, permit: Any, *rest: Any) -> Circuit:
+    def report(self: Circuit, permit: Any, *rest: Any, **more: Any) -> Circuit:
         if permit.part is None and isinstance(self.whole, HalfOpen) and permit.serial and self.whole.probes:
             permit = replace(permit, generation=self.whole.generation, serial=self.whole.probes[0][0])
-        return whole(self, permit, *rest)
+        return whole(self, permit, *rest, **more)
 
     return patch.object(Circuit, "report", report)
 
@@ -76,8 +82,8 @@ def a_report_finds_its_lane_by_state_and_not_by_generation() -> Any:
 def half_open_admits_everybody() -> Any:
     whole = breaker._admit_probe
 
-    def admit(lane: Any, serial: int, now: float, cfg: Any) -> Any:
-        return whole(lane, serial, now, cfg.model_copy(update={"half_open_requests": 99}))
+    def admit(lane: Any, serial: int, now: float, lease: float, cfg: Any) -> Any:
+        return whole(lane, serial, now, lease, cfg.model_copy(update={"half_open_requests": 99}))
 
     return patch.object(breaker, "_admit_probe", admit)
 
@@ -96,8 +102,8 @@ def a_cancelled_probe_keeps_its_place() -> Any:
 def a_cancelled_early_probe_keeps_its_place() -> Any:
     whole = Circuit._report_early
 
-    def reported(self: Circuit, lane: Any, permit: Any, outcome: Outcome) -> Circuit:
-        return self if outcome is Outcome.NEUTRAL else whole(self, lane, permit, outcome)
+    def reported(self: Circuit, lane: Any, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Circuit:
+        return self if outcome is Outcome.NEUTRAL else whole(self, lane, permit, part, outcome, *rest)
 
     return patch.object(Circuit, "_report_early", reported)
 
@@ -116,8 +122,8 @@ def a_cancelled_probe_closes_the_circuit() -> Any:
 def a_cancelled_call_counts_as_a_failure() -> Any:
     whole = Circuit.report
 
-    def report(self: Circuit, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Circuit:
-        return whole(self, permit, part, Outcome.FAILURE if outcome is Outcome.NEUTRAL else outcome, *rest)
+    def report(self: Circuit, permit: Any, part: str, outcome: Outcome, *rest: Any, **more: Any) -> Circuit:
+        return whole(self, permit, part, Outcome.FAILURE if outcome is Outcome.NEUTRAL else outcome, *rest, **more)
 
     return patch.object(Circuit, "report", report)
 
@@ -131,8 +137,8 @@ def a_lost_probe_blocks_for_ever() -> Any:
 def an_open_circuit_never_probes() -> Any:
     whole = breaker._admit_probe
 
-    def admit(lane: Any, serial: int, now: float, cfg: Any) -> Any:
-        return breaker.Refusal(1.0) if isinstance(lane, Open) else whole(lane, serial, now, cfg)
+    def admit(lane: Any, *rest: Any) -> Any:
+        return breaker.Refusal(1.0) if isinstance(lane, Open) else whole(lane, *rest)
 
     return patch.object(breaker, "_admit_probe", admit)
 
@@ -141,8 +147,8 @@ def an_open_circuit_never_probes() -> Any:
 def a_refused_call_still_takes_a_place() -> Any:
     whole = Circuit.admit
 
-    def admit(self: Circuit, part: str, now: float, cfg: Any) -> Any:
-        after, answer = whole(self, part, now, cfg)
+    def admit(self: Circuit, part: str, now: float, cfg: Any, **more: Any) -> Any:
+        after, answer = whole(self, part, now, cfg, **more)
         if isinstance(answer, breaker.Refusal) and isinstance(after.whole, HalfOpen):
             after = replace(after, whole=replace(after.whole, probes=(*after.whole.probes, (-1, now + 99))))
         return after, answer
@@ -150,46 +156,130 @@ def a_refused_call_still_takes_a_place() -> Any:
     return patch.object(Circuit, "admit", admit)
 
 
-@planted("ledger")
+@planted("opens longer")
+def an_open_time_has_no_end_to_its_growth() -> Any:
+    return patch.object(breaker, "_open_time", lambda relapses, asked, cfg: cfg.timeout * 2.0**relapses + asked)
+
+
+@planted("opens longer")
+def a_pause_that_was_asked_for_is_forgotten() -> Any:
+    return patch.object(breaker, "_open_time", lambda relapses, asked, cfg: cfg.timeout)
+
+
+@planted("panic")
+def panic_admits_again_and_again() -> Any:
+    return patch.object(Open, "admits_in_panic", lambda self, now: now < self.until)
+
+
+@planted("budget")
 def what_is_reserved_is_not_set_aside() -> Any:
     """Check, then spend."""
-    whole = Ledger.reserve
+    whole = Account.reserve
 
-    def reserve(self: Ledger, worst: Amount) -> None:
-        before = self.reserved_tokens, self.reserved_cost
-        whole(self, worst)
-        self.reserved_tokens, self.reserved_cost = before
+    def reserve(self: Account, claim: Claim, now: float, limits: Any) -> Any:
+        after, refused = whole(self, claim, now, limits)
+        return after._replace(reserved_tokens=self.reserved_tokens, reserved_usd=self.reserved_usd), refused
 
-    return patch.object(Ledger, "reserve", reserve)
+    return patch.object(Account, "reserve", reserve)
 
 
-@planted("ledger")
+@planted("budget")
 def a_settlement_gives_nothing_back() -> Any:
-    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
-        self.spent_tokens += actual.tokens
-        self.spent_cost += (worst.cost_usd or 0.0) if actual.cost_usd is None else actual.cost_usd
+    whole = Account.settle
 
-    return patch.object(Ledger, "settle", settle)
+    def settle(self: Account, claim: Claim, *rest: Any) -> Any:
+        after, over = whole(self, claim, *rest)
+        return after._replace(reserved_tokens=self.reserved_tokens), over
+
+    return patch.object(Account, "settle", settle)
 
 
-@planted("ledger")
+@planted("budget")
 def an_unknown_cost_is_charged_as_nothing() -> Any:
-    whole = Ledger.settle
+    whole = Account.settle
 
-    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
-        whole(self, worst, replace(actual, cost_usd=actual.cost_usd or 0.0))
+    def settle(self: Account, claim: Claim, actual: Claim, *rest: Any) -> Any:
+        return whole(self, claim, actual._replace(usd=actual.usd or 0), *rest)
 
-    return patch.object(Ledger, "settle", settle)
+    return patch.object(Account, "settle", settle)
 
 
-@planted("ledger")
+@planted("budget")
 def more_than_was_reserved_is_cut_to_what_was_reserved() -> Any:
-    whole = Ledger.settle
+    whole = Account.settle
 
-    def settle(self: Ledger, worst: Amount, actual: Amount) -> None:
-        whole(self, worst, replace(actual, tokens=min(actual.tokens, worst.tokens)))
+    def settle(self: Account, claim: Claim, actual: Claim, *rest: Any) -> Any:
+        return whole(self, claim, actual._replace(tokens=min(actual.tokens, claim.tokens)), *rest)
 
-    return patch.object(Ledger, "settle", settle)
+    return patch.object(Account, "settle", settle)
+
+
+@planted("budget")
+def an_overrun_stops_nothing() -> Any:
+    whole = Account.settle
+
+    def settle(self: Account, *given: Any) -> Any:
+        after, over = whole(self, *given)
+        return after._replace(overrun=False), over
+
+    return patch.object(Account, "settle", settle)
+
+
+@planted("by the minute")
+def a_new_window_forgets_what_is_under_way() -> Any:
+    whole = Account.at
+
+    def at(self: Account, now: float, limits: Any) -> Account:
+        after = whole(self, now, limits)
+        return after if after.starts == self.starts else after._replace(reserved_tokens=0)
+
+    return patch.object(Account, "at", at)
+
+
+@planted("rate limit")
+def who_comes_goes_before_those_who_wait() -> Any:
+    whole = rate_limit.admit
+
+    def admit(state: Any, tokens: float, now: float) -> Any:
+        after = whole(state._replace(line=Line()), tokens, now)
+        return None if after is None else after._replace(line=state.line)
+
+    return patch.object(rate_limit, "admit", admit)
+
+
+@planted("rate limit")
+def the_end_of_a_call_frees_no_place() -> Any:
+    whole = rate_limit.finish
+    return patch.object(rate_limit, "finish", lambda state, *rest: whole(state, *rest)._replace(running=state.running))
+
+
+@planted("rate limit")
+def a_pause_that_the_server_wants_is_forgotten() -> Any:
+    return patch.object(rate_limit, "block", lambda state, until: state)
+
+
+@planted("rate limit")
+def one_who_gives_up_keeps_his_place() -> Any:
+    return patch.object(rate_limit, "withdraw", lambda state, serial: state)
+
+
+@planted("rate limit")
+def a_wake_up_is_lost() -> Any:
+    whole = rate_limit.wake_at
+    return patch.object(rate_limit, "wake_at", lambda state, now: whole(state, now) if state.requests else math.inf)
+
+
+@planted("retry budget")
+def a_retry_budget_never_refuses() -> Any:
+    whole = retry_budget.draw
+    return patch.object(retry_budget, "draw", lambda window, *rest: (whole(window, *rest)[0], True))
+
+
+@planted("retry budget")
+def what_is_too_old_still_counts() -> Any:
+    return patch.object(
+        retry_budget, "_moved", lambda window, at: ((), window.older_firsts + window.firsts, window.older_extras)
+    )
 
 
 @planted("claims")
@@ -249,12 +339,8 @@ def another_request_is_told_to_wait_where_it_is_a_conflict() -> Any:
 
 @planted("attempts")
 def the_bound_on_all_attempts_is_forgotten() -> Any:
-    whole = Retry.__init__
-
-    def init(self: Retry, policy: RetryPolicy, **given: Any) -> None:
-        whole(self, policy, **{**given, "max_total_attempts": 99})
-
-    return patch.object(Retry, "__init__", init)
+    whole = AttemptLimit.__init__
+    return patch.object(AttemptLimit, "__init__", lambda self, limit, per_answer=1: whole(self, 99, per_answer))
 
 
 @planted("attempts")
@@ -282,11 +368,11 @@ def an_invalid_request_is_retried() -> Any:
 
 
 def models() -> list[Any]:
-    return [*circuit_models(), LedgerModel(), ClaimModel()]
+    return [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
 
 
-def search(depth: int, states: int | None, only: str = "") -> list[Explored]:
-    return [Exploration(model).run(depth, states) for model in models() if only in model.name]
+def search(depth: int, states: int | None, only: str = "") -> Iterator[Explored]:
+    return (Exploration(model).run(depth, states) for model in models() if only in model.name)
 
 
 def ways(only: str = "") -> Mapping[str, int | str]:
@@ -303,16 +389,20 @@ def noticed(model: str) -> str | None:
     """The first promise that is broken now."""
     if model == "attempts":
         return next((text for text in ways().values() if isinstance(text, str)), None)
-    return next((found.broken for found in search(PLANTED_DEPTH, None, model) if found.broken is not None), None)
+    return next(
+        (found.broken for found in search(PLANTED_DEPTH, PLANTED_STATES, model) if found.broken is not None), None
+    )
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--depth", type=int, default=60, help="steps; a model that has no more worlds stops by itself")
-    options.add_argument("--states", type=int, default=60_000, help="a level that is begun beyond so many is the last")
+    options.add_argument("--states", type=int, default=30_000, help="a level that is begun beyond so many is the last")
     given = options.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     started = time.monotonic()
-    holds = not unknown_fields()
+    known = (account_model, limit_model, retry_budget_model)
+    holds = not unknown_fields() and not any(model.unknown_fields() for model in known)
     print(f"{'model':<52}{'states':>9}{'steps':>10}{'depth':>7}")
     for found in search(given.depth, given.states):
         print(f"{found.name:<52}{found.states:>9}{found.steps:>10}{found.depth:>7}  {found.broken or 'all hold'}")

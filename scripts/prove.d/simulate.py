@@ -23,65 +23,63 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from invariants.watch import Simulated, simulate
-from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.errors import ErrorCategory
 from steer_llm_sdk.orchestration import base
-from steer_llm_sdk.reliability import budget, circuit_breaker, idempotency
-from steer_llm_sdk.reliability.budget import Ledger, Reserve
-from steer_llm_sdk.reliability.circuit_breaker import Breaker, Circuit, CircuitBreaker, HalfOpen, Outcome
+from steer_llm_sdk.reliability import budget, circuit, idempotency, rate_limit, retry_budget
+from steer_llm_sdk.reliability.budget import Account
+from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
+from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.idempotency import Flight
-from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores import Claim
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
-MOST_SEEDS = 400
+MOST_SEEDS = 300
 """For one planted defect."""
 
 # ── planted defects ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def a_cancelled_call_keeps_its_permit() -> Any:
-    async def call(self: Breaker, call: Any, next: Any, /) -> Any:
-        breaker = self._breakers.get_or_create(call.target)
-        permit = breaker.admit(call.part)
-        try:
-            result = await next(call)
-        except Exception as error:
-            breaker.report(permit, call.part, breaker.judge(error))
-            raise
-        breaker.report(permit, call.part, Outcome.SUCCESS)
-        return result
+    whole = CircuitBreaker.report
 
-    return patch.object(Breaker, "__call__", call)
+    def report(self: CircuitBreaker, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Any:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return None
+        return whole(self, permit, part, outcome, *rest)
+
+    return patch.object(CircuitBreaker, "report", report)
 
 
 def a_cancelled_call_counts_as_a_success() -> Any:
     whole = CircuitBreaker.report
 
-    def report(self: CircuitBreaker, permit: Any, part: str, outcome: Outcome) -> Any:
-        return whole(self, permit, part, Outcome.SUCCESS if outcome is Outcome.NEUTRAL else outcome)
+    def report(self: CircuitBreaker, permit: Any, part: str, outcome: Outcome, *rest: Any) -> Any:
+        return whole(self, permit, part, Outcome.SUCCESS if outcome is Outcome.NEUTRAL else outcome, *rest)
 
     return patch.object(CircuitBreaker, "report", report)
 
 
 def a_stale_report_counts() -> Any:
-    whole = Circuit.report
+    whole = Circuit.record
 
-    def report(self: Circuit, permit: Any, *rest: Any) -> Circuit:
+    def record(self: Circuit, permit: Any, *rest: Any) -> Circuit:
         if permit.part is None:
             permit = replace(permit, generation=self.whole.generation)
         return whole(self, permit, *rest)
 
-    return patch.object(Circuit, "report", report)
+    return patch.object(Circuit, "record", record)
 
 
 def half_open_admits_everybody() -> Any:
-    whole = circuit_breaker._admit_probe
+    whole = circuit._admit_probe
 
-    def admit(lane: Any, serial: int, now: float, cfg: Any) -> Any:
-        return whole(lane, serial, now, cfg.model_copy(update={"half_open_requests": 99}))
+    def admit(lane: Any, serial: int, now: float, lease: float, cfg: Any) -> Any:
+        return whole(lane, serial, now, lease, cfg.model_copy(update={"half_open_requests": 99}))
 
-    return patch.object(circuit_breaker, "_admit_probe", admit)
+    return patch.object(circuit, "_admit_probe", admit)
 
 
 def a_lost_probe_blocks_for_ever() -> Any:
@@ -110,42 +108,33 @@ class Both:
 
 
 def a_rate_limit_counts_as_a_failure() -> Any:
-    whole = CircuitBreaker.judge
+    whole = CircuitBreaker.verdict
 
-    def judge(self: CircuitBreaker, error: BaseException) -> Outcome:
-        return Outcome.FAILURE if getattr(error, "status_code", None) == 429 else whole(self, error)
+    def verdict(self: CircuitBreaker, means: Any) -> Any:
+        return (Outcome.FAILURE, 0.0) if means.status_code == 429 else whole(self, means)
 
-    return patch.object(CircuitBreaker, "judge", judge)
+    return patch.object(CircuitBreaker, "verdict", verdict)
 
 
 def a_cancelled_reservation_is_not_settled() -> Any:
-    async def call(self: Reserve, call: Any, next: Any, /) -> Any:
-        worst, ledger = call.worst_case, call.ledger
-        if ledger is None:
-            return await next(call)
-        ledger.reserve(worst)
-        try:
-            result = await next(call)
-        except Exception as error:
-            ledger.settle(worst, budget.charge_of_failure(error, worst))
-            raise
-        ledger.settle(worst, call.spent(result))
-        return result
+    whole = budget._settle
 
-    return patch.object(Reserve, "__call__", call)
+    def settle(call: Any, held: Any, actual: Any) -> None:
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            whole(call, held, actual)
+
+    return patch.object(budget, "_settle", settle)
 
 
 def check_then_spend() -> Any:
     """Only what is spent is looked at, and not what is under way or about to be."""
 
-    def reserve(self: Ledger, worst: Amount) -> None:
-        over = budget.excess(self.tokens, self.cost_usd, self.spent_tokens, self.spent_cost)
-        if over is not None:
-            raise budget.BudgetExceeded(*over)
-        self.reserved_tokens += worst.tokens
-        self.reserved_cost += worst.cost_usd or 0.0
+    def refusal(self: Account, claim: Any, now: float, limits: Any) -> Any:
+        past = self.excess(limits)
+        return None if past is None else budget.Refused(*past, None)
 
-    return patch.object(Ledger, "reserve", reserve)
+    return patch.object(Account, "_refusal", refusal)
 
 
 def a_retry_of_a_cancellation() -> Any:
@@ -190,12 +179,8 @@ def an_invalid_request_is_retried() -> Any:
 
 
 def the_bound_on_all_attempts_is_forgotten() -> Any:
-    whole = Retry.__init__
-
-    def init(self: Retry, policy: RetryPolicy, **given: Any) -> None:
-        whole(self, policy, **{**given, "max_total_attempts": 99})
-
-    return patch.object(Retry, "__init__", init)
+    whole = AttemptLimit.__init__
+    return patch.object(AttemptLimit, "__init__", lambda self, limit, per_answer=1: whole(self, 99, per_answer))
 
 
 def one_attempt_more_than_allowed() -> Any:
@@ -227,12 +212,12 @@ def an_attempt_timeout_is_forgotten_when_the_tool_is_deaf() -> Any:
 
 
 def a_reset_says_nothing_about_the_provider() -> Any:
-    whole = CircuitBreaker.judge
+    whole = CircuitBreaker.verdict
 
-    def judge(self: CircuitBreaker, error: BaseException) -> Outcome:
-        return Outcome.NEUTRAL if type(error) is ConnectionResetError else whole(self, error)
+    def verdict(self: CircuitBreaker, means: Any) -> Any:
+        return (Outcome.NEUTRAL, 0.0) if means.category is ErrorCategory.NETWORK else whole(self, means)
 
-    return patch.object(CircuitBreaker, "judge", judge)
+    return patch.object(CircuitBreaker, "verdict", verdict)
 
 
 def a_key_that_is_held_is_taken() -> Any:
@@ -299,6 +284,25 @@ def work_goes_on_when_nobody_waits() -> Any:
     return patch.object(Flight, "wait", wait)
 
 
+def the_end_of_a_call_frees_no_place() -> Any:
+    whole = rate_limit.finish
+    return patch.object(rate_limit, "finish", lambda state, *rest: whole(state, *rest)._replace(running=state.running))
+
+
+def any_number_of_calls_at_once() -> Any:
+    whole = rate_limit.State.of
+    return patch.object(rate_limit.State, "of", lambda limit: whole(limit)._replace(max_concurrent=None))
+
+
+def a_retry_budget_never_refuses() -> Any:
+    whole = retry_budget.draw
+    return patch.object(retry_budget, "draw", lambda window, *rest: (whole(window, *rest)[0], True))
+
+
+def a_shared_budget_is_never_asked() -> Any:
+    return patch.object(budget.BudgetAccounts, "reserve", lambda self, held, claim: None)
+
+
 DEFECTS: tuple[Callable[[], Any], ...] = (
     a_cancelled_call_keeps_its_permit,
     a_cancelled_call_counts_as_a_success,
@@ -324,6 +328,10 @@ DEFECTS: tuple[Callable[[], Any], ...] = (
     another_request_joins_the_work,
     the_key_is_not_given_back_when_the_work_is_cancelled,
     work_goes_on_when_nobody_waits,
+    the_end_of_a_call_frees_no_place,
+    any_number_of_calls_at_once,
+    a_shared_budget_is_never_asked,
+    a_retry_budget_never_refuses,
 )
 
 # ── the seeds ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -345,6 +353,7 @@ def main() -> int:
     options.add_argument("--first", type=int, default=0)
     options.add_argument("--seed", type=int, help="replay this one only, and print its log")
     given = options.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     if given.seed is not None:
         return replay(given.seed)
     started = time.monotonic()

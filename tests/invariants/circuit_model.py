@@ -11,9 +11,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from invariants.explore import promise
-from steer_llm_sdk.reliability.circuit_breaker import (
+from steer_llm_sdk.reliability.circuit import (
     Circuit,
-    CircuitBreakerConfig,
     CircuitState,
     Closed,
     HalfOpen,
@@ -22,18 +21,28 @@ from steer_llm_sdk.reliability.circuit_breaker import (
     Permit,
     Refusal,
 )
+from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
+from steer_llm_sdk.reliability.tally import BUCKETS, Counts, Rates, Streak, Tally
 
 INSTANCES = 3
 MOST_LOST = 2
+ASKED = 4.0
+"""Seconds for which a provider asks not to be called."""
+MOST_RELAPSES = 3
+"""More of them keep no circuit of `CONFIGS` open for longer."""
 PARTS = "ab"
 LABELS = {Outcome.SUCCESS: "succeeds", Outcome.FAILURE: "fails", Outcome.NEUTRAL: "is cancelled"}
 
 KNOWN = {
-    Circuit: {"whole", "narrowed", "streaks", "serial", "generation"},
-    Closed: {"generation", "failures"},
-    Open: {"generation", "until", "blamed", "early", "confirmed"},
-    HalfOpen: {"generation", "blamed", "confirmed", "successes", "probes"},
+    Circuit: {"whole", "narrowed", "tally", "recovered", "serial", "generation"},
+    Closed: {"generation", "since", "relapses"},
+    Open: {"generation", "until", "blamed", "early", "confirmed", "relapses", "probed", "panicked"},
+    HalfOpen: {"generation", "blamed", "confirmed", "successes", "probes", "relapses"},
     Permit: {"generation", "part", "serial"},
+    Tally: {"streak", "aside", "rates", "asked"},
+    Streak: {"total", "spans"},
+    Rates: {"newest", "whole", "parts", "ring"},
+    Counts: {"calls", "failed", "slow"},
 }
 """What `CircuitModel.key` reads. A field that it does not know would let it take two different worlds for one."""
 
@@ -60,6 +69,8 @@ class World:
     now: float = 0.0
     sent: tuple[Sent, ...] = ()
     lost: tuple[Sent, ...] = ()
+    panicked: int = -1
+    """The generation that last had an early probe because every provider was down."""
 
     def live_probes(self) -> dict[tuple[str | None, int], int]:
         """By the lane and generation that admitted them: those whose lease has not ended and who have not reported."""
@@ -76,6 +87,13 @@ class CircuitModel:
         self.name = name
         self._cfg = cfg
         self._alive: set[Any] = set()
+        self._more: list[tuple[str, Outcome, dict[str, float]]] = []
+        if cfg.slow_call_rate_threshold is not None:
+            self._more.append(("succeeds late", Outcome.SUCCESS, {"took": cfg.slow_call_duration + 1}))
+        if cfg.max_timeout > cfg.timeout:
+            self._more.append(("fails and asks for a pause", Outcome.FAILURE, {"asked": ASKED}))
+        # The longest that it stays open: as often as it relapses, and whatever the provider asks for.
+        self._longest = max(cfg.timeout, cfg.max_timeout)
 
     def start(self) -> World:
         return World(Circuit())
@@ -87,10 +105,14 @@ class CircuitModel:
         if len(world.sent) < INSTANCES:
             for part in PARTS:
                 yield f"{part} calls", self._admitted(world, part)
+                if self._cfg.panic:
+                    yield f"{part} calls while all are down", self._admitted(world, part, panic=True)
         for call in dict.fromkeys(world.sent):
             rest = _without(world.sent, call)
             for outcome, label in LABELS.items():
                 yield f"{call} {label}", replace(self._reported(world, call, outcome), sent=rest)
+            for label, outcome, more in self._more:
+                yield f"{call} {label}", replace(self._reported(world, call, outcome, **more), sent=rest)
             if len(world.lost) < MOST_LOST:
                 yield f"{call} is lost", replace(world, sent=rest, lost=(*world.lost, call))
         for call in dict.fromkeys(world.lost):
@@ -99,18 +121,23 @@ class CircuitModel:
                 label = f"lost {call} {LABELS[outcome]} late"
                 yield label, replace(self._reported(world, call, outcome), lost=rest)
 
-    def _admitted(self, world: World, part: str) -> World:
-        circuit, answer = world.circuit.admit(part, world.now, self._cfg)
+    def _admitted(self, world: World, part: str, panic: bool = False) -> World:
+        circuit, answer = world.circuit.admit(part, world.now, self._cfg, panic=panic)
         if isinstance(answer, Refusal):
             promise(circuit == world.circuit, "a refusal changes nothing", f"{part} calls")
-            promise(answer.retry_after >= 0, "a refusal says when to come again", f"{part} calls")
+            promise((answer.retry_after or 0) >= 0, "a refusal says when to come again", f"{part} calls")
             return world
         lease = None if answer.serial == 0 else world.now + self._cfg.lease
-        return replace(world, circuit=circuit, sent=(*world.sent, Sent(answer, part, lease)))
+        after = replace(world, circuit=circuit, sent=(*world.sent, Sent(answer, part, lease)))
+        if not (panic and isinstance(circuit.whole, Open) and circuit.whole.panicked):
+            return after
+        once = world.panicked != answer.generation
+        promise(once, "one early probe in an open time, however long all are down", f"{part} calls while all are down")
+        return replace(after, panicked=answer.generation)
 
-    def _reported(self, world: World, call: Sent, outcome: Outcome) -> World:
-        before = world.circuit
-        after = before.report(call.permit, call.part, outcome, world.now, self._cfg)
+    def _reported(self, world: World, call: Sent, outcome: Outcome, took: float = 0.0, asked: float = 0.0) -> World:
+        before, now = world.circuit, world.now
+        after = before.report(call.permit, call.part, outcome, now, self._cfg, took=took, asked=asked)
         step = f"{call} {LABELS[outcome]}"
         own = before.whole if call.permit.part is None else before.narrowed.get(call.permit.part)
         if own is None or own.generation != call.permit.generation:
@@ -118,6 +145,12 @@ class CircuitModel:
         if outcome is Outcome.NEUTRAL:
             promise(_health(after) == _health(before), "a cancelled call changes no health", step)
         promise(after.generation >= before.generation, "generations only grow", step)
+        for lane in (after.whole, *after.narrowed.values()):
+            if isinstance(lane, Open):
+                promise(lane.until - now <= self._longest, f"it is open for {self._longest:g} s at most", step)
+        opened = isinstance(after.whole, Open) and after.whole.generation != before.whole.generation
+        if opened and asked:
+            promise(after.whole.until - now >= min(asked, self._longest), "a pause that was asked for is kept", step)
         return replace(world, circuit=after)
 
     # ── what must hold ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -146,7 +179,11 @@ class CircuitModel:
                 isinstance(answer, Permit), "a permit that was given back, or whose lease has ended, is there again"
             )
         whole = circuit.whole
-        if isinstance(whole, Open) and not whole.confirmed and not live.get((None, whole.generation)):
+        if (
+            isinstance(whole, Open)
+            and not (whole.confirmed or whole.panicked)
+            and not live.get((None, whole.generation))
+        ):
             others = [part for part in PARTS if part not in (*whole.blamed, *circuit.narrowed)]
             for part in others if len(whole.blamed) == 1 and world.now < whole.until else ():
                 _, answer = circuit.admit(part, world.now, self._cfg)
@@ -159,7 +196,7 @@ class CircuitModel:
         comes first, then the lane of the tool alone.
         """
         cfg = self._cfg
-        soon = 2 * (cfg.timeout + cfg.lease + cfg.success_threshold + 1)
+        soon = 2 * (self._longest + cfg.lease + cfg.success_threshold + 1)
         for part in PARTS:
             circuit, now = world.circuit, world.now
             while now <= world.now + soon:
@@ -179,7 +216,7 @@ class CircuitModel:
         circuit = self._circuit_key(world.circuit, world.now, names)
         calls = tuple(sorted(self._call_key(call, world, names) for call in world.sent))
         lost = tuple(sorted(self._call_key(call, world, names) for call in world.lost))
-        return circuit, calls, lost
+        return circuit, calls, lost, world.panicked == world.circuit.whole.generation
 
     def _call_key(self, call: Sent, world: World, names: dict[int, int]) -> tuple[Any, ...]:
         circuit, permit = world.circuit, call.permit
@@ -193,23 +230,51 @@ class CircuitModel:
         return (
             self._lane_key(circuit.whole, now, names),
             tuple((part, self._lane_key(lane, now, names)) for part, lane in sorted(circuit.narrowed.items())),
-            tuple((part, self._recent(ats, now)) for part, ats in sorted(circuit.streaks.items())),
+            tuple((part, self._lane_key(lane, now, names)) for part, lane in sorted(circuit.recovered.items())),
+            self._tally_key(circuit.tally, now),
         )
 
     def _lane_key(self, lane: Any, now: float, names: dict[int, int]) -> tuple[Any, ...]:
         def probe(of: tuple[int, float]) -> tuple[int, float]:
             return names.setdefault(of[0], len(names)), max(of[1] - now, 0.0)
 
+        relapses = min(lane.relapses, MOST_RELAPSES)
         if isinstance(lane, Closed):
-            return "closed", tuple((at - now, part) for at, part in lane.failures if now - at <= self._cfg.window_size)
+            since = max(lane.since - now, -self._cfg.window_size) if relapses else 0.0
+            return "closed", relapses, since
+        blamed = tuple(sorted(lane.blamed))
         if isinstance(lane, Open):
             early = None if lane.early is None else probe(lane.early)
-            return "open", max(lane.until - now, 0.0), tuple(sorted(lane.blamed)), early, lane.confirmed
-        probes = tuple(probe(of) for of in lane.probes)
-        return "half-open", tuple(sorted(lane.blamed)), lane.confirmed, lane.successes, probes
+            told = lane.confirmed, lane.probed, lane.panicked
+            return "open", relapses, max(lane.until - now, 0.0), blamed, early, told
+        return "half-open", relapses, blamed, lane.confirmed, lane.successes, tuple(probe(of) for of in lane.probes)
 
-    def _recent(self, ats: tuple[float, ...], now: float) -> tuple[float, ...]:
-        return tuple(at - now for at in ats if now - at <= self._cfg.window_size)
+    def _tally_key(self, tally: Tally, now: float) -> tuple[Any, ...]:
+        aside = tuple((part, self._streak_key(streak, now)) for part, streak in sorted(tally.aside.items()))
+        asked = tuple((part, max(until - now, 0.0)) for part, until in sorted(tally.asked.items()))
+        return self._streak_key(tally.streak, now), aside, asked, tally.rates and self._rates_key(tally.rates, now)
+
+    def _streak_key(self, streak: Streak, now: float) -> tuple[Any, ...]:
+        """What is out of date but not yet dropped counts as dropped; what is counted and in no span would show."""
+        spans = [(at - now, tuple(sorted(counts.items()))) for at, counts in streak.spans]
+        total = streak.total - sum(sum(counts.values()) for _, counts in streak.spans)
+        return total, tuple(span for span in spans if -span[0] <= self._cfg.window_size)
+
+    def _rates_key(self, rates: Rates, now: float) -> tuple[Any, ...]:
+        """The buckets by their age, and what is counted but in none of them, which should be nothing."""
+        newest = int(now * BUCKETS / self._cfg.window_size)
+        ring, left = [], rates.whole.copy()
+        for number in range(rates.newest - BUCKETS + 1, rates.newest + 1):
+            bucket = rates.ring[number % BUCKETS]
+            for counts in bucket.values():
+                left.take_out(counts)
+            if bucket and newest - number < BUCKETS:
+                ring.append((newest - number, tuple((part, *_plain(c)) for part, c in sorted(bucket.items()))))
+        return tuple(ring), _plain(left)
+
+
+def _plain(counts: Counts) -> tuple[int, int, int]:
+    return counts.calls, counts.failed, counts.slow
 
 
 def _without(calls: tuple[Sent, ...], call: Sent) -> tuple[Sent, ...]:
@@ -225,12 +290,12 @@ def _health(circuit: Circuit) -> object:
             return replace(of, early=None)
         return replace(of, probes=()) if isinstance(of, HalfOpen) else of
 
-    return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.streaks
+    return lane(circuit.whole), {part: lane(of) for part, of in circuit.narrowed.items()}, circuit.tally
 
 
 def config(**given: Any) -> CircuitBreakerConfig:
     small = {"failure_threshold": 2, "success_threshold": 1, "timeout": 2, "half_open_requests": 1, "window_size": 3}
-    return CircuitBreakerConfig(**{**small, "probe_lease": 1, **given})
+    return CircuitBreakerConfig(**{**small, "probe_lease": 1, "max_timeout": 2, **given})
 
 
 CONFIGS = {
@@ -239,6 +304,14 @@ CONFIGS = {
     "one probe, two successes": config(success_threshold=2),
     "two probes, two successes": config(half_open_requests=2, success_threshold=2, probe_lease=2),
     "a lease longer than the open time": config(failure_threshold=1, timeout=1, probe_lease=3),
+    "opens longer each time, and as asked": config(timeout=1, timeout_factor=2, max_timeout=4),
+    "a share of failures": config(
+        failure_threshold=99, failure_rate_threshold=0.5, minimum_throughput=2, window_size=BUCKETS
+    ),
+    "a share of slow calls": config(
+        slow_call_rate_threshold=0.6, slow_call_duration=5, minimum_throughput=2, window_size=BUCKETS
+    ),
+    "panic": config(failure_threshold=1, panic=True),
 }
 
 

@@ -14,6 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 W = TypeVar("W")
 
+LEAST_DEPTH = 10
+
 
 class Broken(AssertionError):
     """A promise that does not hold; `step` is what broke it, where a model knows."""
@@ -66,7 +68,8 @@ class Exploration(Generic[W]):
         self._last = ""
 
     def run(self, depth: int, most_states: int | None = None) -> Explored:
-        """To `depth` steps, or until `most_states` are known; `depth` in the answer is that of the last whole level."""
+        """To `depth` steps, or until `most_states` are known, but LEAST_DEPTH steps at least. `depth` in the answer is
+        that of the last whole level."""
         model = self._model
         first = model.start()
         key = self._key(first)
@@ -81,7 +84,8 @@ class Exploration(Generic[W]):
                 except Broken as broken:
                     return self._result(reached, broken, came_from)
             level = found
-            if not level or (most_states is not None and len(self._seen) > most_states):
+            enough = most_states is not None and len(self._seen) > most_states
+            if not level or (enough and reached >= LEAST_DEPTH):
                 break
         return self._result(reached)
 

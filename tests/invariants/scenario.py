@@ -11,13 +11,18 @@ from typing import Any
 
 from steer_llm_sdk.orchestration import ReliabilityConfig
 from steer_llm_sdk.reliability import CircuitBreakerConfig, RetryPolicy
+from steer_llm_sdk.reliability.budget import Budget
+from steer_llm_sdk.reliability.hedging import HedgingPolicy
+from steer_llm_sdk.reliability.rate_limit import RateLimit
+from steer_llm_sdk.reliability.retry_budget import RetryBudgetConfig
 
 LENGTH = 90.0
 """Seconds for which callers come and providers are at fault; after that every provider is well."""
 PROVIDERS = ("p", "q")
 TOOLS = {"p1": "p", "p2": "p", "q1": "q"}
 """Two tools of one provider, one of another."""
-TTL = 900.0
+TEAM = Budget("team", tokens=45, per="minute")
+"""Shared by the runs of all orchestrators that name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,13 @@ def _config(rng: Random) -> ReliabilityConfig:
         timeout=rng.choice((1.0, 5.0, 20.0)),
         window_size=rng.choice((10.0, 60.0)),
         probe_lease=rng.choice((None, 2.0, 10.0)),
+        failure_rate_threshold=rng.choice((None, None, 0.3)),
+        slow_call_rate_threshold=rng.choice((None, None, None, 0.5)),
+        slow_call_duration=10.0,
+        minimum_throughput=rng.choice((3, 10)),
+        timeout_factor=rng.choice((1.0, 2.0)),
+        max_timeout=rng.choice((5.0, 30.0)),
+        panic=rng.random() < 0.2,
     )
     retry = RetryPolicy(
         max_attempts=rng.choice((1, 2, 3, 4)),
@@ -110,8 +122,18 @@ def _config(rng: Random) -> ReliabilityConfig:
         max_delay=rng.choice((2.0, 10.0)),
         jitter_factor=rng.choice((0.0, 0.5, 1.0)),
     )
+    limit = RateLimit(
+        requests_per_minute=rng.choice((None, 30, 120)),
+        max_concurrent=rng.choice((None, 1, 3)),
+        max_queue=rng.choice((2, 1000)),
+        max_wait=rng.choice((2.0, 60.0)),
+    )
     return ReliabilityConfig(
+        rate_limits={"p": limit} if rng.random() < 0.5 else {},
         retry_policy=retry,
+        retry_budget=rng.choice((None, RetryBudgetConfig(), RetryBudgetConfig(ratio=0.2, minimum=1))),
+        hedging=HedgingPolicy(quantile=0.6, min_samples=3, max_ratio=0.5) if rng.random() < 0.3 else None,
+        silence_timeout=rng.choice((None, 1.0, 10.0)),
         circuit_breaker_configs={"default": breaker},
         max_total_attempts=rng.choice((2, 4, 10)),
         max_total_retry_time=rng.choice((5.0, 60.0)),
@@ -126,6 +148,8 @@ def _caller(rng: Random, number: int, orchestrators: int) -> CallerPlan:
         options["per_agent_timeout_ms"] = rng.choice((300, 1000, 4000))
     if rng.random() < 0.4:
         options["budget"] = rng.choice(({"tokens": 45}, {"tokens": 200, "cost_usd": 0.05}, {"cost_usd": 0.045}))
+    if rng.random() < 0.3:
+        options["budgets"] = [TEAM]
     if rng.random() < 0.3:
         options["max_retries"] = rng.choice((0, 1, 3))
     request = "a"

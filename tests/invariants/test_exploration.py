@@ -8,21 +8,23 @@ from unittest.mock import patch
 
 import pytest
 
-from invariants import circuit_model
+from invariants import account_model, circuit_model, limit_model, retry_budget_model
+from invariants.account_model import account_models
 from invariants.attempts_model import WAYS
 from invariants.choices import Choices, every_way
 from invariants.circuit_model import circuit_models, unknown_fields
 from invariants.claim_model import ClaimModel
 from invariants.explore import Exploration, Explored, Model
-from invariants.ledger_model import LedgerModel
-from steer_llm_sdk.reliability.circuit_breaker import Circuit
+from invariants.limit_model import limit_models
+from invariants.retry_budget_model import retry_budget_models
+from steer_llm_sdk.reliability.circuit import Circuit
 
-MODELS: list[Model[Any]] = [*circuit_models(), LedgerModel(), ClaimModel()]
+MODELS: list[Model[Any]] = [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_no_short_history_breaks_a_promise(model: Model[Any]) -> None:
-    explored = Exploration(model).run(depth=10)
+    explored = Exploration(model).run(depth=7)
     assert explored.broken is None, show(explored)
     assert explored.states > 50
 
@@ -32,15 +34,18 @@ def test_no_way_in_which_a_provider_can_answer_breaks_a_promise(name: str) -> No
     assert WAYS[name]() > 50
 
 
-def test_the_model_knows_every_field_of_a_circuit() -> None:
+def test_the_models_know_every_field_of_what_they_tell_apart() -> None:
     assert unknown_fields() == []
+    assert account_model.unknown_fields() == []
+    assert limit_model.unknown_fields() == []
+    assert retry_budget_model.unknown_fields() == []
 
 
 def test_a_broken_promise_is_found_and_the_way_to_it_is_told() -> None:
-    def whoever_reports(circuit: Circuit, permit: Any, part: str, outcome: Any, now: float, cfg: Any) -> Circuit:
+    def whoever_reports(circuit: Circuit, permit: Any, *rest: Any, **more: Any) -> Circuit:
         if permit.part is None:
             permit = dataclasses.replace(permit, generation=circuit.whole.generation)
-        return whole(circuit, permit, part, outcome, now, cfg)
+        return whole(circuit, permit, *rest, **more)
 
     whole = Circuit.report
     with patch.object(circuit_model.Circuit, "report", whoever_reports):

@@ -18,6 +18,7 @@ from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import OrchestrationOutput, ReliableOrchestrator, Tool
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.reliability import IdempotencyManager
+from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.stores import Claim
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -214,13 +215,16 @@ async def play(scenario: Scenario) -> World:
     memory = MemoryStore(clock=loop.time)
     store: Any = FlakyStore(memory, scenario.store_faults, scenario.seed) if scenario.store_faults else memory
     providers = {plan.name: Provider(plan, world) for plan in scenario.providers}
+    accounts = BudgetAccounts(clock=loop.time)
     for n, config in enumerate(scenario.configs):
         registry = ToolRegistry()
         for name in scenario.order:
             registry.register_tool(WorldTool(name, providers[TOOLS[name]], n))
         manager = IdempotencyManager()
         manager.claims = store
-        world.orchestrators.append(ReliableOrchestrator(Fixed(*scenario.order), config, manager, registry=registry))
+        world.orchestrators.append(
+            ReliableOrchestrator(Fixed(*scenario.order), config, manager, registry=registry, budget_accounts=accounts)
+        )
     async with asyncio.timeout(LONGEST):
         await asyncio.gather(*(_call(world, plan) for plan in scenario.callers))
     await _until_all_is_well(world)
@@ -253,11 +257,11 @@ async def _until_all_is_well(world: World) -> None:
     """Callers keep coming, and every provider answers: each tool is to be served again by each orchestrator."""
     await asyncio.sleep(max(0.0, LENGTH - asyncio.get_running_loop().time()))
     for n, orchestrator in enumerate(world.orchestrators):
-        for _ in range(40):
+        for _ in range(120):
             outputs = [await orchestrator.run("well?", tool, options={"max_retries": 0}) for tool in TOOLS]
             if all(output.status == "succeeded" for output in outputs) and _all_closed(orchestrator):
                 break
-            await asyncio.sleep(1)
+            await asyncio.sleep(5)
         else:
             world.tell(f"orchestrator {n} is not well again: {orchestrator.breakers}")
 

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.orchestration import OrchestrationConfig, ReliabilityConfig, ReliableOrchestrator
+from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.orchestration.tools import LLMTool
 from steer_llm_sdk.providers.models import Model
@@ -32,7 +32,7 @@ async def test_a_fault_is_met_and_retried_and_the_provider_says_what_it_was_aske
 ) -> None:
     simulated_provider.set_faults("503:first=2")
     async with orchestrator(simulated_provider) as runner:
-        output = await runner.run({"query": QUESTION}, "ask", options=OrchestrationConfig(timeout_ms=20_000))
+        output = await runner.run({"query": QUESTION}, "ask")
     assert output.status == "succeeded"
     assert [call.status for call in simulated_provider.calls] == [503, 503, 200]
     assert [call.fault for call in simulated_provider.calls] == ["503", "503", None]

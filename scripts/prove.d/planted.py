@@ -1,0 +1,455 @@
+"""Known bugs of libraries like this one, planted one at a time in a copy of the source: the tests must notice each.
+
+    sh scripts/prove planted [--only WORDS] [--list]
+
+A defect is what to look for in one file and what to put in its place; it must be there exactly once. The test that
+notices it must pass again when it is taken out: else nothing would be shown by its failing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 600.0
+"""Seconds for one run of the tests; a defect that makes them hang is noticed too."""
+
+UNIT = ("tests/unit/reliability",)
+PAIRS = ("tests/unit/reliability", "tests/invariants", "tests/contract", "tests/compose")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """`file` below src/steer_llm_sdk. `tests` are run in this order, up to the first that fails."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: Sequence[str] = PAIRS
+
+
+CIRCUIT, BREAKER, TALLY = "reliability/circuit.py", "reliability/circuit_breaker.py", "reliability/tally.py"
+RETRY, CLASSIFY, ERRORS = "reliability/retry.py", "reliability/classify.py", "errors.py"
+BUDGET, DEADLINE = "reliability/budget.py", "reliability/deadline.py"
+KEYS, MEMORY = "reliability/idempotency.py", "reliability/stores/memory.py"
+FLOW, FALLBACK, LIST = "orchestration/base.py", "orchestration/fallback.py", "orchestration/reliability.py"
+EVENTS, WIRE = "streaming/manager.py", "providers/_llm/exchange.py"
+
+DEFECTS = (
+    # ── breaker ──
+    Planted(
+        "a stale result closes the circuit",
+        CIRCUIT,
+        "            lane = whole.reported(permit, part, outcome, now, cfg, asked)\n",
+        "            permit = replace(permit, serial=whole.probes[0][0] if whole.probes else permit.serial)\n"
+        "            lane = whole.reported(permit, part, outcome, now, cfg, asked)\n",
+    ),
+    Planted(
+        "an answer from an earlier closed time counts",
+        CIRCUIT,
+        "if permit.generation != whole.generation or outcome is NEUTRAL or part in self.narrowed:",
+        "if outcome is NEUTRAL or part in self.narrowed:",
+    ),
+    Planted(
+        "a late probe of a part answers for its later time",
+        CIRCUIT,
+        "        if not isinstance(lane, HalfOpen) or lane.generation != permit.generation:\n            return self\n",
+        "        if not isinstance(lane, HalfOpen) or not lane.probes:\n            return self\n"
+        "        permit = replace(permit, serial=lane.probes[0][0])\n",
+    ),
+    Planted(
+        "a cancelled probe leaks its permit",
+        CIRCUIT,
+        "return rest if outcome is NEUTRAL else rest.succeeded(now, cfg)",
+        "return self if outcome is NEUTRAL else rest.succeeded(now, cfg)",
+    ),
+    Planted(
+        "a cancelled probe closes the circuit",
+        CIRCUIT,
+        "return rest if outcome is NEUTRAL else rest.succeeded(now, cfg)",
+        "return rest.succeeded(now, cfg)",
+    ),
+    Planted(
+        "half-open admits everybody",
+        CIRCUIT,
+        "if len(live) >= cfg.half_open_requests:",
+        "if len(live) >= 1000:",
+    ),
+    Planted(
+        "a lost probe blocks recovery for ever",
+        CIRCUIT,
+        "return tuple(p for p in self.probes if p[1] > now)",
+        "return self.probes",
+    ),
+    Planted(
+        "reopening does not begin a new generation",
+        CIRCUIT,
+        "return Open(self.generation + 1, until, blamed, confirmed=confirmed, relapses=relapses)",
+        "return Open(self.generation, until, blamed, confirmed=confirmed, relapses=relapses)",
+    ),
+    Planted(
+        "a cancelled call counts as a failure",
+        BREAKER,
+        "        sent = _now() if breaker.times_calls else None\n        outcome, asked = NEUTRAL, 0.0\n",
+        "        sent = _now() if breaker.times_calls else None\n        outcome, asked = FAILURE, 0.0\n",
+    ),
+    Planted(
+        "a rate limit trips the breaker",
+        BREAKER,
+        "            self.config.count_rate_limits and means.category",
+        "            means.category",
+    ),
+    Planted(
+        "old failures are never forgotten",
+        TALLY,
+        "        while spans and at - spans[0][0] > window:",
+        "        while spans and at - spans[0][0] > 1e9:",
+    ),
+    Planted(
+        "a rate of three calls opens the circuit",
+        TALLY,
+        "        if self.calls < cfg.minimum_throughput:",
+        "        if self.calls < 1:",
+    ),
+    # ── retry ──
+    Planted(
+        "jitter is added, then cut at the cap",
+        RETRY,
+        "return min(delay, most) * (1 - self.jitter_factor * jitter)",
+        "return min(delay * (1 + self.jitter_factor * jitter), most)",
+    ),
+    Planted(
+        "a sleep after the last attempt",
+        RETRY,
+        "                if delay is None or not self._afford(call, error):\n                    raise\n",
+        "                if delay is None or not self._afford(call, error):\n"
+        "                    await asyncio.sleep(self._policy.initial_delay)\n"
+        "                    raise\n",
+    ),
+    Planted(
+        "a cancellation is retried",
+        RETRY,
+        "            except Exception as error:\n",
+        "            except (Exception, asyncio.CancelledError) as cause:\n"
+        "                error = cause if isinstance(cause, Exception) else TimeoutError()\n",
+    ),
+    Planted(
+        "jitter comes earlier than the server asked",
+        RETRY,
+        "return max(delay, asked * (1 + 0.1 * jitter))",
+        "return max(delay, asked * (1 - 0.1 * jitter))",
+    ),
+    Planted(
+        "a long Retry-After is cut to the longest delay",
+        RETRY,
+        "        if asked > self._max_delay(error.category):\n            return None\n",
+        "        asked = min(asked, self._max_delay(error.category))\n",
+    ),
+    Planted(
+        "backoff is not bounded by the deadline",
+        RETRY,
+        "        if call.deadline is not None and delay >= call.deadline.remaining():\n            return None\n",
+        "",
+    ),
+    Planted(
+        "every tool has its own count of all attempts",
+        RETRY,
+        "return call.sent < self.limit or call.sent < self.per_answer * call.answers",
+        "return call.attempts < self.limit or call.attempts < self.per_answer * call.answers",
+    ),
+    Planted(
+        "an exhausted quota is retried",
+        ERRORS,
+        "        ErrorCategory.BAD_RESPONSE,\n    }\n)\n",
+        "        ErrorCategory.BAD_RESPONSE,\n        ErrorCategory.QUOTA,\n    }\n)\n",
+        ("tests/unit/reliability", "tests/unit/providers", "tests/contract", "tests/integration/providers"),
+    ),
+    Planted(
+        "Retry-After of 1.5 seconds is not understood",
+        CLASSIFY,
+        "        return valid_delay(float(text)) if text is not None else None\n",
+        "        return valid_delay(int(text)) if text is not None else None\n",
+        UNIT,
+    ),
+    Planted(
+        "Retry-After as a date is not understood",
+        CLASSIFY,
+        "return seconds if seconds is not None or text is None else _until_date(text, now)",
+        "return seconds",
+        UNIT,
+    ),
+    Planted(
+        "a negative Retry-After is believed",
+        CLASSIFY,
+        "return value if math.isfinite(value) and value >= 0 else None",
+        "return value if math.isfinite(value) else None",
+        UNIT,
+    ),
+    # ── retry budget and hedging ──
+    Planted(
+        "the retry budget never refuses",
+        "reliability/retry_budget.py",
+        "    if window.older_extras + window.extras + 1 > allowed:\n        return window, False\n",
+        "",
+    ),
+    Planted(
+        "hedges do not draw from the retry budget",
+        "reliability/hedging.py",
+        'return None if self._budget is None or self._budget.draw(call.target) else "retry_budget"',
+        "return None",
+    ),
+    Planted(
+        "a hedge comes though the quantile is among the slow ones",
+        "reliability/hedging.py",
+        "return delay if delay <= self.slow_factor * latencies.quantile(0.5) else None",
+        "return delay",
+    ),
+    Planted(
+        "hedges are not bounded by all attempts",
+        "reliability/hedging.py",
+        "        if attempts >= call.max_attempts or not self._limit.left(call):\n",
+        "        if attempts >= call.max_attempts:\n",
+    ),
+    # ── fallback ──
+    Planted(
+        "fallback after an invalid request",
+        FALLBACK,
+        "            if len(failures) == 1 and isinstance(objection, ValueError):\n                break\n",
+        "",
+        ("tests/contract",),
+    ),
+    Planted(
+        "fallback after the deadline",
+        FALLBACK,
+        "        if failures and run.deadline is not None and not run.deadline.remaining():\n            break\n",
+        "",
+    ),
+    # ── budget ──
+    Planted(
+        "check, then spend",
+        BUDGET,
+        "                self.reserved_tokens + claim.tokens,\n                self.reserved_usd + (claim.usd or 0),\n",
+        "                self.reserved_tokens,\n                self.reserved_usd,\n",
+    ),
+    Planted(
+        "a call that was cancelled or broke off is charged nothing",
+        BUDGET,
+        "return worst if classify(error).maybe_billed else Amount()",
+        "return Amount()",
+    ),
+    Planted(
+        "an unknown cost is charged as nothing",
+        BUDGET,
+        "usd = reserved if actual.usd is None else actual.usd",
+        "usd = actual.usd or 0",
+    ),
+    Planted(
+        "an overrun stops nothing",
+        BUDGET,
+        "                self.overrun or over is not None,\n",
+        "                False,\n",
+    ),
+    Planted(
+        "what one budget refuses is taken from the others",
+        BUDGET,
+        "            for each, _, refused in moved:\n                if refused is not None:\n",
+        "            for each, account, refused in moved:\n                each.account = account\n"
+        "                if refused is not None:\n",
+    ),
+    # ── deadline ──
+    Planted(
+        "a deadline waits for work that ignores it",
+        DEADLINE,
+        "                await watch(task, end)\n",
+        "                await watch(task, None)\n",
+    ),
+    Planted(
+        "what finished just after its deadline is lost",
+        DEADLINE,
+        "    finished = task.done() and not task.cancelled() and task.exception() is None\n",
+        "    finished = False\n",
+    ),
+    Planted(
+        "a wake-up is lost",
+        DEADLINE,
+        "    try:\n        return await work\n    finally:\n        for woken in waiting:\n            wake(woken)\n",
+        "    result = await work\n    for woken in waiting:\n        wake(woken)\n    return result\n",
+    ),
+    # ── idempotency ──
+    Planted(
+        "a zombie settles",
+        MEMORY,
+        "        if entry is None or entry.token != token:\n            return False\n        del self._claimed[key]\n"
+        "        entry.until",
+        "        if entry is None:\n            return False\n        del self._claimed[key]\n        entry.until",
+    ),
+    Planted(
+        "a key that is held can be had",
+        MEMORY,
+        "        if entry is not None and now < entry.until:\n",
+        "        if entry is not None and now < entry.until - 1e9:\n",
+    ),
+    Planted(
+        "a replay does the work again",
+        MEMORY,
+        "        self._finished[key] = entry\n",
+        "",
+    ),
+    Planted(
+        "another request joins the work under way",
+        KEYS,
+        "        if flight.fingerprint != work.fingerprint:\n            raise ConflictError(work.name)\n",
+        "",
+    ),
+    Planted(
+        "one who leaves takes the work of all along",
+        KEYS,
+        "                if not self.callers and not task.done():\n",
+        "                if not task.done():\n",
+    ),
+    Planted(
+        "leases are never renewed",
+        KEYS,
+        "            beat = loop.create_task(_quietly(self._store.renew(key, token, LEASE)))\n",
+        "            beat = loop.create_task(_quietly(self._store.renew(key, -token, LEASE)))\n",
+    ),
+    Planted(
+        "a key is not given back after a failure",
+        KEYS,
+        "        if not remembered:\n            await _quietly",
+        "        if remembered:\n            await _quietly",
+    ),
+    # ── the flow ──
+    Planted(
+        "the breaker stands round all retries",
+        LIST,
+        "                (retry, self._retry()),\n                *((True, hedge) for hedge in hedges),\n"
+        "                *((True, limiter) for limiter in limiters),\n"
+        "                (breaker, Breaker(self.breakers)),\n",
+        "                (breaker, Breaker(self.breakers)),\n"
+        "                (retry, self._retry()),\n                *((True, hedge) for hedge in hedges),\n"
+        "                *((True, limiter) for limiter in limiters),\n",
+        ("tests/compose", "tests/contract"),
+    ),
+    Planted(
+        "a handler that hangs holds the run",
+        EVENTS,
+        "await asyncio.wait({drain}, timeout=self._patience(until))",
+        "await asyncio.wait({drain})",
+        ("tests/unit/streaming", "tests/contract", "tests/compose"),
+    ),
+    Planted(
+        "a tool writes into the caller's request",
+        FALLBACK,
+        "        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), self.events))\n",
+        "        return ToolResult.of(await step.tool.execute(run.request, step.options(run), self.events))\n",
+        ("tests/contract", "tests/unit/orchestration"),
+    ),
+    Planted(
+        "a truncated stream is a success",
+        WIRE,
+        "        return self.over and not self.ended\n",
+        "        return False\n",
+        ("tests/integration/providers",),
+    ),
+)
+
+_CIRCUIT = ("test_circuit_reducer.py", "test_circuit_breaker_object.py")
+FIRST = {
+    CIRCUIT: _CIRCUIT,
+    BREAKER: _CIRCUIT,
+    TALLY: ("test_tally.py", *_CIRCUIT),
+    RETRY: ("test_retry_policy.py", "test_policies_alone.py"),
+    CLASSIFY: ("test_retry_after.py", "test_classify.py"),
+    BUDGET: ("test_ledger.py", "test_budget_accounts.py", "test_policies_alone.py"),
+    DEADLINE: ("test_deadline_until.py",),
+    KEYS: ("test_idempotency_once.py",),
+    MEMORY: ("test_memory_store.py",),
+}
+"""Where a defect of a file is most likely to be noticed; asked first, which saves time and nothing else."""
+
+
+def tests_for(defect: Planted) -> list[str]:
+    likely = [f"tests/unit/reliability/{name}" for name in FIRST.get(defect.file, ())]
+    return [*(path for path in likely if (ROOT / path).exists()), *defect.tests]
+
+
+def applied(defect: Planted, source: Path) -> tuple[Path, str, str]:
+    """The file, its text, and its text with the defect. Raises LookupError unless what it replaces is there once."""
+    path = source / "steer_llm_sdk" / defect.file
+    text = path.read_text(encoding="utf-8")
+    count = text.count(defect.old)
+    if count != 1:
+        raise LookupError(f"{defect.name}: what it replaces is {count} times in {defect.file}; write it anew")
+    return path, text, text.replace(defect.old, defect.new)
+
+
+def first_failure(copy: Path, tests: Sequence[str]) -> str | None:
+    """The first test that fails in the copy, one after the other; None where all pass."""
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=60"]
+    for folder in tests:
+        try:
+            ran = subprocess.run(
+                [*command, folder], cwd=copy, env=environment, capture_output=True, text=True, timeout=PATIENCE
+            )
+        except subprocess.TimeoutExpired:
+            return f"{folder} did not end in {PATIENCE:g} s"
+        if ran.returncode:
+            found = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
+            return found[1] if found else f"{folder} ended with {ran.returncode}"
+    return None
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", default="", help="defects whose name has these words")
+    options.add_argument("--list", action="store_true", help="say whether each can be planted, and stop")
+    given = options.parse_args()
+    chosen = [defect for defect in DEFECTS if given.only in defect.name]
+    for defect in chosen:
+        applied(defect, ROOT / "src")
+        if given.list:
+            print(f"{defect.file}: {defect.name}")
+    if given.list:
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return plant_each(chosen, Path(folder))
+
+
+def plant_each(chosen: Sequence[Planted], copy: Path) -> int:
+    for name in ("src", "tests", "docs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, copy / name)
+    started = time.monotonic()
+    survivors = []
+    for defect in chosen:
+        path, text, planted = applied(defect, copy / "src")
+        path.write_text(planted, encoding="utf-8")
+        noticed = first_failure(copy, tests_for(defect))
+        path.write_text(text, encoding="utf-8")
+        if noticed is not None and "::" in noticed and (broken := first_failure(copy, [noticed])) is not None:
+            print(f"{broken} fails without the defect too: nothing is shown by it")
+            noticed = None
+        if noticed is None:
+            survivors.append(defect.name)
+        print(f"planted: {defect.name}: {noticed or 'NOT NOTICED'}", flush=True)
+    print(f"in {time.monotonic() - started:.0f} s; survivors: {', '.join(survivors) or 'none'}")
+    print(f"caught/planted: {len(chosen) - len(survivors)}/{len(chosen)}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
