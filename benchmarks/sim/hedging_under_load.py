@@ -12,17 +12,17 @@ from kit import (
     Counted,
     Finding,
     Queue,
-    lognormal_with_stragglers,
     load,
+    lognormal_with_stragglers,
     ours,
     plain,
     quantile,
     seeded,
 )
 from plot import lines
+from steer_llm_sdk.reliability.hedging import HedgingPolicy
 
 from steer_llm_sdk.orchestration import ReliabilityConfig
-from steer_llm_sdk.reliability.hedging import HedgingPolicy
 from steer_llm_sdk.testing import run_in_virtual_time
 
 SERVERS, SECONDS, WARM_UP, SEEDS = 50, 400.0, 50.0, 3
@@ -51,9 +51,7 @@ def measured(contender: Contender, load_: float, mean: float) -> tuple[list[floa
     calls = requests = 0
     for seed in range(SEEDS if load_ == AT else 1):
         seeded(seed)
-        found, more_calls, more_requests = run_in_virtual_time(
-            latencies_of(contender, load_ * SERVERS / mean, seed)
-        )
+        found, more_calls, more_requests = run_in_virtual_time(latencies_of(contender, load_ * SERVERS / mean, seed))
         took, calls, requests = took + found, calls + more_calls, requests + more_requests
     return took, requests / calls
 

@@ -116,5 +116,3 @@ def _range(values: list[float], before: str = "") -> str:
     digits = 2 if before else 0
     same = f"{low:.{digits}f}" == f"{high:.{digits}f}"
     return f"{mark}{low:.{digits}f}" if same else f"{mark}{low:.{digits}f}–{high:.{digits}f}"
-
-
