@@ -78,8 +78,8 @@ def experiment() -> Finding:
         arms.append(Arm(name, cells, name != "no hedge" and worst <= WORST, name == OURS))
     return Finding(
         title="(b) Hedging under load",
-        setting=f"{SERVERS} servers behind one queue, {AT:.0%} busy; requests last as in (a); a request whose client has "
-        f"left is dropped if it has not begun; {SEEDS} seeds at {AT:.0%}",
+        setting=f"{SERVERS} servers behind one queue, {AT:.0%} busy; requests last as in (a); a request whose client "
+        f"has left is dropped if it has not begun; {SEEDS} seeds at {AT:.0%}",
         mark=f"p50 at most {WORST:g} × that without hedging, at {AT:.0%} load and at every other",
         columns=["p50 s", "p99 s", "extra requests", "p50 of unhedged", "worst of all loads"],
         arms=arms,

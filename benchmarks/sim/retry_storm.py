@@ -97,8 +97,8 @@ def experiment() -> Finding:
     shade = (DOWN, UP, "outage")
     return Finding(
         title="(c) A retry storm",
-        setting=f"{RATE:g} calls a second on a server of {CAPACITY:g}, which stands still for {UP - DOWN:g} s and keeps "
-        f"what piles up; each request is given up after {PATIENCE:g} s, {RETRIES} retries",
+        setting=f"{RATE:g} calls a second on a server of {CAPACITY:g}, which stands still for {UP - DOWN:g} s and "
+        f"keeps what piles up; each request is given up after {PATIENCE:g} s, {RETRIES} retries",
         mark=f"load in the outage at most × {LOAD:.2f} of normal, goodput back at {GOODPUT:.0%} within {WITHIN:g} s",
         columns=["load in the outage", "highest second", "95 % goodput after"],
         arms=arms,

@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import httpx2
 
-from steer_llm_sdk.errors import BudgetExceeded
+from steer_llm_sdk.errors import BudgetExceeded, NoEligibleTool
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     OrchestrationOutput,
@@ -62,7 +62,7 @@ MODELS = {PRIMARY: RECORDING.models[0], FALLBACK: RECORDING.models[1]}
 
 @dataclass(slots=True)
 class Seen:
-    """One run as the application saw it: who answered ("failed", "late", or "wrong: …"), and after how long."""
+    """One run as the application saw it: who answered ("failed", "late", "refused", or "wrong: …"), and after how long."""
 
     who: str
     seconds: float
@@ -82,6 +82,8 @@ class App:
             output = await self.orchestrator.run(QUESTION.text, options=self.options)
         except BudgetExceeded as error:
             return Seen("late" if error.budget_type == "time" else f"wrong: {error}", time.monotonic() - began)
+        except NoEligibleTool:
+            return Seen("refused", time.monotonic() - began)
         return Seen(_who(output), time.monotonic() - began, output)
 
 
@@ -325,16 +327,11 @@ def served(name: str, *primary: str, calls: int, **more: Any) -> Scenario:
 
 OUTAGE, PLAYED = "outage:from=5,to=65", 75
 QUICK = CircuitBreakerConfig(timeout=1.0, half_open_requests=1, success_threshold=1)
+PASSING, FINAL = ("408", "500", "502", "503", "504", "529"), ("400", "401", "403", "404", "409", "413", "422")
 SCENARIOS: Sequence[Scenario] = (
     served("nothing is wrong", calls=1),
-    *(
-        Scenario(name=f"{s} for ever", primary=(s,), calls=(3, 3), within=6)
-        for s in ["408", "500", "502", "503", "504", "529"]
-    ),
-    *(
-        Scenario(name=f"{s}: no use", primary=(s,), calls=(1, 1), within=1)
-        for s in ["400", "401", "403", "404", "409", "413", "422"]
-    ),
+    *(Scenario(name=f"{s} for ever", primary=(s,), calls=(3, 3), within=6) for s in PASSING),
+    *(Scenario(name=f"{s}: no use", primary=(s,), calls=(1, 1), within=1) for s in FINAL),
     Scenario(name="quota used up", primary=("quota",), calls=(1, 1), within=1),
     Scenario(name="503 that says: do not retry", primary=("503:should-retry=false",), calls=(1, 1), within=1),
     served("503 once", "503:first=1", calls=2, within=3),
@@ -384,9 +381,10 @@ SCENARIOS: Sequence[Scenario] = (
         name="both down, 10 runs",
         primary=("503",),
         fallback=("529",),
-        answers=("failed",),
+        answers=("failed", "refused"),
         calls=(1, 5),
         fallback_calls=(1, 3),
+        last="refused",
         play=in_turn(10),
         within=8,
     ),
