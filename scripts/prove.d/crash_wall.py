@@ -62,7 +62,7 @@ MODELS = {PRIMARY: RECORDING.models[0], FALLBACK: RECORDING.models[1]}
 
 @dataclass(slots=True)
 class Seen:
-    """One run as the application saw it: who answered ("failed", "late", "refused", or "wrong: …"), and after how long."""
+    """One run as the application saw it: who answered (else "failed", "late", "refused", "wrong: …"), in how long."""
 
     who: str
     seconds: float
