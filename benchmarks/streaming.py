@@ -4,8 +4,9 @@
 
 A model adapter in this process yields its text at once, so what is measured is the library alone: the time from the
 call to the first piece of text, beside the same adapter asked directly, interleaved in one process. The mark is on the
-CPU time of the thread: nothing is waited for, and the clock's p99 is that of whoever else uses the machine. A refusal is a call
-that an open circuit turns away: by the breaker itself, and as a whole run up to its failed output.
+CPU time of the thread: nothing is waited for, and the clock's p99 is that of whoever else uses the machine.
+
+A refusal is a call that an open circuit turns away: by the breaker itself, and as a whole run up to its failed output.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLOURS = ("#2f81f7", "#d9822b", "#c9364f", "#2ea043", "#8957e5")
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 720, 360, 64, 56, 48
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 720, 372, 64, 72, 48
 STYLE = "text{font:13px sans-serif;fill:#6e7781}.t{font-weight:600;font-size:15px}.g{stroke:#8b949e;stroke-opacity:.3}"
 Ticks = Mapping[float, str]
 
@@ -72,7 +72,7 @@ def bars(title: str, values: Mapping[str, Mapping[str, float]], y_label: str) ->
             box = f'x="{x + 1:.1f}" y="{bottom - high:.1f}" width="{wide - 2:.1f}" height="{high:.1f}"'
             parts.append(f'<rect {box} fill="{COLOURS[place]}"/>')
             parts.append(_text(x + wide / 2, bottom - high - 4, f"{group[name]:g}"))
-    return _picture(title, parts, names)
+    return _picture(title, parts, names if len(names) > 1 else ())
 
 
 def _picture(title: str, parts: Sequence[str], names: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def _picture(title: str, parts: Sequence[str], names: Sequence[str]) -> str:
     for colour, name in zip(COLOURS, names, strict=False):
         legend.append(f'<rect x="{x:.0f}" y="28" width="12" height="4" fill="{colour}"/>')
         legend.append(_text(x + 18, 34, name, "start"))
-        x += 34 + 6.8 * len(name)
+        x += 32 + 7.0 * len(name)
     head = f'<text class="t" x="{LEFT}" y="18">{escape(title)}</text>'
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     body = "\n".join([head, *legend, *parts])

@@ -404,7 +404,7 @@ SCENARIOS: Sequence[Scenario] = (
         calls=(6, 6),
         fallback_calls=(34, 34),
         play=five_then_a_crowd,
-        within=3,
+        within=8,
         config=ReliabilityConfig(circuit_breaker_configs={"openai": QUICK}),
     ),
     Scenario(name="says nothing, default settings", primary=("silence",), calls=(1, 1), least=9, within=11, long=True),
