@@ -125,32 +125,40 @@ class Counted:
 class Queue:
     """A provider with `servers` that work off one queue, first come first served; `service()` is how long one takes.
 
-    A request whose client has left stays in the queue where `stale`, and is worked off like any other; one that is
-    being worked on is worked off in any case. While `down` nothing is begun.
+    When a client leaves, its request is dropped, whether it waits or is being worked on. Where the provider is
+    `stubborn` it does not notice: it works on to the end, and begins what nobody waits for. While `down` nothing is
+    begun.
     """
 
-    def __init__(self, servers: int, service: Callable[[], float], *, stale: bool = False) -> None:
-        self._free, self._service, self._stale = servers, service, stale
+    def __init__(self, servers: int, service: Callable[[], float], *, stubborn: bool = False) -> None:
+        self._free, self._service, self._stubborn = servers, service, stubborn
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._ends: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
         self.down = False
 
     async def send(self) -> str:
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         self.serve()
-        await answer
+        try:
+            await answer
+        finally:
+            if answer in self._ends and not self._stubborn:
+                self._ends[answer].cancel()
+                self._finish(answer)
         return "ok"
 
     def serve(self) -> None:
         """Begin what can be begun."""
         while self._free and self._waiting and not self.down:
             answer = self._waiting.popleft()
-            if answer.done() and not self._stale:
+            if answer.done() and not self._stubborn:
                 continue
             self._free -= 1
-            asyncio.get_running_loop().call_later(self._service(), self._finish, answer)
+            self._ends[answer] = asyncio.get_running_loop().call_later(self._service(), self._finish, answer)
 
     def _finish(self, answer: asyncio.Future[None]) -> None:
+        del self._ends[answer]
         self._free += 1
         if not answer.done():
             answer.set_result(None)
