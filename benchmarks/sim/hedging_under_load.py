@@ -84,7 +84,7 @@ def experiment() -> Finding:
     return Finding(
         title="(b) Hedging under load",
         setting=f"{SERVERS} servers behind one queue, {AT:.0%} busy; requests last as in (a); a request whose client "
-        f"leaves is dropped, but a stubborn provider works on to its end; {SEEDS} seeds at {AT:.0%}",
+        f"leaves is dropped, but a stubborn provider works to its end on what it has begun; {SEEDS} seeds at {AT:.0%}",
         mark=f"p50 at most {WORST:g} × that without hedging, at {AT:.0%} load and at every other",
         columns=["p50 s", "p99 s", "extra requests", "p50 of no hedge", "worst of all loads"],
         arms=arms,

@@ -125,13 +125,15 @@ class Counted:
 class Queue:
     """A provider with `servers` that work off one queue, first come first served; `service()` is how long one takes.
 
-    When a client leaves, its request is dropped, whether it waits or is being worked on. Where the provider is
-    `stubborn` it does not notice: it works on to the end, and begins what nobody waits for. While `down` nothing is
+    When a client leaves, its request is dropped, whether it waits or is being worked on. A `stubborn` provider works to
+    its end on what it has begun; a `stale` queue also begins what nobody waits for any more. While `down` nothing is
     begun.
     """
 
-    def __init__(self, servers: int, service: Callable[[], float], *, stubborn: bool = False) -> None:
-        self._free, self._service, self._stubborn = servers, service, stubborn
+    def __init__(
+        self, servers: int, service: Callable[[], float], *, stubborn: bool = False, stale: bool = False
+    ) -> None:
+        self._free, self._service, self._stubborn, self._stale = servers, service, stubborn, stale
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ends: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
         self.down = False
@@ -152,7 +154,7 @@ class Queue:
         """Begin what can be begun."""
         while self._free and self._waiting and not self.down:
             answer = self._waiting.popleft()
-            if answer.done() and not self._stubborn:
+            if answer.done() and not self._stale:
                 continue
             self._free -= 1
             self._ends[answer] = asyncio.get_running_loop().call_later(self._service(), self._finish, answer)

@@ -25,7 +25,7 @@ NEVER = END - UP
 
 async def play(contender: Contender, seed: int) -> tuple[Counter[int], list[Outcome]]:
     """Requests at the provider by the second, and what became of each call."""
-    queue = Queue(1, lambda: 1 / CAPACITY, stubborn=True)
+    queue = Queue(1, lambda: 1 / CAPACITY, stubborn=True, stale=True)
     provider = Counted(queue.send)
     call = contender(provider)
     loop = asyncio.get_running_loop()
