@@ -21,9 +21,9 @@ from kit import (
     seeded,
 )
 from plot import lines
-from steer_llm_sdk.reliability.hedging import HedgingPolicy
 
 from steer_llm_sdk.orchestration import ReliabilityConfig
+from steer_llm_sdk.reliability.hedging import HedgingPolicy
 from steer_llm_sdk.testing import run_in_virtual_time
 
 RATE, SECONDS, SEED = 10.0, 3_000.0, 1

@@ -20,9 +20,9 @@ from kit import (
     seeded,
 )
 from plot import lines
-from steer_llm_sdk.reliability.hedging import HedgingPolicy
 
 from steer_llm_sdk.orchestration import ReliabilityConfig
+from steer_llm_sdk.reliability.hedging import HedgingPolicy
 from steer_llm_sdk.testing import run_in_virtual_time
 
 SERVERS, SECONDS, WARM_UP, SEEDS = 50, 400.0, 50.0, 3

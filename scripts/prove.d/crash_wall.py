@@ -347,7 +347,14 @@ SCENARIOS: Sequence[Scenario] = (
     ),
     Scenario(name="connection refused", primary=("refuse",), calls=(0, 0), within=6),
     served("slow, but honest", "slow:seconds=2", calls=1, least=2, within=3),
-    Scenario(name="stops in mid-stream, chunk_timeout=1", primary=("stall",), chunk_timeout=1, calls=(3, 3), within=10),
+    Scenario(
+        name="stops in mid-stream, chunk_timeout=1",
+        primary=("stall",),
+        chunk_timeout=1,
+        calls=(3, 3),
+        timeout_ms=12_000,
+        within=10,
+    ),
     alone("stops in mid-stream, deadline 2 s", ("stall",), answers=("late",), calls=(1, 1), timeout_ms=2_000),
     alone("says nothing, deadline 2 s", ("silence",), answers=("late",), calls=(1, 1), timeout_ms=2_000),
     Scenario(name="says nothing, 1 s per attempt", primary=("silence",), attempt_ms=1_000, calls=(3, 3), within=9),
@@ -378,14 +385,14 @@ SCENARIOS: Sequence[Scenario] = (
         within=8,
     ),
     Scenario(
-        name="both down, 10 runs",
+        name="both down, 4 runs",
         primary=("503",),
         fallback=("529",),
         answers=("failed", "refused"),
         calls=(1, 5),
         fallback_calls=(1, 3),
         last="refused",
-        play=in_turn(10),
+        play=in_turn(4),
         within=8,
     ),
     Scenario(
@@ -407,7 +414,15 @@ SCENARIOS: Sequence[Scenario] = (
         within=8,
         config=ReliabilityConfig(circuit_breaker_configs={"openai": QUICK}),
     ),
-    Scenario(name="says nothing, default settings", primary=("silence",), calls=(1, 1), least=9, within=11, long=True),
+    Scenario(
+        name="says nothing, default settings",
+        primary=("silence",),
+        calls=(1, 1),
+        timeout_ms=12_000,
+        least=9,
+        within=11,
+        long=True,
+    ),
     alone(
         "first byte after 12 s, no fallback",
         ("slow:seconds=12",),
@@ -653,7 +668,7 @@ def _without_silence(run: Any, plan: Any, wanted: float | None) -> Any:
 
 
 DEFECTS: Sequence[tuple[Callable[[], Any], tuple[str, ...]]] = (
-    (no_breaker, ("both down, 10 runs",)),
+    (no_breaker, ("both down, 4 runs",)),
     (retries_without_limit, ("503 for ever", "both down, 1 run")),
     (every_error_is_retried, ("401: no use", "quota used up")),
     (retry_after_is_ignored, ("429, Retry-After: 2", "429, Retry-After beyond the deadline")),
