@@ -13,8 +13,8 @@ from kit import (
     Contender,
     Counted,
     Finding,
-    lognormal_with_stragglers,
     load,
+    lognormal_with_stragglers,
     ours,
     plain,
     quantile,
@@ -49,9 +49,9 @@ def experiment() -> Finding:
     known = [draw() for _ in range(100_000)]
     contenders = {
         "no hedge": plain,
-        "after the true p50": fixed_hedge(quantile(known, 0.5)),
-        "after the true p95": fixed_hedge(quantile(known, 0.95)),
-        "after the true p99": fixed_hedge(quantile(known, 0.99)),
+        "at the true p50": fixed_hedge(quantile(known, 0.5)),
+        "at the true p95": fixed_hedge(quantile(known, 0.95)),
+        "at the true p99": fixed_hedge(quantile(known, 0.99)),
         OURS: ours(ReliabilityConfig(hedging=HedgingPolicy())),
     }
     arms: list[Arm] = []

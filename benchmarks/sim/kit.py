@@ -125,20 +125,29 @@ class Counted:
 class Queue:
     """A provider with `servers` that work off one queue, first come first served; `service()` is how long one takes.
 
-    A request whose client has left stays in the queue where `stale`, and is worked off like any other; one that is
-    being worked on is worked off in any case. While `down` nothing is begun.
+    When a client leaves, its request is dropped, whether it waits or is being worked on. A `stubborn` provider works to
+    its end on what it has begun; a `stale` queue also begins what nobody waits for any more. While `down` nothing is
+    begun.
     """
 
-    def __init__(self, servers: int, service: Callable[[], float], *, stale: bool = False) -> None:
-        self._free, self._service, self._stale = servers, service, stale
+    def __init__(
+        self, servers: int, service: Callable[[], float], *, stubborn: bool = False, stale: bool = False
+    ) -> None:
+        self._free, self._service, self._stubborn, self._stale = servers, service, stubborn, stale
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._ends: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
         self.down = False
 
     async def send(self) -> str:
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         self.serve()
-        await answer
+        try:
+            await answer
+        finally:
+            if answer in self._ends and not self._stubborn:
+                self._ends[answer].cancel()
+                self._finish(answer)
         return "ok"
 
     def serve(self) -> None:
@@ -148,9 +157,10 @@ class Queue:
             if answer.done() and not self._stale:
                 continue
             self._free -= 1
-            asyncio.get_running_loop().call_later(self._service(), self._finish, answer)
+            self._ends[answer] = asyncio.get_running_loop().call_later(self._service(), self._finish, answer)
 
     def _finish(self, answer: asyncio.Future[None]) -> None:
+        del self._ends[answer]
         self._free += 1
         if not answer.done():
             answer.set_result(None)

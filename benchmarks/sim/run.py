@@ -47,7 +47,8 @@ def report(finding: Finding) -> str:
     if not finding.can_fail:
         verdict += "; SHOWS NOTHING: all of the others hold it too"
     images = "\n".join(f"![{finding.title}](img/{name})" for name in finding.charts)
-    return f"## {finding.title}\n\n{finding.setting}.\n\nMark: {finding.mark}: **{verdict}**.\n\n{table(finding)}\n\n{images}\n"
+    mark = f"Mark: {finding.mark}: **{verdict}**."
+    return "\n\n".join((f"## {finding.title}", f"{finding.setting}.", mark, table(finding), images)) + "\n"
 
 
 def main() -> int:

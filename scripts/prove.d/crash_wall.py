@@ -20,13 +20,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import httpx2
 
-from steer_llm_sdk.errors import BudgetExceeded
+from steer_llm_sdk.errors import BudgetExceeded, NoEligibleTool
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     OrchestrationOutput,
@@ -34,12 +34,19 @@ from steer_llm_sdk.orchestration import (
     ReliableOrchestrator,
     RuleBasedPlanner,
     ToolRegistry,
+    base,
 )
+from steer_llm_sdk.orchestration.fallback import first_answer
 from steer_llm_sdk.orchestration.planning import PlanningRule, RuleAction
 from steer_llm_sdk.orchestration.tools import LLMTool
+from steer_llm_sdk.providers._llm.client import _Call
+from steer_llm_sdk.providers._llm.exchange import Exchange
 from steer_llm_sdk.providers.models import Model
 from steer_llm_sdk.providers.simulated import shipped_recording
-from steer_llm_sdk.reliability import CircuitBreakerConfig
+from steer_llm_sdk.reliability import CircuitBreakerConfig, RetryPolicy
+from steer_llm_sdk.reliability.circuit import HalfOpen
+from steer_llm_sdk.reliability.circuit_breaker import Breaker
+from steer_llm_sdk.reliability.retry import Retry
 
 SLACK = 0.05
 """Seconds that a run may take beyond its deadline."""
@@ -55,7 +62,7 @@ MODELS = {PRIMARY: RECORDING.models[0], FALLBACK: RECORDING.models[1]}
 
 @dataclass(slots=True)
 class Seen:
-    """One run as the application saw it: who answered ("failed", "late", or "wrong: …"), and after how long."""
+    """One run as the application saw it: who answered (else "failed", "late", "refused", "wrong: …"), in how long."""
 
     who: str
     seconds: float
@@ -75,6 +82,8 @@ class App:
             output = await self.orchestrator.run(QUESTION.text, options=self.options)
         except BudgetExceeded as error:
             return Seen("late" if error.budget_type == "time" else f"wrong: {error}", time.monotonic() - began)
+        except NoEligibleTool:
+            return Seen("refused", time.monotonic() - began)
         return Seen(_who(output), time.monotonic() - began, output)
 
 
@@ -163,7 +172,7 @@ class Rude:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.base_url = "http://127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         self._server.close()
@@ -318,13 +327,11 @@ def served(name: str, *primary: str, calls: int, **more: Any) -> Scenario:
 
 OUTAGE, PLAYED = "outage:from=5,to=65", 75
 QUICK = CircuitBreakerConfig(timeout=1.0, half_open_requests=1, success_threshold=1)
+PASSING, FINAL = ("408", "500", "502", "503", "504", "529"), ("400", "401", "403", "404", "409", "413", "422")
 SCENARIOS: Sequence[Scenario] = (
     served("nothing is wrong", calls=1),
-    *(Scenario(name=f"{s} for ever", primary=(s,), calls=(3, 3), within=6) for s in "408 500 502 503 504 529".split()),
-    *(
-        Scenario(name=f"{s}: no use", primary=(s,), calls=(1, 1), within=1)
-        for s in "400 401 403 404 409 413 422".split()
-    ),
+    *(Scenario(name=f"{s} for ever", primary=(s,), calls=(3, 3), within=6) for s in PASSING),
+    *(Scenario(name=f"{s}: no use", primary=(s,), calls=(1, 1), within=1) for s in FINAL),
     Scenario(name="quota used up", primary=("quota",), calls=(1, 1), within=1),
     Scenario(name="503 that says: do not retry", primary=("503:should-retry=false",), calls=(1, 1), within=1),
     served("503 once", "503:first=1", calls=2, within=3),
@@ -340,7 +347,14 @@ SCENARIOS: Sequence[Scenario] = (
     ),
     Scenario(name="connection refused", primary=("refuse",), calls=(0, 0), within=6),
     served("slow, but honest", "slow:seconds=2", calls=1, least=2, within=3),
-    Scenario(name="stops in mid-stream, chunk_timeout=1", primary=("stall",), chunk_timeout=1, calls=(3, 3), within=10),
+    Scenario(
+        name="stops in mid-stream, chunk_timeout=1",
+        primary=("stall",),
+        chunk_timeout=1,
+        calls=(3, 3),
+        timeout_ms=12_000,
+        within=10,
+    ),
     alone("stops in mid-stream, deadline 2 s", ("stall",), answers=("late",), calls=(1, 1), timeout_ms=2_000),
     alone("says nothing, deadline 2 s", ("silence",), answers=("late",), calls=(1, 1), timeout_ms=2_000),
     Scenario(name="says nothing, 1 s per attempt", primary=("silence",), attempt_ms=1_000, calls=(3, 3), within=9),
@@ -371,13 +385,14 @@ SCENARIOS: Sequence[Scenario] = (
         within=8,
     ),
     Scenario(
-        name="both down, 10 runs",
+        name="both down, 4 runs",
         primary=("503",),
         fallback=("529",),
-        answers=("failed",),
+        answers=("failed", "refused"),
         calls=(1, 5),
         fallback_calls=(1, 3),
-        play=in_turn(10),
+        last="refused",
+        play=in_turn(4),
         within=8,
     ),
     Scenario(
@@ -396,10 +411,18 @@ SCENARIOS: Sequence[Scenario] = (
         calls=(6, 6),
         fallback_calls=(34, 34),
         play=five_then_a_crowd,
-        within=3,
+        within=8,
         config=ReliabilityConfig(circuit_breaker_configs={"openai": QUICK}),
     ),
-    Scenario(name="says nothing, default settings", primary=("silence",), calls=(1, 1), least=9, within=11, long=True),
+    Scenario(
+        name="says nothing, default settings",
+        primary=("silence",),
+        calls=(1, 1),
+        timeout_ms=12_000,
+        least=9,
+        within=11,
+        long=True,
+    ),
     alone(
         "first byte after 12 s, no fallback",
         ("slow:seconds=12",),
@@ -532,3 +555,190 @@ class Wall:
                 await rude.stop()
         finally:
             self._pairs.put_nowait((primary, fallback))
+
+
+# ── planted defects ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def no_breaker() -> Iterator[None]:
+    """A dead provider is asked again and again."""
+
+    async def through(self: Breaker, call: Any, next: Any) -> Any:
+        return await next(call)
+
+    with patch.object(Breaker, "__call__", through):
+        yield
+
+
+@contextmanager
+def retries_without_limit() -> Iterator[None]:
+    """Whatever may be retried is retried until the deadline."""
+
+    def delay(self: Retry, call: Any, error: Any, waited: float) -> float | None:
+        return 0.1 if self._policy.allows(error) else None
+
+    with patch.object(Retry, "_delay", delay):
+        yield
+
+
+@contextmanager
+def every_error_is_retried() -> Iterator[None]:
+    """A request that will never be served is sent three times."""
+    with patch.object(RetryPolicy, "allows", lambda self, error: True):
+        yield
+
+
+@contextmanager
+def retry_after_is_ignored() -> Iterator[None]:
+    """The usual backoff, whatever the server asks for."""
+    with patch.object(RetryPolicy, "wait", lambda self, error, attempt, jitter: self.delay(attempt, jitter)):
+        yield
+
+
+@contextmanager
+def deadlines_are_not_kept() -> Iterator[None]:
+    """The run waits for its work to end by itself."""
+
+    async def wait(at: float, work: Any) -> Any:
+        return await work
+
+    with patch.object(base, "until", wait):
+        yield
+
+
+@contextmanager
+def sleeps_past_the_deadline() -> Iterator[None]:
+    """A retry waits without a look at what is left."""
+    honest = Retry._delay
+
+    def delay(self: Retry, call: Any, *rest: Any) -> float | None:
+        with patch.object(type(call), "deadline", None):
+            return honest(self, call, *rest)
+
+    with patch.object(Retry, "_delay", delay):
+        yield
+
+
+@contextmanager
+def truncated_streams_pass() -> Iterator[None]:
+    """A stream without finish reason and end marker is taken for a whole answer."""
+    with patch.object(Exchange, "ended", property(lambda self: True)):
+        yield
+
+
+@contextmanager
+def empty_answers_pass() -> Iterator[None]:
+    """Whatever the stream held is an answer."""
+    with patch.object(_Call, "_require_answer", lambda self, response: None):
+        yield
+
+
+@contextmanager
+def no_fallback() -> Iterator[None]:
+    """The first tool of a plan is the last."""
+    with patch.object(base, "first_answer", lambda run, plan, wanted: first_answer(run, plan[:1], wanted)):
+        yield
+
+
+@contextmanager
+def chunk_limits_are_ignored() -> Iterator[None]:
+    """A stream may stop for as long as it likes."""
+    with patch.object(Exchange, "of", lambda request: Exchange()):
+        yield
+
+
+@contextmanager
+def every_caller_probes() -> Iterator[None]:
+    """When an open circuit's time is up, all who wait are let through."""
+    with patch.object(HalfOpen, "live", lambda self, now: ()):
+        yield
+
+
+@contextmanager
+def silence_is_awaited() -> Iterator[None]:
+    """A provider that says nothing holds up its fallback until the deadline."""
+    with patch.object(base, "first_answer", lambda run, plan, wanted: _without_silence(run, plan, wanted)):
+        yield
+
+
+def _without_silence(run: Any, plan: Any, wanted: float | None) -> Any:
+    run.silence_timeout = None
+    return first_answer(run, plan, wanted)
+
+
+DEFECTS: Sequence[tuple[Callable[[], Any], tuple[str, ...]]] = (
+    (no_breaker, ("both down, 4 runs",)),
+    (retries_without_limit, ("503 for ever", "both down, 1 run")),
+    (every_error_is_retried, ("401: no use", "quota used up")),
+    (retry_after_is_ignored, ("429, Retry-After: 2", "429, Retry-After beyond the deadline")),
+    (deadlines_are_not_kept, ("says nothing, deadline 2 s", "a byte a second for ever, deadline 4 s")),
+    (sleeps_past_the_deadline, ("503 for ever, deadline 1.5 s",)),
+    (truncated_streams_pass, ("no-end for ever",)),
+    (empty_answers_pass, ("empty for ever", "no-end for ever")),
+    (no_fallback, ("500 for ever", "429, Retry-After beyond the deadline")),
+    (chunk_limits_are_ignored, ("stops in mid-stream, chunk_timeout=1",)),
+    (every_caller_probes, ("circuit's time is up, 30 callers",)),
+    (silence_is_awaited, ("says nothing, default settings",)),
+)
+"""Each with the scenarios that it must spoil."""
+
+
+async def plant(wall: Wall) -> int:
+    """How many of the defects were caught."""
+    caught = 0
+    for defect, names in DEFECTS:
+        with defect():
+            rows = await wall.meet_all([scenario for scenario in SCENARIOS if scenario.name in names])
+        wrong = {row.scenario.name: "; ".join(row.wrong) for row in rows if row.wrong}
+        caught += bool(wrong)
+        print(f"planted {defect.__name__}: {wrong or 'NOT NOTICED'}", flush=True)
+    return caught
+
+
+def show(rows: Sequence[Row]) -> None:
+    head = ("scenario", "runs", "answered by", "calls", "≤", "fallback", "≤", "slowest s", "deadline", "")
+    print("| " + " | ".join(head) + " |")
+    print("| --- | ---: | --- |" + " ---: |" * 6 + " --- |")
+    for row in rows:
+        scenario, seen = row.scenario, row.seen
+        who = ", ".join(dict.fromkeys(one.who for one in seen))
+        cells = (
+            scenario.name,
+            len(seen),
+            who,
+            row.calls,
+            scenario.calls[1],
+            row.fallback_calls,
+            scenario.fallback_calls[1],
+            f"{max(one.seconds for one in seen):.2f}",
+            f"{scenario.timeout_ms / 1000:g}",
+            "; ".join(row.wrong) or "right",
+        )
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+async def prove(words: str) -> int:
+    chosen = [scenario for scenario in SCENARIOS if words in scenario.name]
+    async with Wall(longest=sum(scenario.long for scenario in chosen)) as wall:
+        await wall.meet_all([SCENARIOS[0]])  # Loads the client libraries, which takes seconds.
+        began = time.monotonic()
+        rows = await wall.meet_all(chosen)
+        show(rows)
+        right = sum(not row.wrong for row in rows)
+        print(f"\n{right} of {len(rows)} scenarios as they should be, in {time.monotonic() - began:.0f} s\n")
+        if words:
+            return 0 if right == len(rows) else 1
+        caught = await plant(wall)
+    print(f"caught/planted: {caught}/{len(DEFECTS)}")
+    return 0 if right == len(rows) and caught == len(DEFECTS) else 1
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", default="", metavar="WORDS", help="the scenarios with these words in their name")
+    return asyncio.run(prove(options.parse_args().only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
