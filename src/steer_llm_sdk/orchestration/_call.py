@@ -247,6 +247,10 @@ class Call(Scope):
         """Send it once."""
         return self._execute()
 
+    def received(self, result: Any) -> Any:
+        """What came back, as the policies are to see it."""
+        return result
+
     def measure(self, result: Any) -> Usage:
         """What it used, read off its result."""
         return self._measure(result)
@@ -288,7 +292,7 @@ class Call(Scope):
         return Call(scope, self.target, self.part, self._execute, self._measure, self.worst_case, self.model)
 
     def spent(self, result: Any) -> Amount:
-        spent = self.measure(result)
+        spent = self.measure(self.received(result))  # An attempt that was left behind gives it as it came.
         # What nobody counted is held to be the worst, as a cost that nobody knows is.
         return Amount(tokens_of(spent.usage) if spent.usage else self.worst_case.tokens, spent.cost_usd)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from functools import partial
+from types import CoroutineType
 from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError, ProviderTimeout, ToolExecutionError
@@ -81,12 +82,36 @@ class Answer(NamedTuple):
     silent: Sequence[str] = ()
 
 
-async def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Answer:
+def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Coroutine[Any, Any, Answer]:
     """Ask the tools in order. The next is tried whatever went wrong, except where the request does not validate for the
     first: then it is the caller's to correct. What does not suit a fallback may still suit the next. Beside one that is
     silent for `silence_timeout` the next is asked, and the first acceptable answer wins."""
-    if run.silence_timeout is not None and len(plan) > 1:
-        return await _Beside(run, plan, min_confidence, run.silence_timeout).answer()
+    if len(plan) == 1:
+        return _only_answer(run, plan[0], min_confidence)
+    if run.silence_timeout is None:
+        return _one_after_the_other(run, plan, min_confidence)
+    return _Beside(run, plan, min_confidence, run.silence_timeout).answer()
+
+
+async def _only_answer(run: Run, step: ToolCall, min_confidence: float | None) -> Answer:
+    """Most runs. It is `_one_after_the_other` and `_ask` for a plan of one, in one coroutine."""
+    tool = step.tool
+    if (objection := _objection(tool, run.request)) is not None:
+        return Answer(tool, None, {tool.name: objection})
+    call = _PlainCall(run, step, None)
+    token = current.set(call)
+    try:
+        result: ToolResult = await (_composed(run, step, None) if tool.composite else run.attempt(call))
+        if result.bundle is not None:
+            _check(tool, result, result.bundle.summary.confidence, min_confidence)
+        return Answer(tool, result, {})
+    except BaseException as error:
+        return _best_of((step,), {tool.name: _failure(run, tool, error)})
+    finally:
+        current.reset(token)
+
+
+async def _one_after_the_other(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Answer:
     failures: dict[str, Exception] = {}
     for step in plan:
         if failures and run.deadline is not None and not run.deadline.remaining():
@@ -182,26 +207,38 @@ def _objection(tool: Tool, request: Any) -> Exception | None:
 
 
 async def _ask(run: Run, step: ToolCall, life: Life | None) -> ToolResult:
-    """A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an exit that the tool came
-    up with by itself is a failure of the tool."""
     tool = step.tool
     call = _PlainCall(run, step, life)
     token = current.set(call)
     try:
-        if tool.composite:  # It puts each of its own calls under the policies.
-            return await (_executed(run, step) if run.events is None else _told(run, step, life))
-        result: ToolResult = await run.attempt(call)
+        result: ToolResult = await (_composed(run, step, life) if tool.composite else run.attempt(call))
         return result
-    except (asyncio.CancelledError, SystemExit) as error:
-        if isinstance(error, asyncio.CancelledError) and run.asked_to_stop():
-            raise
-        raise ToolExecutionError(tool.name, error) from error
-    except Exception as error:
-        if run.asked_to_stop():
-            raise asyncio.CancelledError from error
-        raise
+    except BaseException as error:
+        failure = _failure(run, tool, error)
+        raise failure from failure.__cause__
     finally:
         current.reset(token)
+
+
+def _failure(run: Run, tool: Tool, error: BaseException) -> Exception:
+    """What a tool failed with. A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an
+    exit that the tool came up with by itself is a failure of the tool."""
+    if not isinstance(error, (Exception, asyncio.CancelledError, SystemExit)):
+        raise error
+    if not isinstance(error, SystemExit) and run.asked_to_stop():
+        if isinstance(error, asyncio.CancelledError):
+            raise error
+        raise asyncio.CancelledError from error
+    if isinstance(error, Exception):
+        return error
+    failure = ToolExecutionError(tool.name, error)
+    failure.__cause__ = error
+    return failure
+
+
+def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResult]:
+    """A composite tool puts each of its own calls under the policies."""
+    return _executed(run, step) if run.events is None else _told(run, step, life)
 
 
 class _PlainCall(Call):
@@ -229,14 +266,23 @@ class _PlainCall(Call):
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.
         return self.step.tool.worst_case(self.run.request, self.step.options(self.run))
 
-    async def execute(self) -> ToolResult:
+    def execute(self) -> Coroutine[Any, Any, Any]:
         run, step = self.run, self.step
         if run.events is not None:
-            return await _told(run, step, self.life)
-        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), None))
+            return _awaited(_told(run, step, self.life))
+        work = step.tool.execute(copied(run.request), step.options(run), None)
+        # A tool may be written without `async`, and give something else that can be awaited.
+        return work if type(work) is CoroutineType else _awaited(work)
+
+    def received(self, result: Any) -> ToolResult:
+        return ToolResult.of(result)
 
     def measure(self, result: ToolResult) -> ToolResult:
         return result
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
 
 
 async def _executed(run: Run, step: ToolCall, events: EventManager | None = None) -> ToolResult:

@@ -174,7 +174,7 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
     watch = None if call.life is None else _Watch(call, call.life)
     spent: Usage | None = None
     try:
-        result = await next(call)
+        result = call.received(await next(call))
         spent = call.measure(result)
         line["outcome"] = "succeeded"
         return result
