@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import selectors
 import time
@@ -18,6 +19,7 @@ __all__ = ["Deadlock", "VirtualTimeLoop", "run_in_virtual_time"]
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
 
+_NANOSECOND = 1e-9
 GRACE = 1.0
 """Real seconds that a loop without timers waits to be woken by another thread."""
 
@@ -85,6 +87,7 @@ class _JumpingSelector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(0)
         if ready or (timeout is not None and timeout <= 0):
+            self._step_past_what_is_due()
             return ready
         if self.outside_jobs or len(self.get_map()) > self.own_files:
             return self._wait(timeout)
@@ -92,6 +95,12 @@ class _JumpingSelector(selectors.BaseSelector):
             return self._last_chance()
         self.now += timeout
         return []
+
+    def _step_past_what_is_due(self) -> None:
+        """A timer is due when its time is less than now and a nanosecond. After three months of virtual time floats no
+        longer tell the two apart, and a timer that is exactly due would wait for ever."""
+        if self.now + _NANOSECOND == self.now:
+            self.now = math.nextafter(self.now, math.inf)
 
     def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         began = time.monotonic()

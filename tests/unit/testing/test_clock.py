@@ -128,3 +128,13 @@ async def _never() -> None:
 def _after(seconds: float, word: str) -> str:
     time.sleep(seconds)
     return word
+
+
+def test_timers_go_off_after_years_of_virtual_time() -> None:
+    async def main() -> float:
+        for _ in range(3):
+            await asyncio.sleep(1e8)
+            await asyncio.sleep(0.1)
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(main()) == pytest.approx(3e8 + 0.3)
