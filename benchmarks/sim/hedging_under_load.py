@@ -80,7 +80,7 @@ def experiment() -> Finding:
             series[name].append((share * 100, median))
         cells = [f"{median:.2f}", f"{quantile(took, 0.99):.1f}", f"{cost - 1:+.1%}"]
         cells += [f"{median / unhedged[AT]:.2f} ×", f"{worst:.2f} ×"]
-        arms.append(Arm(name, cells, worst <= WORST, name == OURS))
+        arms.append(Arm(name, cells, worst <= WORST, name.startswith(OURS)))
     return Finding(
         title="(b) Hedging under load",
         setting=f"{SERVERS} servers behind one queue, {AT:.0%} busy; requests last as in (a); a request whose client "

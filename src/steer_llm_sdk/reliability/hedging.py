@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 KEPT = 256
 """So many recent latencies of one part of a provider are known."""
+STEP = 16
+FORGET = 1.02 ** (STEP / KEPT)
+"""A provider that has become slower for good is as before when some thousand calls have passed, if by a tenth."""
 _MINUTE = 60.0
 
 
@@ -30,7 +33,9 @@ class HedgingPolicy(BaseModel):
     of the calls are hedged.
 
     None is sent with fewer than `min_samples` known, or where the quantile is more than `slow_factor` x the median:
-    then it lies among the slow ones, and a hedge would come too late to help. Hedges are at most `max_ratio` of the
+    then it lies among the slow ones, and a hedge would come too late to help; nor while the median is more than
+    `busy_factor` x the lowest that was seen: then calls queue at the provider, and a hedge would make the queue longer
+    (as TCP Vegas takes the lowest round trip for the one without a queue). Hedges are at most `max_ratio` of the
     calls to a provider, within a minute, plus one; and they draw from the retry budget as retries do.
     """
 
@@ -39,21 +44,28 @@ class HedgingPolicy(BaseModel):
     quantile: float = Field(default=0.95, gt=0.5, lt=1)
     min_samples: int = Field(default=20, ge=2, le=KEPT)
     slow_factor: float = Field(default=3.0, ge=1, allow_inf_nan=False)
+    busy_factor: float = Field(default=1.15, ge=1, allow_inf_nan=False)
     max_ratio: float = Field(default=0.055, ge=0, le=1)
 
     def delay(self, latencies: Latencies) -> float | None:
         """Seconds after which a second attempt is sent; None: there is none."""
         if len(latencies.recent) < self.min_samples:
             return None
-        delay = latencies.quantile(self.quantile)
-        return delay if delay <= self.slow_factor * latencies.quantile(0.5) else None
+        delay, median = latencies.quantile(self.quantile), latencies.quantile(0.5)
+        busy = median > self.busy_factor * latencies.lowest
+        return delay if delay <= self.slow_factor * median and not busy else None
 
 
 class Latencies(NamedTuple):
-    """The last KEPT latencies in seconds, as they came and in order. A new one costs a search and two short copies."""
+    """The last KEPT latencies in seconds, as they came and in order. A new one costs a search and two short copies.
+
+    `lowest` is the lowest median that was seen at every STEP of them, and is forgotten by a fiftieth with each KEPT.
+    """
 
     recent: tuple[float, ...] = ()
     ordered: tuple[float, ...] = ()
+    lowest: float = math.inf
+    seen: int = 0
 
     def add(self, seconds: float) -> Latencies:
         recent, ordered = self.recent, list(self.ordered)
@@ -61,7 +73,10 @@ class Latencies(NamedTuple):
             del ordered[bisect_left(ordered, recent[0])]
             recent = recent[1:]
         insort(ordered, seconds)
-        return Latencies((*recent, seconds), tuple(ordered))
+        seen, lowest = self.seen + 1, self.lowest
+        if seen % STEP == 0:
+            lowest = min(lowest * FORGET, ordered[len(ordered) // 2])
+        return Latencies((*recent, seconds), tuple(ordered), lowest, seen)
 
     def quantile(self, share: float) -> float:
         """The smallest latency that at least `share` of them do not exceed. There must be one."""

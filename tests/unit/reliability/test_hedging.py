@@ -53,6 +53,21 @@ def test_there_is_no_hedge_where_the_quantile_lies_among_the_slow_ones(slow: int
     assert HedgingPolicy().delay(of(*[1.0] * (100 - slow), *[10.0] * slow)) == delay
 
 
+@pytest.mark.parametrize(("median", "delay"), [(1.1, 1.1), (1.2, None)])
+def test_there_is_no_hedge_while_the_median_is_well_above_the_lowest_there_was(
+    median: float, delay: float | None
+) -> None:
+    latencies = of(*[1.0] * 64, *[median] * KEPT)
+    assert HedgingPolicy().delay(latencies) == delay
+    assert HedgingPolicy(busy_factor=1.3).delay(latencies) == median
+
+
+def test_a_provider_that_has_become_slower_for_good_is_hedged_again() -> None:
+    """By a fiftieth with each KEPT the lowest median is forgotten: 1.25 / 1.15 is less than five fiftieths."""
+    assert HedgingPolicy().delay(of(*[1.0] * 64, *[1.25] * 4 * KEPT)) is None
+    assert HedgingPolicy().delay(of(*[1.0] * 64, *[1.25] * 6 * KEPT)) == 1.25
+
+
 def test_three_times_the_median_is_still_a_hedge() -> None:
     latencies = of(*[1.0] * 60, *[3.0] * 40)
     assert HedgingPolicy().delay(latencies) == 3.0
@@ -212,7 +227,7 @@ async def test_a_second_is_sent_within_every_limit_only(policy: Hedge, call: Cal
 
 async def test_hedges_are_a_share_of_the_calls_of_a_minute_and_one() -> None:
     """Each call is slower than all before it, so each would be hedged."""
-    policy = hedge(max_ratio=0.05)
+    policy = hedge(max_ratio=0.05, busy_factor=1e9)
     await warm(policy, 0.01)
     sent, count = 0, 200
     for number in range(count):
