@@ -178,8 +178,8 @@ DEFECTS = (
     Planted(
         "Retry-After of 1.5 seconds is not understood",
         CLASSIFY,
-        "        return valid_delay(float(text)) if text is not None else None\n",
-        "        return valid_delay(int(text)) if text is not None else None\n",
+        "valid_delay(float(part)) for part in text.split",
+        "valid_delay(int(part)) for part in text.split",
         UNIT,
     ),
     Planted(
@@ -352,8 +352,8 @@ DEFECTS = (
     Planted(
         "a tool writes into the caller's request",
         FALLBACK,
-        "        return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), self.events))\n",
-        "        return ToolResult.of(await step.tool.execute(run.request, step.options(run), self.events))\n",
+        "return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), None))",
+        "return ToolResult.of(await step.tool.execute(run.request, step.options(run), None))",
         ("tests/contract", "tests/unit/orchestration"),
     ),
     Planted(

@@ -48,6 +48,8 @@ class Call:
     answers: int = 1
     attempts: int = 0
     sent: int = 0
+    ended: float | None = None
+    life: Any = None
     used: Amount = field(default_factory=Amount)
 
     def elapsed(self) -> float:
