@@ -25,7 +25,7 @@ PATIENCE = 600.0
 """Seconds for one run of the tests; a defect that makes them hang is noticed too."""
 
 UNIT = ("tests/unit/reliability",)
-PAIRS = ("tests/unit/reliability", "tests/invariants", "tests/contract", "tests/compose")
+PAIRS = ("tests/invariants", "tests/unit/reliability", "tests/contract", "tests/compose")
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ DEFECTS = (
 _CIRCUIT = ("test_circuit_reducer.py", "test_circuit_breaker_object.py")
 FIRST = {
     CIRCUIT: _CIRCUIT,
-    BREAKER: _CIRCUIT,
+    BREAKER: ("test_policies_alone.py", *_CIRCUIT),
     TALLY: ("test_tally.py", *_CIRCUIT),
     RETRY: ("test_retry_policy.py", "test_policies_alone.py"),
     CLASSIFY: ("test_retry_after.py", "test_classify.py"),
@@ -407,7 +407,7 @@ def first_failure(copy: Path, tests: Sequence[str]) -> str | None:
         except subprocess.TimeoutExpired:
             return folder
         if ran.returncode:
-            found = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
+            found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", ran.stdout, re.MULTILINE)
             return found[1] if found else folder  # It was ended at its limit of time.
     return None
 
