@@ -145,6 +145,9 @@ class CircuitModel:
         if outcome is Outcome.NEUTRAL:
             promise(_health(after) == _health(before), "a cancelled call changes no health", step)
         promise(after.generation >= before.generation, "generations only grow", step)
+        moved = type(after.whole) is not type(before.whole)
+        grown = after.whole.generation > before.whole.generation
+        promise(grown or not moved, "every change of state begins a new generation", step)
         for lane in (after.whole, *after.narrowed.values()):
             if isinstance(lane, Open):
                 promise(lane.until - now <= self._longest, f"it is open for {self._longest:g} s at most", step)
