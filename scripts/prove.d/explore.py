@@ -1,8 +1,9 @@
 """Everything that can happen to the reducers, breadth first, and every way in which a provider can answer one run.
 
-A circuit shared by three instances that call two tools, with lost and late calls, in several configurations; the
-account of a run with three attempts at once; the claims of an idempotency key with zombies; the bound on attempts.
-Then defects are planted in the reducers, in memory, one at a time: each must break a promise.
+A circuit shared by three instances that call two tools, with lost and late calls, in several configurations; an
+account with three attempts at once; a rate limit with two tenants; a retry budget; the claims of an idempotency key
+with zombies; the bound on attempts. Then defects are planted in the reducers, in memory, one at a time: each must break
+a promise.
 
     sh scripts/prove explore [--depth N] [--states N]
 """
@@ -21,7 +22,7 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from invariants import account_model, limit_model, retry_budget_model
+from invariants import account_model, defects, limit_model, retry_budget_model
 from invariants.account_model import account_models
 from invariants.attempts_model import WAYS
 from invariants.circuit_model import circuit_models, unknown_fields
@@ -34,7 +35,7 @@ from steer_llm_sdk.reliability import rate_limit, retry_budget
 from steer_llm_sdk.reliability.budget import Account, Claim
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
 from steer_llm_sdk.reliability.rate_limit import Line
-from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
+from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 PLANTED_DEPTH = 12
@@ -76,16 +77,6 @@ def a_report_finds_its_lane_by_state_and_not_by_generation() -> Any:
         return whole(self, permit, *rest, **more)
 
     return patch.object(Circuit, "report", report)
-
-
-@planted("circuit")
-def half_open_admits_everybody() -> Any:
-    whole = breaker._admit_probe
-
-    def admit(lane: Any, serial: int, now: float, lease: float, cfg: Any) -> Any:
-        return whole(lane, serial, now, lease, cfg.model_copy(update={"half_open_requests": 99}))
-
-    return patch.object(breaker, "_admit_probe", admit)
 
 
 @planted("circuit")
@@ -248,12 +239,6 @@ def who_comes_goes_before_those_who_wait() -> Any:
 
 
 @planted("rate limit")
-def the_end_of_a_call_frees_no_place() -> Any:
-    whole = rate_limit.finish
-    return patch.object(rate_limit, "finish", lambda state, *rest: whole(state, *rest)._replace(running=state.running))
-
-
-@planted("rate limit")
 def a_pause_that_the_server_wants_is_forgotten() -> Any:
     return patch.object(rate_limit, "block", lambda state, until: state)
 
@@ -270,27 +255,10 @@ def a_wake_up_is_lost() -> Any:
 
 
 @planted("retry budget")
-def a_retry_budget_never_refuses() -> Any:
-    whole = retry_budget.draw
-    return patch.object(retry_budget, "draw", lambda window, *rest: (whole(window, *rest)[0], True))
-
-
-@planted("retry budget")
 def what_is_too_old_still_counts() -> Any:
     return patch.object(
         retry_budget, "_moved", lambda window, at: ((), window.older_firsts + window.firsts, window.older_extras)
     )
-
-
-@planted("claims")
-def a_zombie_settles() -> Any:
-    whole = MemoryStore.settle
-
-    async def settle(self: MemoryStore, key: str, token: int, result: bytes) -> bool:
-        entry = self._claimed.get(key)
-        return await whole(self, key, token if entry is None else entry.token, result)
-
-    return patch.object(MemoryStore, "settle", settle)
 
 
 @planted("claims")
@@ -302,17 +270,6 @@ def a_zombie_gives_the_key_back() -> Any:
         return await whole(self, key, token if entry is None else entry.token)
 
     return patch.object(MemoryStore, "release", release)
-
-
-@planted("claims")
-def a_claim_takes_a_key_that_is_held() -> Any:
-    whole = MemoryStore.claim
-
-    async def claim(self: MemoryStore, key: str, fingerprint: str, lease: float, ttl: float) -> Any:
-        self._claimed.pop(key, None)
-        return await whole(self, key, fingerprint, lease, ttl)
-
-    return patch.object(MemoryStore, "claim", claim)
 
 
 @planted("claims")
@@ -338,12 +295,6 @@ def another_request_is_told_to_wait_where_it_is_a_conflict() -> Any:
 
 
 @planted("attempts")
-def the_bound_on_all_attempts_is_forgotten() -> Any:
-    whole = AttemptLimit.__init__
-    return patch.object(AttemptLimit, "__init__", lambda self, limit, per_answer=1: whole(self, 99, per_answer))
-
-
-@planted("attempts")
 def a_retry_sleeps_after_the_last_attempt() -> Any:
     whole = Retry._delay
 
@@ -355,13 +306,20 @@ def a_retry_sleeps_after_the_last_attempt() -> Any:
 
 
 @planted("attempts")
-def what_the_server_asked_for_is_ignored() -> Any:
-    return patch.object(RetryPolicy, "wait", lambda self, error, attempt, jitter: self.delay(attempt, jitter))
-
-
-@planted("attempts")
 def an_invalid_request_is_retried() -> Any:
     return patch.object(RetryPolicy, "allows", lambda self, error: True)
+
+
+for model, defect in (
+    ("circuit", defects.half_open_admits_everybody),
+    ("rate limit", defects.the_end_of_a_call_frees_no_place),
+    ("retry budget", defects.a_retry_budget_never_refuses),
+    ("claims", defects.a_key_that_is_held_is_taken),
+    ("claims", defects.a_zombie_settles),
+    ("attempts", defects.the_bound_on_all_attempts_is_forgotten),
+    ("attempts", defects.what_the_server_asked_for_is_ignored),
+):
+    planted(model)(defect)
 
 
 # ── the search ───────────────────────────────────────────────────────────────────────────────────────────────────────

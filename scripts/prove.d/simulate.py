@@ -22,17 +22,25 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from invariants import defects
+from invariants.defects import (
+    a_key_that_is_held_is_taken,
+    a_retry_budget_never_refuses,
+    half_open_admits_everybody,
+    the_bound_on_all_attempts_is_forgotten,
+    the_end_of_a_call_frees_no_place,
+    what_the_server_asked_for_is_ignored,
+)
 from invariants.watch import Simulated, simulate
 from steer_llm_sdk.errors import ErrorCategory
 from steer_llm_sdk.orchestration import base
-from steer_llm_sdk.reliability import budget, circuit, idempotency, rate_limit, retry_budget
+from steer_llm_sdk.reliability import budget, idempotency, rate_limit
 from steer_llm_sdk.reliability.budget import Account
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.idempotency import Flight
-from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
-from steer_llm_sdk.reliability.stores import Claim
+from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 MOST_SEEDS = 300
@@ -71,15 +79,6 @@ def a_stale_report_counts() -> Any:
         return whole(self, permit, *rest)
 
     return patch.object(Circuit, "record", record)
-
-
-def half_open_admits_everybody() -> Any:
-    whole = circuit._admit_probe
-
-    def admit(lane: Any, serial: int, now: float, lease: float, cfg: Any) -> Any:
-        return whole(lane, serial, now, lease, cfg.model_copy(update={"half_open_requests": 99}))
-
-    return patch.object(circuit, "_admit_probe", admit)
 
 
 def a_lost_probe_blocks_for_ever() -> Any:
@@ -150,10 +149,6 @@ def a_retry_of_a_cancellation() -> Any:
     return patch.object(Retry, "__call__", call)
 
 
-def what_the_server_asked_for_is_ignored() -> Any:
-    return patch.object(RetryPolicy, "wait", lambda self, error, attempt, jitter: self.delay(attempt, jitter))
-
-
 def a_long_wait_is_cut_to_the_longest_allowed() -> Any:
     whole = RetryPolicy.wait
 
@@ -176,11 +171,6 @@ def jitter_takes_from_what_the_server_asked_for() -> Any:
 
 def an_invalid_request_is_retried() -> Any:
     return patch.object(RetryPolicy, "allows", lambda self, error: not error.refused)
-
-
-def the_bound_on_all_attempts_is_forgotten() -> Any:
-    whole = AttemptLimit.__init__
-    return patch.object(AttemptLimit, "__init__", lambda self, limit, per_answer=1: whole(self, 99, per_answer))
 
 
 def one_attempt_more_than_allowed() -> Any:
@@ -220,24 +210,8 @@ def a_reset_says_nothing_about_the_provider() -> Any:
     return patch.object(CircuitBreaker, "verdict", verdict)
 
 
-def a_key_that_is_held_is_taken() -> Any:
-    whole = MemoryStore.claim
-
-    async def claim(self: MemoryStore, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
-        self._claimed.pop(key, None)
-        return await whole(self, key, fingerprint, lease, ttl)
-
-    return patch.object(MemoryStore, "claim", claim)
-
-
 def a_zombie_settles() -> Any:
-    whole = MemoryStore.settle
-
-    async def settle(self: MemoryStore, key: str, token: int, result: bytes) -> bool:
-        entry = self._claimed.get(key)
-        return await whole(self, key, token if entry is None else entry.token, result)
-
-    return Both(patch.object(MemoryStore, "settle", settle), leases_end_under_the_work())
+    return Both(defects.a_zombie_settles(), leases_end_under_the_work())
 
 
 def leases_end_under_the_work() -> Any:
@@ -284,19 +258,9 @@ def work_goes_on_when_nobody_waits() -> Any:
     return patch.object(Flight, "wait", wait)
 
 
-def the_end_of_a_call_frees_no_place() -> Any:
-    whole = rate_limit.finish
-    return patch.object(rate_limit, "finish", lambda state, *rest: whole(state, *rest)._replace(running=state.running))
-
-
 def any_number_of_calls_at_once() -> Any:
     whole = rate_limit.State.of
     return patch.object(rate_limit.State, "of", lambda limit: whole(limit)._replace(max_concurrent=None))
-
-
-def a_retry_budget_never_refuses() -> Any:
-    whole = retry_budget.draw
-    return patch.object(retry_budget, "draw", lambda window, *rest: (whole(window, *rest)[0], True))
 
 
 def a_shared_budget_is_never_asked() -> Any:
