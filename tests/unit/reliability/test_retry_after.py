@@ -113,12 +113,15 @@ VALUES = ODD | st.text() | st.binary() | st.floats() | st.integers() | st.none()
 
 
 @given(st.dictionaries(NAMES | st.text() | st.binary(), VALUES))
-def test_whatever_the_headers_hold_the_delay_is_none_or_finite_and_not_negative(
+def test_whatever_the_headers_hold_the_delay_is_none_or_finite_and_the_wait_no_shorter(
     headers: dict[object, object],
 ) -> None:
     means = classify(Failed(headers))
     assert means.retry_after is None or (math.isfinite(means.retry_after) and means.retry_after >= 0)
-    assert RetryPolicy().wait(means, 1, 0.5) is None or RetryPolicy().wait(means, 1, 0.5) >= (means.retry_after or 0)  # type: ignore[operator]
+    asked, policy = means.retry_after or 0.0, RetryPolicy()
+    wait = policy.wait(means, 1, 0.5)
+    assert (wait is None) is (asked > policy.max_delay)
+    assert wait is None or wait >= asked
 
 
 def test_headers_in_bytes_are_read() -> None:
