@@ -352,8 +352,8 @@ DEFECTS = (
     Planted(
         "a tool writes into the caller's request",
         FALLBACK,
-        "return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), None))",
-        "return ToolResult.of(await step.tool.execute(run.request, step.options(run), None))",
+        "        work = step.tool.execute(copied(run.request), step.options(run), None)\n",
+        "        work = step.tool.execute(run.request, step.options(run), None)\n",
         ("tests/contract", "tests/unit/orchestration"),
     ),
     Planted(
@@ -369,7 +369,7 @@ _CIRCUIT = ("test_circuit_reducer.py", "test_circuit_breaker_object.py")
 FIRST = {
     CIRCUIT: _CIRCUIT,
     BREAKER: ("test_policies_alone.py", *_CIRCUIT),
-    TALLY: ("test_tally.py", *_CIRCUIT),
+    TALLY: _CIRCUIT,
     RETRY: ("test_retry_policy.py", "test_policies_alone.py"),
     CLASSIFY: ("test_retry_after.py", "test_classify.py"),
     BUDGET: ("test_ledger.py", "test_budget_accounts.py", "test_policies_alone.py"),
@@ -382,7 +382,7 @@ FIRST = {
 
 def tests_for(defect: Planted) -> list[str]:
     likely = [f"tests/unit/reliability/{name}" for name in FIRST.get(defect.file, ())]
-    return [*(path for path in likely if (ROOT / path).exists()), *defect.tests]
+    return [*likely, *defect.tests]
 
 
 def applied(defect: Planted, source: Path) -> tuple[Path, str, str]:
