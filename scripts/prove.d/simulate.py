@@ -131,7 +131,7 @@ def check_then_spend() -> Any:
 
     def refusal(self: Account, claim: Any, now: float, limits: Any) -> Any:
         past = self.excess(limits)
-        return None if past is None else budget.Refused(*past, None)
+        return None if past is None else budget.Refusal(*past, None)
 
     return patch.object(Account, "_refusal", refusal)
 

@@ -421,7 +421,7 @@ class WaitTooLong(Rejected, RateLimited):
 
 
 class AttemptsUsedUp(Rejected):
-    """The run has made all the upstream calls it may make, across retries and fallbacks."""
+    """The run has made all the upstream calls it may make, across retries, fallbacks and hedges."""
 
     def __init__(self, attempts: int) -> None:
         super().__init__(f"The run has made all {attempts} upstream calls that max_total_attempts allows")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.reliability.budget import Budget
+from steer_llm_sdk.reliability.budget import MOST, Budget, is_amount
 
 A_YEAR = 31_536_000_000
 """In ms: the longest a run may take."""
@@ -56,7 +56,7 @@ class OrchestrationConfig(BaseModel):
         for key, value in budget.items():
             if key not in BUDGET_KEYS:
                 raise ValueError(f"{key!r} is no budget; the keys are {', '.join(BUDGET_KEYS)}")
-            if not _is_amount(value, A_YEAR if key == "ms" else 1e15):
+            if not is_amount(value, A_YEAR if key == "ms" else MOST):
                 raise ValueError(f"for {key!r} give a positive finite number")
         return dict(budget)
 
@@ -96,11 +96,6 @@ def invalid_option(error: ValidationError, known: Iterable[str], within: str | N
     if message.startswith("Input "):
         message = f"it {message.removeprefix('Input ')}"
     return InvalidRequest(name, first["input"], message)
-
-
-def _is_amount(value: Any, most: float) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < value <= most
 
 
 if not TYPE_CHECKING:

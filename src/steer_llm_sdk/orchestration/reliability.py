@@ -1,4 +1,12 @@
-"""The list of policies round each call to the outside, and the configuration that fills it."""
+"""The list of policies round each call to the outside, and the configuration that fills it:
+
+    Retry(Hedge(RateLimiter(Breaker(Reserve(AttemptLimit(record(Classify(AttemptTimeout(call)))))))))
+
+Retry is outermost, so that each attempt is admitted, paid for and counted by itself. The queue of a rate limit stands
+outside of the breaker, so that who waits holds no permit and is no slow call. AttemptLimit is asked again where a queue
+or a hedge lies between Retry and what counts, with no await in between. Classify stands inside of all that ask what an
+error means. What is not configured is not in the list.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +32,7 @@ from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 from steer_llm_sdk.reliability.silence import Life
 
-__all__ = ["CircuitBreakerConfig", "RateLimit", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
+__all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
 
 def _breaker(failures: int, timeout: float, window: float, successes: int) -> CircuitBreakerConfig:
@@ -99,7 +107,8 @@ def _names_for(target: str) -> tuple[str, ...]:
 
 
 class ReliableToolExecutor:
-    """Makes calls under the policies. It owns the circuit breakers of one orchestrator."""
+    """Makes calls under the policies. It owns what outlives a call: the circuit breakers, the accounts of rate limits,
+    the retry budget and the latencies of one orchestrator."""
 
     def __init__(self, config: ReliabilityConfig | None = None) -> None:
         self.config = config or ReliabilityConfig()

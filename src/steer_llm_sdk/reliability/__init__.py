@@ -1,6 +1,10 @@
-"""Mechanisms: retry, rate limits, breaker, deadline, budget, idempotency. None of them has heard of tools."""
+"""Mechanisms: retry, hedging, silence, rate limits, breakers, budgets, deadlines, idempotency, and what errors mean.
+
+None of them has heard of tools.
+"""
 
 from steer_llm_sdk.errors import ErrorCategory
+from steer_llm_sdk.reliability.budget import Budget, BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.circuit_breaker import (
     BreakerMode,
@@ -17,6 +21,8 @@ from steer_llm_sdk.reliability.retry_budget import RetryBudgetConfig
 
 __all__ = [
     "BreakerMode",
+    "Budget",
+    "BudgetAccounts",
     "CategoryRetry",
     "CircuitBreaker",
     "CircuitBreakerConfig",

@@ -31,7 +31,14 @@ Period = Literal["minute", "hour", "day", "month"]
 
 _SECONDS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _PICO = 1_000_000_000_000
-_MOST = 1e15
+MOST = 1e15
+"""The highest limit: up to here a float tells whole tokens apart."""
+
+
+def is_amount(value: Any, most: float = MOST) -> bool:
+    """Whether it can be a limit: a number above 0, and no more than `most`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < value <= most
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +65,7 @@ class Budget:
         if self.tokens is None and self.usd is None:
             raise InvalidRequest("budget", self.name, "it limits nothing; give tokens, usd or both")
         for unit, value in (("tokens", self.tokens), ("usd", self.usd)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value <= _MOST):
+            if value is not None and not is_amount(value):
                 raise InvalidRequest(f"budget.{unit}", value, "give a positive finite number")
         if self.per is not None and self.per not in (*_SECONDS, "month"):
             raise InvalidRequest("budget.per", self.per, "give minute, hour, day or month, or None for ever")
@@ -93,7 +99,7 @@ class Limits(NamedTuple):
     per: Period | None = None
 
 
-class Refused(NamedTuple):
+class Refusal(NamedTuple):
     """Nothing was reserved. `kind` "price": a limit in USD, and nobody knows what the call costs at most.
 
     `actual` is what would have been spent and reserved. `overrun`: the account is closed, whatever it has left.
@@ -141,7 +147,7 @@ class Account(NamedTuple):
             return self._replace(starts=starts, ends=ends)
         return Account(0, 0, self.reserved_tokens, self.reserved_usd, False, starts, ends)
 
-    def reserve(self, claim: Claim, now: float, limits: Limits) -> tuple[Account, Refused | None]:
+    def reserve(self, claim: Claim, now: float, limits: Limits) -> tuple[Account, Refusal | None]:
         """Set `claim` aside, if it fits."""
         self = self.at(now, limits)
         refused = self._refusal(claim, now, limits)
@@ -206,21 +212,21 @@ class Account(NamedTuple):
         """Seconds until the next window; None without windows."""
         return None if limits.per is None else max(0.0, self.ends - now)
 
-    def _refusal(self, claim: Claim, now: float, limits: Limits) -> Refused | None:
+    def _refusal(self, claim: Claim, now: float, limits: Limits) -> Refusal | None:
         tokens = self.spent_tokens + self.reserved_tokens + claim.tokens
         usd = self.spent_usd + self.reserved_usd + (claim.usd or 0)
         resets_in = self.resets_in(now, limits)
         past = self.excess(limits)
         if past is not None:
-            return Refused(*past, resets_in, self.overrun)
+            return Refusal(*past, resets_in, self.overrun)
         if limits.tokens is not None and (self.overrun or tokens > limits.tokens):
-            return Refused("tokens", limits.tokens, tokens, resets_in, self.overrun)
+            return Refusal("tokens", limits.tokens, tokens, resets_in, self.overrun)
         if limits.usd is None:
             return None
         if claim.usd is None:
-            return Refused("price", limits.usd / _PICO, math.nan, resets_in)
+            return Refusal("price", limits.usd / _PICO, math.nan, resets_in)
         if self.overrun or usd > limits.usd:
-            return Refused("cost", limits.usd / _PICO, usd / _PICO, resets_in, self.overrun)
+            return Refusal("cost", limits.usd / _PICO, usd / _PICO, resets_in, self.overrun)
         return None
 
 
@@ -445,7 +451,7 @@ class Reservation:
         return self._ledger.settle(self._claim, actual)
 
 
-def _refuse(refused: Refused, name: str | None = None) -> NoReturn:
+def _refuse(refused: Refusal, name: str | None = None) -> NoReturn:
     kind, limit, actual, resets_in, overrun = refused
     if kind == "price":
         raise InvalidRequest(

@@ -261,10 +261,9 @@ class Circuit:
             return self
         if isinstance(whole, Open):
             return self._report_early(whole, permit, part, outcome, now, cfg, asked)
-        if isinstance(whole, HalfOpen):
-            lane = whole.reported(permit, part, outcome, now, cfg, asked)
-            return self if lane is whole else self._with_whole(lane)
-        return self
+        assert isinstance(whole, HalfOpen)  # `record` keeps what a closed one is told to itself.
+        lane = whole.reported(permit, part, outcome, now, cfg, asked)
+        return self if lane is whole else self._with_whole(lane)
 
     def state(self, now: float, part: str | None = None) -> CircuitState:
         """As an observer would put it: half-open as soon as the next call, where given of that part, will probe."""

@@ -171,8 +171,7 @@ class _Hedged:
         return await self._next(attempt)
 
     def _may_hedge(self, number: int, beside: bool) -> bool:
-        if not beside:
-            return False
+        """Asked only beside the first: where that has failed, `_failed` says that none follows."""
         attempts = self._attempts[0].attempts
         refusal = self._hedge.refusal(self._call, attempts)
         told = {"provider": self._call.target, "part": self._call.part, "attempt": attempts + 1}

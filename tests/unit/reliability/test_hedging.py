@@ -256,6 +256,16 @@ async def test_a_failure_says_nothing_about_latency() -> None:
     assert (await begun(policy, Server(60)))[1] == 60
 
 
+async def test_a_call_that_was_answered_and_never_sent_says_nothing_about_latency() -> None:
+    async def known(call: Call) -> str:
+        return "known"
+
+    policy = hedge()
+    for _ in range(20):
+        assert await policy(Call(), known) == "known"
+    assert (await begun(policy, Server(60)))[1] == 60
+
+
 async def test_each_part_of_a_provider_has_latencies_of_its_own() -> None:
     policy, server = hedge(), Server(60)
     await warm(policy)

@@ -153,6 +153,24 @@ def test_a_conflict_is_retried_where_the_server_said_when() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"max_attempts": 3, "by_category": {"rate_limit": {"max_attempts": 4}}},
+            r"by_category\['rate_limit'\].max_attempts: 4 is more than max_attempts = 3",
+        ),
+        (
+            {"retry_on_rate_limit": False, "by_category": {"rate_limit": {"initial_delay": 5}}},
+            r"by_category\['rate_limit'\]: errors of this category are not retried",
+        ),
+    ],
+)
+def test_what_a_category_is_given_for_nothing_is_refused_by_its_name(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        RetryPolicy(**fields)
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"max_attempts": 0},
