@@ -22,7 +22,7 @@ from steer_llm_sdk.reliability.circuit import (
     Refusal,
 )
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
-from steer_llm_sdk.reliability.tally import BUCKETS, Counts, Rates, Streak, Tally
+from steer_llm_sdk.reliability.tally import SLICES, Counts, Rates, Streak, Tally
 
 INSTANCES = 3
 MOST_LOST = 2
@@ -264,15 +264,15 @@ class CircuitModel:
         return total, tuple(span for span in spans if -span[0] <= self._cfg.window_size)
 
     def _rates_key(self, rates: Rates, now: float) -> tuple[Any, ...]:
-        """The buckets by their age, and what is counted but in none of them, which should be nothing."""
-        newest = int(now * BUCKETS / self._cfg.window_size)
+        """The slices by their age, and what is counted but in none of them, which should be nothing."""
+        newest = int(now * SLICES / self._cfg.window_size)
         ring, left = [], rates.whole.copy()
-        for number in range(rates.newest - BUCKETS + 1, rates.newest + 1):
-            bucket = rates.ring[number % BUCKETS]
-            for counts in bucket.values():
+        for number in range(rates.newest - SLICES + 1, rates.newest + 1):
+            counted = rates.ring[number % SLICES]
+            for counts in counted.values():
                 left.take_out(counts)
-            if bucket and newest - number < BUCKETS:
-                ring.append((newest - number, tuple((part, *_plain(c)) for part, c in sorted(bucket.items()))))
+            if counted and newest - number < SLICES:
+                ring.append((newest - number, tuple((part, *_plain(c)) for part, c in sorted(counted.items()))))
         return tuple(ring), _plain(left)
 
 
@@ -309,10 +309,10 @@ CONFIGS = {
     "a lease longer than the open time": config(failure_threshold=1, timeout=1, probe_lease=3),
     "opens longer each time, and as asked": config(timeout=1, timeout_factor=2, max_timeout=4),
     "a share of failures": config(
-        failure_threshold=99, failure_rate_threshold=0.5, minimum_throughput=2, window_size=BUCKETS
+        failure_threshold=99, failure_rate_threshold=0.5, minimum_throughput=2, window_size=SLICES
     ),
     "a share of slow calls": config(
-        slow_call_rate_threshold=0.6, slow_call_duration=5, minimum_throughput=2, window_size=BUCKETS
+        slow_call_rate_threshold=0.6, slow_call_duration=5, minimum_throughput=2, window_size=SLICES
     ),
     "panic": config(failure_threshold=1, panic=True),
 }

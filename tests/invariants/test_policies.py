@@ -23,7 +23,7 @@ from steer_llm_sdk.reliability.budget import Ledger, Reserve
 from steer_llm_sdk.reliability.circuit import Circuit, Outcome, Permit, Refusal
 from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import Deadline
-from steer_llm_sdk.reliability.idempotency import Work, once
+from steer_llm_sdk.reliability.idempotency import POLL, Work, once
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import VirtualTimeLoop, run_in_virtual_time
@@ -291,6 +291,8 @@ class OnceWithManyCallers(InVirtualTime):
         deadline = None if patience is None else Deadline(self.now + patience, patience * 1000)
         holder = self.settled[0] if self.settled else (self.running[0][0] if self.running else None)
         task = self.task(once(self.managers[manager], work, deadline))
+        if self.settled is not None or holder not in (None, request):
+            self.wait(asyncio.sleep(2 * POLL))  # It may have joined one who only looks at the store now and then.
         if holder not in (None, request):
             assert isinstance(task.exception(), ConflictError)
         elif self.settled is not None:

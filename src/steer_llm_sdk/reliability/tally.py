@@ -1,6 +1,6 @@
 """What a closed circuit counts: failures in a row, and shares of the calls over a window of time.
 
-It is counted in place and in buckets, so that a record costs the same whatever the window holds. Times are seconds on
+It is counted in place and in slices, so that a record costs the same whatever the window holds. Times are seconds on
 one clock; a time before the newest one counts as the newest.
 """
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SPANS = 16
 """A threshold up to this is counted exactly in time; above, the failures of a 16th of the window go together."""
 
-BUCKETS = 10
-"""The window of a rate in buckets; the oldest goes as a whole, so that nine tenths of the window or more are seen."""
+SLICES = 10
+"""The window of a rate in slices; the oldest goes as a whole, so that nine tenths of the window or more are seen."""
 
 
 class Trip(NamedTuple):
@@ -102,25 +102,25 @@ class Counts:
 
 @dataclass(slots=True)
 class Rates:
-    """Calls, and the failed and slow ones among them: of all, of each part, and of each part in a ring of buckets.
+    """Calls, and the failed and slow ones among them: of all, of each part, and of each part in a ring of slices.
 
-    `newest` is the number of the newest bucket since time 0, and tells which buckets of the ring are out of date.
+    `newest` is the number of the newest slice since time 0, and tells which slices of the ring are out of date.
     """
 
     newest: int = -1
     whole: Counts = field(default_factory=Counts)
     parts: dict[str, Counts] = field(default_factory=dict)
-    ring: list[dict[str, Counts]] = field(default_factory=lambda: [{} for _ in range(BUCKETS)])
+    ring: list[dict[str, Counts]] = field(default_factory=lambda: [{} for _ in range(SLICES)])
 
     def add(self, part: str, now: float, window: float, failed: bool, slow: bool) -> Counts:
         """The counts of the part with this call."""
-        number = int(now * BUCKETS / window)
+        number = int(now * SLICES / window)
         if number > self.newest:
             self._turn(number)
-        bucket = self.ring[self.newest % BUCKETS]
-        recent, own, whole = bucket.get(part), self.parts.get(part), self.whole
+        counted = self.ring[self.newest % SLICES]
+        recent, own, whole = counted.get(part), self.parts.get(part), self.whole
         if recent is None:
-            recent = bucket[part] = Counts()
+            recent = counted[part] = Counts()
         if own is None:
             own = self.parts[part] = Counts()
         recent.calls += 1
@@ -137,24 +137,24 @@ class Rates:
         return own
 
     def _turn(self, number: int) -> None:
-        """Make bucket `number` the newest, and drop what is then out of date."""
-        for turned in range(max(self.newest + 1, number - BUCKETS + 1), number + 1):
-            bucket = self.ring[turned % BUCKETS]
-            for part, counts in bucket.items():
+        """Make slice `number` the newest, and drop what is then out of date."""
+        for turned in range(max(self.newest + 1, number - SLICES + 1), number + 1):
+            counted = self.ring[turned % SLICES]
+            for part, counts in counted.items():
                 self.whole.take_out(counts)
                 self.parts[part].take_out(counts)
                 if not self.parts[part].calls:
                     del self.parts[part]
-            bucket.clear()
+            counted.clear()
         self.newest = number
 
     def forget(self, part: str) -> None:
         self.whole.take_out(self.parts.pop(part, Counts()))
-        for bucket in self.ring:
-            bucket.pop(part, None)
+        for counted in self.ring:
+            counted.pop(part, None)
 
     def copy(self) -> Rates:
-        ring = [{part: counts.copy() for part, counts in bucket.items()} for bucket in self.ring]
+        ring = [{part: counts.copy() for part, counts in counted.items()} for counted in self.ring]
         parts = {part: counts.copy() for part, counts in self.parts.items()}
         return Rates(self.newest, self.whole.copy(), parts, ring)
 

@@ -21,7 +21,7 @@ from steer_llm_sdk.reliability.circuit import (
     Refusal,
 )
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
-from steer_llm_sdk.reliability.tally import BUCKETS, SPANS, Rates, Tally
+from steer_llm_sdk.reliability.tally import SLICES, SPANS, Rates, Tally
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 OK, FAIL, NEUTRAL = Outcome.SUCCESS, Outcome.FAILURE, Outcome.NEUTRAL
@@ -550,9 +550,9 @@ def test_calls_older_than_the_window_count_for_no_share() -> None:
         assert play.state() is state
 
 
-def test_the_window_slides_call_by_bucket() -> None:
+def test_the_window_slides_call_by_slice() -> None:
     play = Play(RATE.model_copy(update={"minimum_throughput": 1, "failure_rate_threshold": 0.9}))
-    for second in range(0, 60, 6):  # ten successes, one in each bucket
+    for second in range(0, 60, 6):  # ten successes, one in each slice
         play.now = second
         play.call(OK)
     for n in range(1, 9):  # each failure takes the place of the oldest success
@@ -1070,9 +1070,9 @@ def test_what_is_kept_does_not_grow_with_what_is_counted() -> None:
         tally.failed("a", n / 100, cfg, False, 0.0)
     assert tally.streak.total > 5000
     assert len(tally.streak.spans) <= SPANS + 1
-    assert rates_kept(tally) <= BUCKETS
+    assert rates_kept(tally) <= SLICES
 
 
 def rates_kept(tally: Tally) -> int:
     assert tally.rates is not None
-    return sum(len(bucket) for bucket in tally.rates.ring)
+    return sum(len(counted) for counted in tally.rates.ring)
