@@ -51,9 +51,9 @@ DEFECTS = (
     Planted(
         "a stale result closes the circuit",
         CIRCUIT,
-        "            lane = whole.reported(permit, part, outcome, now, cfg, asked)\n",
-        "            permit = replace(permit, serial=whole.probes[0][0] if whole.probes else permit.serial)\n"
-        "            lane = whole.reported(permit, part, outcome, now, cfg, asked)\n",
+        "        lane = whole.reported(permit, part, outcome, now, cfg, asked)\n",
+        "        permit = replace(permit, serial=whole.probes[0][0] if whole.probes else permit.serial)\n"
+        "        lane = whole.reported(permit, part, outcome, now, cfg, asked)\n",
     ),
     Planted(
         "an answer from an earlier closed time counts",
