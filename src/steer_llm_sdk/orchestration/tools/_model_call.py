@@ -237,15 +237,18 @@ class _Asking:
         if won is None:
             raise self._error()
         _, answer = won
-        for other, life in lives.items():
+        self._settle_the_losers(lives, answer, after)
+        return replace(answer, failures=self._failures, silent=self._silent)
+
+    def _settle_the_losers(self, lives: Mapping[int, Life], answer: ModelAnswer, after: float) -> None:
+        """Of one that was stopped nobody knows what it has used. One that was silent to its end has failed."""
+        for number, life in lives.items():
             if life.lost and life.sent_at is not None:
-                # What one that was stopped has used, nobody knows.
                 self._account.unpriced = True
             if life.blamed:
-                route = self._routes[other]
+                route = self._routes[number]
                 says = f"no byte for {after:g} s (silence_timeout); {answer.model} answered"
                 self._failures[_name(route, self._routes)] = ProviderTimeout(says, route.adapter.target)
-        return replace(answer, failures=self._failures, silent=self._silent)
 
     async def _one(self, number: int) -> ModelAnswer:
         question = _for_route(self._question, number)
