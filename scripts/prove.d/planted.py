@@ -212,8 +212,8 @@ DEFECTS = (
     Planted(
         "a hedge comes though the quantile is among the slow ones",
         "reliability/hedging.py",
-        "return delay if delay <= self.slow_factor * latencies.quantile(0.5) else None",
-        "return delay",
+        "return delay if delay <= self.slow_factor * median and not busy else None",
+        "return None if busy else delay",
     ),
     Planted(
         "hedges are not bounded by all attempts",

@@ -296,7 +296,6 @@ class OnceWithManyCallers(InVirtualTime):
         if holder not in (None, request):
             assert isinstance(task.exception(), ConflictError)
         elif self.settled is not None:
-            self.wait(asyncio.sleep(0.2))  # It may have joined those of its manager who look at the key now and then.
             assert task.result() == self.settled[1]
         return task
 

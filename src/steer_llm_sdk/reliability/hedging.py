@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 KEPT = 256
 """So many recent latencies of one part of a provider are known."""
 STEP = 16
+"""The lowest median is looked for once in so many latencies, the first time after as many."""
 FORGET = 1.02 ** (STEP / KEPT)
 """A provider that has become slower for good is as before when some thousand calls have passed, if by a tenth."""
 _MINUTE = 60.0
