@@ -85,6 +85,8 @@ class Places:
 class Watched(ScriptedTool):
     """Has a price, tells on the way, and keeps the accounts of the runs that asked it."""
 
+    tells = True
+
     def __init__(self, name: str, *steps: Any, **kwargs: Any) -> None:
         super().__init__(name, *steps, **kwargs)
         self.ledgers: list[Ledger] = []
@@ -96,9 +98,15 @@ class Watched(ScriptedTool):
         scope = current_scope()
         if scope is not None and scope.run.ledger is not None:
             self.ledgers.append(scope.run.ledger)
-        if event_manager is not None:
+        if event_manager is not None and self.tells:
             await event_manager.emit_delta(StreamDeltaEvent("on the way"))
         return await super().execute(request, options, event_manager)
+
+
+class Mute(Watched):
+    """Gives no sign of life before it answers."""
+
+    tells = False
 
 
 class Fan(Watched):
@@ -217,9 +225,9 @@ def test_two_at_once_that_are_cancelled_at_any_await_leave_nothing_behind(name: 
     """The first is silent; beside it the second is hedged, and answers."""
 
     async def attempt(place: int | None) -> int:
-        first = Watched("first", OK("slow", after=9), provider="p")
+        first = Mute("first", OK("slow", after=9), provider="p")
         slow = [OK("slow", usage={"total_tokens": 3}, after=9), OK("x", usage={"total_tokens": 3}, after=0.5)]
-        second = Watched("second", *[OK("x", after=1)] * 3, *slow, provider="q")
+        second = Mute("second", *[OK("x", after=1)] * 3, *slow, provider="q")
         fields = {"silence_timeout": 2.0, "hedging": HedgingPolicy(min_samples=3, max_ratio=1.0)}
         scene = Scene(first, second, options={**OPTIONS[name], "per_agent_timeout_ms": 20_000}, **fields)
         for _ in range(3):
@@ -232,7 +240,7 @@ def test_two_at_once_that_are_cancelled_at_any_await_leave_nothing_behind(name: 
         for stats in scene.runner.breakers.values():
             assert stats["state"] == "closed"
             assert stats["failures"] <= 1, "only that of the silent one, where the other answered"
-        assert len(second.calls) - 3 in range(3)
+        assert len(second.calls) - 3 in (range(3) if task.cancelled() else {2})
         return places.seen
 
     _at_every_place(attempt, least=8)
