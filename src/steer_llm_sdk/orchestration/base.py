@@ -1,6 +1,7 @@
 """The flow of one request, and the order of everything that happens to it:
 
-    Deadline(Replay(Plan(Fallback(  Retry(Breaker(Reserve(Record(AttemptTimeout(call)))))  ))))
+    Deadline(Replay(Plan(Fallback(
+        Retry(Hedge(RateLimiter(Breaker(Reserve(AttemptLimit(record(Classify(AttemptTimeout(call))))))))) ))))
 
 The first four stand round the run and are here, in `_in_time` and `_work`. The others stand round each call that a
 tool makes to the outside; their list is in `orchestration/reliability.py`. Orchestrators differ in how they plan and in
