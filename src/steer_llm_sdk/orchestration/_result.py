@@ -115,13 +115,14 @@ def as_json(value: Any) -> tuple[Any, str | None]:
         return _forced(value, _MAX_DEPTH), f"not all of it was JSON: {error}"
 
 
-def _forced(value: Any, depth: int) -> Any:
-    if depth == 0:
+def _forced(value: Any, depth: int, around: tuple[int, ...] = ()) -> Any:
+    """`around` are the identities of what it is in: a node and its parent that hold each other would have no end."""
+    if depth == 0 or id(value) in around:
         return "(nested too deep)"
     if isinstance(value, Mapping):
-        return _forced_object(value, depth - 1)
+        return _forced_object(value, depth - 1, (*around, id(value)))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_forced(item, depth - 1) for item in value]
+        return [_forced(item, depth - 1, (*around, id(value))) for item in value]
     if isinstance(value, str):
         return _text(value)
     if value is None or isinstance(value, (bool, int)):
@@ -131,13 +132,13 @@ def _forced(value: Any, depth: int) -> Any:
     return _text(_said(value))
 
 
-def _forced_object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+def _forced_object(value: Mapping[Any, Any], depth: int, around: tuple[int, ...]) -> dict[str, Any]:
     forced: dict[str, Any] = {}
     for key, item in value.items():
         name = _text(_said(key) if not isinstance(key, str) else key)
         while name in forced:  # The keys 1 and "1" are two things, and both were paid for.
             name += "'"
-        forced[name] = _forced(item, depth)
+        forced[name] = _forced(item, depth, around)
     return forced
 
 

@@ -62,3 +62,50 @@ def test_what_contains_itself_is_copied_as_far_as_it_goes() -> None:
     copy = copied(own)
     assert copy is not own
     assert copy[0] is not own
+
+
+def test_a_tree_whose_nodes_know_their_parents_is_copied_and_has_an_end() -> None:
+    root: dict[str, Any] = {"children": []}
+    root["children"] = [{"parent": root, "children": []} for _ in range(3)]
+    copy = copied({"tree": root})["tree"]
+    assert copy is not root
+    assert [child["parent"] for child in copy["children"]] == [copy] * 3
+    assert not any(ours is theirs for ours, theirs in zip(copy["children"], root["children"], strict=True))
+
+
+def test_what_is_deep_is_copied_as_what_is_not() -> None:
+    deep: Any = OrderedDict(a=[Words([(1, [2])])])
+    for _ in range(30):
+        deep = [deep, {"x": deep}]
+    copy = copied(deep)
+    assert type(copy) is list
+    for _ in range(30):
+        copy, deep = copy[0], deep[0]
+    assert copy == deep
+    assert [type(copy), type(copy["a"][0])] == [OrderedDict, Words]
+    assert not set(containers(copy)) & set(containers(deep))
+
+
+class Unwritable(dict[str, Any]):
+    """As a web framework hands out a form."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("it is immutable")
+
+
+class OfItself(Unwritable):
+    def __copy__(self) -> OfItself:
+        return self
+
+
+@pytest.mark.parametrize("kind", [Unwritable, OfItself])
+@pytest.mark.parametrize("depth", [0, 20])
+def test_a_mapping_that_nobody_can_write_is_kept(kind: type[Unwritable], depth: int) -> None:
+    form = kind(a=[1])
+    value: Any = form
+    for _ in range(depth):
+        value = [value]
+    copy = copied(value)
+    for _ in range(depth):
+        copy = copy[0]
+    assert copy is form

@@ -75,3 +75,9 @@ def test_an_error_is_described_in_json_whatever_it_carries(message: str, code: A
     to_json(info, inf_nan_mode="strings")
     assert info["type"] == "ProviderError"
     assert info["message"]
+
+
+def test_what_holds_itself_more_than_once_has_an_end() -> None:
+    own: list[Any] = []
+    own += [own, {"again": own}]
+    assert as_json(own)[0] == ["(nested too deep)", {"again": "(nested too deep)"}]
