@@ -10,6 +10,7 @@ import pytest
 
 from contract.kit import Fixed, Model, bundle, plain, registry, reliable
 from steer_llm_sdk import EventManager
+from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import OrchestrationConfig, PlanningRule, ReliableOrchestrator, RuleBasedPlanner
 from steer_llm_sdk.orchestration.planning import RuleAction
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
@@ -150,6 +151,37 @@ async def test_what_a_tool_returned_is_not_shared_with_the_output(orchestrator: 
         "usage": {"total_tokens": 1, "d": {"x": 1}},
         "metadata": {"own": {"y": 1}},
     }
+
+
+@BOTH
+async def test_no_two_parts_of_an_output_are_one_object(orchestrator: Any) -> None:
+    usage = {"total_tokens": 3, "details": {"cached": 1}}
+    output = await orchestrator(ScriptedTool("t", OK("x", usage=usage))).run("q", "t")
+    _wreck(output.usage)
+    assert output.per_agent["t"]["usage"] == usage
+    refused = await orchestrator(ScriptedTool("t", err(400))).run("q", "t")
+    _wreck(refused.content)
+    assert refused.errors is not None
+    assert refused.errors["t"]["code"] == "validation"
+    both = await reliable(ScriptedTool("t", err(400)), ScriptedTool("u", err(400))).run("q")
+    _wreck(both.content)
+    assert both.errors is not None
+    assert [info["code"] for info in both.errors.values()] == ["validation"] * 2
+
+
+@BOTH
+async def test_what_a_tool_estimates_from_is_not_the_callers_object(orchestrator: Any) -> None:
+    class Estimates(Vandal):
+        def worst_case(self, request: Any, options: Any) -> Amount:
+            _wreck(request)
+            _wreck(options)
+            return Amount(1)
+
+    request, tool_options = given(), {"limits": {"fields": [1]}}
+    output = await orchestrator(Estimates("t")).run(request, "t", tool_options, {"budget": {"tokens": 10}})
+    assert output.status == "succeeded"
+    assert request == given()
+    assert tool_options == {"limits": {"fields": [1]}}
 
 
 @BOTH

@@ -46,7 +46,7 @@ def answered(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orches
         "metadata": _metadata(run, plan, answer, result.metadata),
     }
     if usage:
-        output["usage"] = {**usage}
+        output["usage"] = copied(usage)
     if cost is not None:
         output["cost_usd"] = cost
         output["cost_breakdown"] = _costs(tools)
@@ -94,10 +94,10 @@ def _described(failures: Mapping[str, Exception]) -> dict[str, dict[str, Any]]:
 
 
 def _one_error(failures: Mapping[str, Exception], errors: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    infos = list(errors.values())
+    infos = [{**info} for info in errors.values()]
     if len(infos) == 1:
         return infos[0]
-    return {**describe_error(AllToolsFailed(failures)), "failures": dict(errors)}
+    return {**describe_error(AllToolsFailed(failures)), "failures": dict(zip(errors, infos, strict=True))}
 
 
 _Account: TypeAlias = tuple[dict[str, Any], dict[str, Any], float | None]

@@ -264,7 +264,7 @@ class _PlainCall(Call):
 
     @property
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.
-        return self.step.tool.worst_case(self.run.request, self.step.options(self.run))
+        return self.step.tool.worst_case(copied(self.run.request), self.step.options(self.run))
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         run, step = self.run, self.step
