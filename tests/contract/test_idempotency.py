@@ -10,7 +10,7 @@ import pytest
 
 from contract.kit import Fixed, bundle, calls, failed, now, plain, registry, reliable, tasks
 from steer_llm_sdk.orchestration import BudgetExceeded, ConflictError, ReliableOrchestrator
-from steer_llm_sdk.reliability import CircuitBreakerConfig, IdempotencyManager, idempotency
+from steer_llm_sdk.reliability import CircuitBreakerConfig, IdempotencyManager, RateLimit, idempotency
 from steer_llm_sdk.testing import (
     HANG,
     OK,
@@ -183,6 +183,21 @@ async def test_a_leader_that_leaves_leaves_the_work_to_the_next_without_a_second
     outputs = await asyncio.gather(*followers, return_exceptions=True)
     assert [getattr(output, "content", type(output)) for output in outputs] == [asyncio.CancelledError, "x", "x"]
     assert (len(tool.calls), tool.cancelled, now()) == (1, 0, 5)
+
+
+async def test_a_leader_with_little_time_does_not_end_the_waiting_of_one_with_more() -> None:
+    tool = ScriptedTool("t", OK("first", after=5), OK("second"), provider="p")
+    runner = reliable(tool, rate_limits={"p": RateLimit(max_concurrent=1)})
+    ahead = asyncio.ensure_future(runner.run("other", "t"))
+    await asyncio.sleep(0.1)
+    leader = asyncio.ensure_future(runner.run("q", "t", None, keyed(timeout_ms=1000)))
+    await asyncio.sleep(0.1)
+    output = await runner.run("q", "t", None, keyed(timeout_ms=60_000))
+    assert (output.content, now()) == ("second", 5)
+    assert (await ahead).content == "first"
+    with pytest.raises(BudgetExceeded):
+        await leader
+    assert len(tool.calls) == 2
 
 
 @BOTH

@@ -40,6 +40,9 @@ LONGEST_BLOCK = 86_400.0
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes; for the two steps of every call."""
 
+_MOST_TOKENS = 10**12
+"""More are no count of anything: a bucket that owed them would be closed for ever."""
+
 _EARLY = 1e-9
 """Seconds by which a timer may fire before its time: the resolution of the clock."""
 
@@ -367,15 +370,18 @@ class _Gate:
 
     def queue(self, call: Call, tokens: float, now: float) -> tuple[_Place, float]:
         """A place, and when its turn comes as far as is known. Raises QueueFull or WaitTooLong."""
-        latest = now + self._limit.max_wait
-        if call.deadline is not None:
-            latest = min(latest, call.deadline.at)
+        latest, deadline = now + self._limit.max_wait, call.deadline
+        if deadline is not None and deadline.firm:
+            latest = min(latest, deadline.at)
         with self._lock:
             state, answer = enqueue(self.state, call.tenant, tokens, latest, now, self._limit)
             if isinstance(answer, Refusal):
                 if answer.full:
                     raise QueueFull(self._target, self._limit.max_queue, answer.retry_after)
                 raise WaitTooLong(self._target, answer.retry_after)
+            # One that may yet move ends no waiting: who joins with more time would be refused by that of another.
+            if deadline is not None and answer.due > deadline.at:
+                raise WaitTooLong(self._target, answer.due - now)
             place = _Place(answer.waiter, call, asyncio.get_running_loop().create_future())
             self._places[answer.waiter.serial] = place
             self._move(state, now)
@@ -484,6 +490,11 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _counted(tokens: float, otherwise: float) -> float:
+    """What a tool estimated or a provider counted, where it is a count."""
+    return tokens if 0 <= tokens <= _MOST_TOKENS else otherwise
+
+
 class RateLimits:
     """The accounts of one orchestrator. `limit_for` a target is what is configured, None: it goes unlimited.
 
@@ -523,7 +534,7 @@ class RateLimiter:
         if gate is None:
             return await next(call)
         clock = asyncio.get_running_loop().time
-        tokens = 0 if gate.state.tokens is None else call.worst_case.tokens
+        tokens = 0 if gate.state.tokens is None else _counted(call.worst_case.tokens, 0)
         if not gate.enter(tokens, clock()):
             await self._wait(gate, call, tokens, clock)
         attempts, used, told = call.attempts, tokens, None
@@ -531,13 +542,13 @@ class RateLimiter:
             result = await next(call)
             if gate.state.tokens is not None:
                 # An answer of no tokens is one whose usage nobody counted.
-                used = call.spent(result).tokens or tokens
+                used = _counted(call.spent(result).tokens, 0) or tokens
             if self._learn:
                 told = call.told(result)
             return result
         except BaseException as error:
             if gate.state.tokens is not None:
-                used = charge_of_failure(error, call.worst_case).tokens
+                used = _counted(charge_of_failure(error, call.worst_case).tokens, tokens)
             if isinstance(error, Exception):
                 told = self._heed(gate, call, error, clock())
             raise

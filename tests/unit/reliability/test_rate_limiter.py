@@ -141,6 +141,15 @@ async def test_a_call_that_fails_is_charged_what_it_is_known_or_may_have_used(er
     assert late.sent_at == pytest.approx(wait)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 10**400, -(10**400), 1e308])
+async def test_what_is_no_count_costs_no_answer_and_leaves_the_limit_in_force(odd: Any) -> None:
+    call = limited(RateLimit(tokens_per_minute=60, max_concurrent=1))
+    assert await call(Call(worst_case=Amount(30), used=odd)) == "answer"
+    assert await call(Call(worst_case=Amount(odd))) == "answer"
+    assert await call(Call(worst_case=Amount(60))) == "answer"
+    assert now() == 30
+
+
 async def test_no_more_than_max_concurrent_run_at_once_and_an_error_frees_the_place() -> None:
     go = limited(RateLimit(max_concurrent=2))
     calls = [Call(ValueError(), 1.0), Call(takes=2.0), Call(takes=2.0), Call(takes=1.0)]
@@ -214,6 +223,19 @@ async def test_who_waits_for_a_place_is_refused_when_his_time_is_up() -> None:
         await go(Call())
     assert (now(), caught.value.retry_after) == (5, None)
     await first
+
+
+async def test_a_deadline_that_may_yet_move_ends_no_waiting() -> None:
+    call = limited(ALONE)
+    shared = Deadline(1.0, 1000, firm=False)
+    assert await ends(call(Call(takes=5)), call(Call(deadline=shared))) == ["answer", "answer"]
+    assert now() == 5
+    slow = limited(PER_SECOND)
+    await slow(Call())
+    for _ in range(59):
+        await slow(Call())
+    assert await ends(slow(Call(deadline=Deadline(now() + 0.5, 500, firm=False)))) == [WaitTooLong]
+    assert await ends(slow(Call())) == ["answer"]
 
 
 async def test_more_than_max_queue_do_not_wait() -> None:
