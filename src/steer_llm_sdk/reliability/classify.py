@@ -97,10 +97,10 @@ class Classify:
         except Exception:
             _log.warning("the error classifier failed on a %s", type(error).__name__, exc_info=True)
             return
-        if isinstance(means, ErrorClassification):
-            object.__setattr__(error, _NOTED, means)
+        if isinstance(means, ErrorClassification) and isinstance(means.category, ErrorCategory):
+            object.__setattr__(error, _NOTED, means._replace(retry_after=valid_delay(means.retry_after)))
         else:
-            _log.warning("the error classifier returned %r; it must return an ErrorClassification", means)
+            _log.warning("the error classifier returned %r; it must be an ErrorClassification of a category", means)
 
 
 _NOTED = "__steer_means__"
@@ -217,7 +217,10 @@ def classify(error: BaseException) -> ErrorClassification:
 
     An exception that says nothing itself means what the one it was raised `from` means.
     """
-    return _classified(error, _MOST_CAUSES)
+    try:
+        return _classified(error, _MOST_CAUSES)
+    except RecursionError:  # Groups within groups, or a tool's error that is its own.
+        return ErrorClassification(ErrorCategory.UNKNOWN, False)
 
 
 _MOST_CAUSES = 5
@@ -231,7 +234,8 @@ def _classified(error: BaseException, causes: int) -> ErrorClassification:
     cause = error.__cause__
     silent = means.category is ErrorCategory.UNKNOWN and means.status_code is None and not means.refused
     ours = isinstance(error, (OrchestratorError, asyncio.CancelledError, BaseExceptionGroup))
-    if not (silent and cause is not None and causes) or ours:
+    # A refusal is how it ended, and not what went wrong.
+    if not (silent and cause is not None and causes) or ours or isinstance(cause, Rejected):
         return means
     from_cause = _classified(cause, causes - 1)
     if means.declared is not None:

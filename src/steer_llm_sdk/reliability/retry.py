@@ -186,7 +186,7 @@ class Retry:
                 # After a failure, the failure is the news; that the next attempt was refused is how it ended.
                 if failed is None:
                     raise
-                raise failed from refusal
+                raise failed from (failed.__cause__ or refusal)
             except Exception as error:
                 if failed is None and self._budget is not None and call.ended is not None:
                     self._budget.first(call.target, call.ended)

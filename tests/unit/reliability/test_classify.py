@@ -325,6 +325,22 @@ def test_a_refusal_blames_nobody() -> None:
     assert classify(CircuitOpen("p", 3.0)).retry_after == 3
 
 
+def test_a_failure_does_not_mean_what_refused_the_attempt_after_it() -> None:
+    failure = Exception("of a kind that nobody knows")
+    failure.__cause__ = CircuitOpen("p", 3.0)
+    assert classify(failure) == classify(Exception())
+
+
+def test_what_has_no_end_is_unknown() -> None:
+    group: Exception = OSError()
+    error = ToolExecutionError("t", OSError())
+    for _ in range(5000):
+        group = ExceptionGroup("more", [group])
+    error.original_error = error
+    for endless in (group, error):
+        assert classify(endless).category is C.UNKNOWN
+
+
 # ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

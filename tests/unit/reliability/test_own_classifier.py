@@ -72,6 +72,29 @@ async def test_where_it_fails_or_answers_nonsense_the_library_s_own_answer_holds
     assert "error classifier" in caplog.text
 
 
+@pytest.mark.parametrize("category", ["server_error", "nonsense", None])
+async def test_what_is_of_no_category_is_no_answer(category: Any, caplog: pytest.LogCaptureFixture) -> None:
+    output, tool, _ = await ran(err(Busy("down")), classifier=Fixed(ErrorClassification(category, True)))
+    assert (output.content["error"]["type"], output.content["error"]["code"]) == ("Busy", "unknown")
+    assert len(tool.calls) == 1
+    assert "must be an ErrorClassification" in caplog.text
+
+
+@pytest.mark.parametrize("delay", ["5", float("nan"), float("inf"), -5, True])
+async def test_a_delay_that_is_none_is_not_waited_for(delay: Any) -> None:
+    means = ErrorClassification(ErrorCategory.SERVER_ERROR, True, delay)
+    output, tool, _ = await ran(err(Busy()), OK("yes"), classifier=Fixed(means))
+    assert (output.content, len(tool.calls)) == ("yes", 2)
+
+
+class Fixed(ErrorClassifier):
+    def __init__(self, means: ErrorClassification) -> None:
+        self._means = means
+
+    def classify(self, error: BaseException) -> ErrorClassification:
+        return self._means
+
+
 async def test_what_is_wrapped_afterwards_still_means_what_it_said() -> None:
     error = Busy()
     await ran(err(error), classifier=Mine())

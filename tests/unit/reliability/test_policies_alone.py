@@ -131,6 +131,14 @@ async def test_retry_lets_a_refusal_through_at_once_and_after_a_failure_raises_t
     assert caught.value.__cause__ is refusal
 
 
+async def test_a_refusal_does_not_take_the_place_of_what_a_failure_came_from() -> None:
+    failure, cause = down(), OSError("reset")
+    failure.__cause__ = cause
+    with pytest.raises(ProviderError) as caught:
+        await retry()(Call([failure, CircuitOpen("p")]), make)
+    assert caught.value.__cause__ is cause
+
+
 @pytest.mark.parametrize(
     ("sent", "answers", "admitted"),
     [(3, 1, True), (4, 1, False), (4, 2, False), (4, 3, True), (5, 3, True), (6, 3, False)],
