@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from types import MappingProxyType
 from typing import Any
 
@@ -544,6 +545,39 @@ async def test_changing_a_decision_about_a_view_changes_no_later_one() -> None:
     again = await planner.plan({}, view)
     assert again.tool_options == {"list": [1]}
     assert again.metadata == {"matched_rule": "r", "selection_method": "rule"}
+
+
+ONE_GUARD_OR_TWO = pytest.mark.parametrize(
+    "more", [[], [PlanningRule("other", 0, [RuleCondition("lang", "equals", "de")], RuleAction("b"))]]
+)
+
+
+@ONE_GUARD_OR_TWO
+async def test_long_texts_are_not_kept_for_the_next_time(more: list[PlanningRule]) -> None:
+    planner = RuleBasedPlanner([create_type_based_rule("x", "a"), *more])
+    some = MappingProxyType(tools(a="", b=""))
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            await planner.plan({"type": f"{number}" * 100_000}, some)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
+
+
+@ONE_GUARD_OR_TWO
+async def test_a_value_that_cannot_be_hashed_or_compared_is_no_error(more: list[PlanningRule]) -> None:
+    class Odd:
+        def __hash__(self) -> int:
+            raise RuntimeError("no hash")
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("no comparison")
+
+    planner = RuleBasedPlanner([create_type_based_rule("x", "a"), *more])
+    decision = await planner.plan({"type": Odd()}, tools(a="", b=""))
+    assert decision.metadata["selection_method"] == "default"
 
 
 async def test_a_decision_is_not_remembered_beyond_its_tool() -> None:

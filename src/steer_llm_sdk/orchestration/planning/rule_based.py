@@ -41,6 +41,9 @@ MAX_DEFAULT_FALLBACKS = 10
 MAX_REMEMBERED = 1000
 """Combinations of guarded values whose candidates are kept."""
 
+LONGEST_REMEMBERED = 200
+"""Characters. Who sends longer texts, each time others, is not to fill the memory with them."""
+
 DEFAULT_CONFIDENCE = 0.5
 
 _REASON_LENGTH = 200
@@ -131,11 +134,11 @@ class RuleBasedPlanner(Planner):
         given: Any = asked.get(guards[0]) if len(guards) == 1 else tuple([asked.get(key) for key in guards])
         try:
             found = self._guarded.get(given)
-        except TypeError:  # not hashable
+        except Exception:  # It cannot be hashed, or not be compared.
             return self._rules
         if found is None:
             values = (given,) if len(guards) == 1 else given
-            if not all(type(value) is str or value is None for value in values):
+            if not all(value is None or (type(value) is str and len(value) <= LONGEST_REMEMBERED) for value in values):
                 return self._rules
             if len(self._guarded) >= MAX_REMEMBERED:
                 self._guarded.clear()
