@@ -139,7 +139,7 @@ class Stage:
             self._show(voice)
         elif shown is voice:
             self._sheet.write(event, voice)
-        elif voice.speaking and (shown is None or shown.failed or not shown.said):
+        elif voice.speaking and (shown is None or shown.failed or shown.mute):
             self._show(voice)
 
     def rewritten(self, voice: Voice) -> None:
@@ -178,6 +178,11 @@ class Voice:
     @property
     def said(self) -> list[StreamDeltaEvent]:
         return [event for _, event in self._pieces]
+
+    @property
+    def mute(self) -> bool:
+        """It has said nothing; asked for each piece of those who are not shown."""
+        return not self._pieces
 
     @property
     def cancelled(self) -> bool:
