@@ -23,7 +23,7 @@ from steer_llm_sdk.orchestration import (
     Tool,
     ToolRegistry,
 )
-from steer_llm_sdk.reliability import IdempotencyManager, circuit_breaker
+from steer_llm_sdk.reliability import HedgingPolicy, IdempotencyManager, circuit_breaker
 from steer_llm_sdk.reliability.circuit_breaker import (
     Circuit,
     CircuitBreaker,
@@ -102,14 +102,22 @@ async def test_no_fallback_begins_when_the_time_is_up() -> None:
     assert other.calls == []
 
 
-@pytest.mark.parametrize("options", [{}, {"timeout_ms": 1000}])
-async def test_a_tool_that_exits_has_failed(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"timeout_ms": 1000}, {"per_agent_timeout_ms": 1000}, {"idempotency_key": "k"}]
+)
+@pytest.mark.parametrize("config", [{}, {"hedging": HedgingPolicy(min_samples=2)}])
+async def test_a_tool_that_exits_has_failed_and_the_loop_goes_on(options: Any, config: Any) -> None:
     async def leave(request: Any, options: Any) -> Any:
-        sys.exit(3)
+        await asyncio.sleep(0.1)
+        if request == {"query": "leave"}:
+            sys.exit(3)
 
-    output = await runner(Made(leave)).run("q", "made", options=options)
-    assert output.status == "failed"
+    orchestrator = runner(Made(leave), reliability_config=ReliabilityConfig(**config))
+    for _ in range(3):
+        await orchestrator.run("stay", "made")
+    output = await orchestrator.run("leave", "made", options=options)
     assert output.content["error"]["type"] == "ToolExecutionError"
+    assert [attempt["outcome"] for attempt in output.attempts] == ["failed"]
 
 
 class Stuck(IdempotencyManager):

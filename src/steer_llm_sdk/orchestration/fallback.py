@@ -214,8 +214,7 @@ async def _ask(run: Run, step: ToolCall, life: Life | None) -> ToolResult:
         result: ToolResult = await (_composed(run, step, life) if tool.composite else run.attempt(call))
         return result
     except BaseException as error:
-        failure = _failure(run, tool, error)
-        raise failure from failure.__cause__
+        raise _failure(run, tool, error)  # noqa: B904 - it has the cause that it should have
     finally:
         current.reset(token)
 
@@ -223,17 +222,20 @@ async def _ask(run: Run, step: ToolCall, life: Life | None) -> ToolResult:
 def _failure(run: Run, tool: Tool, error: BaseException) -> Exception:
     """What a tool failed with. A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an
     exit that the tool came up with by itself is a failure of the tool."""
-    if not isinstance(error, (Exception, asyncio.CancelledError, SystemExit)):
-        raise error
-    if not isinstance(error, SystemExit) and run.asked_to_stop():
-        if isinstance(error, asyncio.CancelledError):
+    try:
+        if not isinstance(error, (Exception, asyncio.CancelledError, SystemExit)):
             raise error
-        raise asyncio.CancelledError from error
-    if isinstance(error, Exception):
-        return error
-    failure = ToolExecutionError(tool.name, error)
-    failure.__cause__ = error
-    return failure
+        if not isinstance(error, SystemExit) and run.asked_to_stop():
+            if isinstance(error, asyncio.CancelledError):
+                raise error
+            raise asyncio.CancelledError from error
+        if isinstance(error, Exception):
+            return error
+        failure = ToolExecutionError(tool.name, error)
+        failure.__cause__ = error
+        return failure
+    finally:
+        del error  # What is raised here holds this frame by its traceback.
 
 
 def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResult]:

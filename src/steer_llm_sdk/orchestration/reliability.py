@@ -192,7 +192,7 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
         if watch is not None and watch.life.was_lost:  # It is charged what Reserve charges.
             spent = _estimated(call.worst_case)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if run.asked_to_stop():  # The tool made an error of its cancellation; nothing may follow it.
             line["outcome"] = "cancelled"
             raise asyncio.CancelledError from error

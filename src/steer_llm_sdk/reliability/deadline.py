@@ -57,6 +57,14 @@ class Late(Exception):
         self.result = result
 
 
+class Exited(Exception):
+    """Work in a task of its own called exit(). Raised as it is, that would end the event loop and every other run."""
+
+    def __init__(self, exit: SystemExit) -> None:
+        super().__init__(f"the work called exit({exit.code!r})")
+        self.exit = exit
+
+
 async def until(
     at: float, work: Coroutine[Any, Any, R], left_behind: Callable[[asyncio.Task[Any]], None] | None = None
 ) -> R:
@@ -79,7 +87,12 @@ async def until(
     finally:
         timer.cancel()
     if task.done():
-        return task.result()
+        try:
+            return task.result()
+        except Exited as exited:
+            raise exited.exit from None
+        finally:
+            del task  # It holds what it raised, and the traceback of that this frame: nobody would free the three.
     await _stopped(task, left_behind)
     finished = task.done() and not task.cancelled() and task.exception() is None
     raise Late(True, task.result()) if finished else Late
@@ -89,6 +102,8 @@ async def announced(work: Coroutine[Any, Any, R], *waiting: asyncio.Future[None]
     """`work`, whose end wakes those who wait for it: a turn of the loop earlier than a callback of its task would."""
     try:
         return await work
+    except SystemExit as exit:
+        raise Exited(exit) from exit
     finally:
         for woken in waiting:
             wake(woken)

@@ -181,20 +181,27 @@ class Retry:
                 result = await next(call)
                 if failed is None and self._budget is not None and call.ended is not None:
                     self._budget.first(call.target, call.ended)
+                failed = None
                 return result
             except Rejected as refusal:
                 # After a failure, the failure is the news; that the next attempt was refused is how it ended.
                 if failed is None:
                     raise
-                raise failed from (failed.__cause__ or refusal)
+                try:
+                    raise failed from (failed.__cause__ or refusal)
+                finally:
+                    failed = None
             except Exception as error:
                 if failed is None and self._budget is not None and call.ended is not None:
                     self._budget.first(call.target, call.ended)
-                failed = error
+                # Its traceback holds this frame. While the frame holds it too, only the garbage collector frees them
+                # and the request with them; so it is kept no longer than until the next attempt has ended.
+                failed = None
                 delay = self._delay(call, classify(error), waited)
                 if delay is None or not self._afford(call, error):
                     raise
                 call.emit("retry_attempt", {**_told(call, error), "delay_ms": round(delay * 1000, 1)})
+                failed = error
             waited += delay
             await asyncio.sleep(delay)
 

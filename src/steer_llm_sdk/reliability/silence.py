@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from steer_llm_sdk.reliability.deadline import stop, wake
+from steer_llm_sdk.reliability.deadline import Exited, stop, wake
 
 R = TypeVar("R")
 
@@ -107,7 +107,7 @@ class Life:
 
     def close(self) -> None:
         """Watch no longer."""
-        self._after = None
+        self._after = self._on_silence = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -144,9 +144,10 @@ class Life:
             self._move(self._quiet)
             return
         self.silent = True
+        on_silence = self._on_silence
         self.close()
-        if self._on_silence is not None:
-            self._on_silence(self)
+        if on_silence is not None:
+            on_silence(self)
 
 
 class Pulse:
@@ -241,9 +242,10 @@ class _Race:
         finally:
             self._uncover()
             if self._running:
-                for _, life in self._running.values():
+                left, self._running = self._running, {}
+                for _, life in left.values():
                     life.close()
-                await stop(*self._running)
+                await stop(*left)
 
     async def _run(self) -> tuple[int, Any] | None:
         self._start()
@@ -256,6 +258,8 @@ class _Race:
                     answer = task.result()
                     self._lose_the_others()
                     return number, answer
+                except Exited as exited:
+                    raise exited.exit from None
                 except Exception as error:
                     if not self._failed(number, error):
                         self._stop_starting()
@@ -292,6 +296,8 @@ class _Race:
     async def _work(self, number: int, life: Life) -> Any:
         try:
             return await self._candidates[number](life)
+        except SystemExit as exit:
+            raise Exited(exit) from exit
         finally:
             self._wake()  # A turn of the loop earlier than a callback of the task would.
 

@@ -1,0 +1,77 @@
+"""A run that has ended keeps nothing: what it was sent is freed at once, without the garbage collector."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from contract.kit import Fixed, reliable
+from steer_llm_sdk.orchestration import ReliableOrchestrator, Tool
+from steer_llm_sdk.reliability import HedgingPolicy
+
+
+class Request:
+    """Something that a weak reference can point to."""
+
+
+class Plays(Tool):
+    """Answers, fails, or waits so many seconds, in turn and then from the start. It keeps nothing it is given."""
+
+    def __init__(self, name: str, *steps: Any) -> None:
+        self._name = name
+        self._steps = steps
+        self._asked = 0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        step = self._steps[self._asked % len(self._steps)]
+        self._asked += 1
+        if isinstance(step, type):
+            raise step("no")
+        await asyncio.sleep(step)
+        return "yes"
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout_ms": 5000}, {"per_agent_timeout_ms": 5000}, {"timeout_ms": 60_000}])
+@pytest.mark.parametrize(
+    ("runner", "status"),
+    [
+        (lambda: reliable(Plays("t", 1)), "succeeded"),
+        (lambda: reliable(Plays("t", ValueError)), "failed"),
+        (lambda: reliable(Plays("t", ConnectionError), retry_budget=None), "failed"),
+        (lambda: reliable(Plays("t", ConnectionError, 0)), "succeeded"),
+        (lambda: reliable(Plays("t", 1, 1, 1, 3), hedging=HedgingPolicy(min_samples=2)), "succeeded"),
+        (lambda: reliable(Plays("t", 0), Plays("u", 0)), "succeeded"),
+        (lambda: reliable(Plays("t", 4), Plays("u", 0), silence_timeout=1), "succeeded"),
+    ],
+    ids=["answers", "fails", "fails after retries", "answers at a retry", "hedged", "with a fallback", "beside"],
+)
+async def test_what_a_run_was_sent_is_freed_when_it_has_ended(
+    runner: Any, status: str, options: dict[str, Any]
+) -> None:
+    orchestrator: ReliableOrchestrator = runner()
+    for _ in range(8):
+        request = Request()
+        seen = weakref.ref(request)
+        tool_name = None if isinstance(orchestrator.planner, Fixed) else "t"
+        output = await orchestrator.run(request, tool_name, None, {**options, "enable_circuit_breaker": False})
+        assert output.status == status
+        del request
+        await asyncio.sleep(0)
+        assert seen() is None
