@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -227,3 +229,53 @@ class AgainstTheWords(RuleBasedStateMachine):
 
 
 TestAgainstTheWords = AgainstTheWords.TestCase
+
+
+# ── threads ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Interrupted(str):
+    """A key at whose `when`-th look-up another thread comes and does something else, if it is let in."""
+
+    when = 0
+    other: threading.Thread
+
+    def __hash__(self) -> int:
+        self.when -= 1
+        if self.when == 0:
+            self.other.start()
+            self.other.join(0.05)
+        return super().__hash__()
+
+    __eq__ = str.__eq__
+
+
+@pytest.mark.parametrize("when", range(1, 5))
+def test_of_two_threads_that_claim_a_key_in_the_same_moment_one_gets_it(when: int) -> None:
+    store, claims = MemoryStore(), list[Claim]()
+
+    def claim(key: str) -> None:
+        claims.append(asyncio.run(store.claim(key, "f", 10, 100)))
+
+    key = Interrupted("k")
+    key.other, key.when = threading.Thread(target=claim, args=("k",)), when
+    claim(key)
+    if key.when > 0:  # It was not looked up so often.
+        key.other.start()
+    key.other.join()
+    assert sorted(claim.kind for claim in claims) == ["ours", "theirs"]
+
+
+@pytest.mark.parametrize("when", range(1, 5))
+def test_who_claims_a_key_while_it_is_settled_gets_the_result_or_waits(when: int) -> None:
+    store, claims = MemoryStore(), list[Claim]()
+    token = asyncio.run(store.claim("k", "f", 10, 100)).token
+    key = Interrupted("k")
+    key.other = threading.Thread(target=lambda: claims.append(asyncio.run(store.claim("k", "f", 10, 100))))
+    key.when = when
+    assert asyncio.run(store.settle(key, token, b"r"))
+    if key.when > 0:
+        key.other.start()
+    key.other.join()
+    assert claims[0].kind in ("theirs", "settled")
+    assert asyncio.run(store.claim("k", "f", 10, 100)).kind == "settled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,53 +24,62 @@ class Entry:
 
 
 class MemoryStore:
-    """`max_entries` bounds finished entries, the least recently used going first. Claims are never evicted."""
+    """`max_entries` bounds finished entries, the least recently used going first. Claims are never evicted.
+
+    Any number of event loops and threads may use it: between the look at a key and the claim nobody comes.
+    """
 
     def __init__(self, max_entries: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_entries = max_entries
         self._clock = clock
+        # A run that is thrown away with its loop lets go wherever it is collected, be it under the lock.
+        self._lock = threading.RLock()
         self._claimed: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Entry] = OrderedDict()
         self._token = 0
 
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
-        now = self._clock()
-        entry = self._find(key, now)
-        if entry is not None and entry.fingerprint != fingerprint:
-            return Claim("conflict")
-        if entry is not None and entry.result is not None:
-            self._finished.move_to_end(key)
-            return Claim("settled", entry.token, entry.result)
-        if entry is not None and now < entry.until:
-            return Claim("theirs")
-        self._token += 1
-        self._claimed[key] = Entry(fingerprint, self._token, ttl, now + lease)
-        return Claim("ours", self._token)
+        with self._lock:
+            now = self._clock()
+            entry = self._find(key, now)
+            if entry is not None and entry.fingerprint != fingerprint:
+                return Claim("conflict")
+            if entry is not None and entry.result is not None:
+                self._finished.move_to_end(key)
+                return Claim("settled", entry.token, entry.result)
+            if entry is not None and now < entry.until:
+                return Claim("theirs")
+            self._token += 1
+            self._claimed[key] = Entry(fingerprint, self._token, ttl, now + lease)
+            return Claim("ours", self._token)
 
     async def renew(self, key: str, token: int, lease: float) -> bool:
-        entry = self._claimed.get(key)
-        if entry is None or entry.token != token:
-            return False
-        entry.until = self._clock() + lease
-        return True
+        with self._lock:
+            entry = self._claimed.get(key)
+            if entry is None or entry.token != token:
+                return False
+            entry.until = self._clock() + lease
+            return True
 
     async def settle(self, key: str, token: int, result: bytes) -> bool:
-        entry = self._claimed.get(key)
-        if entry is None or entry.token != token:
-            return False
-        del self._claimed[key]
-        entry.until, entry.result = self._clock() + entry.ttl, result
-        self._finished[key] = entry
-        if len(self._finished) > self._max_entries:
-            self._finished.popitem(last=False)
-        return True
+        with self._lock:
+            entry = self._claimed.get(key)
+            if entry is None or entry.token != token:
+                return False
+            del self._claimed[key]
+            entry.until, entry.result = self._clock() + entry.ttl, result
+            self._finished[key] = entry
+            if len(self._finished) > self._max_entries:
+                self._finished.popitem(last=False)
+            return True
 
     async def release(self, key: str, token: int) -> bool:
-        entry = self._claimed.get(key)
-        if entry is None or entry.token != token:
-            return False
-        del self._claimed[key]
-        return True
+        with self._lock:
+            entry = self._claimed.get(key)
+            if entry is None or entry.token != token:
+                return False
+            del self._claimed[key]
+            return True
 
     def _find(self, key: str, now: float) -> Entry | None:
         finished = self._finished.get(key)
