@@ -413,10 +413,11 @@ class CircuitBreakerManager:
         return self._breakers.get(name)
 
     def get_all_stats(self) -> dict[str, dict[str, Any]]:
-        return {name: breaker.get_stats() for name, breaker in self._breakers.items()}
+        # Copied at once: another thread may meet a provider that is new.
+        return {name: breaker.get_stats() for name, breaker in list(self._breakers.items())}
 
     def reset_all(self) -> None:
-        for breaker in self._breakers.values():
+        for breaker in list(self._breakers.values()):
             breaker.reset()
 
     @property
@@ -435,9 +436,10 @@ class CircuitBreakerManager:
         """Every provider, of at least two, refuses all its calls: those it has had, of a circuit for each model."""
         if len(self._not_closed) < len(self._breakers):
             return False
-        own = {breaker.name: target for (target, _), breaker in self._of_model.items()}
-        providers = {own.get(name, name) for name in self._breakers}
-        return len(providers) > 1 and all(breaker.refuses_all for breaker in self._breakers.values())
+        own = {breaker.name: target for (target, _), breaker in list(self._of_model.items())}
+        breakers = list(self._breakers.values())
+        providers = {own.get(breaker.name, breaker.name) for breaker in breakers}
+        return len(providers) > 1 and all(breaker.refuses_all for breaker in breakers)
 
     def _note(self, breaker: CircuitBreaker) -> None:
         (self._not_closed.discard if breaker.all_closed else self._not_closed.add)(breaker.name)

@@ -312,16 +312,16 @@ class Heart:
         loop = asyncio.get_running_loop()
         self._claims[key, token] = loop
         if loop not in self._timers:
-            self._timers = {other: timer for other, timer in self._timers.items() if not other.is_closed()}
+            self._timers = {other: timer for other, timer in list(self._timers.items()) if not other.is_closed()}
             self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
 
     def let_go(self, key: str, token: int) -> None:
         self._claims.pop((key, token), None)
 
     def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
-        mine = [claim for claim, owner in self._claims.items() if owner is loop]
+        mine = [claim for claim, owner in list(self._claims.items()) if owner is loop]
         if not mine:
-            del self._timers[loop]
+            self._timers.pop(loop, None)
             return
         self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
         for key, token in mine:

@@ -590,6 +590,17 @@ def probes(manager: CircuitBreakerManager, target: str, times: int = 3, **call: 
     return admitted
 
 
+async def test_a_provider_may_be_met_for_the_first_time_while_all_are_reset() -> None:
+    def met(breaker: CircuitBreaker) -> None:
+        manager.get_or_create(f"new beside {breaker.name}", CircuitBreakerConfig())
+
+    manager = CircuitBreakerManager(lambda name: CircuitBreakerConfig(failure_threshold=1, on_close=met))
+    for name in ("a", "b"):
+        await fail(manager.get_or_create(name))
+    manager.reset_all()
+    assert list(manager.get_all_stats()) == ["a", "b", "new beside a", "new beside b"]
+
+
 async def test_in_panic_each_provider_is_probed_once_early_in_each_open_time() -> None:
     manager = CircuitBreakerManager(lambda _: config(panic=True))
     for name in "pq":
