@@ -196,10 +196,11 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
 
 
 def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
-    limit_ms = deadline.limit_ms if deadline else math.inf
-    flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(-math.inf, limit_ms, firm=False))
+    at, limit_ms = (math.inf, math.inf) if deadline is None else (deadline.at, deadline.limit_ms)
+    flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(at, limit_ms, firm=False))
     flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
-    manager.flights[work.key] = flight
+    if not flight.task.done():  # It is, for work of no time in a loop with an eager task factory.
+        manager.flights[work.key] = flight
     return flight
 
 

@@ -132,6 +132,32 @@ async def test_another_fingerprint_is_a_conflict_while_it_runs_and_afterwards() 
     assert job.runs == 1
 
 
+async def test_work_that_has_ended_when_its_task_is_made_is_not_joined_later() -> None:
+    """As with asyncio.eager_task_factory."""
+
+    def eager(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Future[Any]:
+        ended = loop.create_future()
+        try:
+            work.send(None)
+        except StopIteration as end:
+            ended.set_result(end.value)
+        return ended
+
+    async def run(deadline: Deadline) -> Result:
+        times.append(deadline.remaining())
+        return ["x"]
+
+    times: list[float] = []
+    manager, work = IdempotencyManager(), Job().work(run=run, dump=lambda _: None)
+    asyncio.get_running_loop().set_task_factory(eager)
+    try:
+        for _ in range(2):
+            assert await once(manager, work, within(5)) == ["x"]
+    finally:
+        asyncio.get_running_loop().set_task_factory(None)
+    assert times == [5, 5]
+
+
 async def test_other_keys_are_other_work() -> None:
     manager, job = IdempotencyManager(), Job()
     await asyncio.gather(once(manager, job.work("a"), None), once(manager, job.work("b"), None))
