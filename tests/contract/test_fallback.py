@@ -6,9 +6,17 @@ from typing import Any
 
 import pytest
 
-from contract.kit import Fixed, bundle, calls, failed, kinds, now, reliable
+from contract.kit import Fixed, bundle, calls, failed, kinds, now, registry, reliable
 from steer_llm_sdk.models.events import StreamDeltaEvent
-from steer_llm_sdk.orchestration import BudgetExceeded, ToolExecutionError
+from steer_llm_sdk.orchestration import (
+    BudgetExceeded,
+    PlanningRule,
+    ReliabilityConfig,
+    ReliableOrchestrator,
+    RuleBasedPlanner,
+    ToolExecutionError,
+)
+from steer_llm_sdk.orchestration.planning import RuleAction
 from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.reliability import CircuitBreakerConfig
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err
@@ -144,6 +152,18 @@ async def test_what_a_failed_tool_used_is_part_of_the_usage() -> None:
         {"total_tokens": 7},
         {"total_tokens": 5},
     ]
+
+
+async def test_a_run_goes_by_the_config_as_it_is_now_and_not_by_the_plan_before() -> None:
+    tools = [ScriptedTool(name, err(400)) for name in "tuv"]
+    rule = PlanningRule("r", action=RuleAction("t", fallback_tools=["u", "v"]))
+    config = ReliabilityConfig()
+    runner = ReliableOrchestrator(RuleBasedPlanner([rule]), config, registry=registry(*tools))
+    asked = []
+    for name, value in (("enable_fallback", True), ("max_fallback_attempts", 1), ("enable_fallback", False)):
+        setattr(config, name, value)
+        asked.append(list((await runner.run("q")).per_agent))
+    assert asked == [["t", "u", "v"], ["t", "u"], ["t"]]
 
 
 @pytest.mark.parametrize(("limit", "asked"), [(0, 1), (1, 2), (2, 3), (5, 5)])

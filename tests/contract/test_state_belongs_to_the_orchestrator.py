@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from contract.kit import registry
-from steer_llm_sdk.orchestration import Orchestrator, ReliabilityConfig, ReliableOrchestrator
+from steer_llm_sdk.orchestration import (
+    Orchestrator,
+    PlanDecision,
+    Planner,
+    PlanRequest,
+    ReliabilityConfig,
+    ReliableOrchestrator,
+)
 from steer_llm_sdk.reliability import CircuitBreakerConfig, IdempotencyManager
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
@@ -23,6 +30,23 @@ async def test_breakers_are_not_shared_between_instances() -> None:
     assert (await two.run("q", "t", None, ONCE)).status == "succeeded"
     assert two.breakers["p"]["state"] == "closed"
     assert (await one.run("q", "t", None, ONCE)).content["error"]["type"] == "CircuitOpen"
+
+
+async def test_what_a_planner_writes_into_its_context_is_told_to_no_other_run() -> None:
+    class Writes(Planner):
+        async def plan(self, request: Any, available_tools: Any, context: PlanRequest | None = None) -> PlanDecision:
+            assert context is not None
+            told.append(context.model_copy(deep=True))
+            context.circuit_breaker_states["t"] = "open"
+            context.previous_failures.append("t")
+            return PlanDecision(selected_tool="t")
+
+    told: list[PlanRequest] = []
+    tools = registry(ScriptedTool("t"))
+    for _ in range(2):
+        await ReliableOrchestrator(Writes(), registry=tools).run("q")
+    assert told == [PlanRequest(), PlanRequest()]
+    assert (await ReliableOrchestrator(registry=tools).run("q")).status == "succeeded"
 
 
 @pytest.mark.parametrize("kind", [Orchestrator, ReliableOrchestrator])

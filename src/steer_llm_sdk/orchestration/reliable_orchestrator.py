@@ -60,7 +60,7 @@ class ReliableOrchestrator(BaseOrchestrator):
             idempotency_manager=idempotency_manager,
             budget_accounts=budget_accounts,
         )
-        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], bool, Plan] | None = None
+        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan] | None = None
 
     @property
     def breakers(self) -> Mapping[str, Any]:
@@ -75,18 +75,24 @@ class ReliableOrchestrator(BaseOrchestrator):
             return super()._plan_at_once(run)
         view = self._view()
         decision = planner.decide(run.request, view, self._context(run.options))
-        with_fallback = run.options.enable_fallback
+        most = self._most_fallbacks(run.options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
-        if last is not None and last[0] is decision and last[1] is view and last[2] is with_fallback:
+        if last is not None and last[0] is decision and last[1] is view and last[2] == most:
             return last[3]
-        plan = self._carry_out(decision, with_fallback)
-        self._last_plan = (decision, view, with_fallback, plan)
+        plan = self._carry_out(decision, most)
+        self._last_plan = (decision, view, most, plan)
         return plan
 
     async def _plan(self, run: Run) -> Plan:
-        decision = await self.planner.plan(copied(run.request), self._view(), self._context(run.options))
-        return self._carry_out(decision, run.options.enable_fallback)
+        # A planner of somebody else's may write into what it is told, and the next run is told the same.
+        context = PlanRequest.model_construct(**copied(dict(self._context(run.options))))
+        decision = await self.planner.plan(copied(run.request), self._view(), context)
+        return self._carry_out(decision, self._most_fallbacks(run.options))
+
+    def _most_fallbacks(self, options: OrchestrationConfig) -> int:
+        config = self.reliability_config
+        return config.max_fallback_attempts if options.enable_fallback and config.enable_fallback else 0
 
     def _view(self) -> Mapping[str, ToolMetadata]:
         view = self.registry.planning_view()
@@ -94,21 +100,20 @@ class ReliableOrchestrator(BaseOrchestrator):
             raise NoEligibleTool
         return view
 
-    def _carry_out(self, decision: PlanDecision, with_fallback: bool) -> Plan:
+    def _carry_out(self, decision: PlanDecision, most_fallbacks: int) -> Plan:
         if decision.execution_strategy is not ExecutionStrategy.SINGLE:
             raise InvalidRequest(
                 "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'
             )
         tools = [self._find(decision.selected_tool)]
-        if with_fallback and self.reliability_config.enable_fallback:
-            tools += self._fallbacks(decision)
+        if most_fallbacks:
+            tools += self._fallbacks(decision)[:most_fallbacks]
         return Plan(tuple(ToolCall.of(tool, decision.tool_options) for tool in tools), plan_shown(decision))
 
     def _fallbacks(self, decision: PlanDecision) -> list[Tool]:
         """The fallbacks of a decision; one that is not there is passed over."""
         names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
-        tools = [tool for name in names if (tool := self.registry.get_tool(name)) is not None]
-        return tools[: self.reliability_config.max_fallback_attempts]
+        return [tool for name in names if (tool := self.registry.get_tool(name)) is not None]
 
     def _context(self, options: OrchestrationConfig) -> PlanRequest:
         all_closed = self.executor.breakers.all_closed
