@@ -49,7 +49,7 @@ def parse_rate_limit(headers: Mapping[str, str], now: float, at: float) -> RateL
 
 def _quota(headers: Mapping[str, str], form: str, kind: str, now: float) -> Quota | None:
     limit, remaining = (_count(headers.get(form.format(part=part, kind=kind))) for part in ("limit", "remaining"))
-    if not limit or remaining is None:
+    if limit is None or limit < 1 or remaining is None:
         return None
     return Quota(limit, min(remaining, limit), _until(headers.get(form.format(part="reset", kind=kind)), now))
 

@@ -181,3 +181,9 @@ def test_whatever_the_headers_are_it_never_raises_and_what_it_says_makes_sense(h
             assert 0 <= quota.remaining <= quota.limit < math.inf
             assert quota.limit > 0
             assert quota.reset is None or 0 <= quota.reset < math.inf
+
+
+@pytest.mark.parametrize("limit", ["0", "5e-324", "0.5", "-1", "nan", "inf"])
+def test_what_lets_nothing_through_is_no_limit(limit: str) -> None:
+    headers = {"x-ratelimit-limit-requests": limit, "x-ratelimit-remaining-requests": "0"}
+    assert parse_rate_limit(headers, 0.0, 0.0) is None
