@@ -42,6 +42,11 @@ def test_old_latencies_make_room_for_new_ones() -> None:
     assert (len(latencies.ordered), latencies.quantile(0.99)) == (KEPT, 1.0)
 
 
+def test_the_oldest_is_the_one_that_goes() -> None:
+    seconds = [float(number % 97 + number / 1000) for number in range(KEPT + 50)]
+    assert of(*seconds) == (tuple(seconds[-KEPT:]), tuple(sorted(seconds[-KEPT:])))
+
+
 def test_there_is_no_hedge_with_too_few_samples() -> None:
     assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 19)) is None
     assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 20)) == 1.0
@@ -72,6 +77,13 @@ def test_three_times_the_median_is_still_a_hedge() -> None:
     latencies = of(*[1.0] * 60, *[3.0] * 40)
     assert HedgingPolicy().delay(latencies) == 3.0
     assert HedgingPolicy(slow_factor=2.9).delay(latencies) is None
+
+
+@pytest.mark.parametrize("median", [0.1, 10.0])
+def test_slow_is_slow_for_that_median(median: float) -> None:
+    for times, hedged in ((2.9, True), (3.1, False)):
+        latencies = of(*[median] * 60, *[median * times] * 40)
+        assert HedgingPolicy().delay(latencies) == (median * times if hedged else None)
 
 
 # ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
