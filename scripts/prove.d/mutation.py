@@ -1,53 +1,42 @@
-"""The reducers, changed a little in one place at a time by mutmut: the fast unit tests must notice each change.
+"""The reducers, changed a little in one place at a time by mutmut: the unit tests must notice each change.
 
-    sh scripts/prove mutation [MODULE…] [--list]
+    sh scripts/prove mutation [MODULE…] [--function WORDS] [--list]
 
 It works on a copy, on one core, at low priority. A change that no test notices survives. Those that change nothing
 which anybody could see stand in EQUIVALENT, each with the reason; any other survivor is a gap in the tests. So is a
 reason that is needed no more. mutmut does not change properties, nor the defaults of fields and constants of a module.
+
+mutmut makes the changes. The tests are run from here: they are collected once, and each change gets a fork of that
+process, which takes a tenth of the time that a start of pytest does.
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
+import difflib
 import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "steer_llm_sdk.reliability"
-KILLED, SURVIVED, NO_TEST = (1, 3), (0,), (5, 33)
-TIMED_OUT = (-24, 24, 36, 152, 255)
-"""What mutmut notes of a change: the exit code of the tests, or of what stopped them."""
-
-# What takes long comes last: tests with a loop, then properties, with few examples that are the same in every run.
-CONFTEST = '''
-import gc
-
-_configure = pytest_configure
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    _configure(config)
-    gc.freeze()  # pytest collects garbage several times in a run; what is there by now is none.
-    settings.register_profile("mutation", deadline=None, derandomize=True, database=None, max_examples=30)
-    settings.load_profile("mutation")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("hypothesis", "asyncio")])
-'''
+CPU_SECONDS, SECONDS = 20.0, 300
+"""When the tests of a change have not ended by then, they never will: they are noticed to hang."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +48,8 @@ class Module:
     only: Sequence[str] = ()
 
     @property
-    def file(self) -> str:
-        return f"src/{PACKAGE.replace('.', '/')}/{self.name.replace('.', '/')}.py"
-
-    @property
-    def patterns(self) -> list[str]:
-        """Of the names that mutmut gives to the changes: `x_function` and `xǁClassǁmethod`, with a number."""
-        names = [f"xǁ{each}ǁ*" if each.lstrip("_")[0].isupper() else f"x_{each}__mutmut_*" for each in self.only]
-        return [f"{PACKAGE}.{self.name}.{each}" for each in names or ["x*"]]
+    def file(self) -> Path:
+        return Path("src", *PACKAGE.split("."), *self.name.split(".")).with_suffix(".py")
 
 
 MODULES = (
@@ -94,7 +77,7 @@ MODULES = (
 
 @dataclass(frozen=True)
 class Change:
-    """A line of a function (`Class.method`) and what became of it; lines are joined where it is several."""
+    """The lines of a function (`Class.method`) that go, and those that come in their place."""
 
     function: str
     old: str
@@ -104,13 +87,45 @@ class Change:
         return f"{self.function}\n    - {self.old}\n    + {self.new}"
 
 
-EQUIVALENT: dict[str, dict[Change, str]] = {}
+ONE_BY_ONE = "first attempts go into the window one by one and not together; it takes longer, the sums are the same"
+
+EQUIVALENT: dict[str, dict[Change, str]] = {
+    "budget": {
+        Change("Account.at", "if now < self.starts:", "if now <= self.starts:"): (
+            "at its start the window has not ended, so the account has been returned as it is before this is asked"
+        ),
+        Change(
+            "window",
+            "return first.timestamp(), (first + timedelta(days=32)).replace(day=1).timestamp()",
+            "return first.timestamp(), (first + timedelta(days=33)).replace(day=1).timestamp()",
+        ): "from the first of a month, 32 days later and 33 days later are both in the next one",
+    },
+    "retry_budget": {
+        Change("RetryBudget.first", "count = self._counts.get(target)", "count = None"): ONE_BY_ONE,
+        Change("RetryBudget.first", "count = self._counts.get(target)", "count = self._counts.get(None)"): ONE_BY_ONE,
+        Change(
+            "RetryBudget.first",
+            "count = self._counts[target] = _Count(at, now)",
+            "count = self._counts[target] = _Count(None, now)",
+        ): ONE_BY_ONE,
+        Change("_Count.__init__", "self.slice = slice_", "self.slice = None"): ONE_BY_ONE,
+    },
+    "stores.memory": {
+        Change("MemoryStore.settle", "self._finished.popitem(last=False)", "self._finished.popitem(last=None)"): (
+            "None is as false as False"
+        ),
+        Change("MemoryStore._find", "finished = None", 'finished = ""'): (
+            "`finished or claimed` takes the other for both"
+        ),
+    },
+}
 """By module, the changes that nobody could notice, and why."""
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(each.name for each in MODULES))
+    options.add_argument("--function", default="", help="only those whose name has these words")
     options.add_argument("--list", action="store_true", help="print the equivalent changes with the reasons, and stop")
     given = options.parse_args()
     unknown = set(given.modules) - {each.name for each in MODULES}
@@ -126,7 +141,7 @@ def main() -> int:
     os.nice(15)
     started, total = time.monotonic(), Counter[str]()
     for module in chosen:
-        total += tried(module)
+        total += tried(module, given.function)
     print(f"in {time.monotonic() - started:.0f} s; equivalent: {total['equivalent']}")
     print(f"caught/planted: {total['killed']}/{total['mutants'] - total['equivalent']}")
     return 1 if total["gaps"] else 0
@@ -143,82 +158,194 @@ def install() -> None:
         subprocess.run([*pip, *wanted], check=True)
 
 
-def tried(module: Module) -> Counter[str]:
+def tried(module: Module, words: str) -> Counter[str]:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        prepare(module, copy)
-        ended = run_mutmut(copy, "run", "--max-children", "1", *module.patterns)
-        meta = json.loads((copy / "mutants" / f"{module.file}.meta").read_text(encoding="utf-8"))
-        codes = {
-            name: code
-            for name, code in meta["exit_code_by_key"].items()
-            if any(fnmatch.fnmatch(name, pattern) for pattern in module.patterns)
-        }
-        if not codes or None in codes.values():
-            raise SystemExit(f"{module.name}: mutmut tried nothing, or stopped\n{ended}")
-        survivors = [(name, changed(copy, name)) for name, code in codes.items() if code not in (*KILLED, *TIMED_OUT)]
+        for name in ("src", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        changes = {name: change for name, change in mutated(module, copy).items() if words in change.function}
+        fates = in_process(copy, module, list(changes))
+    survivors = [changes[name] for name, fate in fates.items() if fate.startswith("survived")]
     known = EQUIVALENT.get(module.name, {})
-    gaps = [(name, change) for name, change in survivors if change not in known]
-    stale = [change for change in known if change not in {change for _, change in survivors}]
-    for name, change in gaps:
-        print(f"{module.name}: SURVIVED{' (no test runs it)' if codes[name] in NO_TEST else ''}: {change}")
+    stale = [change for change in known if change not in survivors and words in change.function]
+    for name, fate in fates.items():
+        if fate.startswith("survived") and changes[name] not in known:
+            print(f"{module.name}: {fate}: {changes[name]}")
     for change in stale:
         print(f"{module.name}: called equivalent, but did not survive: {change}")
-    killed = sum(code in (*KILLED, *TIMED_OUT) for code in codes.values())
-    endless = sum(code in TIMED_OUT for code in codes.values())
+    gaps = sum(change not in known for change in survivors)
+    endless = sum(fate == "hung" for fate in fates.values())
     print(
-        f"{module.name}: {len(codes)} mutants, {killed} killed ({endless} never ended), {len(survivors)} survived, "
-        f"{len(survivors) - len(gaps)} of them equivalent, in {time.monotonic() - started:.0f} s",
+        f"{module.name}: {len(fates)} mutants, {len(fates) - len(survivors)} killed ({endless} of them hung), "
+        f"{len(survivors)} survived, {len(survivors) - gaps} of them equivalent; "
+        f"in {time.monotonic() - started:.0f} s",
         flush=True,
     )
     return Counter(
-        mutants=len(codes), killed=killed, equivalent=len(survivors) - len(gaps), gaps=len(gaps) + len(stale)
+        mutants=len(fates),
+        killed=len(fates) - len(survivors),
+        equivalent=len(survivors) - gaps,
+        gaps=gaps + len(stale),
     )
 
 
-def prepare(module: Module, copy: Path) -> None:
-    for name in ("src", "tests"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / "tests/conftest.py").open("a", encoding="utf-8") as conftest:
-        conftest.write(CONFTEST)
-    tests = [f"tests/unit/reliability/test_{name}.py" for name in module.tests]
-    settings = {
-        "source_paths": ["src"],
-        "only_mutate": [module.file],
-        # Each worker starts from the tests as they were collected, whatever other runs have done to them.
-        "process_isolation": "forkserver",
-        # mutmut has a limit of time of its own, and nobody reads what the tests say.
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "--timeout=0", "--tb=no", "--no-summary"],
-        "pytest_add_cli_args_test_selection": [path for path in tests if (ROOT / path).exists()],
-    }
-    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (copy / "pyproject.toml").write_text("\n".join([text, "[tool.mutmut]", *lines, ""]), encoding="utf-8")
+# ── what mutmut makes ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_mutmut(copy: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
-    command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
-    ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {ran.returncode}\n{ran.stdout[-4000:]}{ran.stderr}")
-    return ran.stdout[-4000:]
+def mutated(module: Module, copy: Path) -> dict[str, Change]:
+    """Put all changes of the module into the copy, each under the name by which mutmut turns it on."""
+    from mutmut.mutation.file_mutation import mutate_file_contents
+
+    path = copy / module.file
+    made = mutate_file_contents(str(module.file), path.read_text(encoding="utf-8"))
+    path.write_text(made.code, encoding="utf-8")
+    lines = made.code.splitlines()
+
+    def body(name: str) -> list[str]:
+        span = made.line_span_by_function_name[name]
+        return [line.replace(name, "").strip() for line in lines[span.start - 1 : span.end]]
+
+    changes = {}
+    for name in made.mutant_names:
+        found = re.fullmatch(r"x(?:ǁ(?P<owner>.+)ǁ|_)(?P<function>.+)__mutmut_\d+", name)
+        assert found is not None, name
+        owner, function = found["owner"], found["function"]
+        if module.only and (owner or function) not in module.only:
+            continue
+        difference = list(difflib.ndiff(body(f"{name.rpartition('_')[0]}_orig"), body(name)))
+        old, new = (" ".join(line[2:] for line in difference if line.startswith(mark)) for mark in ("- ", "+ "))
+        changes[f"{PACKAGE}.{module.name}.{name}"] = Change(f"{owner}.{function}" if owner else function, old, new)
+    return changes
 
 
-def changed(copy: Path, name: str) -> Change:
-    found = re.search(r"\.x(?:ǁ(?P<cls>.+)ǁ|_)(?P<function>.+?)__mutmut_\d+$", name)
-    assert found is not None, name
-    function = found["function"] if found["cls"] is None else f"{found['cls']}.{found['function']}"
-    lines = run_mutmut(copy, "show", name).splitlines()
-    return Change(function, " ".join(marked("-", lines)), " ".join(marked("+", lines)))
+# ── the tests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def marked(mark: str, lines: Sequence[str]) -> Iterator[str]:
-    """The lines of a difference that have gone, or that have come."""
-    for line in lines:
-        if line.startswith(mark) and not line.startswith(mark * 3):
-            yield line[1:].strip()
+def in_process(copy: Path, module: Module, names: Sequence[str]) -> dict[str, str]:
+    """What became of each change. A process of its own for each module, for each has another copy of the source."""
+    receiver, sender = get_context("fork").Pipe(duplex=False)
+    process = get_context("fork").Process(target=run_tests, args=(copy, module, names, sender))
+    process.start()
+    sender.close()
+    try:
+        loop: Loop = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{module.name}: the tests could not be run") from None
+    process.join()
+    if loop.fault:
+        raise SystemExit(f"{module.name}: without any change: {loop.fault}")
+    return loop.fates
+
+
+def run_tests(copy: Path, module: Module, names: Sequence[str], sender: Any) -> None:
+    os.chdir(copy)
+    sys.path.insert(0, str(copy / "src"))
+    paths = [f"tests/unit/reliability/test_{name}.py" for name in module.tests]
+    loop = Loop(names)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Of what pytest and the tests say, nothing is news.
+    arguments = ["-q", "-x", "-s", "--tb=no", "--no-summary", "--timeout=0", "-p", "no:cacheprovider"]
+    pytest.main([*arguments, *(path for path in paths if Path(path).exists())], plugins=[loop])
+    sender.send(loop)
+
+
+@dataclass
+class Loop:
+    """Runs the collected tests once to see which of them come by which function, then those for each change."""
+
+    names: Sequence[str]
+    fates: dict[str, str] = field(default_factory=dict)
+    fault: str = "no tests were collected"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self) -> None:
+        from hypothesis import settings  # pytest wants to be the first to load it
+
+        few = settings(deadline=None, derandomize=True, database=None, max_examples=30)
+        settings.register_profile("mutation", few)
+        settings.load_profile("mutation")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        from mutmut.mutation.trampoline import set_mutant_under_test
+
+        seen = forked(lambda: coverage(session))
+        self.fault = "the tests hang" if seen is None else seen.pop("failed", "")
+        if self.fault:
+            return True
+        killers: defaultdict[str, list[int]] = defaultdict(list)
+        for name in self.names:
+            function = name.partition("__mutmut_")[0]
+            tests = [number for number, _ in sorted(seen.get(function, {}).items(), key=lambda each: each[1])]
+            tests = list(dict.fromkeys([*reversed(killers[function]), *(int(number) for number in tests)]))
+            if not tests:
+                self.fates[name] = "survived, for no test comes by"
+                continue
+            set_mutant_under_test(name)
+            noticed = forked(lambda tests=tests: first_failure(session, tests))  # type: ignore[misc]
+            if noticed is None:
+                self.fates[name] = "hung"
+            elif noticed["by"] is None:
+                self.fates[name] = "survived"
+            else:
+                self.fates[name] = "killed"
+                killers[function].append(noticed["by"])
+        return True
+
+
+def forked(work: Callable[[], Any]) -> Any:
+    """What the work comes to, done in a fork that is thrown away; None where that never ends."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        os.dup2(1, 2)
+        try:
+            with os.fdopen(writing, "w") as result:
+                json.dump(work(), result)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as result:
+        told = result.read()
+    os.waitpid(child, 0)
+    return json.loads(told) if told else None
+
+
+def coverage(session: pytest.Session) -> dict[str, Any]:
+    """By function, the tests that come by, with how long they take; properties come last."""
+    from mutmut.mutation.trampoline import set_mutant_under_test
+    from mutmut.state import state
+
+    set_mutant_under_test("stats")
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    seen: dict[str, dict[int, float]] = {}
+    for number, item in enumerate(session.items):
+        state()._stats.clear()
+        began = time.process_time()
+        if failed(session, number):
+            return {"failed": item.nodeid}
+        took = time.process_time() - began + 100 * (item.get_closest_marker("hypothesis") is not None)
+        for function in state()._stats:
+            seen.setdefault(function, {})[number] = took
+    return seen
+
+
+def first_failure(session: pytest.Session, tests: Sequence[int]) -> dict[str, int | None]:
+    return {"by": next((number for number in tests if failed(session, number)), None)}
+
+
+def failed(session: pytest.Session, number: int) -> bool:
+    item = session.items[number]
+    try:
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+    except BaseException:
+        return True
+    return session.testsfailed > 0
 
 
 if __name__ == "__main__":
