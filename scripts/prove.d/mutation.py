@@ -25,8 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ CPU_SECONDS, SECONDS = 20.0, 300
 
 @dataclass(frozen=True)
 class Module:
-    """`tests` below tests/unit/reliability, without `test_` and `.py`. `only`: the classes and functions that count."""
+    """`tests` below tests/unit/reliability, without `test_` and `.py`. `only`: the classes and functions that count.
+    `slow`: tests with these words in their name are left out."""
 
     name: str
     tests: Sequence[str]
     only: Sequence[str] = ()
+    slow: Sequence[str] = ("no_short_history", "no_history_of_any_configuration")
 
     @property
     def file(self) -> Path:
@@ -166,13 +168,14 @@ def tried(module: Module, words: str) -> Counter[str]:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         changes = {name: change for name, change in mutated(module, copy).items() if words in change.function}
-        fates = in_process(copy, module, list(changes))
+        fates = {}
+        for name, fate in in_process(copy, module, list(changes)):
+            fates[name] = fate
+            if fate.startswith("survived") and changes[name] not in EQUIVALENT.get(module.name, {}):
+                print(f"{module.name}: {fate}: {changes[name]}", flush=True)
     survivors = [changes[name] for name, fate in fates.items() if fate.startswith("survived")]
     known = EQUIVALENT.get(module.name, {})
     stale = [change for change in known if change not in survivors and words in change.function]
-    for name, fate in fates.items():
-        if fate.startswith("survived") and changes[name] not in known:
-            print(f"{module.name}: {fate}: {changes[name]}")
     for change in stale:
         print(f"{module.name}: called equivalent, but did not survive: {change}")
     gaps = sum(change not in known for change in survivors)
@@ -223,40 +226,43 @@ def mutated(module: Module, copy: Path) -> dict[str, Change]:
 # ── the tests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def in_process(copy: Path, module: Module, names: Sequence[str]) -> dict[str, str]:
+def in_process(copy: Path, module: Module, names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What became of each change. A process of its own for each module, for each has another copy of the source."""
     receiver, sender = get_context("fork").Pipe(duplex=False)
     process = get_context("fork").Process(target=run_tests, args=(copy, module, names, sender))
     process.start()
     sender.close()
-    try:
-        loop: Loop = receiver.recv()
-    except EOFError:
-        raise SystemExit(f"{module.name}: the tests could not be run") from None
+    tried = 0
+    while tried < len(names):
+        try:
+            name, fate = receiver.recv()
+        except EOFError:
+            raise SystemExit(f"{module.name}: the tests could not be run") from None
+        if not name:
+            raise SystemExit(f"{module.name}: without any change: {fate}")
+        tried += 1
+        yield name, fate
     process.join()
-    if loop.fault:
-        raise SystemExit(f"{module.name}: without any change: {loop.fault}")
-    return loop.fates
 
 
 def run_tests(copy: Path, module: Module, names: Sequence[str], sender: Any) -> None:
     os.chdir(copy)
     sys.path.insert(0, str(copy / "src"))
     paths = [f"tests/unit/reliability/test_{name}.py" for name in module.tests]
-    loop = Loop(names)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Of what pytest and the tests say, nothing is news.
     arguments = ["-q", "-x", "-s", "--tb=no", "--no-summary", "--timeout=0", "-p", "no:cacheprovider"]
-    pytest.main([*arguments, *(path for path in paths if Path(path).exists())], plugins=[loop])
-    sender.send(loop)
+    pytest.main(
+        [*arguments, *(path for path in paths if Path(path).exists())], plugins=[Loop(module, names, sender.send)]
+    )
 
 
 @dataclass
 class Loop:
     """Runs the collected tests once to see which of them come by which function, then those for each change."""
 
+    module: Module
     names: Sequence[str]
-    fates: dict[str, str] = field(default_factory=dict)
-    fault: str = "no tests were collected"
+    tell: Callable[[tuple[str, str]], None]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
@@ -270,9 +276,10 @@ class Loop:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         from mutmut.mutation.trampoline import set_mutant_under_test
 
-        seen = forked(lambda: coverage(session))
-        self.fault = "the tests hang" if seen is None else seen.pop("failed", "")
-        if self.fault:
+        seen = forked(lambda: coverage(session, self.module.slow))
+        fault = "the tests hang" if seen is None else seen.get("failed")
+        if fault:
+            self.tell(("", fault))
             return True
         killers: defaultdict[str, list[int]] = defaultdict(list)
         for name in self.names:
@@ -280,16 +287,16 @@ class Loop:
             tests = [number for number, _ in sorted(seen.get(function, {}).items(), key=lambda each: each[1])]
             tests = list(dict.fromkeys([*reversed(killers[function]), *(int(number) for number in tests)]))
             if not tests:
-                self.fates[name] = "survived, for no test comes by"
+                self.tell((name, "survived, for no test comes by"))
                 continue
             set_mutant_under_test(name)
             noticed = forked(lambda tests=tests: first_failure(session, tests))  # type: ignore[misc]
             if noticed is None:
-                self.fates[name] = "hung"
+                self.tell((name, "hung"))
             elif noticed["by"] is None:
-                self.fates[name] = "survived"
+                self.tell((name, "survived"))
             else:
-                self.fates[name] = "killed"
+                self.tell((name, "killed"))
                 killers[function].append(noticed["by"])
         return True
 
@@ -316,7 +323,7 @@ def forked(work: Callable[[], Any]) -> Any:
     return json.loads(told) if told else None
 
 
-def coverage(session: pytest.Session) -> dict[str, Any]:
+def coverage(session: pytest.Session, slow: Sequence[str]) -> dict[str, Any]:
     """By function, the tests that come by, with how long they take; properties come last."""
     from mutmut.mutation.trampoline import set_mutant_under_test
     from mutmut.state import state
@@ -325,6 +332,8 @@ def coverage(session: pytest.Session) -> dict[str, Any]:
     signal.setitimer(signal.ITIMER_PROF, 0)
     seen: dict[str, dict[int, float]] = {}
     for number, item in enumerate(session.items):
+        if any(words in item.name for words in slow):
+            continue
         state()._stats.clear()
         began = time.process_time()
         if failed(session, number):
