@@ -92,6 +92,40 @@ class Change:
 ONE_BY_ONE = "first attempts go into the window one by one and not together; it takes longer, the sums are the same"
 
 EQUIVALENT: dict[str, dict[Change, str]] = {
+    "circuit": {
+        Change(
+            "Circuit.state",
+            "own = None if part is None else self.narrowed.get(part)",
+            "own = None if (part is None) and False else self.narrowed.get(part)",
+        ): "no part is called None, so that there is no lane to be found either",
+        Change(
+            "Circuit._tripped",
+            "lane = self.recovered.get(part, Closed(0)).tripped(trip.parts, now, asked, cfg)",
+            "lane = self.recovered.get(part, Closed(0)).tripped(None, now, asked, cfg)",
+        ): "of that lane the time and the relapses are taken, and nothing else",
+    },
+    "tally": {
+        Change("Rates.add", "if number > self.newest:", "if number >= self.newest:"): (
+            "from the newest slice to itself there is none to turn to"
+        ),
+        Change(
+            "Rates._turn",
+            "for turned in range(max(self.newest + 1, number - SLICES + 1), number + 1):",
+            "for turned in range(max(self.newest + 1, number - SLICES - 1), number + 1):",
+        ): "after a jump over the whole ring two slices are emptied twice",
+        Change(
+            "Tally.succeeded",
+            "return self._rated(part, now, cfg, False, slow)",
+            "return self._rated(part, now, cfg, None, slow)",
+        ): "None is as false as False",
+    },
+    "rate_limit": {
+        Change(
+            "Bucket.since",
+            "return full if full > self.empty_at else self.empty_at",
+            "return full if full >= self.empty_at else self.empty_at",
+        ): "where both are the same, either is",
+    },
     "budget": {
         Change("Account.at", "if now < self.starts:", "if now <= self.starts:"): (
             "at its start the window has not ended, so the account has been returned as it is before this is asked"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -1092,29 +1092,32 @@ OPENED = Circuit(whole=Open(3, 50.0, A, relapses=1), serial=7, generation=3)
 @pytest.mark.parametrize(
     ("moved", "lane"),
     [
-        (Closed(4, 100, 2).tripped(A, 110, 0, DOUBLE), Open(5, 150, A, relapses=2)),
-        (Closed(4, 100, 2).tripped(A, 110, 55, DOUBLE), Open(5, 165, A, relapses=2)),
-        (Closed(4, 0, 2).tripped(A | B, 60, 0, DOUBLE), Open(5, 70, A | B)),
-        (Closed(4, 0, 2).tripped(A, 59.9, 0, DOUBLE), Open(5, 99.9, A, relapses=2)),
-        (Open(5, 150, A, (3, 9), True, 2, True, True).half_open(), HalfOpen(6, A, True, relapses=2)),
-        (HALF.reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 0), Open(7, 92, A, relapses=3)),
-        (HALF.reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 90), Open(7, 102, A, relapses=3)),
-        (HALF.reported(Permit(6, serial=8), "b", FAIL, 12, DOUBLE, 0), Open(7, 92, A | B, confirmed=True, relapses=3)),
+        (lambda: Closed(4, 100, 2).tripped(A, 110, 0, DOUBLE), Open(5, 150, A, relapses=2)),
+        (lambda: Closed(4, 100, 2).tripped(A, 110, 55, DOUBLE), Open(5, 165, A, relapses=2)),
+        (lambda: Closed(4, 0, 2).tripped(A | B, 60, 0, DOUBLE), Open(5, 70, A | B)),
+        (lambda: Closed(4, 0, 2).tripped(A, 59.9, 0, DOUBLE), Open(5, 99.9, A, relapses=2)),
+        (lambda: Open(5, 150, A, (3, 9), True, 2, True, True).half_open(), HalfOpen(6, A, True, relapses=2)),
+        (lambda: HALF.reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 0), Open(7, 92, A, relapses=3)),
+        (lambda: HALF.reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 90), Open(7, 102, A, relapses=3)),
         (
-            replace(HALF, confirmed=True).reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 0),
+            lambda: HALF.reported(Permit(6, serial=8), "b", FAIL, 12, DOUBLE, 0),
+            Open(7, 92, A | B, confirmed=True, relapses=3),
+        ),
+        (
+            lambda: replace(HALF, confirmed=True).reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 0),
             Open(7, 92, A, confirmed=True, relapses=3),
         ),
-        (HALF.reported(Permit(6, serial=9), "a", NEUTRAL, 12, DOUBLE, 0), replace(HALF, probes=((8, 14.0),))),
+        (lambda: HALF.reported(Permit(6, serial=9), "a", NEUTRAL, 12, DOUBLE, 0), replace(HALF, probes=((8, 14.0),))),
         (
-            HALF.reported(Permit(6, serial=8), "a", OK, 12, DOUBLE, 0),
+            lambda: HALF.reported(Permit(6, serial=8), "a", OK, 12, DOUBLE, 0),
             replace(HALF, probes=((9, 20.0),), successes=1),
         ),
-        (replace(HALF, successes=1).reported(Permit(6, serial=9), "a", OK, 12, DOUBLE, 0), Closed(7, 12, 3)),
-        (HALF.reported(Permit(6, serial=7), "a", FAIL, 12, DOUBLE, 0), HALF),
+        (lambda: replace(HALF, successes=1).reported(Permit(6, serial=9), "a", OK, 12, DOUBLE, 0), Closed(7, 12, 3)),
+        (lambda: HALF.reported(Permit(6, serial=7), "a", FAIL, 12, DOUBLE, 0), HALF),
     ],
 )
-def test_a_lane_moves_to_the_next_generation_with_what_it_knows(moved: object, lane: object) -> None:
-    assert moved == lane
+def test_a_lane_moves_to_the_next_generation_with_what_it_knows(moved: Callable[[], object], lane: object) -> None:
+    assert moved() == lane
 
 
 def test_a_place_is_free_when_its_lease_ends() -> None:

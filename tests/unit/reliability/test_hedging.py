@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_policies_alone import Call, now
 
 from steer_llm_sdk.errors import ProviderError
-from steer_llm_sdk.reliability.hedging import KEPT, Hedge, HedgingPolicy, Latencies
+from steer_llm_sdk.reliability.hedging import FORGET, KEPT, STEP, Hedge, HedgingPolicy, Latencies
 from steer_llm_sdk.reliability.retry import AttemptLimit
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 from steer_llm_sdk.reliability.silence import Life
@@ -42,9 +42,15 @@ def test_old_latencies_make_room_for_new_ones() -> None:
     assert (len(latencies.ordered), latencies.quantile(0.99)) == (KEPT, 1.0)
 
 
-def test_the_oldest_is_the_one_that_goes() -> None:
-    seconds = [float(number % 97 + number / 1000) for number in range(KEPT + 50)]
-    assert of(*seconds) == (tuple(seconds[-KEPT:]), tuple(sorted(seconds[-KEPT:])))
+def test_the_oldest_goes_and_the_lowest_median_is_forgotten_slowly() -> None:
+    seconds = [float(number % 97 + number / 1000 + 5) for number in range(KEPT + 50)]
+    lowest = math.inf
+    for count in range(STEP, len(seconds) + 1, STEP):
+        recent = sorted(seconds[max(0, count - KEPT) : count])
+        lowest = min(lowest * FORGET, recent[len(recent) // 2])
+    last = seconds[-KEPT:]
+    assert of(*seconds) == (tuple(last), tuple(sorted(last)), lowest, len(seconds))
+    assert of(*[3.0] * STEP, *[9.0] * STEP * 4).lowest == pytest.approx(3.0 * FORGET**4)
 
 
 def test_there_is_no_hedge_with_too_few_samples() -> None:

@@ -1,4 +1,4 @@
-"""What a closed circuit counts, number by number: the streak, the buckets, and what is evidence enough."""
+"""What a closed circuit counts, number by number: the streak, the slices, and what is evidence enough."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
-from steer_llm_sdk.reliability.tally import BUCKETS, SPANS, Counts, Rates, Streak, Tally, Trip
+from steer_llm_sdk.reliability.tally import SLICES, SPANS, Counts, Rates, Streak, Tally, Trip
 
 
 def config(**fields: Any) -> CircuitBreakerConfig:
@@ -75,7 +75,7 @@ def test_what_is_added_expires_what_is_older_than_the_window() -> None:
     assert streak.spans == [(33.5, {"a": 2})]
 
 
-# ── the buckets ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the slices ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_counts_can_be_taken_out_and_copied() -> None:
@@ -103,33 +103,49 @@ def test_a_share_is_too_high_from_its_threshold_and_enough_calls_on(
     assert counts.too_many(cfg) is too_many
 
 
-def test_each_call_is_counted_once_for_all_for_its_part_and_in_its_bucket() -> None:
+def test_each_call_is_counted_once_for_all_for_its_part_and_in_its_slice() -> None:
     rates = Rates()
     for now, part, failed, slow in (
-        *((0.5, "a", True, False), (0.9, "a", True, True), (1.0, "b", False, True), (0.2, "a", False, False)),
+        *(
+            (0.5, "a", True, False),
+            (0.9, "a", True, True),
+            (0.95, "a", False, True),
+            (1.0, "b", False, True),
+            (0.2, "a", False, False),
+        ),
     ):
         own = rates.add(part, now, 10, failed, slow)
         assert own is rates.parts[part]
-    assert (rates.newest, rates.whole) == (1, Counts(4, 2, 2))
-    assert rates.parts == {"a": Counts(3, 2, 1), "b": Counts(1, 0, 1)}
-    assert rates.ring[0] == {"a": Counts(2, 2, 1)}
+    assert (rates.newest, rates.whole) == (1, Counts(5, 2, 3))
+    assert rates.parts == {"a": Counts(4, 2, 2), "b": Counts(1, 0, 1)}
+    assert rates.ring[0] == {"a": Counts(3, 2, 2)}
     assert rates.ring[1] == {"b": Counts(1, 0, 1), "a": Counts(1, 0, 0)}, "a time that is past is taken for now"
     twin = rates.copy()
     rates.forget("a")
     rates.forget("c")
     assert (rates.whole, rates.parts) == (Counts(1, 0, 1), {"b": Counts(1, 0, 1)})
-    assert [bucket for bucket in rates.ring if bucket] == [{"b": Counts(1, 0, 1)}]
-    assert twin.whole == Counts(4, 2, 2), "a copy is its own"
-    assert (twin.newest, len(twin.ring)) == (1, BUCKETS)
-    assert twin.ring[0] == {"a": Counts(2, 2, 1)}
-    assert twin.parts == {"a": Counts(3, 2, 1), "b": Counts(1, 0, 1)}
+    assert [counted for counted in rates.ring if counted] == [{"b": Counts(1, 0, 1)}]
+    assert twin.whole == Counts(5, 2, 3), "a copy is its own"
+    assert (twin.newest, len(twin.ring)) == (1, SLICES)
+    assert twin.ring[0] == {"a": Counts(3, 2, 2)}
+    assert twin.parts == {"a": Counts(4, 2, 2), "b": Counts(1, 0, 1)}
 
 
 @pytest.mark.parametrize(
     ("now", "kept"),
-    [(9.99, {"a": 2, "b": 1}), (10.0, {"a": 1, "b": 1}), (11.0, {"b": 1}), (12.0, {}), (25.0, {}), (2e9, {})],
+    [
+        (9.99, {"a": 2, "b": 1}),
+        (10.0, {"a": 1, "b": 1}),
+        (11.0, {"b": 1}),
+        (12.0, {}),
+        (19.0, {}),
+        (20.0, {}),
+        (21.0, {}),
+        (25.0, {}),
+        (2e9, {}),
+    ],
 )
-def test_what_is_older_than_ten_buckets_is_taken_out_bucket_by_bucket(now: float, kept: dict[str, int]) -> None:
+def test_what_is_older_than_ten_slices_is_taken_out_slice_by_slice(now: float, kept: dict[str, int]) -> None:
     rates = Rates()
     for at, part in ((0.0, "a"), (1.5, "a"), (2.0, "b")):
         rates.add(part, at, 10, True, True)
@@ -214,3 +230,5 @@ def test_the_latest_of_what_a_part_asked_for_counts_until_it_succeeds() -> None:
     assert tally.asked == {"b": 35}
     assert tally.aside == {"b": Streak(1, [(30, {"b": 1})])}
     assert tally.streak == Streak()
+    tally.failed("c", 0.25, cfg, False, 0.5)
+    assert tally.asked["c"] == 0.75
