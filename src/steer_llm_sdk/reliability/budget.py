@@ -60,7 +60,7 @@ class Budget:
     per: Period | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not 0 < len(self.name) <= 512 or not self.name.strip():
+        if not isinstance(self.name, str) or len(self.name) > 512 or not self.name.strip():
             raise InvalidRequest("budget.name", self.name, "give 1 to 512 characters, not all of them blank")
         if self.tokens is None and self.usd is None:
             raise InvalidRequest("budget", self.name, "it limits nothing; give tokens, usd or both")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from steer_llm_sdk.reliability.budget import (
     Ledger,
     Limits,
     Reservation,
+    excess,
     picos,
     window,
 )
@@ -42,26 +45,210 @@ class Clock:
 # ── the value ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+NAME, POSITIVE = "give 1 to 512 characters, not all of them blank", "give a positive finite number"
+
+
 @pytest.mark.parametrize(
-    ("given", "field"),
+    ("fields", "field", "given", "remedy"),
     [
-        ({"name": ""}, "name"),
-        ({"name": "  "}, "name"),
-        ({"name": 7}, "name"),
-        ({}, "budget"),
-        ({"usd": 0}, "usd"),
-        ({"usd": -1}, "usd"),
-        ({"usd": float("nan")}, "usd"),
-        ({"usd": float("inf")}, "usd"),
-        ({"usd": "50"}, "usd"),
-        ({"usd": True}, "usd"),
-        ({"tokens": 0}, "tokens"),
-        ({"usd": 1, "per": "week"}, "per"),
+        ({"name": ""}, "budget.name", "", NAME),
+        ({"name": "  "}, "budget.name", "  ", NAME),
+        ({"name": "n" * 513}, "budget.name", "n" * 513, NAME),
+        ({"name": 7}, "budget.name", 7, NAME),
+        ({}, "budget", "team", "it limits nothing; give tokens, usd or both"),
+        ({"usd": 0}, "budget.usd", 0, POSITIVE),
+        ({"usd": -1}, "budget.usd", -1, POSITIVE),
+        ({"usd": 1.001e15}, "budget.usd", 1.001e15, POSITIVE),
+        ({"usd": float("inf")}, "budget.usd", float("inf"), POSITIVE),
+        ({"usd": "50"}, "budget.usd", "50", POSITIVE),
+        ({"usd": True}, "budget.usd", True, POSITIVE),
+        ({"tokens": 0}, "budget.tokens", 0, POSITIVE),
+        ({"tokens": 5, "usd": -1}, "budget.usd", -1, POSITIVE),
+        ({"usd": 1, "per": "week"}, "budget.per", "week", "give minute, hour, day or month, or None for ever"),
     ],
 )
-def test_a_budget_that_cannot_be_kept_is_refused_by_the_name_of_its_field(given: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest, match=field):
-        Budget(**{"name": "team", **given})
+def test_a_budget_that_cannot_be_kept_is_refused_with_its_field_and_a_way_out(
+    fields: dict[str, Any], field: str, given: object, remedy: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Budget(**{"name": "team", **fields})
+    assert (caught.value.field, caught.value.given, caught.value.remedy) == (field, given, remedy)
+
+
+def test_a_budget_of_no_number_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="usd"):
+        Budget("team", usd=float("nan"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "n", "tokens": 1},
+        {"name": "n" * 512, "usd": 0.001},
+        {"name": "team", "usd": 1e15},
+        *({"name": "team", "usd": 1, "per": per} for per in ("minute", "hour", "day", "month", None)),
+    ],
+)
+def test_a_budget_that_can_be_kept_is_taken_as_it_is(fields: dict[str, Any]) -> None:
+    budget = Budget(**fields)
+    assert {name: getattr(budget, name) for name in fields} == fields
+
+
+# ── amounts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+USD = 10**12
+"""In picos."""
+
+
+@pytest.mark.parametrize(
+    ("usd", "whole"),
+    [(0, 0), (0.5, USD // 2), (0.1 + 0.2, 300_000_000_000), (2e-13, 0), (7e-13, 1)]
+    + [(what, None) for what in (None, -0.5, float("inf"), float("nan"))],
+)
+def test_an_amount_of_dollars_is_so_many_picos_or_unknown(usd: float | None, whole: int | None) -> None:
+    assert picos(usd) == whole
+
+
+def test_a_claim_has_no_negative_tokens() -> None:
+    assert [Claim.of(Amount(tokens, 2.0)) for tokens in (-3, 0, 1)] == [(0, 2 * USD), (0, 2 * USD), (1, 2 * USD)]
+    assert Claim.of(Amount(1, None)) == (1, None)
+
+
+MINUTE = Limits(tokens=100, usd=2 * USD, per="minute")
+HELD = Account(
+    spent_tokens=10,
+    spent_usd=USD // 2,
+    reserved_tokens=20,
+    reserved_usd=USD // 4,
+    overrun=False,
+    starts=60.0,
+    ends=120.0,
+)
+
+
+@pytest.mark.parametrize("now", [60.0, 119.0])
+def test_what_is_reserved_is_added_to_what_was(now: float) -> None:
+    more = HELD._replace(reserved_tokens=90, reserved_usd=3 * USD // 2)
+    assert HELD.reserve(Claim(70, 5 * USD // 4), now, MINUTE) == (more, None)
+    assert HELD.reserve(Claim(70, None), now, MINUTE._replace(usd=None)) == (HELD._replace(reserved_tokens=90), None)
+
+
+def test_an_account_that_is_closed_stays_so_where_only_the_other_unit_is_limited() -> None:
+    shut = HELD._replace(overrun=True)
+    assert shut.reserve(Claim(), 61, Limits(per="minute")) == (shut, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim", "limits", "refused"),
+    [
+        ({}, Claim(71, 0), MINUTE, ("tokens", 100, 101, 50, False)),
+        ({}, Claim(71, 9 * USD), MINUTE, ("tokens", 100, 101, 50, False)),
+        ({}, Claim(0, 3 * USD // 2), MINUTE, ("cost", 2, 2.25, 50, False)),
+        ({}, Claim(70, 5 * USD // 4 + 1), MINUTE, ("cost", 2, 2 + 1e-12, 50, False)),
+        ({"overrun": True}, Claim(1, 0), MINUTE, ("tokens", 100, 31, 50, True)),
+        ({"overrun": True}, Claim(1, 0), MINUTE._replace(tokens=None), ("cost", 2, 0.75, 50, True)),
+        ({"spent_tokens": 101}, Claim(1, 0), MINUTE, ("tokens", 100, 101, 50, False)),
+        ({"spent_tokens": 101, "overrun": True}, Claim(1, 0), MINUTE, ("tokens", 100, 101, 50, True)),
+        ({"spent_usd": 3 * USD}, Claim(0, 0), MINUTE, ("cost", 2, 3, 50, False)),
+        ({"spent_tokens": 101}, Claim(0, 0), MINUTE._replace(per=None), ("tokens", 100, 101, None, False)),
+    ],
+)
+def test_a_refusal_has_the_limit_what_would_have_been_taken_and_when_it_starts_anew(
+    changes: dict[str, Any], claim: Claim, limits: Limits, refused: tuple[Any, ...]
+) -> None:
+    account = HELD._replace(**changes)
+    assert account.reserve(claim, 70.0, limits) == (account, refused)
+
+
+def test_where_nobody_knows_the_price_the_refusal_has_no_sum() -> None:
+    account, refused = HELD.reserve(Claim(1, None), 70.0, MINUTE)
+    assert refused is not None
+    assert account == HELD
+    assert (refused.kind, refused.limit, refused.resets_in, refused.overrun) == ("price", 2, 50, False)
+    assert math.isnan(refused.actual)
+
+
+@pytest.mark.parametrize(
+    ("claim", "actual", "limits", "over"),
+    [
+        (Claim(8, USD // 8), Claim(5, USD // 16), MINUTE, None),
+        (Claim(8, USD // 8), Claim(8, USD // 8), MINUTE, None),
+        (Claim(8, USD // 8), Claim(5, None), MINUTE, None),
+        (Claim(8, USD // 8), Claim(9, USD // 4), MINUTE, ("tokens", 8, 9)),
+        (Claim(8, USD // 8), Claim(8, USD // 4), MINUTE, ("cost", 0.125, 0.25)),
+        (Claim(1, 1), Claim(2, 0), MINUTE, ("tokens", 1, 2)),
+        (Claim(1, 1), Claim(1, 2), MINUTE, ("cost", 1e-12, 2e-12)),
+        (Claim(0, 0), Claim(9, USD), MINUTE, None),
+        (Claim(0, None), Claim(9, USD), MINUTE, None),
+        (Claim(8, USD // 8), Claim(9, USD // 4), Limits(tokens=100, per="minute"), ("tokens", 8, 9)),
+        (Claim(8, USD // 8), Claim(9, USD // 4), Limits(usd=2 * USD, per="minute"), ("cost", 0.125, 0.25)),
+        (Claim(8, USD // 8), Claim(9, USD // 4), Limits(per="minute"), None),
+    ],
+)
+def test_a_settlement_moves_what_was_reserved_to_what_is_spent(
+    claim: Claim, actual: Claim, limits: Limits, over: tuple[Any, ...] | None
+) -> None:
+    reserved = claim.usd or 0
+    settled = Account(
+        spent_tokens=10 + actual.tokens,
+        spent_usd=USD // 2 + (reserved if actual.usd is None else actual.usd),
+        reserved_tokens=20 - claim.tokens,
+        reserved_usd=USD // 4 - reserved,
+        overrun=over is not None,
+        starts=60.0,
+        ends=120.0,
+    )
+    assert HELD.settle(claim, actual, 61.0, limits) == (settled, over)
+    assert HELD._replace(overrun=True).settle(claim, actual, 61.0, limits)[0].overrun
+
+
+def test_what_is_left_is_the_limit_without_what_is_spent_and_reserved() -> None:
+    assert HELD.left(MINUTE) == (70, 1.25)
+    assert HELD.left(Limits()) == (math.inf, math.inf)
+    assert HELD._replace(overrun=True).left(MINUTE) == (0, 0)
+    assert HELD._replace(overrun=True).left(Limits()) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens", "usd", "passed"),
+    [
+        ((100, 2.0), 100, 2.0, None),
+        ((100, 2.0), 101, 2.0, ("tokens", 100, 101)),
+        ((100, 2.0), 100, 2.5, ("cost", 2.0, 2.5)),
+        ((100, 2.0), 101, 2.5, ("tokens", 100, 101)),
+        ((None, 2.0), 10**9, 2.5, ("cost", 2.0, 2.5)),
+        ((100, None), 101, 10.0**9, ("tokens", 100, 101)),
+        ((None, None), 10**9, 10.0**9, None),
+        ((0, 0.0), 1, 0.0, ("tokens", 0, 1)),
+        ((0, 0.0), 0, 1e-12, ("cost", 0, 1e-12)),
+        ((0, 0.0), 0, 0.0, None),
+        ((100, 0.0), 0, math.nan, None),
+    ],
+)
+def test_an_excess_has_the_limit_that_is_passed_and_what_passes_it(
+    limits: tuple[float | None, float | None], tokens: int, usd: float, passed: tuple[str, float, float] | None
+) -> None:
+    assert excess(*limits, tokens, usd) == passed
+
+
+@pytest.mark.parametrize(("now", "seconds"), [(60, 60), (119.5, 0.5), (120, 0), (130, 0)])
+def test_the_next_window_is_so_many_seconds_away(now: float, seconds: float) -> None:
+    assert HELD.resets_in(now, MINUTE) == seconds
+    assert HELD.resets_in(now, MINUTE._replace(per=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "account"),
+    [
+        (60.0, HELD._replace(overrun=True)),
+        (119.9, HELD._replace(overrun=True)),
+        (120.0, Account(0, 0, 20, USD // 4, False, 120.0, 180.0)),
+        (200.0, Account(0, 0, 20, USD // 4, False, 180.0, 240.0)),
+        (59.9, HELD._replace(overrun=True, starts=0.0, ends=60.0)),
+    ],
+)
+def test_a_window_goes_on_begins_anew_or_moves_back_with_what_is_spent(now: float, account: Account) -> None:
+    assert HELD._replace(overrun=True).at(now, MINUTE) == account
 
 
 # ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -74,12 +261,22 @@ def test_a_budget_that_cannot_be_kept_is_refused_by_the_name_of_its_field(given:
         ("hour", "2026-03-01T10:59:59.9", "2026-03-01T10:00:00", "2026-03-01T11:00:00"),
         ("day", "2026-03-01T00:00:00", "2026-03-01T00:00:00", "2026-03-02T00:00:00"),
         ("month", "2028-02-29T23:59:59", "2028-02-01T00:00:00", "2028-03-01T00:00:00"),
-        ("month", "2026-12-31T23:59:59", "2026-12-01T00:00:00", "2027-01-01T00:00:00"),
+        ("month", "2026-12-31T23:59:59.9", "2026-12-01T00:00:00", "2027-01-01T00:00:00"),
         ("month", "2026-01-01T00:00:00", "2026-01-01T00:00:00", "2026-02-01T00:00:00"),
     ],
 )
 def test_a_window_is_aligned_to_utc(per: Any, now: str, starts: str, ends: str) -> None:
     assert window(per, at(now)) == (at(starts), at(ends))
+
+
+def test_a_month_begins_in_utc_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("TZ", "EAST-14")
+            time.tzset()
+            assert window("month", at("2026-03-31T12:00")) == (at("2026-03-01T00:00"), at("2026-04-01T00:00"))
+    finally:
+        time.tzset()
 
 
 @given(st.sampled_from(["minute", "hour", "day", "month"]), st.floats(0, 4e9))

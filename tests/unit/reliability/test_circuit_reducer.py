@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -1076,3 +1076,303 @@ def test_what_is_kept_does_not_grow_with_what_is_counted() -> None:
 def rates_kept(tally: Tally) -> int:
     assert tally.rates is not None
     return sum(len(counted) for counted in tally.rates.ring)
+
+
+# ── every move, field by field ───────────────────────────────────────────────────────────────────────────────────────
+
+A, B = frozenset("a"), frozenset("b")
+DOUBLE = CONFIG.model_copy(update={"timeout_factor": 2.0, "max_timeout": 300.0})
+HALF = HalfOpen(6, A, probes=((8, 14.0), (9, 20.0)), relapses=2)
+NARROWED = Circuit(
+    whole=Closed(4), narrowed={"a": Open(5, 10.0, A, confirmed=True, relapses=1)}, serial=9, generation=5
+)
+OPENED = Circuit(whole=Open(3, 50.0, A, relapses=1), serial=7, generation=3)
+
+
+@pytest.mark.parametrize(
+    ("moved", "lane"),
+    [
+        (lambda: Closed(4, 100, 2).tripped(A, 110, 0, DOUBLE), Open(5, 150, A, relapses=2)),
+        (lambda: Closed(4, 100, 2).tripped(A, 110, 55, DOUBLE), Open(5, 165, A, relapses=2)),
+        (lambda: Closed(4, 0, 2).tripped(A | B, 60, 0, DOUBLE), Open(5, 70, A | B)),
+        (lambda: Closed(4, 0, 2).tripped(A, 59.9, 0, DOUBLE), Open(5, 99.9, A, relapses=2)),
+        (lambda: Open(5, 150, A, (3, 9), True, 2, True, True).half_open(), HalfOpen(6, A, True, relapses=2)),
+        (lambda: HALF.reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 0), Open(7, 92, A, relapses=3)),
+        (lambda: HALF.reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 90), Open(7, 102, A, relapses=3)),
+        (
+            lambda: HALF.reported(Permit(6, serial=8), "b", FAIL, 12, DOUBLE, 0),
+            Open(7, 92, A | B, confirmed=True, relapses=3),
+        ),
+        (
+            lambda: replace(HALF, confirmed=True).reported(Permit(6, serial=9), "a", FAIL, 12, DOUBLE, 0),
+            Open(7, 92, A, confirmed=True, relapses=3),
+        ),
+        (lambda: HALF.reported(Permit(6, serial=9), "a", NEUTRAL, 12, DOUBLE, 0), replace(HALF, probes=((8, 14.0),))),
+        (
+            lambda: HALF.reported(Permit(6, serial=8), "a", OK, 12, DOUBLE, 0),
+            replace(HALF, probes=((9, 20.0),), successes=1),
+        ),
+        (lambda: replace(HALF, successes=1).reported(Permit(6, serial=9), "a", OK, 12, DOUBLE, 0), Closed(7, 12, 3)),
+        (lambda: HALF.reported(Permit(6, serial=7), "a", FAIL, 12, DOUBLE, 0), HALF),
+    ],
+)
+def test_a_lane_moves_to_the_next_generation_with_what_it_knows(moved: Callable[[], object], lane: object) -> None:
+    assert moved() == lane
+
+
+def test_a_place_is_free_when_its_lease_ends() -> None:
+    assert HALF.live(13.9) == ((8, 14.0), (9, 20.0))
+    assert HALF.live(14) == ((9, 20.0),)
+
+
+@pytest.mark.parametrize(
+    ("lane", "now", "early", "panic"),
+    [
+        (Open(1, 10, A), 9.9, True, True),
+        (Open(1, 10, A), 10, False, False),
+        (Open(1, 10, B), 5, False, True),
+        (Open(1, 10, A | frozenset("c")), 5, False, True),
+        (Open(1, 10, A, early=(3, 6)), 5.9, False, True),
+        (Open(1, 10, A, early=(3, 6), probed=True), 6, True, False),
+        (Open(1, 10, A, confirmed=True), 5, False, True),
+        (Open(1, 10, A, probed=True, panicked=True), 5, False, False),
+    ],
+)
+def test_who_may_probe_an_open_lane_before_its_time(lane: Open, now: float, early: bool, panic: bool) -> None:
+    assert (lane.admits_early("b", now), lane.admits_in_panic(now)) == (early, panic)
+
+
+@pytest.mark.parametrize(
+    ("circuit", "asked", "moved", "answer"),
+    [
+        (Circuit(), ("a", 1.0), Circuit(), Permit(0)),
+        (Circuit(whole=Closed(4)), ("a", 1.0), Circuit(whole=Closed(4)), Permit(4)),
+        (NARROWED, ("b", 12.0), NARROWED, Permit(4)),
+        (NARROWED, ("a", 9.0), NARROWED, Refusal(1.0)),
+        (
+            NARROWED,
+            ("a", 12.0),
+            replace(
+                NARROWED,
+                narrowed={"a": HalfOpen(6, A, True, probes=((9, 17.0),), relapses=1)},
+                serial=10,
+                generation=6,
+            ),
+            Permit(6, "a", 9),
+        ),
+        (
+            OPENED,
+            ("b", 20.0),
+            replace(OPENED, whole=Open(3, 50.0, A, early=(7, 25.0), relapses=1, probed=True), serial=8),
+            Permit(3, serial=7),
+        ),
+        (OPENED, ("a", 20.0), OPENED, Refusal(30.0)),
+        (replace(OPENED, narrowed={"b": Open(2, 0.0, B)}), ("b", 20.0), None, Refusal(30.0)),
+        (
+            OPENED,
+            ("a", 50.0),
+            replace(OPENED, whole=HalfOpen(4, A, probes=((7, 55.0),), relapses=1), serial=8, generation=4),
+            Permit(4, serial=7),
+        ),
+        (Circuit(whole=HALF, generation=6), ("a", 13.5), None, Refusal(0.5)),
+        (
+            Circuit(whole=HALF, serial=10, generation=9),
+            ("a", 14.0),
+            Circuit(whole=replace(HALF, probes=((9, 20.0), (10, 19.0))), serial=11, generation=9),
+            Permit(6, serial=10),
+        ),
+    ],
+)
+def test_who_is_admitted_and_what_that_changes(
+    circuit: Circuit, asked: tuple[str, float], moved: Circuit | None, answer: object
+) -> None:
+    assert circuit.admit(*asked, CONFIG) == (circuit if moved is None else moved, answer)
+
+
+def test_in_panic_the_permit_is_noted_as_such() -> None:
+    lane = Open(3, 50.0, A, early=(7, 22.0), relapses=1, probed=True, panicked=True)
+    assert OPENED.admit("a", 20.0, CONFIG, within=2, panic=True) == (
+        replace(OPENED, whole=lane, serial=8),
+        Permit(3, serial=7),
+    )
+    assert not OPENED.admit("b", 20.0, CONFIG, panic=True)[0].whole.panicked  # type: ignore[union-attr]
+
+
+EARLY = replace(OPENED, whole=Open(3, 50.0, A, early=(7, 25.0), relapses=1, probed=True), serial=8)
+PANICKED = replace(EARLY, whole=replace(EARLY.whole, panicked=True))
+PROBED = Circuit(
+    whole=Closed(4),
+    narrowed={"a": HalfOpen(6, A, True, probes=((9, 17.0),), relapses=1), "c": Open(1, 2.0, frozenset("c"))},
+    serial=10,
+    generation=6,
+)
+
+
+@pytest.mark.parametrize(
+    ("circuit", "permit", "part", "outcome", "asked", "moved"),
+    [
+        (
+            EARLY,
+            Permit(3, serial=7),
+            "b",
+            OK,
+            0.0,
+            Circuit(
+                whole=Closed(4, 21.0),
+                narrowed={"a": Open(5, 50.0, A, confirmed=True, relapses=1)},
+                serial=9,
+                generation=5,
+            ),
+        ),
+        (
+            EARLY,
+            Permit(3, serial=7),
+            "b",
+            FAIL,
+            40.0,
+            replace(EARLY, whole=Open(3, 61.0, A | B, confirmed=True, relapses=1, probed=True)),
+        ),
+        (
+            EARLY,
+            Permit(3, serial=7),
+            "b",
+            FAIL,
+            1e9,
+            replace(EARLY, whole=Open(3, 321.0, A | B, confirmed=True, relapses=1, probed=True)),
+        ),
+        (
+            EARLY,
+            Permit(3, serial=7),
+            "b",
+            FAIL,
+            0.0,
+            replace(EARLY, whole=Open(3, 50.0, A | B, confirmed=True, relapses=1, probed=True)),
+        ),
+        (EARLY, Permit(3, serial=7), "b", NEUTRAL, 0.0, replace(EARLY, whole=replace(EARLY.whole, early=None))),
+        (EARLY, Permit(3, serial=6), "b", OK, 0.0, EARLY),
+        (OPENED, Permit(3, serial=7), "b", OK, 0.0, OPENED),
+        (
+            PANICKED,
+            Permit(3, serial=7),
+            "a",
+            OK,
+            0.0,
+            replace(PANICKED, whole=HalfOpen(4, A, successes=1, relapses=1), serial=9, generation=4),
+        ),
+        (
+            PANICKED,
+            Permit(3, serial=7),
+            "a",
+            FAIL,
+            0.0,
+            replace(PANICKED, whole=replace(PANICKED.whole, early=None)),
+        ),
+        (
+            Circuit(whole=HALF, serial=10, generation=6),
+            Permit(6, serial=9),
+            "b",
+            FAIL,
+            0.0,
+            Circuit(whole=Open(7, 101.0, A | B, confirmed=True, relapses=3), serial=11, generation=7),
+        ),
+        (
+            PROBED,
+            Permit(6, "a", 9),
+            "a",
+            FAIL,
+            70.0,
+            replace(
+                PROBED,
+                narrowed={**PROBED.narrowed, "a": Open(7, 91.0, A, confirmed=True, relapses=2)},
+                serial=11,
+                generation=7,
+            ),
+        ),
+        (
+            PROBED,
+            Permit(6, "a", 9),
+            "a",
+            OK,
+            0.0,
+            replace(
+                PROBED,
+                narrowed={**PROBED.narrowed, "a": HalfOpen(6, A, True, successes=1, relapses=1)},
+                serial=11,
+            ),
+        ),
+        (PROBED, Permit(6, "a", 8), "a", OK, 0.0, PROBED),
+        (PROBED, Permit(5, "a", 9), "a", OK, 0.0, PROBED),
+        (PROBED, Permit(6, "b", 9), "b", OK, 0.0, PROBED),
+        (PROBED, Permit(6, "c", 9), "c", OK, 0.0, PROBED),
+    ],
+)
+def test_what_a_report_changes(
+    circuit: Circuit, permit: Permit, part: str, outcome: Outcome, asked: float, moved: Circuit
+) -> None:
+    after = circuit.report(permit, part, outcome, 21.0, DOUBLE, asked=asked)
+    assert after == moved
+    assert circuit.record(permit, part, outcome, 21.0, DOUBLE, 0.0, asked) == moved
+
+
+@pytest.mark.parametrize(
+    ("factor", "recovered"), [(1.0, {"d": Closed(3)}), (2.0, {"d": Closed(3), "a": Closed(7, 21.0, 2)})]
+)
+def test_a_part_that_comes_back_is_remembered_where_its_next_time_depends_on_it(
+    factor: float, recovered: dict[str, Closed]
+) -> None:
+    cfg = CONFIG.model_copy(update={"success_threshold": 1, "timeout_factor": factor})
+    circuit = replace(PROBED, recovered={"d": Closed(3)})
+    assert circuit.report(Permit(6, "a", 9), "a", OK, 21.0, cfg) == replace(
+        circuit, narrowed={"c": PROBED.narrowed["c"]}, recovered=recovered, serial=11, generation=7
+    )
+
+
+def test_a_part_that_fails_again_soon_is_cut_off_for_longer() -> None:
+    cfg = DOUBLE.model_copy(update={"failure_threshold": 2})
+    circuit = Circuit(whole=Closed(4), recovered={"a": Closed(7, 90.0, 2)}, serial=11, generation=7)
+    for now, part, outcome in ((91.0, "a", FAIL), (92.0, "b", OK), (93.0, "a", FAIL)):
+        circuit = circuit.report(Permit(4), part, outcome, now, cfg, asked=0.0)
+    assert circuit.narrowed == {"a": Open(8, 133.0, A, confirmed=True, relapses=2)}
+    assert (circuit.whole, circuit.generation, circuit.tally) == (Closed(4), 8, Tally())
+
+
+def test_what_opens_it_empties_the_tally_and_takes_the_next_generation() -> None:
+    circuit = Circuit(whole=Closed(4, 0.0, 1), serial=11, generation=9)
+    for part in "aba":
+        circuit = circuit.report(Permit(4), part, FAIL, 30.0, DOUBLE, asked=25.0 if part == "b" else 0.0)
+    assert circuit == Circuit(whole=Open(5, 55.0, A | B, relapses=1), serial=12, generation=9)
+
+
+def test_a_report_leaves_the_circuit_before_it_as_it_was() -> None:
+    circuit = Circuit()
+    after = circuit.report(Permit(0), "a", FAIL, 1.0, CONFIG)
+    assert circuit == Circuit()
+    assert after.tally.streak.total == 1
+    assert after.record(Permit(0), "a", FAIL, 2.0, CONFIG) is after
+    assert after.tally.streak.total == 2
+    assert after.tally.asked == {}
+
+
+def test_a_call_of_which_no_time_is_told_was_not_slow() -> None:
+    cfg = CONFIG.model_copy(
+        update={"slow_call_duration": 0.5, "slow_call_rate_threshold": 0.5, "minimum_throughput": 100}
+    )
+    circuit = Circuit().report(Permit(0), "a", OK, 1.0, cfg)
+    circuit = circuit.record(Permit(0), "a", OK, 1.0, cfg).record(Permit(0), "a", OK, 1.0, cfg, 0.5)
+    assert circuit.tally.rates is not None
+    assert circuit.tally.rates.whole.slow == 0
+    half = Circuit(whole=HALF, serial=10, generation=6)
+    assert half.report(Permit(6, serial=9), "a", OK, 12.0, cfg, took=0.5).state(12.0) is HALF_OPEN
+    assert half.report(Permit(6, serial=9), "a", OK, 12.0, cfg, took=0.501).state(12.0) is OPEN
+
+
+def test_with_nothing_asked_for_it_is_open_for_its_own_time_however_short() -> None:
+    play = Play(CircuitBreakerConfig(failure_threshold=1, timeout=0.5))
+    play.call(FAIL)
+    assert play.refused() == 0.5
+
+
+def test_a_part_with_a_lane_of_its_own_is_not_admitted_early() -> None:
+    circuit = replace(OPENED, narrowed={"b": Open(2, 0.0, B)})
+    assert (circuit.state(20.0, "b"), circuit.state(20.0, "c")) == (OPEN, HALF_OPEN)
+    assert (circuit.generations("b"), circuit.generations("c")) == ((3, 2), (3, None))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_policies_alone import Call, now
 
 from steer_llm_sdk.errors import ProviderError
-from steer_llm_sdk.reliability.hedging import KEPT, Hedge, HedgingPolicy, Latencies
+from steer_llm_sdk.reliability.hedging import FORGET, KEPT, STEP, Hedge, HedgingPolicy, Latencies
 from steer_llm_sdk.reliability.retry import AttemptLimit
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 from steer_llm_sdk.reliability.silence import Life
@@ -40,6 +40,17 @@ def test_it_is_the_smallest_that_so_many_of_the_last_do_not_exceed(seconds: list
 def test_old_latencies_make_room_for_new_ones() -> None:
     latencies = of(*[9.0] * KEPT, *[1.0] * KEPT)
     assert (len(latencies.ordered), latencies.quantile(0.99)) == (KEPT, 1.0)
+
+
+def test_the_oldest_goes_and_the_lowest_median_is_forgotten_slowly() -> None:
+    seconds = [float(number % 97 + number / 1000 + 5) for number in range(KEPT + 50)]
+    lowest = math.inf
+    for count in range(STEP, len(seconds) + 1, STEP):
+        recent = sorted(seconds[max(0, count - KEPT) : count])
+        lowest = min(lowest * FORGET, recent[len(recent) // 2])
+    last = seconds[-KEPT:]
+    assert of(*seconds) == (tuple(last), tuple(sorted(last)), lowest, len(seconds))
+    assert of(*[3.0] * STEP, *[9.0] * STEP * 4).lowest == pytest.approx(3.0 * FORGET**4)
 
 
 def test_there_is_no_hedge_with_too_few_samples() -> None:
@@ -72,6 +83,13 @@ def test_three_times_the_median_is_still_a_hedge() -> None:
     latencies = of(*[1.0] * 60, *[3.0] * 40)
     assert HedgingPolicy().delay(latencies) == 3.0
     assert HedgingPolicy(slow_factor=2.9).delay(latencies) is None
+
+
+@pytest.mark.parametrize("median", [0.1, 10.0])
+def test_slow_is_slow_for_that_median(median: float) -> None:
+    for times, hedged in ((2.9, True), (3.1, False)):
+        latencies = of(*[median] * 60, *[median * times] * 40)
+        assert HedgingPolicy().delay(latencies) == (median * times if hedged else None)
 
 
 # ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -149,6 +149,14 @@ async def test_the_least_recently_used_result_goes_first() -> None:
     assert [(await table.claim(key)).kind for key in "acb"] == ["settled", "settled", "ours"]
 
 
+async def test_a_thousand_results_are_kept_if_nothing_else_is_said() -> None:
+    store = MemoryStore()
+    for number in range(1001):
+        claim = await store.claim(str(number), "f", 10, 100)
+        await store.settle(str(number), claim.token, b"r")
+    assert [(await store.claim(key, "f", 10, 100)).kind for key in ("1", "0")] == ["settled", "ours"]
+
+
 async def test_claims_are_never_evicted_and_do_not_count() -> None:
     table = Table(max_entries=1)
     tokens = {str(n): await table.ours(str(n)) for n in range(50)}

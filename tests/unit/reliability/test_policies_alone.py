@@ -154,6 +154,11 @@ async def test_no_call_is_made_past_the_total_of_the_run(sent: int, answers: int
             assert call.attempts == 0
 
 
+@pytest.mark.parametrize(("sent", "left"), [(4, True), (5, False)])
+def test_more_answers_need_one_attempt_each_if_nothing_else_is_said(sent: int, left: bool) -> None:
+    assert AttemptLimit(3).left(Call(sent=sent, answers=5)) is left
+
+
 async def test_retry_waits_for_nothing_that_the_total_would_then_refuse() -> None:
     with pytest.raises(ProviderError):
         await retry(limit=AttemptLimit(4))(Call([down()], sent=3), make)

@@ -16,12 +16,15 @@ from steer_llm_sdk.models.quota import Quota, RateLimitStatus
 from steer_llm_sdk.reliability import RateLimit
 from steer_llm_sdk.reliability.rate_limit import (
     Bucket,
+    Line,
     Queued,
     Refusal,
     State,
+    Waiter,
     admit,
     advance,
     block,
+    due_at,
     enqueue,
     finish,
     heed,
@@ -445,3 +448,215 @@ def test_the_queue_is_round_robin(tenants: list[str]) -> None:
         first = sum(min(round_, tenants.count(tenant)) for tenant in set(tenants))
         last = sum(min(round_ + 1, tenants.count(tenant)) for tenant in set(tenants))
         assert sorted(order[first:last]) == sorted(expected[first:last])
+
+
+# ── every move, field by field ───────────────────────────────────────────────────────────────────────────────────────
+
+TWO_A_SECOND = Bucket(120, 2.0, 100.0)
+FIRST, SECOND, THIRD = Waiter(1, 1, "t", 10.0, 200.0), Waiter(1, 2, "u", 20.0, 150.0), Waiter(2, 3, "t", 30.0)
+WAITING = State(
+    requests=Bucket(60, 1.0, 100.0),
+    tokens=TWO_A_SECOND,
+    max_concurrent=5,
+    running=2,
+    reserved=40.0,
+    blocked_until=90.0,
+    heard_at=7.0,
+    line=Line((FIRST, SECOND, THIRD), 0, 3, 60.0, 150.0),
+)
+FREE = WAITING._replace(line=Line(serial=3, round=1))
+
+
+def test_a_bucket_in_numbers() -> None:
+    bucket = TWO_A_SECOND
+    assert (Bucket.per_minute(None), Bucket.per_minute(120)) == (None, Bucket(120, 2.0, -math.inf))
+    assert [bucket.level(now) for now in (90, 110, 160, 1000)] == [-20, 20, 120, 120]
+    assert bucket.at_level(60, 10) == Bucket(120, 2.0, -20.0)
+    assert [bucket.since(now) for now in (110, 160, 200)] == [100, 100, 140]
+    assert [bucket.ready_at(amount, 110) for amount in (20, 120, 500)] == [110, 160, 160]
+    assert [bucket.ready_at(20, 110, 40), bucket.ready_at(20, 200)] == [130, 150]
+    assert bucket.less(20, 110) == Bucket(120, 2.0, 110.0)
+    assert bucket.less(20.1, 110) is None
+    assert bucket.less(20, 200) == Bucket(120, 2.0, 150.0)
+    assert (bucket.less(240, 160), bucket.less(240, 159.9)) == (Bucket(120, 2.0, 220.0), None)
+    assert (bucket.less(20 + 1e-9, 110) is None, bucket.less(20 + 1e-7, 110) is None) == (False, True)
+    assert bucket.plus(10) == Bucket(120, 2.0, 95.0)
+
+
+def test_a_state_has_the_buckets_and_places_of_its_limit() -> None:
+    limit = RateLimit(requests_per_minute=60, tokens_per_minute=120, max_concurrent=4)
+    assert State.of(limit) == State(Bucket(60, 1.0), Bucket(120, 2.0), 4)
+    assert State.of(RateLimit()) == State()
+
+
+def test_what_is_admitted_takes_a_request_its_tokens_and_a_place() -> None:
+    after = FREE._replace(requests=Bucket(60, 1.0, 101.0), tokens=Bucket(120, 2.0, 105.0), running=3, reserved=50.0)
+    assert admit(FREE, 10.0, 105.0) == after
+    assert admit(FREE, 10.0, 104.9) is None
+    assert admit(WAITING, 10.0, 105.0) is None
+    assert admit(FREE._replace(running=5), 10.0, 105.0) is None
+    assert admit(FREE._replace(running=5, max_concurrent=None), 10.0, 105.0) is not None
+    assert admit(FREE._replace(blocked_until=105.1), 10.0, 105.0) is None
+    assert admit(FREE._replace(tokens=None), 0.0, 100.9) is None
+    assert admit(State(), 3.0, 0.0) == State(running=1, reserved=3.0)
+
+
+@pytest.mark.parametrize(
+    ("waiter", "place", "changes", "due"),
+    [
+        (FIRST, 0, {}, 105),
+        (SECOND, 1, {}, 115),
+        (THIRD, 2, {}, 130),
+        (Waiter(3, 4, "t", 40.0), 3, {}, 150),
+        (FIRST, 0, {"blocked_until": 140.0}, 140),
+        (FIRST, 0, {"requests": Bucket(60, 1.0, 150.0)}, 151),
+        (THIRD, 2, {"tokens": None}, 103),
+        (THIRD, 2, {"tokens": None, "requests": None}, 100),
+        (THIRD, 2, {"requests": None}, 130),
+    ],
+)
+def test_when_one_at_a_place_of_the_queue_goes(waiter: Waiter, place: int, changes: dict[str, Any], due: float) -> None:
+    assert due_at(WAITING._replace(**changes), waiter, place, 100.0) == due
+
+
+@pytest.mark.parametrize(
+    ("tenant", "latest", "round_", "place", "waiter", "due"),
+    [
+        ("u", 160.0, 0, 3, Waiter(2, 4, "u", 40.0, 160.0), 150),
+        ("u", 150.0, 0, 3, Waiter(2, 4, "u", 40.0, 150.0), 150),
+        ("v", 140.0, 0, 2, Waiter(1, 4, "v", 40.0, 140.0), 135),
+        ("t", math.inf, 0, 3, Waiter(3, 4, "t", 40.0, math.inf), 150),
+        ("v", 160.0, 5, 3, Waiter(6, 4, "v", 40.0, 160.0), 150),
+    ],
+)
+def test_a_place_in_the_queue_is_that_of_the_next_turn(
+    tenant: str, latest: float, round_: int, place: int, waiter: Waiter, due: float
+) -> None:
+    state = WAITING._replace(line=WAITING.line._replace(round=round_))
+    waiters = [FIRST, SECOND, THIRD]
+    waiters.insert(place, waiter)
+    longer = Line(tuple(waiters), round_, 4, 100.0, min(150.0, latest))
+    assert enqueue(state, tenant, 40.0, latest, 100.0, RateLimit()) == (
+        state._replace(line=longer),
+        Queued(waiter, due),
+    )
+
+
+def test_a_refusal_says_when_there_would_be_room() -> None:
+    assert enqueue(WAITING, "u", 40.0, 149.9, 100.0, RateLimit()) == (WAITING, Refusal(False, 50.0))
+    assert enqueue(WAITING, "u", 40.0, 149.9, 100.0, RateLimit(max_queue=3)) == (WAITING, Refusal(True, 50.0))
+    assert isinstance(enqueue(WAITING, "u", 40.0, 150.0, 100.0, RateLimit(max_queue=4))[1], Queued)
+    full = State(max_concurrent=1, running=1)
+    assert enqueue(full, "u", 40.0, 150.0, 100.0, RateLimit(max_queue=0)) == (full, Refusal(True, None))
+    assert enqueue(State(), "u", 0.0, 0.0, 0.0, RateLimit())[1] == Queued(Waiter(1, 1, "u", 0.0, 0.0), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("used", "sent", "requests", "tokens"),
+    [(4.0, True, 100, 97), (10.0, True, 100, 100), (14.0, True, 100, 102), (4.0, False, 99, 95)],
+)
+def test_what_has_ended_gives_back_what_it_did_not_use(used: float, sent: bool, requests: float, tokens: float) -> None:
+    assert finish(WAITING, 10.0, used, sent) == WAITING._replace(
+        requests=Bucket(60, 1.0, requests), tokens=Bucket(120, 2.0, tokens), running=1, reserved=30.0
+    )
+    assert finish(State(running=2, reserved=10.0), 10.0, used, sent) == State(running=1)
+
+
+@pytest.mark.parametrize(
+    ("serial", "waiters", "tokens"), [(1, (SECOND, THIRD), 50), (2, (FIRST, THIRD), 40), (3, (FIRST, SECOND), 30)]
+)
+def test_one_who_leaves_takes_his_tokens_along(serial: int, waiters: tuple[Waiter, ...], tokens: float) -> None:
+    assert withdraw(WAITING, serial) == WAITING._replace(line=Line(waiters, 0, 3, tokens, 150.0))
+    assert withdraw(WAITING, 4) is WAITING
+    alone = WAITING._replace(line=Line((FIRST,), 2, 3, 10.0, 200.0))
+    assert withdraw(alone, 1) == WAITING._replace(line=Line(serial=3))
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "under_way", "age", "learned"),
+    [
+        (None, None, 2.0, 0.0, None),
+        (TWO_A_SECOND, None, 2.0, 0.0, TWO_A_SECOND),
+        (None, Quota(60, 30), 2.0, 0.0, Bucket(60, 1.0, 172.0)),
+        (None, Quota(60, 30), 2.0, 4.0, Bucket(60, 1.0, 168.0)),
+        (None, Quota(120, 30), 2.0, 4.0, Bucket(120, 2.0, 182.0)),
+        (None, Quota(60, 58), 2.0, 4.0, Bucket(60, 1.0, 142.0)),
+        (Bucket(60, 1.0, 171.0), Quota(60, 30), 2.0, 0.0, Bucket(60, 1.0, 171.0)),
+        (Bucket(60, 1.0, 199.0), Quota(60, 30), 2.0, 0.0, Bucket(60, 1.0, 172.0)),
+        (Bucket(60, 1.0, 150.0), Quota(60, 30), 2.0, 0.0, Bucket(60, 1.0, 170.0)),
+        (None, Quota(100, 40, 600.0), 0.0, 0.0, Bucket(100, 0.1, -200.0)),
+        (None, Quota(60, 30, 60.0), 0.0, 0.0, Bucket(60, 1.0, 170.0)),
+        (None, Quota(60, 60, 600.0), 0.0, 0.0, Bucket(60, 1.0, 140.0)),
+        (None, Quota(60, 30, 30.0), 0.0, 0.0, Bucket(60, 1.0, 170.0)),
+        (None, Quota(60, 59, 61.0), 0.0, 0.0, Bucket(60, 1 / 61, pytest.approx(200 - 59 * 61))),
+    ],
+)
+def test_what_is_learned_lies_between_what_is_left_with_and_without_the_calls_under_way(
+    known: Bucket | None, told: Quota | None, under_way: float, age: float, learned: Bucket | None
+) -> None:
+    state = State(requests=known, running=int(under_way), heard_at=1.0)
+    after = heed(state, RateLimitStatus(200.0 - age, told), 200.0)
+    assert after == state._replace(requests=learned, heard_at=200.0 - age)
+    state = State(tokens=known, reserved=under_way)
+    assert heed(state, RateLimitStatus(200.0 - age, None, told), 200.0) == state._replace(
+        tokens=learned, heard_at=200.0 - age
+    )
+
+
+def test_only_what_is_newer_is_news_and_it_cannot_come_from_the_future() -> None:
+    state = State(heard_at=5.0)
+    assert heed(state, RateLimitStatus(5.0, Quota(60, 30)), 10.0) is state
+    assert heed(state, RateLimitStatus(12.0, Quota(60, 30)), 10.0).requests == Bucket(60, 1.0, -20.0)
+
+
+@pytest.mark.parametrize(
+    ("now", "changes", "granted", "refused", "line"),
+    [
+        (104.9, {}, (), (), WAITING.line),
+        (105.0, {}, (FIRST,), (), Line((SECOND, THIRD), 1, 3, 50.0, 150.0)),
+        (115.0, {}, (FIRST, SECOND), (), Line((THIRD,), 1, 3, 30.0, 150.0)),
+        (130.0, {}, (FIRST, SECOND, THIRD), (), Line(serial=3)),
+        (130.0, {"max_concurrent": 3}, (FIRST,), (), Line((SECOND, THIRD), 1, 3, 50.0, 150.0)),
+        (150.0, {"max_concurrent": 2}, (), (SECOND,), Line((FIRST, THIRD), 0, 3, 40.0, 200.0)),
+        (149.9, {"max_concurrent": 2}, (), (), WAITING.line),
+        (200.0, {"max_concurrent": 2}, (), (FIRST, SECOND), Line((THIRD,), 0, 3, 30.0, math.inf)),
+        (150.0, {"max_concurrent": 3}, (FIRST,), (SECOND,), Line((THIRD,), 1, 3, 30.0, math.inf)),
+        (110.0, {"blocked_until": 110.1}, (), (), WAITING.line),
+        (110.0, {"blocked_until": 150.0}, (), (SECOND,), Line((FIRST, THIRD), 0, 3, 40.0, 200.0)),
+        (110.0, {"blocked_until": 110.0}, (FIRST,), (), Line((SECOND, THIRD), 1, 3, 50.0, 150.0)),
+    ],
+)
+def test_who_may_go_and_who_must_leave(
+    now: float, changes: dict[str, Any], granted: tuple[Waiter, ...], refused: tuple[Waiter, ...], line: Line
+) -> None:
+    before = WAITING._replace(**changes)
+    spent = sum(each.tokens for each in granted)
+    after = before._replace(
+        requests=Bucket(60, 1.0, 100.0 + len(granted)),
+        tokens=Bucket(120, 2.0, 100.0 + spent / 2),
+        running=2 + len(granted),
+        reserved=40.0 + spent,
+        line=line,
+    )
+    assert advance(before, now) == (after, granted, refused)
+
+
+def test_where_nobody_waits_nothing_moves() -> None:
+    assert advance(FREE, 1000.0) == (FREE, (), ())
+    gone = WAITING._replace(line=Line((FIRST,), 0, 1, 10.0, 200.0), running=5)
+    assert advance(gone, 200.0) == (gone._replace(line=Line(serial=1)), (), (FIRST,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "at"),
+    [
+        ({}, 105),
+        ({"running": 5}, 150),
+        ({"running": 4}, 105),
+        ({"running": 6, "max_concurrent": None}, 105),
+        ({"blocked_until": 170.0}, 150),
+        ({"line": Line(serial=3)}, math.inf),
+    ],
+)
+def test_when_to_look_again(changes: dict[str, Any], at: float) -> None:
+    assert wake_at(WAITING._replace(**changes), 100.0) == at

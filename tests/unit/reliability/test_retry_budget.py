@@ -134,6 +134,24 @@ async def test_each_provider_has_a_budget_of_its_own() -> None:
     assert budget.draw("a")
 
 
+@pytest.mark.parametrize("window", [0.5, 1.0, 30.0])
+async def test_the_budgets_of_an_orchestrator_decide_as_the_windows_do(window: float) -> None:
+    cfg, chance = RetryBudgetConfig(ratio=0.5, minimum=1, window=window), random.Random(11)
+    budget, windows = RetryBudget(cfg), {"a": Window(), "b": Window()}
+    allowed = 0
+    for _ in range(1500):
+        target, now = chance.choice("ab"), asyncio.get_running_loop().time()
+        if chance.random() < 0.6:
+            budget.first(target, now)
+            windows[target] = first(windows[target], now, cfg)
+        else:
+            windows[target], expected = draw(windows[target], now, cfg)
+            assert budget.draw(target) is expected
+            allowed += expected
+        await asyncio.sleep(chance.choice((0, 0, 0.002, 0.02)) * window)
+    assert 100 < allowed < 500
+
+
 def test_with_one_call_in_five_failing_at_random_nothing_is_refused_and_with_all_failing_the_load_stays_bounded() -> (
     None
 ):

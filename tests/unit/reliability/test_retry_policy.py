@@ -109,6 +109,13 @@ def test_a_wish_that_makes_no_sense_is_ignored(bad: Any) -> None:
     assert RetryPolicy(jitter_factor=0).wait(rate_limit(bad), 1, 0) == 1
 
 
+def test_a_category_has_a_longest_delay_of_its_own() -> None:
+    policy = RetryPolicy(jitter_factor=0, by_category={ErrorCategory.RATE_LIMIT: {"max_delay": 5}})  # type: ignore[dict-item]
+    assert [policy.delay(9, 0, category) for category in (ErrorCategory.RATE_LIMIT, ErrorCategory.NETWORK)] == [5, 60]
+    assert [policy.wait(rate_limit(asked), 1, 0) for asked in (5, 5.001)] == [5, None]
+    assert policy.wait(classify(ProviderError("busy", "p", 503, retry_after=50)), 1, 0) == 50
+
+
 SWITCHES = {
     ErrorCategory.TIMEOUT: "retry_on_timeout",
     ErrorCategory.RATE_LIMIT: "retry_on_rate_limit",
