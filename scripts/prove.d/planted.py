@@ -283,16 +283,19 @@ DEFECTS = (
     Planted(
         "a wake-up is lost",
         DEADLINE,
-        "    try:\n        return await work\n    finally:\n        for woken in waiting:\n            wake(woken)\n",
-        "    result = await work\n    for woken in waiting:\n        wake(woken)\n    return result\n",
+        "        return await work\n    except SystemExit as exit:\n        raise Exited(exit) from exit\n"
+        "    finally:\n        for woken in waiting:\n            wake(woken)\n",
+        "        result = await work\n    except SystemExit as exit:\n        raise Exited(exit) from exit\n"
+        "    for woken in waiting:\n        wake(woken)\n    return result\n",
     ),
     # ── idempotency ──
     Planted(
         "a zombie settles",
         MEMORY,
-        "        if entry is None or entry.token != token:\n            return False\n        del self._claimed[key]\n"
-        "        entry.until",
-        "        if entry is None:\n            return False\n        del self._claimed[key]\n        entry.until",
+        "            if entry is None or entry.token != token:\n                return False\n"
+        "            del self._claimed[key]\n            entry.until",
+        "            if entry is None:\n                return False\n"
+        "            del self._claimed[key]\n            entry.until",
     ),
     Planted(
         "a key that is held can be had",
@@ -303,7 +306,7 @@ DEFECTS = (
     Planted(
         "a replay does the work again",
         MEMORY,
-        "        self._finished[key] = entry\n",
+        "            self._finished[key] = entry\n",
         "",
     ),
     Planted(
