@@ -246,7 +246,7 @@ def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResu
 class _PlainCall(Call):
     """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
-    __slots__ = ("step",)
+    __slots__ = ("_worst", "step")
     model = None
 
     def __init__(self, run: Run, step: ToolCall, life: Life | None) -> None:
@@ -260,13 +260,22 @@ class _PlainCall(Call):
         self.attempts = 0
         self.ended = None
         self.queued = 0.0
+        self._worst: Amount | None = None
 
     def watched(self, life: Life) -> _PlainCall:
         return _PlainCall(self.run, self.step, life)
 
     @property
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.
-        return self.step.tool.worst_case(copied(self.run.request), self.step.options(self.run))
+        worst = self._worst
+        if worst is None:
+            tool = self.step.tool
+            if type(tool).worst_case is Tool.worst_case:  # Which looks at neither.
+                worst = tool.worst_case(None, {})
+            else:
+                worst = tool.worst_case(copied(self.run.request), self.step.options(self.run))
+            self._worst = worst
+        return worst
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         run, step = self.run, self.step
