@@ -22,7 +22,7 @@ from steer_llm_sdk.reliability.silence import Life
 def of(*seconds: float) -> Latencies:
     latencies = Latencies()
     for each in seconds:
-        latencies = latencies.add(each)
+        latencies.add(each)
     return latencies
 
 
@@ -33,7 +33,7 @@ def of(*seconds: float) -> Latencies:
 def test_it_is_the_smallest_that_so_many_of_the_last_do_not_exceed(seconds: list[float], share: float) -> None:
     latencies, recent = of(*seconds), seconds[-KEPT:]
     found = latencies.quantile(share)
-    assert latencies.recent == tuple(recent)
+    assert list(latencies.recent) == recent
     assert found == sorted(recent)[math.ceil(share * len(recent)) - 1]
 
 
