@@ -28,6 +28,8 @@ class Call(Protocol):
     """When the last attempt ended, on the clock of the loop; None while none was sent."""
     queued: float
     """Seconds that it has waited for a rate limit since it was last sent."""
+    life: Life | None
+    """Who watches its attempts for signs of life; None where nobody does."""
 
     @property
     def target(self) -> str: ...
@@ -71,11 +73,6 @@ class Call(Protocol):
     @property
     def answers(self) -> int:
         """How many answers the run asks for: 1, or the k of a bundle."""
-        ...
-
-    @property
-    def life(self) -> Life | None:
-        """Who watches its attempts for signs of life; None where nobody does."""
         ...
 
     def watched(self, life: Life, /) -> Self:

@@ -112,29 +112,18 @@ class Hedge:
             latencies = self._latencies.setdefault(key, Latencies())
         with self._lock:
             delay = self._policy.delay(latencies)
-        hedged = _Hedged(self, call, next)
+        parent = call.life
         try:
             if delay is None:
-                answer = await hedged.primary(Life(parent=call.life))
+                first = call.life = Life(None, None, parent)
+                answer = await next(call)
+                failed = False
             else:
-                won = await first_of(
-                    (hedged.primary, hedged.attempt),
-                    after=delay,
-                    may_start=hedged.may_hedge,
-                    failed=hedged.failed,
-                    parent=call.life,
-                    answers_silence=False,
-                )
-                if won is None:
-                    raise hedged.failures[0]
-                answer = won[1]
+                answer, first, failed = await _Hedged(self, call, next).answer(delay)
         finally:
-            # What was sent and has ended were copies of the call.
-            for attempt in hedged.attempts:
-                call.attempts = max(call.attempts, attempt.attempts)
+            call.life = parent
             ended = call.ended = clock()
-        first = hedged.first
-        if 0 not in hedged.failures and first is not None and first.sent_at is not None:
+        if not failed and first.sent_at is not None:
             # Of the first of two only. One that was stopped counts with the time it had: left out, the slow ones would
             # vanish from memory, and the quantile sink call by call.
             with self._lock:
@@ -151,32 +140,52 @@ class Hedge:
 
 
 class _Hedged:
-    """One call of which there may be two attempts."""
+    """One call of which there may be two attempts: the call itself, and then a copy of it."""
 
-    __slots__ = ("_call", "_hedge", "_next", "attempts", "failures", "first")
+    __slots__ = ("_call", "_failures", "_first", "_hedge", "_next", "_second")
 
     def __init__(self, hedge: Hedge, call: Call, next: Next[Any, Any]) -> None:
         self._hedge = hedge
         self._call = call
         self._next = next
-        self.attempts: list[Call] = []
-        self.failures: dict[int, Exception] = {}
-        self.first: Life | None = None
+        self._first = call.life
+        self._second: Call | None = None
+        self._failures: dict[int, Exception] | None = None
 
-    def primary(self, life: Life) -> Coroutine[Any, Any, Any]:
-        self.first = life
-        return self.attempt(life)
+    async def answer(self, delay: float) -> tuple[Any, Life, bool]:
+        """The answer, who watched the first attempt, and whether that failed."""
+        call = self._call
+        try:
+            won = await first_of(
+                (self._primary, self._hedged),
+                after=delay,
+                may_start=self._may_hedge,
+                failed=self._failed,
+                parent=call.life,
+                answers_silence=False,
+            )
+        finally:
+            if self._second is not None:
+                call.attempts = max(call.attempts, self._second.attempts)
+        failures = self._failures
+        if won is None:
+            assert failures is not None
+            raise failures[0]
+        assert self._first is not None
+        return won[1], self._first, failures is not None and 0 in failures
 
-    def attempt(self, life: Life) -> Coroutine[Any, Any, Any]:
-        before = self.attempts[-1] if self.attempts else self._call
-        attempt = self._call.watched(life)
-        attempt.attempts = before.attempts
-        self.attempts.append(attempt)
-        return self._next(attempt)
+    def _primary(self, life: Life) -> Coroutine[Any, Any, Any]:
+        self._first = self._call.life = life
+        return self._next(self._call)
 
-    def may_hedge(self, number: int, beside: bool) -> bool:
-        """Asked only beside the first: where that has failed, `failed` says that none follows."""
-        attempts = self.attempts[0].attempts
+    def _hedged(self, life: Life) -> Coroutine[Any, Any, Any]:
+        second = self._second = self._call.watched(life)
+        second.attempts = self._call.attempts
+        return self._next(second)
+
+    def _may_hedge(self, number: int, beside: bool) -> bool:
+        """Asked only beside the first: where that has failed, `_failed` says that none follows."""
+        attempts = self._call.attempts
         refusal = self._hedge.refusal(self._call, attempts)
         told = {"provider": self._call.target, "part": self._call.part, "attempt": attempts + 1}
         if refusal is None:
@@ -185,6 +194,6 @@ class _Hedged:
             self._call.emit("hedge_refused", {**told, "reason": refusal})
         return refusal is None
 
-    def failed(self, number: int, error: Exception) -> bool:
-        self.failures[number] = error
+    def _failed(self, number: int, error: Exception) -> bool:
+        self._failures = {**(self._failures or {}), number: error}
         return False

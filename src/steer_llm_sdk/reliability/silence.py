@@ -98,9 +98,8 @@ class Life:
         self._pulses.add(pulse)
         loop = asyncio.get_running_loop()
         self.sent_at, self.sign_at = loop.time(), None
-        quiet = self._quiet = self._quiet.sent(self.sent_at)
-        if self._after is not None and self._timer is None and (due := quiet.due(self._after)) is not None:
-            self._timer = loop.call_at(due, self._look)
+        if self._after is not None:
+            self._move(self._quiet.sent(self.sent_at))
         return pulse
 
     def alive(self) -> None:
@@ -110,7 +109,8 @@ class Life:
 
     def cover(self, by: int) -> None:
         """1: somebody nearer answers a silence from now on; -1: no longer."""
-        self._move(self._quiet.cover(by, _now()))
+        if self._after is not None:
+            self._move(self._quiet.cover(by, _now()))
 
     def close(self) -> None:
         """Watch no longer."""
@@ -130,14 +130,17 @@ class Life:
 
     def _began(self) -> None:
         self.sign_at, self.silent = _now(), False
-        self._move(self._quiet.alive(self.sign_at))
+        if self._after is not None:
+            self._move(self._quiet.alive(self.sign_at))
 
     def _ended(self, pulse: Pulse, begun: bool) -> None:
         self._pulses.discard(pulse)
         self.silent = False
-        self._move(self._quiet.ended(begun, _now()))
+        if self._after is not None:
+            self._move(self._quiet.ended(begun, _now()))
 
     def _move(self, quiet: Quiet) -> None:
+        """Of one that is still to look; who is to be told of no silence keeps no account of it."""
         self._quiet = quiet
         if self._after is not None and self._timer is None and (due := quiet.due(self._after)) is not None:
             # Left alone by what happens later: when it comes it looks again.
