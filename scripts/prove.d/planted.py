@@ -263,9 +263,8 @@ DEFECTS = (
     Planted(
         "what one budget refuses is taken from the others",
         BUDGET,
-        "            for each, _, refused in moved:\n                if refused is not None:\n",
-        "            for each, account, refused in moved:\n                each.account = account\n"
-        "                if refused is not None:\n",
+        "                moved.append(account)\n",
+        "                moved.append(account)\n                each.account = account\n",
     ),
     # ── deadline ──
     Planted(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError, ProviderTimeout, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
-from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.tool_registry import Tool
@@ -284,6 +284,11 @@ class _PlainCall(Call):
         work = step.tool.execute(copied(run.request), step.options(run), None)
         # A tool may be written without `async`, and give something else that can be awaited.
         return work if type(work) is CoroutineType else _awaited(work)
+
+    def spent(self, result: Any) -> Amount:
+        answer = result if type(result) is ToolResult else ToolResult.of(result)
+        usage = answer.usage
+        return Amount(tokens_of(usage) if usage else self.worst_case.tokens, answer.cost_usd)
 
     def received(self, result: Any) -> ToolResult:
         return ToolResult.of(result)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderError
@@ -273,6 +274,8 @@ class _Shared:
         before, limits = self.account, self.limits
         self.account, overrun = before.settle(claim, actual, now, limits)
         past = self.account.excess(limits)
+        if past is None and overrun is None:
+            return None
         if past is None or before.at(now, limits).excess(limits) is not None:
             return None if overrun is None else _Settled(self.budget.name, overrun)
         resets_in = self.account.resets_in(now, self.limits)
@@ -334,19 +337,24 @@ class BudgetAccounts:
         """From all of them, or from none: then it raises what the first that refuses has to say."""
         with self._lock:
             now = self._clock()
-            moved = [(each, *each.account.reserve(claim, now, each.limits)) for each in held]
-            for each, _, refused in moved:
+            moved = []
+            for each in held:
+                account, refused = each.account.reserve(claim, now, each.limits)
                 if refused is not None:
                     _refuse(refused, each.budget.name)
-            for each, account, _ in moved:
+                moved.append(account)
+            for each, account in zip(held, moved, strict=True):
                 each.account = account
 
     def settle(self, held: Sequence[_Shared], claim: Claim, actual: Claim) -> list[_Settled]:
         """What is to be told of it, of those of which something is."""
+        told: list[_Settled] = []
         with self._lock:
             now = self._clock()
-            settled = [each.settle(claim, actual, now) for each in held]
-        return [each for each in settled if each is not None]
+            for each in held:
+                if (settled := each.settle(claim, actual, now)) is not None:
+                    told.append(settled)
+        return told
 
     def left(self, held: Sequence[_Shared]) -> tuple[float, float]:
         """Tokens and USD that all of them have left."""
@@ -437,8 +445,9 @@ class Ledger:
         actual = Claim.of(amount)
         self._account, over = self._account.settle(claim, actual, 0.0, self._limits)
         overruns: dict[str | None, Overrun] = {} if over is None else {None: over}
-        if self._accounts is not None:
-            for name, overrun, exceeded in self._accounts.settle(self._shared, claim, actual):
+        accounts = self._accounts
+        if accounts is not None and (told := accounts.settle(self._shared, claim, actual)):
+            for name, overrun, exceeded in told:
                 if overrun is not None:
                     overruns[name] = overrun
                 self.exceeded = self.exceeded or exceeded
@@ -505,8 +514,9 @@ class Reserve:
         worst = call.worst_case
         held = ledger.reserve(worst)
         left: list[asyncio.Task[Any]] = []
-        # Nobody gives up an attempt that may take as long as it likes.
-        token = None if call.attempt_timeout is None else attempt_left_behind.set((call, left.append))
+        token = None
+        if call.attempt_timeout is not None:  # Else nobody gives the attempt up.
+            token = attempt_left_behind.set((call, left.append))
         actual: Amount = worst
         try:
             result = await next(call)
@@ -519,17 +529,17 @@ class Reserve:
             if token is not None:
                 attempt_left_behind.reset(token)
             if left:
-                left[0].add_done_callback(lambda task: _settle_late(call, held, task, worst))
-            else:
-                _settle(call, held, actual)
+                left[0].add_done_callback(partial(_settle_late, call, held, worst))
+            elif overruns := held.settle(actual):
+                _tell(call, overruns)
 
 
-def _settle(call: Call, held: Reservation, actual: Amount) -> None:
-    for name, over in held.settle(actual).items():
+def _tell(call: Call, overruns: Mapping[str | None, Overrun]) -> None:
+    for name, over in overruns.items():
         call.emit("budget_overrun", {"budget": name, **over._asdict()})
 
 
-def _settle_late(call: Call, held: Reservation, task: asyncio.Task[Any], worst: Amount) -> None:
+def _settle_late(call: Call, held: Reservation, worst: Amount, task: asyncio.Task[Any]) -> None:
     """An attempt has ended that was left behind. It was sent, so only a usage that is known is less than the worst."""
     actual = worst
     try:
@@ -539,4 +549,4 @@ def _settle_late(call: Call, held: Reservation, task: asyncio.Task[Any], worst: 
         elif error is None and not task.cancelled():
             actual = call.spent(task.result())
     finally:
-        _settle(call, held, actual)
+        _tell(call, held.settle(actual))
