@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--runs N] [--rounds N]
 
 All cases run interleaved in one process and are measured in CPU time of the thread; read the ratios. "Glued" is
-tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool. The last rows are the planned run with one
-thing more that is off by default, all in memory, and "without" is the planned run that has none of them.
+tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool. The last rows are the planned run with
+one thing more that is off by default, all in memory, and "without" is the planned run that has none of them.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ protected), a `part` of it, and the few things below.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from steer_llm_sdk.models.quota import RateLimitStatus
@@ -109,7 +110,10 @@ def compose(policies: Sequence[Policy[Any]], innermost: Next[Any, Any]) -> Next[
 
 
 def _wrap(policy: Policy[Any], inner: Next[Any, Any]) -> Next[Any, Any]:
+    # A method that is bound once is called faster than an object that can be called.
+    ask = policy if isinstance(policy, FunctionType) else policy.__call__
+
     def call_policy(call: Any) -> Coroutine[Any, Any, Any]:
-        return policy(call, inner)
+        return ask(call, inner)
 
     return call_policy

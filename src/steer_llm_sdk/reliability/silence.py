@@ -266,7 +266,8 @@ class _Race:
                     life.close()
                     try:
                         answer = task.result()
-                        self._lose_the_others()
+                        if self._running:
+                            self._lose_the_others()
                         return number, answer
                     except Exited as exited:
                         raise exited.exit from None
@@ -285,7 +286,8 @@ class _Race:
                     return number, task.result()
             raise
         finally:
-            self._uncover()
+            if self._covering:
+                self._uncover()
             if self._running:
                 left, self._running = self._running, {}
                 for _, life in left.values():
