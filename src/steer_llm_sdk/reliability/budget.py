@@ -41,6 +41,7 @@ def is_amount(value: Any, most: float = MOST) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0 < value <= most
 
+
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes; for the steps of every call."""
 
