@@ -49,7 +49,9 @@ def test_the_oldest_goes_and_the_lowest_median_is_forgotten_slowly() -> None:
         recent = sorted(seconds[max(0, count - KEPT) : count])
         lowest = min(lowest * FORGET, recent[len(recent) // 2])
     last = seconds[-KEPT:]
-    assert of(*seconds) == (tuple(last), tuple(sorted(last)), lowest, len(seconds))
+    known = of(*seconds)
+    assert (list(known.recent), known.ordered) == (last, sorted(last))
+    assert (known.lowest, known.seen) == (lowest, len(seconds))
     assert of(*[3.0] * STEP, *[9.0] * STEP * 4).lowest == pytest.approx(3.0 * FORGET**4)
 
 
