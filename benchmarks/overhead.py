@@ -3,7 +3,8 @@
     python benchmarks/overhead.py [--runs N] [--rounds N]
 
 All cases run interleaved in one process and are measured in CPU time of the thread; read the ratios. "Glued" is
-tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool.
+tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool. The last rows are the planned run with
+one thing more that is off by default, all in memory, and "without" is the planned run that has none of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from purgatory import AsyncCircuitBreakerFactory
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from steer_llm_sdk import Budget
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     ReliabilityConfig,
@@ -31,7 +33,7 @@ from steer_llm_sdk.orchestration import (
     ToolRegistry,
 )
 from steer_llm_sdk.orchestration.planning import create_type_based_rule
-from steer_llm_sdk.reliability import RateLimit
+from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit
 
 REQUEST = {"type": "summary", "query": "Summarise this text."}
 Case = Callable[[], Awaitable[Any]]
@@ -79,6 +81,32 @@ def glued(tool: Tool, breakers: AsyncCircuitBreakerFactory) -> Case:
     return run
 
 
+def additions() -> dict[str, tuple[ReliabilityConfig, OrchestrationConfig]]:
+    """One thing that is off by default, and then all of them.
+
+    No hedge is sent, for nothing is slow. Hedging is held to be worth while however the latencies of a tool that does
+    nothing scatter, so that each run has its task and its timer.
+    """
+    rates = {"default": CircuitBreakerConfig(failure_rate_threshold=0.5, slow_call_rate_threshold=0.5)}
+    limits = {"local": RateLimit(requests_per_minute=1e9, tokens_per_minute=1e9, max_concurrent=1000)}
+    hedging = HedgingPolicy(slow_factor=1e9, busy_factor=1e9)
+    budgets = OrchestrationConfig(budget={"tokens": 1000}, budgets=(Budget("team", usd=1e6, per="day"),))
+    plain = OrchestrationConfig()
+    everything = ReliabilityConfig(circuit_breaker_configs=rates, rate_limits=limits, hedging=hedging)
+    return {
+        "rates in the breaker": (ReliabilityConfig(circuit_breaker_configs=rates), plain),
+        "three rate limits": (ReliabilityConfig(rate_limits=limits), plain),
+        "hedging": (ReliabilityConfig(hedging=hedging), plain),
+        "a run's and a shared budget": (ReliabilityConfig(), budgets),
+        "everything on": (everything, budgets),
+    }
+
+
+def with_addition(config: ReliabilityConfig, options: OrchestrationConfig) -> Case:
+    runner = orchestrator(config)
+    return lambda: runner.run(REQUEST, options=options)
+
+
 def cases() -> dict[str, Case]:
     runner = orchestrator()
     limit = RateLimit(requests_per_minute=1e9, max_concurrent=1000)
@@ -108,9 +136,8 @@ async def measure(case: Case, runs: int) -> float:
     return (time.thread_time_ns() - started) / runs / 1000
 
 
-async def table(runs: int, rounds: int) -> dict[str, float]:
-    found: dict[str, list[float]] = {name: [] for name in cases()}
-    live = cases()
+async def table(live: dict[str, Case], runs: int, rounds: int) -> dict[str, float]:
+    found: dict[str, list[float]] = {name: [] for name in live}
     for case in live.values():
         await measure(case, runs)
     for _ in range(rounds):
@@ -147,12 +174,16 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--crowd", type=int, default=10_000)
     given = options.parse_args()
-    medians = asyncio.run(table(given.runs, given.rounds))
+    added = {name: with_addition(*addition) for name, addition in additions().items()}
+    medians = asyncio.run(table({**cases(), **added}, given.runs, given.rounds))
     bare, reference = medians["bare"], medians["glued by hand"]
     print(f"Python {sys.version.split()[0]}, {given.rounds} rounds of {given.runs} runs, medians, CPU µs above bare")
+    alone = medians["planned, breaker, retry"]
     for name, value in medians.items():
-        if name != "bare":
-            print(f"  {name:<26}{value - bare:8.1f} µs   {(value - bare) / (reference - bare):5.2f} × glued")
+        if name == "bare":
+            continue
+        line = f"  {name:<28}{value - bare:8.1f} µs   {(value - bare) / (reference - bare):5.2f} × glued"
+        print(line + (f"   {(value - bare) / (alone - bare):5.2f} × without" if name in added else ""))
     bare_cpu, bare_kb, cpu, kb = asyncio.run(crowd(given.crowd))
     print(
         f"{given.crowd} runs in flight of a 50 ms tool: CPU {cpu:.1f} µs, {cpu / bare_cpu:.1f} × bare; {kb:.1f} kB ",

@@ -239,8 +239,8 @@ DEFECTS = (
     Planted(
         "check, then spend",
         BUDGET,
-        "                self.reserved_tokens + claim.tokens,\n                self.reserved_usd + (claim.usd or 0),\n",
-        "                self.reserved_tokens,\n                self.reserved_usd,\n",
+        "reserved_tokens, reserved_usd, overrun, starts, ends)), None\n",
+        "reserved_tokens - tokens, reserved_usd - (usd or 0), overrun, starts, ends)), None\n",
     ),
     Planted(
         "a call that was cancelled or broke off is charged nothing",
@@ -251,21 +251,20 @@ DEFECTS = (
     Planted(
         "an unknown cost is charged as nothing",
         BUDGET,
-        "usd = reserved if actual.usd is None else actual.usd",
-        "usd = actual.usd or 0",
+        "        if usd is None:\n            usd = reserved\n",
+        "        if usd is None:\n            usd = 0\n",
     ),
     Planted(
         "an overrun stops nothing",
         BUDGET,
-        "                self.overrun or over is not None,\n",
-        "                False,\n",
+        "overrun = overrun or over is not None\n",
+        "overrun = False\n",
     ),
     Planted(
         "what one budget refuses is taken from the others",
         BUDGET,
-        "            for each, _, refused in moved:\n                if refused is not None:\n",
-        "            for each, account, refused in moved:\n                each.account = account\n"
-        "                if refused is not None:\n",
+        "                moved.append(account)\n",
+        "                moved.append(account)\n                each.account = account\n",
     ),
     # ── deadline ──
     Planted(

@@ -26,6 +26,8 @@ def add_usage(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, An
 
 def tokens_of(usage: Mapping[str, Any]) -> int:
     """All tokens of a usage: `total_tokens` where it is given, else input plus output under either name."""
+    if not usage:
+        return 0
     total = usage.get("total_tokens")
     if _is_number(total):
         return _count(total)

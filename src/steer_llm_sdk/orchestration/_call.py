@@ -211,7 +211,9 @@ class WatchedScope(Scope):
     __slots__ = ("life", "pulse")
 
     def __init__(self, scope: Scope, life: Life, pulse: Pulse | None = None) -> None:
-        super().__init__(scope.run, scope.tool, scope.version)
+        self.run = scope.run
+        self.tool = scope.tool
+        self.version = scope.version
         self.life = life
         self.pulse = pulse
 

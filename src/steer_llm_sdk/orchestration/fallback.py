@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError, ProviderTimeout, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
-from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.tool_registry import Tool
@@ -246,7 +246,7 @@ def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResu
 class _PlainCall(Call):
     """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
-    __slots__ = ("step",)
+    __slots__ = ("_worst", "step")
     model = None
 
     def __init__(self, run: Run, step: ToolCall, life: Life | None) -> None:
@@ -260,13 +260,22 @@ class _PlainCall(Call):
         self.attempts = 0
         self.ended = None
         self.queued = 0.0
+        self._worst: Amount | None = None
 
     def watched(self, life: Life) -> _PlainCall:
         return _PlainCall(self.run, self.step, life)
 
     @property
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.
-        return self.step.tool.worst_case(copied(self.run.request), self.step.options(self.run))
+        worst = self._worst
+        if worst is None:
+            tool = self.step.tool
+            if type(tool).worst_case is Tool.worst_case:  # Which looks at neither.
+                worst = tool.worst_case(None, {})
+            else:
+                worst = tool.worst_case(copied(self.run.request), self.step.options(self.run))
+            self._worst = worst
+        return worst
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         run, step = self.run, self.step
@@ -275,6 +284,11 @@ class _PlainCall(Call):
         work = step.tool.execute(copied(run.request), step.options(run), None)
         # A tool may be written without `async`, and give something else that can be awaited.
         return work if type(work) is CoroutineType else _awaited(work)
+
+    def spent(self, result: Any) -> Amount:
+        answer = result if type(result) is ToolResult else ToolResult.of(result)
+        usage = answer.usage
+        return Amount(tokens_of(usage) if usage else self.worst_case.tokens, answer.cost_usd)
 
     def received(self, result: Any) -> ToolResult:
         return ToolResult.of(result)

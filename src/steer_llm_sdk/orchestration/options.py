@@ -81,8 +81,11 @@ class OrchestrationConfig(BaseModel):
     @property
     def limit_ms(self) -> float | None:
         """The one deadline of the run in ms from its start; None for none."""
-        limits = [limit for limit in (self.timeout_ms, (self.budget or {}).get("ms")) if limit is not None]
-        return min(limits) if limits else None
+        timeout, budget = self.timeout_ms, self.budget
+        own = None if budget is None else budget.get("ms")
+        if timeout is None or own is None:
+            return timeout if own is None else own
+        return min(timeout, own)
 
 
 def invalid_option(error: ValidationError, known: Iterable[str], within: str | None = None) -> InvalidRequest:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from steer_llm_sdk.errors import ProviderError
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.orchestration._call import Attempt, Call, Scope, Spent, Usage, WatchedScope, current
+from steer_llm_sdk.orchestration._call import Attempt, Call, Spent, Usage, WatchedScope, current
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
@@ -30,7 +30,6 @@ from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
 from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
-from steer_llm_sdk.reliability.silence import Life
 
 __all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
@@ -180,7 +179,10 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
     if call.queued:
         line["queued_ms"], call.queued = tenths(call.queued * 1000), 0.0
     run.timeline.append(line)
-    watch = None if call.life is None else _Watch(call, call.life)
+    if (life := call.life) is not None:
+        pulse = life.sent()
+        # So that what is inside of the attempt can give signs of life.
+        token = current.set(WatchedScope(call, life, pulse))
     spent: Usage | None = None
     try:
         result = call.received(await next(call))
@@ -189,7 +191,7 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
         return result
     except asyncio.CancelledError:
         line["outcome"] = "cancelled"
-        if watch is not None and watch.life.was_lost:  # It is charged what Reserve charges.
+        if life is not None and life.was_lost:  # It is charged what Reserve charges.
             spent = _estimated(call.worst_case)
         raise
     except (Exception, SystemExit) as error:
@@ -205,8 +207,9 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
             run.spending += ((tool, spent),)
         ended = call.ended = run.clock()
         line["elapsed_ms"] = tenths((ended - began) * 1000)
-        if watch is not None:
-            watch.end()
+        if life is not None:
+            pulse.ended()
+            current.reset(token)
 
 
 def tenths(number: float) -> float:
@@ -220,21 +223,6 @@ def _estimated(worst: Amount) -> Spent | None:
 
 
 _FREE = Amount()
-
-
-class _Watch:
-    """The attempt under way, so that what is inside of it can give signs of life."""
-
-    __slots__ = ("_pulse", "_token", "life")
-
-    def __init__(self, scope: Scope, life: Life) -> None:
-        self.life = life
-        self._pulse = life.sent()
-        self._token = current.set(WatchedScope(scope, life, self._pulse))
-
-    def end(self) -> None:
-        self._pulse.ended()
-        current.reset(self._token)
 
 
 def execute(call: Call) -> Coroutine[Any, Any, Any]:

@@ -60,6 +60,7 @@ class ReliableOrchestrator(BaseOrchestrator):
             idempotency_manager=idempotency_manager,
             budget_accounts=budget_accounts,
         )
+        self._last_context: PlanRequest | None = None
         self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan] | None = None
 
     @property
@@ -117,8 +118,13 @@ class ReliableOrchestrator(BaseOrchestrator):
 
     def _context(self, options: OrchestrationConfig) -> PlanRequest:
         all_closed = self.executor.breakers.all_closed
-        if all_closed and options.budget is None and options.quality_requirements is None:
-            return _nothing_known()
+        if all_closed and options.quality_requirements is None:
+            if options.budget is None:
+                return _nothing_known()
+            known = self._last_context
+            if known is None or known.budget != options.budget:
+                known = self._last_context = PlanRequest(budget=options.budget)
+            return known
         states = self._breaker_states() if options.enable_circuit_breaker and not all_closed else {}
         return PlanRequest(
             budget=options.budget,

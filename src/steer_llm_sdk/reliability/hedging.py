@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from bisect import bisect_left, insort
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,34 +53,37 @@ class HedgingPolicy(BaseModel):
 
     def delay(self, latencies: Latencies) -> float | None:
         """Seconds after which a second attempt is sent; None: there is none."""
-        if len(latencies.recent) < self.min_samples:
+        if len(latencies.ordered) < self.min_samples:
             return None
         delay, median = latencies.quantile(self.quantile), latencies.quantile(0.5)
         busy = median > self.busy_factor * latencies.lowest
         return delay if delay <= self.slow_factor * median and not busy else None
 
 
-class Latencies(NamedTuple):
-    """The last KEPT latencies in seconds, as they came and in order. A new one costs a search and two short copies.
+class Latencies:
+    """The last KEPT latencies in seconds, as they came and in order. It is changed in place: a new one costs two
+    searches, where copies of what is kept would cost as much as all the rest of a call.
 
     `lowest` is the lowest median that was seen at every STEP of them, and is forgotten by a fiftieth with each KEPT.
     """
 
-    recent: tuple[float, ...] = ()
-    ordered: tuple[float, ...] = ()
-    lowest: float = math.inf
-    seen: int = 0
+    __slots__ = ("lowest", "ordered", "recent", "seen")
 
-    def add(self, seconds: float) -> Latencies:
-        recent, ordered = self.recent, list(self.ordered)
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque()
+        self.ordered: list[float] = []
+        self.lowest = math.inf
+        self.seen = 0
+
+    def add(self, seconds: float) -> None:
+        recent, ordered = self.recent, self.ordered
         if len(recent) == KEPT:
-            del ordered[bisect_left(ordered, recent[0])]
-            recent = recent[1:]
+            del ordered[bisect_left(ordered, recent.popleft())]
+        recent.append(seconds)
         insort(ordered, seconds)
-        seen, lowest = self.seen + 1, self.lowest
-        if seen % STEP == 0:
-            lowest = min(lowest * FORGET, ordered[len(ordered) // 2])
-        return Latencies((*recent, seconds), tuple(ordered), lowest, seen)
+        self.seen += 1
+        if self.seen % STEP == 0:
+            self.lowest = min(self.lowest * FORGET, ordered[len(ordered) // 2])
 
     def quantile(self, share: float) -> float:
         """The smallest latency that at least `share` of them do not exceed. There must be one."""
@@ -94,25 +100,35 @@ class Hedge:
         self._budget = budget
         self._share = RetryBudget(RetryBudgetConfig(ratio=policy.max_ratio, minimum=1, window=_MINUTE))
         self._latencies: dict[tuple[str, str], Latencies] = {}
+        self._lock = threading.Lock()
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        loop = asyncio.get_running_loop()
+        clock = asyncio.get_running_loop().time
         if call.attempts == 0:
-            self._share.first(call.target, loop.time())
-        delay = self._policy.delay(self._latencies.get((call.target, call.part), _NONE))
-        try:
-            return await _Hedged(self, call, next).result(delay)
-        finally:
-            call.ended = loop.time()  # What ended were copies of the call.
-
-    def learn(self, call: Call, life: Life) -> None:
-        """Of the first of two only. One that was stopped counts with the time it had: left out, the slow ones would
-        vanish from memory, and the quantile sink call by call."""
-        if life.sent_at is None:
-            return
-        seconds = (life.sign_at or asyncio.get_running_loop().time()) - life.sent_at
+            self._share.first(call.target, clock())
         key = call.target, call.part
-        self._latencies[key] = self._latencies.get(key, _NONE).add(seconds)
+        latencies = self._latencies.get(key)
+        if latencies is None:
+            latencies = self._latencies.setdefault(key, Latencies())
+        with self._lock:
+            delay = self._policy.delay(latencies)
+        parent = call.life
+        try:
+            if delay is None:
+                first = call.life = Life(None, None, parent)
+                answer = await next(call)
+                failed = False
+            else:
+                answer, first, failed = await _Hedged(self, call, next).answer(delay)
+        finally:
+            call.life = parent
+            ended = call.ended = clock()
+        if not failed and first.sent_at is not None:
+            # Of the first of two only. One that was stopped counts with the time it had: left out, the slow ones would
+            # vanish from memory, and the quantile sink call by call.
+            with self._lock:
+                latencies.add((first.sign_at or ended) - first.sent_at)
+        return answer
 
     def refusal(self, call: Call, attempts: int) -> str | None:
         """Why there is no second attempt; None: there is one, and it counts as made."""
@@ -123,57 +139,53 @@ class Hedge:
         return None if self._budget is None or self._budget.draw(call.target) else "retry_budget"
 
 
-_NONE = Latencies()
-
-
 class _Hedged:
-    """One call of which there may be two attempts."""
+    """One call of which there may be two attempts: the call itself, and then a copy of it."""
+
+    __slots__ = ("_call", "_failures", "_first", "_hedge", "_next", "_second")
 
     def __init__(self, hedge: Hedge, call: Call, next: Next[Any, Any]) -> None:
         self._hedge = hedge
         self._call = call
         self._next = next
-        self._attempts: list[Call] = []
-        self._failures: dict[int, Exception] = {}
-        self._first = Life()
+        self._first = call.life
+        self._second: Call | None = None
+        self._failures: dict[int, Exception] | None = None
 
-    async def result(self, delay: float | None) -> Any:
+    async def answer(self, delay: float) -> tuple[Any, Life, bool]:
+        """The answer, who watched the first attempt, and whether that failed."""
+        call = self._call
         try:
-            if delay is None:
-                self._first = Life(parent=self._call.life)
-                answer = await self._attempt(self._first)
-            else:
-                won = await first_of(
-                    (self._primary, self._attempt),
-                    after=delay,
-                    may_start=self._may_hedge,
-                    failed=self._failed,
-                    parent=self._call.life,
-                    answers_silence=False,
-                )
-                if won is None:
-                    raise self._failures[0]
-                answer = won[1]
+            won = await first_of(
+                (self._primary, self._hedged),
+                after=delay,
+                may_start=self._may_hedge,
+                failed=self._failed,
+                parent=call.life,
+                answers_silence=False,
+            )
         finally:
-            self._call.attempts = max((attempt.attempts for attempt in self._attempts), default=self._call.attempts)
-        if not self._failures.get(0):
-            self._hedge.learn(self._call, self._first)
-        return answer
+            if self._second is not None:
+                call.attempts = max(call.attempts, self._second.attempts)
+        failures = self._failures
+        if won is None:
+            assert failures is not None
+            raise failures[0]
+        assert self._first is not None
+        return won[1], self._first, failures is not None and 0 in failures
 
-    async def _primary(self, life: Life) -> Any:
-        self._first = life
-        return await self._attempt(life)
+    def _primary(self, life: Life) -> Coroutine[Any, Any, Any]:
+        self._first = self._call.life = life
+        return self._next(self._call)
 
-    async def _attempt(self, life: Life) -> Any:
-        before = self._attempts[-1] if self._attempts else self._call
-        attempt = self._call.watched(life)
-        attempt.attempts = before.attempts
-        self._attempts.append(attempt)
-        return await self._next(attempt)
+    def _hedged(self, life: Life) -> Coroutine[Any, Any, Any]:
+        second = self._second = self._call.watched(life)
+        second.attempts = self._call.attempts
+        return self._next(second)
 
     def _may_hedge(self, number: int, beside: bool) -> bool:
         """Asked only beside the first: where that has failed, `_failed` says that none follows."""
-        attempts = self._attempts[0].attempts
+        attempts = self._call.attempts
         refusal = self._hedge.refusal(self._call, attempts)
         told = {"provider": self._call.target, "part": self._call.part, "attempt": attempts + 1}
         if refusal is None:
@@ -183,5 +195,5 @@ class _Hedged:
         return refusal is None
 
     def _failed(self, number: int, error: Exception) -> bool:
-        self._failures[number] = error
+        self._failures = {**(self._failures or {}), number: error}
         return False

@@ -358,15 +358,16 @@ class _Gate:
             self.state = state
             return True
 
-    def leave(self, reserved: float, used: float, sent: bool, now: float, told: RateLimitStatus | None) -> None:
+    def leave(
+        self, reserved: float, used: float, sent: bool, clock: Callable[[], float], told: RateLimitStatus | None
+    ) -> None:
         with self._lock:
             state = finish(self.state, reserved, used, sent)
-            if told is not None:
-                state = heed(state, told, now)
-            if state.line.waiters or self._timers:
-                self._move(state, now)
-            else:
+            if told is None and not state.line.waiters and not self._timers:
                 self.state = state
+                return
+            now = clock()
+            self._move(state if told is None else heed(state, told, now), now)
 
     def queue(self, call: Call, tokens: float, now: float) -> tuple[_Place, float]:
         """A place, and when its turn comes as far as is known. Raises QueueFull or WaitTooLong."""
@@ -553,7 +554,7 @@ class RateLimiter:
                 told = self._heed(gate, call, error, clock())
             raise
         finally:
-            gate.leave(tokens, used, call.attempts > attempts, clock(), told)
+            gate.leave(tokens, used, call.attempts > attempts, clock, told)
 
     async def _wait(self, gate: _Gate, call: Call, tokens: float, clock: Callable[[], float]) -> None:
         """Wait in the queue. Raises CircuitOpen, QueueFull or WaitTooLong; then nothing was taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -145,10 +145,10 @@ class AttemptLimit:
     def left(self, call: Call) -> bool:
         return call.sent < self.limit or call.sent < self.per_answer * call.answers
 
-    async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        if not self.left(call):
+    def __call__(self, call: Call, next: Next[Any, Any], /) -> Coroutine[Any, Any, Any]:
+        if call.sent >= self.limit and not self.left(call):
             raise AttemptsUsedUp(call.sent)
-        return await next(call)
+        return next(call)
 
 
 class Retry:

@@ -22,7 +22,7 @@ from steer_llm_sdk.reliability.silence import Life
 def of(*seconds: float) -> Latencies:
     latencies = Latencies()
     for each in seconds:
-        latencies = latencies.add(each)
+        latencies.add(each)
     return latencies
 
 
@@ -33,7 +33,7 @@ def of(*seconds: float) -> Latencies:
 def test_it_is_the_smallest_that_so_many_of_the_last_do_not_exceed(seconds: list[float], share: float) -> None:
     latencies, recent = of(*seconds), seconds[-KEPT:]
     found = latencies.quantile(share)
-    assert latencies.recent == tuple(recent)
+    assert list(latencies.recent) == recent
     assert found == sorted(recent)[math.ceil(share * len(recent)) - 1]
 
 
@@ -49,7 +49,9 @@ def test_the_oldest_goes_and_the_lowest_median_is_forgotten_slowly() -> None:
         recent = sorted(seconds[max(0, count - KEPT) : count])
         lowest = min(lowest * FORGET, recent[len(recent) // 2])
     last = seconds[-KEPT:]
-    assert of(*seconds) == (tuple(last), tuple(sorted(last)), lowest, len(seconds))
+    known = of(*seconds)
+    assert (list(known.recent), known.ordered) == (last, sorted(last))
+    assert (known.lowest, known.seen) == (lowest, len(seconds))
     assert of(*[3.0] * STEP, *[9.0] * STEP * 4).lowest == pytest.approx(3.0 * FORGET**4)
 
 
