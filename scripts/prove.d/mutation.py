@@ -73,6 +73,7 @@ MODULES = (
             *("Bucket", "State", "admit", "enqueue", "due_at", "finish", "withdraw"),
             *("block", "heed", "_learned", "advance", "wake_at", "_shorter"),
         ),
+        ("the_account_agrees", "in_no_minute_more_goes", "whoever_is_patient", "round_robin"),
     ),
 )
 
