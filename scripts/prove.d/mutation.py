@@ -73,6 +73,7 @@ MODULES = (
             *("Bucket", "State", "admit", "enqueue", "due_at", "finish", "withdraw"),
             *("block", "heed", "_learned", "advance", "wake_at", "_shorter"),
         ),
+        ("the_account_agrees", "in_no_minute_more_goes", "whoever_is_patient", "round_robin"),
     ),
 )
 
@@ -91,6 +92,10 @@ class Change:
 
 ONE_BY_ONE = "first attempts go into the window one by one and not together; it takes longer, the sums are the same"
 
+LANE = "of that lane the time and the relapses are taken, and nothing else"
+
+EITHER = "where both are the same, either will do"
+
 EQUIVALENT: dict[str, dict[Change, str]] = {
     "circuit": {
         Change(
@@ -102,7 +107,17 @@ EQUIVALENT: dict[str, dict[Change, str]] = {
             "Circuit._tripped",
             "lane = self.recovered.get(part, Closed(0)).tripped(trip.parts, now, asked, cfg)",
             "lane = self.recovered.get(part, Closed(0)).tripped(None, now, asked, cfg)",
-        ): "of that lane the time and the relapses are taken, and nothing else",
+        ): LANE,
+        Change(
+            "Circuit._tripped",
+            "lane = self.recovered.get(part, Closed(0)).tripped(trip.parts, now, asked, cfg)",
+            "lane = self.recovered.get(part, Closed(1)).tripped(trip.parts, now, asked, cfg)",
+        ): LANE,
+        Change(
+            "Circuit._admit_part",
+            "return self._with_part(part, lane, cfg), Permit(generation, part, self.serial)",
+            "return self._with_part(part, lane, None), Permit(generation, part, self.serial)",
+        ): "the configuration is looked at where the lane has closed, and one with a probe under way has not",
     },
     "tally": {
         Change("Rates.add", "if number > self.newest:", "if number >= self.newest:"): (
@@ -124,7 +139,13 @@ EQUIVALENT: dict[str, dict[Change, str]] = {
             "Bucket.since",
             "return full if full > self.empty_at else self.empty_at",
             "return full if full >= self.empty_at else self.empty_at",
-        ): "where both are the same, either is",
+        ): EITHER,
+        Change("Bucket.less", "if full > since:", "if full >= since:"): EITHER,
+        Change(
+            "Bucket.less",
+            "if since + (amount if amount < capacity else capacity) / per_second > now + _EARLY:",
+            "if since + (amount if amount <= capacity else capacity) / per_second > now + _EARLY:",
+        ): EITHER,
     },
     "budget": {
         Change("Account.at", "if now < self.starts:", "if now <= self.starts:"): (

@@ -1327,6 +1327,11 @@ def test_a_part_that_comes_back_is_remembered_where_its_next_time_depends_on_it(
     )
 
 
+def test_a_success_in_panic_that_is_enough_closes_it_from_then_on() -> None:
+    cfg = DOUBLE.model_copy(update={"success_threshold": 1})
+    assert PANICKED.report(Permit(3, serial=7), "a", OK, 21.0, cfg).whole == Closed(5, 21.0, 2)
+
+
 def test_a_part_that_fails_again_soon_is_cut_off_for_longer() -> None:
     cfg = DOUBLE.model_copy(update={"failure_threshold": 2})
     circuit = Circuit(whole=Closed(4), recovered={"a": Closed(7, 90.0, 2)}, serial=11, generation=7)

@@ -55,6 +55,12 @@ def test_the_oldest_goes_and_the_lowest_median_is_forgotten_slowly() -> None:
     assert of(*[3.0] * STEP, *[9.0] * STEP * 4).lowest == pytest.approx(3.0 * FORGET**4)
 
 
+def test_a_median_at_the_busy_factor_is_still_no_queue() -> None:
+    for median, delay in ((2.0, 2.0), (2.001, None)):
+        latencies = Latencies((median,) * 20, (median,) * 20, lowest=1.0, seen=20)
+        assert HedgingPolicy(busy_factor=2).delay(latencies) == delay
+
+
 def test_there_is_no_hedge_with_too_few_samples() -> None:
     assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 19)) is None
     assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 20)) == 1.0

@@ -480,6 +480,7 @@ def test_a_bucket_in_numbers() -> None:
     assert bucket.less(20, 200) == Bucket(120, 2.0, 150.0)
     assert (bucket.less(240, 160), bucket.less(240, 159.9)) == (Bucket(120, 2.0, 220.0), None)
     assert (bucket.less(20 + 1e-9, 110) is None, bucket.less(20 + 1e-7, 110) is None) == (False, True)
+    assert Bucket(10, 1.0, 0.0).less(1e-9, 0.0) == Bucket(10, 1.0, 1e-9), "a timer may be so early"
     assert bucket.plus(10) == Bucket(120, 2.0, 95.0)
 
 
