@@ -113,7 +113,7 @@ async def _only_answer(run: Run, step: ToolCall, min_confidence: float | None) -
 
 async def _one_after_the_other(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Answer:
     failures: dict[str, Exception] = {}
-    for step in plan:
+    for run.tools_left, step in zip(range(len(plan) - 1, -1, -1), plan, strict=True):
         if failures and run.deadline is not None and not run.deadline.remaining():
             break
         if failures:
@@ -148,6 +148,7 @@ class _Beside:
         self._is_the_callers = False
 
     async def answer(self) -> Answer:
+        self._run.tools_left = len(self._plan) - 1
         candidates = [partial(self._one, number) for number in range(len(self._plan))]
         won = await first_of(candidates, after=self._after, may_start=self._may_start, failed=self._failed)
         if won is None:
@@ -179,6 +180,7 @@ class _Beside:
             run.tell("silence", {"tool_name": before, "after_ms": self._after * 1000, "beside": step.tool.name})
         else:
             _tell_fallback(run, self._plan, step, self._failures)
+        run.tools_left = len(self._plan) - 1 - number
         return True
 
     def _failed(self, number: int, error: Exception) -> bool:
@@ -247,6 +249,7 @@ class _PlainCall(Call):
     """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
     __slots__ = ("step",)
+    followed = False
     model = None
 
     def __init__(self, run: Run, step: ToolCall, life: Life | None) -> None:

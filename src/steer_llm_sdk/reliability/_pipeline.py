@@ -74,6 +74,12 @@ class Call(Protocol):
         ...
 
     @property
+    def kept_for_others(self) -> int:
+        """Calls of the run that no retry or hedge of this call may take: another model or tool would need them for the
+        answers that are still missing. 0 where nobody else could be asked."""
+        ...
+
+    @property
     def life(self) -> Life | None:
         """Who watches its attempts for signs of life; None where nobody does."""
         ...

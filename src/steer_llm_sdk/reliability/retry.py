@@ -136,6 +136,8 @@ class AttemptLimit:
 
     `limit` holds for the run; a bundle that asks for k answers may make `per_answer` x k where that is more. As a
     policy it stands next to what counts the attempts, so that no queue lies between the look and the leap.
+
+    No retry and no hedge takes a call that the next model or tool would need for an answer that is still missing.
     """
 
     def __init__(self, limit: int, per_answer: int = 1) -> None:
@@ -145,8 +147,12 @@ class AttemptLimit:
     def left(self, call: Call) -> bool:
         return call.sent < self.limit or call.sent < self.per_answer * call.answers
 
+    def left_for_another(self, call: Call) -> bool:
+        """Whether a call that was sent may be sent again, as a retry or a hedge."""
+        return call.sent + call.kept_for_others < max(self.limit, self.per_answer * call.answers)
+
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        if not self.left(call):
+        if not (self.left_for_another(call) if call.attempts else self.left(call)):
             raise AttemptsUsedUp(call.sent)
         return await next(call)
 
@@ -204,10 +210,12 @@ class Retry:
                 failed = error
             waited += delay
             await asyncio.sleep(delay)
+            if not self._limit.left_for_another(call):
+                raise failed from AttemptsUsedUp(call.sent)
 
     def _delay(self, call: Call, error: ErrorClassification, waited: float) -> float | None:
         """How long to wait before the next attempt; None: there is none."""
-        if not (self._attempts_left(call, error) and self._limit.left(call) and self._policy.allows(error)):
+        if not (self._attempts_left(call, error) and self._limit.left_for_another(call) and self._policy.allows(error)):
             return None
         delay = self._policy.wait(error, call.attempts, self._jitter())
         if (
