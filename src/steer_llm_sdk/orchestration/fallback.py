@@ -96,7 +96,7 @@ def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | Non
 async def _only_answer(run: Run, step: ToolCall, min_confidence: float | None) -> Answer:
     """Most runs. It is `_one_after_the_other` and `_ask` for a plan of one, in one coroutine."""
     tool = step.tool
-    if (objection := _objection(tool, run.request)) is not None:
+    if (objection := _objection(tool, run)) is not None:
         return Answer(tool, None, {tool.name: objection})
     call = _PlainCall(run, step, None)
     token = current.set(call)
@@ -118,7 +118,7 @@ async def _one_after_the_other(run: Run, plan: Sequence[ToolCall], min_confidenc
             break
         if failures:
             _tell_fallback(run, plan, step, failures)
-        objection = _objection(step.tool, run.request)
+        objection = _objection(step.tool, run)
         if objection is not None:
             failures[step.tool.name] = objection
             if len(failures) == 1 and isinstance(objection, ValueError):
@@ -161,7 +161,7 @@ class _Beside:
     async def _one(self, number: int, life: Life) -> ToolResult:
         self._lives[number] = life
         run, step = self._run, self._plan[number]
-        objection = _objection(step.tool, run.request)
+        objection = _objection(step.tool, run)
         if objection is not None:
             self._is_the_callers = number == 0 and isinstance(objection, ValueError)
             raise objection
@@ -198,11 +198,13 @@ class _Beside:
                 self._failures[tool.name] = ProviderTimeout(says, tool.targets[0][0])
 
 
-def _objection(tool: Tool, request: Any) -> Exception | None:
+def _objection(tool: Tool, run: Run) -> Exception | None:
     if type(tool).validate_request is Tool.validate_request:
         return None
     try:
-        tool.validate_request(copied(request))
+        tool.validate_request(copied(run.request))
+        if run.tool_options and not tool.takes_options:
+            tool.validate_options(run.tool_options)
     except Exception as error:
         return error
     return None

@@ -29,6 +29,7 @@ class Tool(ABC):
     `resource_requirements` declares `estimated_cost_per_run` (USD) and `estimated_duration_ms`.
     `composite` True: `execute` makes its calls through `protected()`, so retry, breaker, budget and attempt timeout
     stand round each of them and not round the whole.
+    `takes_options` False: a run with `tool_options` for it is refused by `validate_options`, where they would be lost.
     """
 
     version: str = "1.0.0"
@@ -39,6 +40,7 @@ class Tool(ABC):
     capabilities: Sequence[str] = ()
     resource_requirements: Mapping[str, Any] = _NOTHING
     composite: bool = False
+    takes_options: bool = True
 
     @property
     @abstractmethod
