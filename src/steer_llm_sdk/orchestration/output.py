@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.orchestration._html import as_html
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 
@@ -44,9 +45,12 @@ class OrchestrationOutput(BaseModel):
 
     @property
     def evidence(self) -> EvidenceBundle | None:
-        """The evidence bundle in `content`, typed; None where the tool gave none."""
+        """The evidence bundle in `content`, typed; None where the tool gave none. Its totals are the output's."""
         raw = self.content.get("evidence_bundle") if isinstance(self.content, dict) else None
-        return None if raw is None else EvidenceBundle.model_validate(raw)
+        if raw is None:
+            return None
+        totals = {"usage_total": copied(self.usage), "cost_total_usd": self.cost_usd}
+        return EvidenceBundle.model_validate({**totals, **raw})
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
