@@ -79,6 +79,12 @@ class BaseOrchestrator(ABC):
         idempotency_manager: IdempotencyManager | None = None,
         budget_accounts: BudgetAccounts | None = None,
     ) -> None:
+        check_types(
+            ("registry", registry, ToolRegistry),
+            ("executor", executor, ReliableToolExecutor),
+            ("idempotency_manager", idempotency_manager, IdempotencyManager),
+            ("budget_accounts", budget_accounts, BudgetAccounts),
+        )
         self.registry = get_global_registry() if registry is None else registry
         self.executor = ReliableToolExecutor() if executor is None else executor
         self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
@@ -321,6 +327,13 @@ class BaseOrchestrator(ABC):
         if over is not None:
             raise BudgetExceeded(*over, list(output.per_agent), output=output)
         return output
+
+
+def check_types(*arguments: tuple[str, object, type]) -> None:
+    """TypeError names the first argument that is neither None nor of its type."""
+    for name, given, kind in arguments:
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}; give each by its name")
 
 
 CLOSING = 5.0
