@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
@@ -139,7 +139,8 @@ class Run:
     `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
     Of the `answers` asked for, `answered` are there; `tools_left` of the plan have not been asked.
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
-    attempt is known to have used, with the tool that it was for.
+    attempt is known to have used, with the tool that it was for. `plan` (steps, and what is
+    shown of it) is kept where a deadline may cut the run off.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
@@ -151,6 +152,7 @@ class Run:
     tools_left: int = 0
     spending: tuple[tuple[str, Usage], ...] = ()
     silence_timeout: float | None = None
+    plan: tuple[Sequence[Any], Mapping[str, Any] | None] | None = None
 
     def __init__(
         self,

@@ -55,7 +55,9 @@ class ReliableOrchestrator(BaseOrchestrator):
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
     ) -> None:
-        check_types(("planner", planner, Planner), ("reliability_config", reliability_config, ReliabilityConfig))
+        check_types(("reliability_config", reliability_config, ReliabilityConfig))
+        if planner is not None and not callable(getattr(planner, "plan", None)):  # One that is written without the base
+            check_types(("planner", planner, Planner))
         self.planner = RuleBasedPlanner() if planner is None else planner
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
