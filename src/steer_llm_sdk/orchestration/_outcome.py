@@ -72,7 +72,7 @@ def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orchestr
         raise last
     errors = _described(answer.failures)
     tools, usage, cost = _account(run, answer, None)
-    return OrchestrationOutput(
+    output = OrchestrationOutput(
         content={"error": _one_error(answer.failures, errors)},
         usage=usage,
         cost_usd=cost,
@@ -83,6 +83,8 @@ def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orchestr
         errors=errors,
         metadata=_metadata(run, plan, answer, {}),
     )
+    output._cause = last if len(errors) == 1 else AllToolsFailed(answer.failures)
+    return output
 
 
 def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:

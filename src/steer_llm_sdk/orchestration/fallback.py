@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from steer_llm_sdk.errors import OrchestratorError, ProviderTimeout, ToolExecutionError
+from steer_llm_sdk.errors import ErrorCategory, OrchestratorError, ProviderError, ProviderTimeout, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.reliability.silence import Life, first_of
 from steer_llm_sdk.streaming.manager import EventManager
+
+_log = logging.getLogger(__name__)
 
 
 class NotAcceptable(OrchestratorError):
@@ -234,12 +238,21 @@ def _failure(run: Run, tool: Tool, error: BaseException) -> Exception:
                 raise error
             raise asyncio.CancelledError from error
         if isinstance(error, Exception):
+            _show_bug(tool, error)
             return error
         failure = ToolExecutionError(tool.name, error)
         failure.__cause__ = error
         return failure
     finally:
         del error  # What is raised here holds this frame by its traceback.
+
+
+def _show_bug(tool: Tool, error: Exception) -> None:
+    """The output has the message only: of an error that no provider and no policy raised, the traceback is logged."""
+    if isinstance(error, (OrchestratorError, ProviderError)):
+        return
+    if classify(error).category in (ErrorCategory.UNKNOWN, ErrorCategory.VALIDATION):
+        _log.warning("tool '%s' raised %s", tool.name, type(error).__name__, exc_info=error)
 
 
 def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResult]:
