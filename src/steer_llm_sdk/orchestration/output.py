@@ -39,7 +39,7 @@ class OrchestrationOutput(BaseModel):
     # A slot, which pydantic does not know: no part of ==, of JSON or of a copy, and free for an output that succeeds.
     __slots__ = ("_cause",)
     if TYPE_CHECKING:
-        _cause: Exception
+        _cause: Exception | None = None
 
     # InstanceOf: a dict as it is. Copying these three takes a quarter of what validating an output takes.
     content: Any

@@ -159,7 +159,8 @@ class AttemptLimit:
 
 class Retry:
     """The policy. `max_total_time` bounds the run with its retries, `limit` its upstream calls. A retry draws from
-    `budget`; where that refuses, the failure is raised with a note that says so."""
+    `budget`; where that refuses, the failure is raised with a note that says so. `check` raises the Rejected that the
+    next attempt would meet now: where that would last longer than the wait, there is no wait."""
 
     def __init__(
         self,
@@ -168,6 +169,7 @@ class Retry:
         max_total_time: float = 300.0,
         limit: AttemptLimit | None = None,
         budget: RetryBudget | None = None,
+        check: Callable[[Call], None] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._policy = policy
@@ -175,6 +177,7 @@ class Retry:
         self._limit = limit or AttemptLimit(10)
         self._max_total_attempts = self._limit.limit
         self._budget = budget
+        self._check = check
         self._jitter = jitter
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
@@ -204,7 +207,11 @@ class Retry:
                 # and the request with them; so it is kept no longer than until the next attempt has ended.
                 failed = None
                 delay = self._delay(call, classify(error), waited)
-                if delay is None or not self._afford(call, error):
+                if delay is None:
+                    raise
+                if (refused := self._refused_for_longer(call, delay)) is not None:
+                    raise error from refused
+                if not self._afford(call, error):
                     raise
                 call.emit("retry_attempt", {**_told(call, error), "delay_ms": round(delay * 1000, 1)})
                 failed = error
@@ -227,6 +234,16 @@ class Retry:
         if call.deadline is not None and delay >= call.deadline.remaining():
             return None
         return delay
+
+    def _refused_for_longer(self, call: Call, delay: float) -> Rejected | None:
+        """What the next attempt would be refused with; None where it may go, or nobody knows."""
+        if self._check is None:
+            return None
+        try:
+            self._check(call)
+        except Rejected as refusal:
+            return refusal if (refusal.retry_after or 0.0) > delay else None
+        return None
 
     def _attempts_left(self, call: Call, error: ErrorClassification) -> bool:
         own = self._policy.by_category.get(error.category, _AS_THE_POLICY).max_attempts
