@@ -3,7 +3,7 @@
 Exception
 ├── OrchestratorError
 │   ├── ToolExecutionError     a tool failed; .original_error says why
-│   ├── BudgetExceeded         time, tokens or cost; .output holds what was finished and paid for
+│   ├── BudgetExceeded         time, tokens or cost; .output holds what was finished, or was tried
 │   ├── ConflictError          an idempotency key came back with another request
 │   ├── StoreUnavailable       a keyed run could not reach its store
 │   ├── AllToolsFailed         .failures holds every cause, in order
@@ -122,9 +122,10 @@ class ToolExecutionError(OrchestratorError):
 class BudgetExceeded(OrchestratorError):
     """A limit was met. `limit` and `actual` are ms, tokens or USD by `budget_type`.
 
-    `output` is the finished OrchestrationOutput where the work was done before the excess was known. `budget` is the
-    name of a shared budget, None for the run's own; `resets_in` the seconds until its next window, None where it has
-    none. `overrun`: the budget is closed because a call took more than was reserved for it.
+    `output` is the finished OrchestrationOutput where the work was done before the excess was known. Where the time was
+    up after something had been sent, it is a failed one, with every attempt and what is known of its cost. `budget` is
+    the name of a shared budget, None for the run's own; `resets_in` the seconds until its next window, None where it
+    has none. `overrun`: the budget is closed because a call took more than was reserved for it.
     """
 
     def __init__(

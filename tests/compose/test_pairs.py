@@ -103,6 +103,38 @@ async def test_deadline_and_plan__a_plan_that_comes_too_late_calls_nobody() -> N
     assert (caught.value.budget_type, caught.value.affected_agents, tool.calls, now()) == ("time", [], [], 1)
 
 
+async def test_retry_and_breaker__a_circuit_that_is_open_for_longer_than_the_wait_is_not_waited_for() -> None:
+    first, second, events = ScriptedTool("first", err(503)), ScriptedTool("second"), RecordedEvents()
+    output = await reliable(first, second, breaker=ONE).run("q", event_manager=events)
+    assert (output.content, calls(first, second), now(), events.data("retry_attempt")) == ("ok", [1, 1], 0, [])
+    assert output.errors is not None
+    assert output.errors["first"]["status_code"] == 503
+
+
+async def test_retry_and_breaker__a_circuit_that_lets_a_probe_through_before_the_wait_is_over_is_waited_for() -> None:
+    tool = ScriptedTool("t", err(503, retry_after=20), OK("x"))
+    output = await reliable(tool, breaker=ONE).run("q")
+    assert (output.content, len(tool.calls), now() >= 20) == ("x", 2, True)
+
+
+async def test_fallback_and_retry__a_retry_leaves_the_fallback_a_call_and_the_last_tool_may_use_them_all() -> None:
+    first, second = ScriptedTool("first", err(503)), ScriptedTool("second", err(503), err(503), OK("x"))
+    output = await reliable(first, second, max_total_attempts=4, retry=RetryPolicy(max_attempts=9)).run("q")
+    assert (output.status, calls(first, second)) == ("failed", [3, 1])
+    first, second = ScriptedTool("first", err(400)), ScriptedTool("second", err(503), err(503), OK("x"))
+    output = await reliable(first, second, max_total_attempts=4, retry=RetryPolicy(max_attempts=9)).run("q")
+    assert (output.content, calls(first, second)) == ("x", [1, 3])
+
+
+@pytest.mark.parametrize("silence_timeout", [None, 10.0], ids=["in turn", "beside"])
+async def test_fallback_and_retry__a_tool_beside_which_another_may_be_asked_leaves_it_a_call(
+    silence_timeout: float | None,
+) -> None:
+    first, second = ScriptedTool("first", err(503)), ScriptedTool("second", OK("x"))
+    runner = reliable(first, second, max_total_attempts=2, silence_timeout=silence_timeout)
+    assert ((await runner.run("q")).content, calls(first, second)) == ("x", [1, 1])
+
+
 async def test_deadline_and_fallback__a_tool_that_is_stopped_by_it_is_not_answered_by_another() -> None:
     first, second = ScriptedTool("first", HANG), ScriptedTool("second")
     with pytest.raises(BudgetExceeded):

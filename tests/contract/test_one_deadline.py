@@ -69,9 +69,10 @@ async def test_it_bounds_a_tool_that_hangs(orchestrator: Any, limit: Any, key: A
 async def test_it_returns_even_if_a_tool_swallows_its_cancellation(orchestrator: Any, limit: Any, key: Any) -> None:
     tool = ScriptedTool("t", stubborn(60))
     error = await late(orchestrator(tool), {**limit, "idempotency_key": key}, tool_name="t")
-    assert error.output is None
+    assert [line["outcome"] for line in error.output.attempts] == ["running"]
     await asyncio.sleep(100)
     assert (tool.running, tasks()) == (0, set())
+    assert [line["outcome"] for line in error.output.attempts] == ["running"]
 
 
 @BOTH
@@ -281,3 +282,45 @@ async def test_a_plan_that_came_in_time_is_carried_out_in_what_is_left() -> None
     tool = ScriptedTool("t", OK(after=0.6))
     await late(reliable(tool, planner=Thoughtful("t")), {"timeout_ms": 1000})
     assert tool.cancelled == 1
+
+
+# ── what is known of a run that it ended ─────────────────────────────────────────────────────────────────────────────
+
+
+@KEYS
+async def test_the_error_has_an_output_with_every_attempt_and_what_is_known_of_its_usage(key: Any) -> None:
+    first = ScriptedTool("first", err(503, usage={"total_tokens": 7}), err(400))
+    second = ScriptedTool("second", HANG, version="2.0")
+    runner = reliable(first, second, retry=RetryPolicy(initial_delay=0.5, jitter_factor=0))
+    error = await late(runner, {"timeout_ms": 1000, "idempotency_key": key})
+    output = error.output
+    assert (output.status, output.usage, output.elapsed_ms) == ("failed", {"total_tokens": 7}, 1000)
+    assert [(line["tool"], line["outcome"]) for line in output.attempts] == [
+        ("first", "failed"),
+        ("first", "failed"),
+        ("second", "cancelled"),
+    ]
+    assert output.content["error"]["message"] == str(error) == "time budget exceeded: 1000 ms > 1000 ms"
+    assert {name: info["type"] for name, info in output.errors.items()} == {
+        "first": "ProviderError",
+        "second": "BudgetExceeded",
+    }
+    assert {name: entry["error"] for name, entry in output.per_agent.items()} == output.errors
+    assert (output.metadata["tool_name"], output.metadata["tool_version"]) == ("second", "2.0")
+    assert output.metadata["plan"]["selected_tool"] == "first"
+    assert error.affected_agents == ["second"]
+
+
+async def test_there_is_no_output_where_nothing_was_sent() -> None:
+    class Plans(Fixed):
+        async def plan(self, request: Any, available_tools: Any, context: Any = None) -> Any:
+            await asyncio.sleep(5)
+
+    error = await late(reliable(ScriptedTool("t"), planner=Plans("t")), {"timeout_ms": 1000})
+    assert (error.output, error.affected_agents) == (None, [])
+
+
+async def test_an_output_that_came_within_the_grace_is_the_output() -> None:
+    tool = ScriptedTool("t", stubborn(1.01, OK("paid for")))
+    error = await late(reliable(tool), {"timeout_ms": 1000}, tool_name="t")
+    assert error.output.content == "paid for"

@@ -189,3 +189,39 @@ async def test_a_tool_registered_later_is_planned_from_then_on() -> None:
         await runner.run("q")
     tools.register_tool(ScriptedTool("b"))
     assert (await runner.run("q")).metadata["tool_name"] == "b"
+
+
+async def test_a_fallback_that_is_not_registered_is_named_in_the_output_and_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = ScriptedTool("first", err(400)), ScriptedTool("second")
+    runner = reliable(first, second, planner=Fixed("first", "secnod", "second"))
+    for _ in range(3):
+        output = await runner.run("q")
+        assert output.metadata["plan"]["missing_tools"] == ["secnod"]
+        assert output.metadata["tool_name"] == "second"
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("steer_llm_sdk")]
+    assert said == "the fallback tool 'secnod' of the plan for 'first' is not registered and is passed over (fixed)"
+
+
+async def test_a_plan_whose_fallbacks_are_there_has_nothing_missing() -> None:
+    output = await reliable(ScriptedTool("first"), ScriptedTool("second")).run("q")
+    assert "missing_tools" not in output.metadata["plan"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"planner": ReliabilityConfig()}, "planner: expected Planner, got ReliabilityConfig"),
+        (
+            {"reliability_config": {"max_total_attempts": 3}},
+            "reliability_config: expected ReliabilityConfig, got dict",
+        ),
+        ({"idempotency_manager": 900}, "idempotency_manager: expected IdempotencyManager, got int"),
+        ({"registry": [ScriptedTool("t")]}, "registry: expected ToolRegistry, got list"),
+        ({"budget_accounts": 5}, "budget_accounts: expected BudgetAccounts, got int"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused_by_its_name(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        ReliableOrchestrator(**arguments)

@@ -231,12 +231,12 @@ async def test_total_upstream_calls_of_one_run_stay_within_max_total_attempts_ac
 
 
 async def test_a_run_whose_attempts_are_used_up_says_so() -> None:
-    first, second = ScriptedTool("a", err(503)), ScriptedTool("b")
-    output = await reliable(first, second, max_total_attempts=3).run("q")
-    assert calls(first, second) == [3, 0]
+    first, second, third = (ScriptedTool(name, err(503)) for name in "abc")
+    output = await reliable(first, second, third, max_total_attempts=3).run("q")
+    assert calls(first, second, third) == [2, 1, 0]
     assert output.errors is not None
-    assert output.errors["b"]["type"] == "AttemptsUsedUp"
-    assert "all 3 upstream calls that max_total_attempts allows" in output.errors["b"]["message"]
+    assert output.errors["c"]["type"] == "AttemptsUsedUp"
+    assert "all 3 upstream calls that max_total_attempts allows" in output.errors["c"]["message"]
 
 
 async def test_each_run_has_attempts_of_its_own() -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 
 from contract.kit import Model, bundle, failed, plain, reliable
-from steer_llm_sdk.errors import TruncatedStream
+from steer_llm_sdk.errors import AllToolsFailed, TruncatedStream
 from steer_llm_sdk.orchestration import BundleMetadata, EvidenceBundle, Replicate, ReplicateQuality
 from steer_llm_sdk.orchestration.output import RunFailed
 from steer_llm_sdk.orchestration.tools import LLMBundleTool, LLMTool
 from steer_llm_sdk.providers.base import ProviderError
-from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool
+from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool, err
 
 BOTH = pytest.mark.parametrize("orchestrator", [plain, reliable])
 
@@ -99,3 +100,48 @@ async def test_raise_for_status_raises_for_a_failed_output_and_no_other(orchestr
     with pytest.raises(RunFailed, match="no replicate of the bundle is valid") as caught:
         output.raise_for_status()
     assert caught.value.output is output
+
+
+# ── an exception of the tool's own ───────────────────────────────────────────────────────────────────────────────────
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, Any]]:
+    return [(r.levelname, r.getMessage(), r.exc_info and r.exc_info[1]) for r in caplog.records]
+
+
+@pytest.mark.parametrize("bug", [KeyError("price"), ValueError("no such price")])
+async def test_a_bug_of_a_tool_is_logged_once_with_its_traceback_and_can_be_reached(
+    bug: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = await reliable(ScriptedTool("shop", err(bug))).run("q")
+    assert told(caplog) == [("WARNING", f"tool 'shop' raised {type(bug).__name__}", bug)]
+    with pytest.raises(RunFailed, match=r"the run failed: tool 'shop': .*price") as caught:
+        output.raise_for_status()
+    assert caught.value.__cause__ is bug
+
+
+async def test_of_several_tools_that_failed_every_exception_can_be_reached(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = KeyError("a"), ProviderError("no", "p", 400)
+    output = await reliable(ScriptedTool("a", err(first)), ScriptedTool("b", err(second))).run("q")
+    with pytest.raises(RunFailed, match="the run failed: a: 'a'; b: no") as caught:
+        output.raise_for_status()
+    assert isinstance(caught.value.__cause__, AllToolsFailed)
+    assert list(caught.value.__cause__.failures.values()) == [first, second]
+    assert [error for _, _, error in told(caplog)] == [first]
+
+
+async def test_what_a_provider_says_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    output = await reliable(ScriptedTool("t", err(400))).run("q")
+    assert (output.status, told(caplog)) == ("failed", [])
+
+
+async def test_the_exception_is_no_part_of_the_output() -> None:
+    runner = reliable(ScriptedTool("t", err(KeyError("x"))))
+    output = await runner.run("q", "t", None, {"idempotency_key": "k"})
+    again = await runner.run("q", "t", None, {"idempotency_key": "k"})
+    read = type(output).model_validate_json(output.model_dump_json())
+    for copy in (again, read, output.model_copy(deep=True), pickle.loads(pickle.dumps(output))):
+        assert copy == output
+        with pytest.raises(RunFailed) as caught:
+            copy.raise_for_status()
+        assert caught.value.__cause__ is None

@@ -525,3 +525,26 @@ async def test_the_global_registry_serves_both_orchestrators() -> None:
             assert (await runner.run("q", "everywhere")).content == "ok"
     finally:
         get_global_registry().unregister_tool("everywhere")
+
+
+def test_a_tool_that_is_registered_again_takes_the_place_of_the_first_where_that_is_said() -> None:
+    first, second, other = ScriptedTool("t"), ScriptedTool("t"), ScriptedTool("t", version="0.9")
+    tools = registry(first, other)
+    assert tools.planning_view()["t"].version == "1.0.0"
+    tools.register_tool(second, replace=True)
+    assert tools.get_tool("t") is second
+    assert tools.get_tool("t", "0.9") is other
+    with pytest.raises(ValueError, match="already registered; register it with replace=True"):
+        tools.register_tool(first)
+
+
+async def test_evidence_has_the_totals_of_the_output() -> None:
+    class Once(ScriptedTool):
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            return bundle("x", "x", usage={"total_tokens": 7}, cost=0.25)
+
+    output = await plain(Once("t")).run("q", "t")
+    assert output.evidence is not None
+    assert (output.evidence.usage_total, output.evidence.cost_total_usd) == ({"total_tokens": 7}, 0.25)
+    output.evidence.usage_total["total_tokens"] = 8
+    assert output.usage == {"total_tokens": 7}

@@ -77,13 +77,15 @@ def attempts_bound(total: int = TOTAL) -> int:
         tools = [ScriptedTool(name, _Chosen(choices, given), provider=name) for name in ("a", "b")]
         output, ended = _run(tools, total)
         calls = sorted((call.at, tool.name) for tool in tools for call in tool.calls)
+        answered = given[-1][1] == "answers"
         promise(len(calls) <= total, f"at most {total} calls in all, and not {len(calls)}")
         promise(all(len(tool.calls) <= ATTEMPTS for tool in tools), f"at most {ATTEMPTS} calls of each tool")
         promise(len(output.attempts) == len(calls), "every call is in the timeline")
+        promise(bool(tools[1].calls) or answered or total == 1, "retries leave a call to the fallback")
         promise(all(at < TIMEOUT for at, _ in calls), "no attempt starts after the deadline")
         promise(ended <= TIMEOUT + 0.05, "the run is back at its deadline")
         promise(ended == given[-1][0], "nobody sleeps after the last attempt")
-        promise((output.status == "succeeded") == (given[-1][1] == "answers"), "an answer ends the run, and only that")
+        promise((output.status == "succeeded") == answered, "an answer ends the run, and only that")
         for tool in tools:
             _check_waits(tool, [answer for _, answer in sorted(given)], calls)
 

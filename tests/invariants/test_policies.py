@@ -46,6 +46,7 @@ class Call:
     max_attempts: int = 3
     attempt_timeout: float | None = None
     answers: int = 1
+    kept_for_others: int = 0
     attempts: int = 0
     sent: int = 0
     ended: float | None = None

@@ -127,7 +127,7 @@ class Commands(TyperGroup):
 
 
 def _print_json(error: Exception) -> None:
-    """The error; beside it the output, if that was finished before a budget turned out to be exceeded."""
+    """The error; beside it the output that a budget's excess left: what was finished, or what was tried."""
     output = error.output if isinstance(error, BudgetExceeded) else None
     told = {} if output is None else {"output": output.model_dump(mode="json")}
     print(json.dumps({"error": describe_error(error), **told}, ensure_ascii=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
@@ -85,18 +85,20 @@ async def protected(
     measure: Callable[[R], Usage] = unmeasured,
     worst_case: Amount = Amount(),
     model: str | None = None,
+    followed: bool = False,
 ) -> R:
     """Make one call to the outside under the policies of the run: retry, breaker, budget, attempt timeout.
 
     A composite tool calls this once for each request it sends; `execute` is called again for each retry. `target` is
-    the provider, `part` the name within it by which a breaker localises. Outside of a run `execute` is simply awaited.
+    the provider, `part` the name within it by which a breaker localises. `followed`: if this call fails, somebody else
+    is asked for the same answer, so its retries leave calls for that. Outside of a run `execute` is simply awaited.
     Once the deadline has passed nothing is sent any more: BudgetExceeded.
     """
     scope = current.get()
     if scope is None:
         return await execute()
     _require_time(scope.run)
-    result: R = await scope.run.attempt(Call(scope, target, part, execute, measure, worst_case, model))
+    result: R = await scope.run.attempt(Call(scope, target, part, execute, measure, worst_case, model, followed))
     return result
 
 
@@ -135,8 +137,10 @@ class Run:
     """One run: what the caller sent, read only, and what all its calls share.
 
     `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
+    Of the `answers` asked for, `answered` are there; `tools_left` of the plan have not been asked.
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
-    attempt is known to have used, with the tool that it was for.
+    attempt is known to have used, with the tool that it was for. `plan` (steps, and what is
+    shown of it) is kept where a deadline may cut the run off.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
@@ -144,8 +148,11 @@ class Run:
     ledger: Ledger | None = None
     events: RunEvents | None = None
     answers: int = 1
+    answered: int = 0
+    tools_left: int = 0
     spending: tuple[tuple[str, Usage], ...] = ()
     silence_timeout: float | None = None
+    plan: tuple[Sequence[Any], Mapping[str, Any] | None] | None = None
 
     def __init__(
         self,
@@ -221,7 +228,19 @@ class WatchedScope(Scope):
 class Call(Scope):
     """One call to the outside. The mechanisms below know of it what `reliability._pipeline.Call` says."""
 
-    __slots__ = ("_execute", "_measure", "attempts", "ended", "life", "model", "part", "queued", "target", "worst_case")
+    __slots__ = (
+        "_execute",
+        "_measure",
+        "attempts",
+        "ended",
+        "followed",
+        "life",
+        "model",
+        "part",
+        "queued",
+        "target",
+        "worst_case",
+    )
 
     def __init__(
         self,
@@ -232,6 +251,7 @@ class Call(Scope):
         measure: Callable[[Any], Usage],
         worst_case: Amount,
         model: str | None = None,
+        followed: bool = False,
     ) -> None:
         super().__init__(scope.run, scope.tool, scope.version)
         self.life = scope.life
@@ -241,6 +261,7 @@ class Call(Scope):
         self._measure = measure
         self.worst_case = worst_case
         self.model = model
+        self.followed = followed
         self.attempts = 0
         self.ended: float | None = None
         self.queued = 0.0
@@ -289,9 +310,14 @@ class Call(Scope):
     def answers(self) -> int:
         return self.run.answers
 
+    @property
+    def kept_for_others(self) -> int:
+        run = self.run
+        return max(run.answers - run.answered, 1) if self.followed or run.tools_left else 0
+
     def watched(self, life: Life) -> Call:
-        scope = WatchedScope(self, life)
-        return Call(scope, self.target, self.part, self._execute, self._measure, self.worst_case, self.model)
+        scope, worst = WatchedScope(self, life), self.worst_case
+        return Call(scope, self.target, self.part, self._execute, self._measure, worst, self.model, self.followed)
 
     def spent(self, result: Any) -> Amount:
         spent = self.measure(self.received(result))  # An attempt that was left behind gives it as it came.

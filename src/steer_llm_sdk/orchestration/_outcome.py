@@ -72,7 +72,7 @@ def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orchestr
         raise last
     errors = _described(answer.failures)
     tools, usage, cost = _account(run, answer, None)
-    return OrchestrationOutput(
+    output = OrchestrationOutput(
         content={"error": _one_error(answer.failures, errors)},
         usage=usage,
         cost_usd=cost,
@@ -82,6 +82,33 @@ def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> Orchestr
         status="failed",
         errors=errors,
         metadata=_metadata(run, plan, answer, {}),
+    )
+    output._cause = last if len(errors) == 1 else AllToolsFailed(answer.failures)
+    return output
+
+
+def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
+    """The output of a run that its deadline ended: what was sent until then, and what is known of its usage and cost.
+    What an attempt used that was cut off, or is still running, nobody knows."""
+    assert run.plan is not None
+    (steps, shown), info = run.plan, describe_error(exceeded)
+    asked = dict.fromkeys(line["tool"] for line in run.timeline)
+    answer = Answer(next(step.tool for step in steps if step.tool.name == list(asked)[-1]), None, {})
+    found, usage, cost = _account(run, answer, None)
+    tools = {name: found[name] for name in asked}
+    for name, entry in tools.items():
+        cut = name in exceeded.affected_agents
+        entry["error"] = info if cut else entry["timeline"][-1].get("error", info)
+    return OrchestrationOutput(
+        content={"error": info},
+        usage=usage,
+        cost_usd=cost,
+        cost_breakdown=_costs(tools),
+        elapsed_ms=round(exceeded.actual),
+        per_agent=tools,
+        status="failed",
+        errors={name: entry["error"] for name, entry in tools.items()},
+        metadata=_metadata(run, shown, answer, {}),
     )
 
 

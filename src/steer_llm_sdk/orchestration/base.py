@@ -31,7 +31,7 @@ from steer_llm_sdk.models.events import (
 )
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run
-from steer_llm_sdk.orchestration._outcome import answered, elapsed_ms, failed
+from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.fallback import ToolCall, first_answer
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
@@ -79,6 +79,12 @@ class BaseOrchestrator(ABC):
         idempotency_manager: IdempotencyManager | None = None,
         budget_accounts: BudgetAccounts | None = None,
     ) -> None:
+        check_types(
+            ("registry", registry, ToolRegistry),
+            ("executor", executor, ReliableToolExecutor),
+            ("idempotency_manager", idempotency_manager, IdempotencyManager),
+            ("budget_accounts", budget_accounts, BudgetAccounts),
+        )
         self.registry = get_global_registry() if registry is None else registry
         self.executor = ReliableToolExecutor() if executor is None else executor
         self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
@@ -114,7 +120,7 @@ class BaseOrchestrator(ABC):
     ) -> OrchestrationOutput:
         """Run one request. A tool that fails is an output with status "failed".
 
-        Raises BudgetExceeded (time, tokens or cost; finished work is on `.output`), ConflictError, ToolNotFound,
+        Raises BudgetExceeded (time, tokens or cost; what was done is on `.output`), ConflictError, ToolNotFound,
         NoEligibleTool, StoreUnavailable, InvalidRequest. A str request reaches the tool as {"query": text}.
         """
         run = self._accept(request, tool_name, tool_options, options, event_manager)
@@ -250,13 +256,11 @@ class BaseOrchestrator(ABC):
             return await until(deadline.at, self._work(run))
         except Late as late:
             assert deadline is not None
-            raise BudgetExceeded(
-                "time",
-                deadline.limit_ms,
-                elapsed_ms(run),
-                [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")],
-                output=late.result,
-            ) from None
+            agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
+            exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
+            if exceeded.output is None and run.timeline:
+                exceeded.output = cut_off(run, exceeded)
+            raise exceeded from None
 
     def _keyed(self, run: Run) -> Any:
         assert run.options.idempotency_key is not None
@@ -281,6 +285,8 @@ class BaseOrchestrator(ABC):
     async def _work(self, run: Run) -> OrchestrationOutput:
         """Plan, ask the tools in order, and say what came of it."""
         plan = self._plan_at_once(run) or await self._plan(run)
+        if run.deadline is not None:
+            run.plan = plan
         for step in plan.steps:
             self._used[id(step.tool)] = step.tool
         if run.events is not None:
@@ -321,6 +327,13 @@ class BaseOrchestrator(ABC):
         if over is not None:
             raise BudgetExceeded(*over, list(output.per_agent), output=output)
         return output
+
+
+def check_types(*arguments: tuple[str, object, type]) -> None:
+    """TypeError names the first argument that is neither None nor of its type."""
+    for name, given, kind in arguments:
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}; give each by its name")
 
 
 CLOSING = 5.0

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from steer_llm_sdk.errors import OrchestratorError, ProviderTimeout, ToolExecutionError
+from steer_llm_sdk.errors import ErrorCategory, OrchestratorError, ProviderError, ProviderTimeout, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.tool_registry import Tool
+from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.reliability.silence import Life, first_of
 from steer_llm_sdk.streaming.manager import EventManager
+
+_log = logging.getLogger(__name__)
 
 
 class NotAcceptable(OrchestratorError):
@@ -96,7 +100,7 @@ def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | Non
 async def _only_answer(run: Run, step: ToolCall, min_confidence: float | None) -> Answer:
     """Most runs. It is `_one_after_the_other` and `_ask` for a plan of one, in one coroutine."""
     tool = step.tool
-    if (objection := _objection(tool, run.request)) is not None:
+    if (objection := _objection(tool, run)) is not None:
         return Answer(tool, None, {tool.name: objection})
     call = _PlainCall(run, step, None)
     token = current.set(call)
@@ -113,12 +117,12 @@ async def _only_answer(run: Run, step: ToolCall, min_confidence: float | None) -
 
 async def _one_after_the_other(run: Run, plan: Sequence[ToolCall], min_confidence: float | None) -> Answer:
     failures: dict[str, Exception] = {}
-    for step in plan:
+    for run.tools_left, step in zip(range(len(plan) - 1, -1, -1), plan, strict=True):
         if failures and run.deadline is not None and not run.deadline.remaining():
             break
         if failures:
             _tell_fallback(run, plan, step, failures)
-        objection = _objection(step.tool, run.request)
+        objection = _objection(step.tool, run)
         if objection is not None:
             failures[step.tool.name] = objection
             if len(failures) == 1 and isinstance(objection, ValueError):
@@ -148,6 +152,7 @@ class _Beside:
         self._is_the_callers = False
 
     async def answer(self) -> Answer:
+        self._run.tools_left = len(self._plan) - 1
         candidates = [partial(self._one, number) for number in range(len(self._plan))]
         won = await first_of(candidates, after=self._after, may_start=self._may_start, failed=self._failed)
         if won is None:
@@ -160,7 +165,7 @@ class _Beside:
     async def _one(self, number: int, life: Life) -> ToolResult:
         self._lives[number] = life
         run, step = self._run, self._plan[number]
-        objection = _objection(step.tool, run.request)
+        objection = _objection(step.tool, run)
         if objection is not None:
             self._is_the_callers = number == 0 and isinstance(objection, ValueError)
             raise objection
@@ -179,6 +184,7 @@ class _Beside:
             run.tell("silence", {"tool_name": before, "after_ms": self._after * 1000, "beside": step.tool.name})
         else:
             _tell_fallback(run, self._plan, step, self._failures)
+        run.tools_left = len(self._plan) - 1 - number
         return True
 
     def _failed(self, number: int, error: Exception) -> bool:
@@ -196,11 +202,13 @@ class _Beside:
                 self._failures[tool.name] = ProviderTimeout(says, tool.targets[0][0])
 
 
-def _objection(tool: Tool, request: Any) -> Exception | None:
+def _objection(tool: Tool, run: Run) -> Exception | None:
     if type(tool).validate_request is Tool.validate_request:
         return None
     try:
-        tool.validate_request(copied(request))
+        tool.validate_request(copied(run.request))
+        if run.tool_options and not tool.takes_options:
+            tool.validate_options(run.tool_options)
     except Exception as error:
         return error
     return None
@@ -230,12 +238,21 @@ def _failure(run: Run, tool: Tool, error: BaseException) -> Exception:
                 raise error
             raise asyncio.CancelledError from error
         if isinstance(error, Exception):
+            _show_bug(tool, error)
             return error
         failure = ToolExecutionError(tool.name, error)
         failure.__cause__ = error
         return failure
     finally:
         del error  # What is raised here holds this frame by its traceback.
+
+
+def _show_bug(tool: Tool, error: Exception) -> None:
+    """The output has the message only: of an error that no provider and no policy raised, the traceback is logged."""
+    if isinstance(error, (OrchestratorError, ProviderError)):
+        return
+    if classify(error).category in (ErrorCategory.UNKNOWN, ErrorCategory.VALIDATION):
+        _log.warning("tool '%s' raised %s", tool.name, type(error).__name__, exc_info=error)
 
 
 def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResult]:
@@ -247,6 +264,7 @@ class _PlainCall(Call):
     """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
     __slots__ = ("_worst", "step")
+    followed = False
     model = None
 
     def __init__(self, run: Run, step: ToolCall, life: Life | None) -> None:

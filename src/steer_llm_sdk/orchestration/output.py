@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.orchestration._html import as_html
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 
 
 class RunFailed(OrchestratorError):
-    """`raise_for_status()` of an output that failed; `.output` is that output."""
+    """`raise_for_status()` of an output that failed; `.output` is that output.
+
+    `__cause__` is the exception of the tool, or AllToolsFailed with those of all, where the output comes from the run
+    itself; a replayed one, a copy or one that was read from JSON has the message only.
+    """
 
     def __init__(self, output: OrchestrationOutput) -> None:
         error = (output.content or {}).get("error", {}) if isinstance(output.content, dict) else {}
-        super().__init__(f"the run failed: {error.get('message', 'no reason was given')}")
+        failed = list(output.errors or ())
+        who = f"tool '{failed[0]}': " if len(failed) == 1 else ""
+        super().__init__(f"the run failed: {who}{error.get('message', 'no reason was given')}")
         self.output = output
 
 
@@ -29,6 +36,10 @@ class OrchestrationOutput(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
+    # A slot, which pydantic does not know: no part of ==, of JSON or of a copy, and free for an output that succeeds.
+    __slots__ = ("_cause",)
+    if TYPE_CHECKING:
+        _cause: Exception | None = None
 
     # InstanceOf: a dict as it is. Copying these three takes a quarter of what validating an output takes.
     content: Any
@@ -44,9 +55,12 @@ class OrchestrationOutput(BaseModel):
 
     @property
     def evidence(self) -> EvidenceBundle | None:
-        """The evidence bundle in `content`, typed; None where the tool gave none."""
+        """The evidence bundle in `content`, typed; None where the tool gave none. Its totals are the output's."""
         raw = self.content.get("evidence_bundle") if isinstance(self.content, dict) else None
-        return None if raw is None else EvidenceBundle.model_validate(raw)
+        if raw is None:
+            return None
+        totals = {"usage_total": copied(self.usage), "cost_total_usd": self.cost_usd}
+        return EvidenceBundle.model_validate({**totals, **raw})
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -55,9 +69,9 @@ class OrchestrationOutput(BaseModel):
         return sorted(lines, key=lambda line: line["started_ms"])
 
     def raise_for_status(self) -> OrchestrationOutput:
-        """This output, or RunFailed if its status is "failed"."""
+        """This output, or RunFailed if its status is "failed", raised from the tool's exception."""
         if self.status == "failed":
-            raise RunFailed(self)
+            raise RunFailed(self) from getattr(self, "_cause", None)
         return self
 
     def _repr_html_(self) -> str:

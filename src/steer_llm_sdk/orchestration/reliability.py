@@ -131,7 +131,7 @@ class ReliableToolExecutor:
             limiters = [RateLimiter(limits, breakers) for limits in (self.learned_limits, self.limits) if limits]
             hedges = [self._hedge] if retry and self._hedge is not None else []
             order: list[tuple[bool, Policy[Any]]] = [
-                (retry, self._retry()),
+                (retry, self._retry(breakers)),
                 *((True, hedge) for hedge in hedges),
                 *((True, limiter) for limiter in limiters),
                 (breaker, Breaker(self.breakers)),
@@ -148,13 +148,14 @@ class ReliableToolExecutor:
         classifier = self.config.error_classifier
         return [] if classifier is None else [(True, Classify(classifier))]
 
-    def _retry(self) -> Retry:
+    def _retry(self, breakers: CircuitBreakerManager | None) -> Retry:
         config = self.config
         return Retry(
             config.retry_policy,
             max_total_time=config.max_total_retry_time,
             limit=self._limit,
             budget=self._retry_budget,
+            check=None if breakers is None else breakers.check,
         )
 
 

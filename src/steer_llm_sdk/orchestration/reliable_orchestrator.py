@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeGuard
@@ -10,7 +11,7 @@ from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration._outcome import plan_shown
-from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
+from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.planning.planner import (
@@ -27,6 +28,8 @@ from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+
+_log = logging.getLogger(__name__)
 
 
 @cache
@@ -52,6 +55,9 @@ class ReliableOrchestrator(BaseOrchestrator):
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
     ) -> None:
+        check_types(("reliability_config", reliability_config, ReliabilityConfig))
+        if planner is not None and not callable(getattr(planner, "plan", None)):  # One that is written without the base
+            check_types(("planner", planner, Planner))
         self.planner = RuleBasedPlanner() if planner is None else planner
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
@@ -61,6 +67,7 @@ class ReliableOrchestrator(BaseOrchestrator):
             budget_accounts=budget_accounts,
         )
         self._last_context: PlanRequest | None = None
+        self._missing: set[str] = set()
         self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan] | None = None
 
     @property
@@ -106,15 +113,33 @@ class ReliableOrchestrator(BaseOrchestrator):
             raise InvalidRequest(
                 "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'
             )
-        tools = [self._find(decision.selected_tool)]
-        if most_fallbacks:
-            tools += self._fallbacks(decision)[:most_fallbacks]
-        return Plan(tuple(ToolCall.of(tool, decision.tool_options) for tool in tools), plan_shown(decision))
+        tools, shown = [self._find(decision.selected_tool)], plan_shown(decision)
+        if most_fallbacks and decision.fallback_tools:
+            fallbacks, missing = self._fallbacks(decision)
+            tools += fallbacks[:most_fallbacks]
+            if missing:
+                shown["missing_tools"] = missing
+        return Plan(tuple(ToolCall.of(tool, decision.tool_options) for tool in tools), shown)
 
-    def _fallbacks(self, decision: PlanDecision) -> list[Tool]:
-        """The fallbacks of a decision; one that is not there is passed over."""
+    def _fallbacks(self, decision: PlanDecision) -> tuple[list[Tool], list[str]]:
+        """The fallbacks of a decision, and the names of those that are not there: they are passed over."""
         names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
-        return [tool for name in names if (tool := self.registry.get_tool(name)) is not None]
+        found = {name: self.registry.get_tool(name) for name in names}
+        missing = [name for name, tool in found.items() if tool is None]
+        for name in missing:
+            self._warn_of_missing(name, decision)
+        return [tool for tool in found.values() if tool is not None], missing
+
+    def _warn_of_missing(self, name: str, decision: PlanDecision) -> None:
+        """Once for each name: a typo in a rule would show itself only on the day when the first tool fails."""
+        if name not in self._missing:
+            self._missing.add(name)
+            _log.warning(
+                "the fallback tool %r of the plan for %r is not registered and is passed over (%s)",
+                name,
+                decision.selected_tool,
+                decision.reasoning,
+            )
 
     def _context(self, options: OrchestrationConfig) -> PlanRequest:
         all_closed = self.executor.breakers.all_closed

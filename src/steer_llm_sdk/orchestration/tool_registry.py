@@ -29,6 +29,7 @@ class Tool(ABC):
     `resource_requirements` declares `estimated_cost_per_run` (USD) and `estimated_duration_ms`.
     `composite` True: `execute` makes its calls through `protected()`, so retry, breaker, budget and attempt timeout
     stand round each of them and not round the whole.
+    `takes_options` False: a run with `tool_options` for it is refused by `validate_options`, where they would be lost.
     """
 
     version: str = "1.0.0"
@@ -39,6 +40,7 @@ class Tool(ABC):
     capabilities: Sequence[str] = ()
     resource_requirements: Mapping[str, Any] = _NOTHING
     composite: bool = False
+    takes_options: bool = True
 
     @property
     @abstractmethod
@@ -87,18 +89,19 @@ class ToolRegistry:
         self._changes = 0
         self._view: tuple[tuple[int, int], Mapping[str, ToolMetadata]] | None = None
 
-    def register_tool(self, tool: Tool) -> None:
-        """TypeError if it is no Tool; ValueError if the name is empty or the same name and version is there."""
+    def register_tool(self, tool: Tool, replace: bool = False) -> None:
+        """TypeError if it is no Tool; ValueError if the name is empty or the same name and version is there. `replace`:
+        take the place of that one, so that a cell of a notebook can be run again."""
         if not isinstance(tool, Tool):
             raise TypeError(f"tool: expected a Tool, got {type(tool).__name__}; subclass Tool or use @tool")
         if not isinstance(tool.name, str) or not tool.name.strip():
             raise ValueError(f"tool.name: {tool.name!r} is empty; give the tool a name")
         _check_declared_cost(tool)
         versions = self._tools.setdefault(tool.name, {})
-        if tool.version in versions:
+        if tool.version in versions and not replace:
             raise ValueError(
                 f"Tool '{tool.name}' version {tool.version} is already registered; "
-                "unregister it first or give the new one another version"
+                "register it with replace=True, or give the new one another version"
             )
         versions = {**versions, tool.version: tool}
         # The highest last, so that no run has to compare them.

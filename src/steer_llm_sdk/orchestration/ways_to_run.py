@@ -93,7 +93,10 @@ async def _events_of(
 
 @dataclass(frozen=True, slots=True)
 class ManyOutputs:
-    """`outputs` in the order of the requests, None where the run raised; `failures` has what it raised, by position."""
+    """`outputs` in the order of the requests, None where the run raised; `failures` has what it raised, by position.
+
+    Each request is in one of three: `succeeded`, `failed` or `failures`.
+    """
 
     outputs: list[OrchestrationOutput | None]
     failures: dict[int, Exception] = field(default_factory=dict)
@@ -102,6 +105,11 @@ class ManyOutputs:
     def succeeded(self) -> list[OrchestrationOutput]:
         """The outputs with status "succeeded" or "partial", in order."""
         return [output for output in self.outputs if output is not None and output.status != "failed"]
+
+    @property
+    def failed(self) -> list[OrchestrationOutput]:
+        """The outputs with status "failed", in order. Which request it was: `enumerate(outputs)`."""
+        return [output for output in self.outputs if output is not None and output.status == "failed"]
 
 
 Progress = Callable[[int, int | None], object]

@@ -76,6 +76,12 @@ class Call(Protocol):
         """How many answers the run asks for: 1, or the k of a bundle."""
         ...
 
+    @property
+    def kept_for_others(self) -> int:
+        """Calls of the run that no retry or hedge of this call may take: another model or tool would need them for the
+        answers that are still missing. 0 where nobody else could be asked."""
+        ...
+
     def watched(self, life: Life, /) -> Self:
         """The same call, with attempts that `life` watches."""
         ...

@@ -132,7 +132,7 @@ class Hedge:
 
     def refusal(self, call: Call, attempts: int) -> str | None:
         """Why there is no second attempt; None: there is one, and it counts as made."""
-        if attempts >= call.max_attempts or not self._limit.left(call):
+        if attempts >= call.max_attempts or not self._limit.left_for_another(call):
             return "attempts"
         if not self._share.draw(call.target):
             return "max_ratio"

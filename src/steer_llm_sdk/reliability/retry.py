@@ -136,6 +136,8 @@ class AttemptLimit:
 
     `limit` holds for the run; a bundle that asks for k answers may make `per_answer` x k where that is more. As a
     policy it stands next to what counts the attempts, so that no queue lies between the look and the leap.
+
+    No retry and no hedge takes a call that the next model or tool would need for an answer that is still missing.
     """
 
     def __init__(self, limit: int, per_answer: int = 1) -> None:
@@ -145,15 +147,20 @@ class AttemptLimit:
     def left(self, call: Call) -> bool:
         return call.sent < self.limit or call.sent < self.per_answer * call.answers
 
+    def left_for_another(self, call: Call) -> bool:
+        """Whether a call that was sent may be sent again, as a retry or a hedge."""
+        return call.sent + call.kept_for_others < max(self.limit, self.per_answer * call.answers)
+
     def __call__(self, call: Call, next: Next[Any, Any], /) -> Coroutine[Any, Any, Any]:
-        if call.sent >= self.limit and not self.left(call):
+        if not (self.left_for_another(call) if call.attempts else self.left(call)):
             raise AttemptsUsedUp(call.sent)
         return next(call)
 
 
 class Retry:
     """The policy. `max_total_time` bounds the run with its retries, `limit` its upstream calls. A retry draws from
-    `budget`; where that refuses, the failure is raised with a note that says so."""
+    `budget`; where that refuses, the failure is raised with a note that says so. `check` raises the Rejected that the
+    next attempt would meet now: where that would last longer than the wait, there is no wait."""
 
     def __init__(
         self,
@@ -162,6 +169,7 @@ class Retry:
         max_total_time: float = 300.0,
         limit: AttemptLimit | None = None,
         budget: RetryBudget | None = None,
+        check: Callable[[Call], None] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._policy = policy
@@ -169,6 +177,7 @@ class Retry:
         self._limit = limit or AttemptLimit(10)
         self._max_total_attempts = self._limit.limit
         self._budget = budget
+        self._check = check
         self._jitter = jitter
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
@@ -198,16 +207,22 @@ class Retry:
                 # and the request with them; so it is kept no longer than until the next attempt has ended.
                 failed = None
                 delay = self._delay(call, classify(error), waited)
-                if delay is None or not self._afford(call, error):
+                if delay is None:
+                    raise
+                if (refused := self._refused_for_longer(call, delay)) is not None:
+                    raise error from refused
+                if not self._afford(call, error):
                     raise
                 call.emit("retry_attempt", {**_told(call, error), "delay_ms": round(delay * 1000, 1)})
                 failed = error
             waited += delay
             await asyncio.sleep(delay)
+            if not self._limit.left_for_another(call):
+                raise failed from AttemptsUsedUp(call.sent)
 
     def _delay(self, call: Call, error: ErrorClassification, waited: float) -> float | None:
         """How long to wait before the next attempt; None: there is none."""
-        if not (self._attempts_left(call, error) and self._limit.left(call) and self._policy.allows(error)):
+        if not (self._attempts_left(call, error) and self._limit.left_for_another(call) and self._policy.allows(error)):
             return None
         delay = self._policy.wait(error, call.attempts, self._jitter())
         if (
@@ -219,6 +234,16 @@ class Retry:
         if call.deadline is not None and delay >= call.deadline.remaining():
             return None
         return delay
+
+    def _refused_for_longer(self, call: Call, delay: float) -> Rejected | None:
+        """What the next attempt would be refused with; None where it may go, or nobody knows."""
+        if self._check is None:
+            return None
+        try:
+            self._check(call)
+        except Rejected as refusal:
+            return refusal if (refusal.retry_after or 0.0) > delay else None
+        return None
 
     def _attempts_left(self, call: Call, error: ErrorClassification) -> bool:
         own = self._policy.by_category.get(error.category, _AS_THE_POLICY).max_attempts

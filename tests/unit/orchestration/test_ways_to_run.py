@@ -91,6 +91,16 @@ async def test_a_run_that_raises_does_not_stop_the_others() -> None:
     }
 
 
+async def test_each_request_is_in_one_of_succeeded_failed_and_failures() -> None:
+    steps = [OK("a"), err(400), err(RuntimeError("a bug")), OK("b")]
+    registry = ToolRegistry()
+    registry.register_tool(ScriptedTool("t", *steps))
+    many = await ReliableOrchestrator(registry=registry).run_many(["q"] * 4, 1, tool_name="t")
+    assert [output.content for output in many.succeeded] == ["a", "b"]
+    assert [output.errors["t"]["type"] for output in many.failed if output.errors] == ["ProviderError", "RuntimeError"]
+    assert many.failures == {}
+
+
 async def test_progress_is_told_after_each_run_with_the_total_where_it_is_known() -> None:
     told: list[tuple[int, int | None]] = []
     runner = orchestrator(ScriptedTool("t", OK()))

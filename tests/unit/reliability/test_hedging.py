@@ -236,10 +236,19 @@ async def test_if_both_fail_the_error_is_that_of_the_first() -> None:
     [
         (hedge(), Call(max_attempts=1), "attempts"),
         (hedge(limit=7), Call(sent=7), "attempts"),
+        (hedge(limit=7), Call(sent=4, kept_for_others=3), "attempts"),
+        (hedge(limit=8), Call(sent=4, kept_for_others=3), None),
         (hedge(max_ratio=0.0), Call(), None),
         (hedge(budget=RetryBudget(RetryBudgetConfig(minimum=0, ratio=0))), Call(), "retry_budget"),
     ],
-    ids=["max_attempts", "max_total_attempts", "the one of a quiet minute", "retry budget"],
+    ids=[
+        "max_attempts",
+        "max_total_attempts",
+        "kept for another model",
+        "one more than is kept",
+        "the one of a quiet minute",
+        "retry budget",
+    ],
 )
 async def test_a_second_is_sent_within_every_limit_only(policy: Hedge, call: Call, reason: str | None) -> None:
     await warm(policy)

@@ -35,6 +35,7 @@ class Call:
     max_attempts: int = 3
     attempt_timeout: float | None = None
     answers: int = 1
+    kept_for_others: int = 0
     attempts: int = 0
     ended: float | None = None
     sent: int = 0
@@ -157,6 +158,34 @@ async def test_no_call_is_made_past_the_total_of_the_run(sent: int, answers: int
 @pytest.mark.parametrize(("sent", "left"), [(4, True), (5, False)])
 def test_more_answers_need_one_attempt_each_if_nothing_else_is_said(sent: int, left: bool) -> None:
     assert AttemptLimit(3).left(Call(sent=sent, answers=5)) is left
+
+
+@pytest.mark.parametrize(("kept", "made"), [(0, 4), (1, 3), (2, 2), (3, 1), (5, 1)])
+async def test_a_retry_leaves_the_calls_that_others_need_for_what_is_missing(kept: int, made: int) -> None:
+    call = Call([down() for _ in range(9)], kept_for_others=kept, max_attempts=9)
+    with pytest.raises(ProviderError):
+        await retry(limit=AttemptLimit(4))(call, make)
+    assert call.sent == made
+
+
+async def test_a_call_that_others_came_to_need_during_the_wait_is_left_to_them() -> None:
+    call = Call([down()], kept_for_others=2)
+    work = asyncio.create_task(retry(limit=AttemptLimit(4), jitter_factor=0)(call, make))
+    await asyncio.sleep(0.5)
+    call.sent += 1
+    with pytest.raises(ProviderError) as caught:
+        await work
+    assert (call.attempts, type(caught.value.__cause__)) == (1, AttemptsUsedUp)
+
+
+@pytest.mark.parametrize(("attempts", "sent"), [(0, True), (1, False)], ids=["first attempt", "another one"])
+async def test_next_to_what_counts_only_another_attempt_leaves_a_call_to_others(attempts: int, sent: bool) -> None:
+    call = Call(sent=3, attempts=attempts, kept_for_others=1)
+    if sent:
+        assert await AttemptLimit(4)(call, make) == "answer"
+    else:
+        with pytest.raises(AttemptsUsedUp):
+            await AttemptLimit(4)(call, make)
 
 
 async def test_retry_waits_for_nothing_that_the_total_would_then_refuse() -> None:

@@ -20,6 +20,7 @@ from jsonschema_rs import validator_for
 from pydantic import BaseModel, Field, SecretStr
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration import Orchestrator, ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.orchestration.tools import _runner
 from steer_llm_sdk.orchestration.tools._runner import set_runner
@@ -563,3 +564,50 @@ async def test_run_without_the_flow_says_what_to_import(monkeypatch: pytest.Monk
 def test_the_types_of_the_function_are_kept() -> None:
     kept: FunctionTool[Any, Any] = shout
     assert kept is shout
+
+
+# Options.
+
+
+@tool
+async def slow(n: int) -> int:
+    """Takes no options."""
+    return n
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"timeout_ms": 200},
+            "tool_options.timeout_ms: 200 cannot be used; 'slow' takes no such option; "
+            'did you mean options={"timeout_ms": 200}?',
+        ),
+        ({"tone": "kind"}, "tool_options.tone: 'kind' cannot be used; 'slow' takes no such option"),
+    ],
+)
+async def test_an_option_that_the_function_would_never_see_is_refused(given: dict[str, Any], says: str) -> None:
+    registry = ToolRegistry()
+    registry.register_tool(slow)
+    for output in (
+        await Orchestrator(registry).run({"n": 1}, "slow", given),
+        await ReliableOrchestrator(registry=registry).run({"n": 1}, None, given),
+        await slow.run(1, tool_options=given),
+    ):
+        assert (output.status, output.content["error"]["message"], output.attempts) == ("failed", says, [])
+
+
+async def test_what_the_planner_and_the_run_add_is_no_option_of_the_caller() -> None:
+    registry = ToolRegistry()
+    registry.register_tool(slow)
+    output = await ReliableOrchestrator(registry=registry).run({"n": 1}, options={"timeout_ms": 200, "streaming": True})
+    assert output.content == 1
+
+
+async def test_a_function_with_options_gets_every_one() -> None:
+    @tool
+    async def seen(n: int, options: dict[str, Any]) -> Any:
+        return options["tone"], options["timeout_ms"]
+
+    output = await seen.run(1, tool_options={"tone": "kind", "timeout_ms": 200})
+    assert output.content == ["kind", 200]

@@ -46,6 +46,31 @@ def evidence(output: OrchestrationOutput) -> EvidenceBundle:
     return output.evidence
 
 
+@pytest.mark.parametrize("silence_timeout", [None, 10.0], ids=["in turn", "beside"])
+async def test_five_answers_come_from_the_next_model_in_ten_calls_where_the_first_is_down_for_ever(
+    silence_timeout: float | None,
+) -> None:
+    first = ScriptedModel(DOWN, name="a:model", target="a")
+    second = ScriptedModel("yes", name="b:model", target="b")
+    registry = ToolRegistry()
+    registry.register_tool(LLMBundleTool("b", [first, second], k=5))
+    config = ReliabilityConfig(silence_timeout=silence_timeout)
+    output = await ReliableOrchestrator(registry=registry, reliability_config=config).run("Why?", "b")
+    assert (output.status, evidence(output).meta.k_completed) == ("succeeded", 5)
+    assert (len(first.requests), len(second.requests), len(output.attempts)) == (5, 5, 10)
+
+
+async def test_what_answers_at_once_leaves_to_the_others_is_theirs_to_try_again_with() -> None:
+    """Four of five answer at the first call, so six calls are left, and one is kept for the next model."""
+    quick, slow = Say(text="yes", after=0.1), Say(fail=DOWN, after=0.2)
+    first = ScriptedModel(*[quick] * 4, slow, DOWN, "yes", name="a:model", target="a")
+    second = ScriptedModel("no", name="b:model", target="b")
+    registry = ToolRegistry()
+    registry.register_tool(LLMBundleTool("b", [first, second], k=5))
+    output = await ReliableOrchestrator(registry=registry).run("Why?", "b")
+    assert (output.status, len(first.requests), len(second.requests)) == ("succeeded", 7, 0)
+
+
 # What comes back.
 
 

@@ -186,6 +186,8 @@ async def ask(
         if events is not None:
             events.void()
         raise
+    if scope is not None:
+        scope.run.answered += 1
     if events is not None:
         events.choose(answer.reply)
     return answer
@@ -251,8 +253,8 @@ class _Asking:
                 self._failures[_name(route, self._routes)] = ProviderTimeout(says, route.adapter.target)
 
     async def _one(self, number: int) -> ModelAnswer:
-        question = _for_route(self._question, number)
-        return await _ModelQuestion(question, self._routes[number], self._account, self._events).answer()
+        question, followed = _for_route(self._question, number), number + 1 < len(self._routes)
+        return await _ModelQuestion(question, self._routes[number], self._account, self._events, followed).answer()
 
     def _failed(self, number: int, error: Exception) -> bool:
         """Whether the next model may be asked."""
@@ -279,12 +281,14 @@ def _name(route: Route, routes: Sequence[Route]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _ModelQuestion:
-    """One question to one model: ask and read the answer; if it cannot be read, ask once more."""
+    """One question to one model: ask and read the answer; if it cannot be read, ask once more. `followed`: if it fails,
+    the next model is asked."""
 
     question: Question
     route: Route
     account: Account
     events: TextEvents | None
+    followed: bool
 
     async def answer(self) -> ModelAnswer:
         request = self._request()
@@ -355,6 +359,7 @@ class _ModelQuestion:
             measure=_spent,
             worst_case=worst,
             model=adapter.name,
+            followed=self.followed,
         )
         self.account.add(reply)
         return reply, request.max_tokens

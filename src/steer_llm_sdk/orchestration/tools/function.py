@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.orchestration.tools._parameters import Parameters
 from steer_llm_sdk.orchestration.tools._runner import runner
 
 if TYPE_CHECKING:
-    from steer_llm_sdk.orchestration.options import OrchestrationConfig
     from steer_llm_sdk.orchestration.output import OrchestrationOutput
     from steer_llm_sdk.streaming.manager import EventManager
 
@@ -41,9 +41,10 @@ class FunctionTool(Tool, Generic[P, R]):
     `options` of a request are for the planner and are left out, unless the function has parameters of these names.
     A text request goes to `query`, or else to the first parameter that takes a text.
 
-    A parameter `options` that is annotated as a mapping gets the tool's options, and one called `event_manager` the
-    event manager (None where there is none). A function that is not async runs in a thread, with the caller's context
-    variables; a deadline stops the waiting for it, not the thread.
+    A parameter `options` that is annotated as a mapping gets the tool's options; a run that has `tool_options` for a
+    function without it is refused. One called `event_manager` gets the event manager (None where there is none). A
+    function that is not async runs in a thread, with the caller's context variables; a deadline stops the waiting for
+    it, not the thread.
     """
 
     __name__: str
@@ -75,6 +76,7 @@ class FunctionTool(Tool, Generic[P, R]):
         self.default_options = dict(default_options or {})
         self.resource_requirements = dict(resource_requirements or {})
         self.composite = composite
+        self.takes_options = "options" in self._parameters.injected
 
     @property
     def name(self) -> str:
@@ -91,6 +93,14 @@ class FunctionTool(Tool, Generic[P, R]):
     def validate_request(self, request: Any) -> None:
         """InvalidRequest names the parameter, what was given and what is allowed."""
         self._parameters.read(request)
+
+    def validate_options(self, options: Mapping[str, Any]) -> None:
+        """InvalidRequest names the first option, where the function takes none."""
+        if self.takes_options or not options:
+            return
+        name, value = next(iter(options.items()))
+        meant = f'; did you mean options={{"{name}": {value!r}}}?' if name in OrchestrationConfig.model_fields else ""
+        raise InvalidRequest(f"tool_options.{name}", value, f"{self._name!r} takes no such option{meant}")
 
     async def execute(
         self, request: Any, options: dict[str, Any] | None = None, event_manager: EventManager | None = None
