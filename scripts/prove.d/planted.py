@@ -25,7 +25,14 @@ PATIENCE = 600.0
 """Seconds for one run of the tests; a defect that makes them hang is noticed too."""
 
 UNIT = ("tests/unit/reliability",)
-PAIRS = ("tests/invariants", "tests/unit/reliability", "tests/contract", "tests/compose")
+PAIRS = (
+    "tests/unit/reliability",
+    "tests/invariants/test_exploration.py",
+    "tests/invariants/test_simulation.py",
+    "tests/contract",
+    "tests/compose",
+    "tests/invariants/test_policies.py",
+)
 
 
 @dataclass(frozen=True)
