@@ -219,8 +219,8 @@ DEFECTS = (
     Planted(
         "a hedge comes though the quantile is among the slow ones",
         "reliability/hedging.py",
-        "return delay if delay <= self.slow_factor * latencies.quantile(0.5) else None",
-        "return delay",
+        "return delay if delay <= self.slow_factor * median and not busy else None",
+        "return delay if not busy else None",
     ),
     Planted(
         "hedges are not bounded by all attempts",
@@ -359,8 +359,8 @@ DEFECTS = (
     Planted(
         "a tool writes into the caller's request",
         FALLBACK,
-        "return ToolResult.of(await step.tool.execute(copied(run.request), step.options(run), None))",
-        "return ToolResult.of(await step.tool.execute(run.request, step.options(run), None))",
+        "work = step.tool.execute(copied(run.request), step.options(run), None)",
+        "work = step.tool.execute(run.request, step.options(run), None)",
         ("tests/contract", "tests/unit/orchestration"),
     ),
     Planted(
@@ -383,6 +383,8 @@ FIRST = {
     DEADLINE: ("test_deadline_until.py",),
     KEYS: ("test_idempotency_once.py",),
     MEMORY: ("test_memory_store.py",),
+    "reliability/retry_budget.py": ("test_retry_budget.py",),
+    "reliability/hedging.py": ("test_hedging.py",),
 }
 """Where a defect of a file is most likely to be noticed; asked first, which saves time and nothing else."""
 
