@@ -234,13 +234,14 @@ DEFECTS = (
         FALLBACK,
         "            if len(failures) == 1 and isinstance(objection, ValueError):\n                break\n",
         "",
-        ("tests/contract",),
+        ("tests/invariants/test_fallback_flows.py", "tests/contract"),
     ),
     Planted(
         "fallback after the deadline",
         FALLBACK,
         "        if failures and run.deadline is not None and not run.deadline.remaining():\n            break\n",
         "",
+        ("tests/invariants/test_fallback_flows.py", "tests/contract"),
     ),
     # ── budget ──
     Planted(
