@@ -25,7 +25,14 @@ PATIENCE = 600.0
 """Seconds for one run of the tests; a defect that makes them hang is noticed too."""
 
 UNIT = ("tests/unit/reliability",)
-PAIRS = ("tests/invariants", "tests/unit/reliability", "tests/contract", "tests/compose")
+PAIRS = (
+    "tests/unit/reliability",
+    "tests/invariants/test_exploration.py",
+    "tests/invariants/test_simulation.py",
+    "tests/contract",
+    "tests/compose",
+    "tests/invariants/test_policies.py",
+)
 
 
 @dataclass(frozen=True)
@@ -227,13 +234,14 @@ DEFECTS = (
         FALLBACK,
         "            if len(failures) == 1 and isinstance(objection, ValueError):\n                break\n",
         "",
-        ("tests/contract",),
+        ("tests/invariants/test_fallback_flows.py", "tests/contract"),
     ),
     Planted(
         "fallback after the deadline",
         FALLBACK,
         "        if failures and run.deadline is not None and not run.deadline.remaining():\n            break\n",
         "",
+        ("tests/invariants/test_fallback_flows.py", "tests/contract"),
     ),
     # ── budget ──
     Planted(
@@ -378,6 +386,8 @@ FIRST = {
     DEADLINE: ("test_deadline_until.py",),
     KEYS: ("test_idempotency_once.py",),
     MEMORY: ("test_memory_store.py",),
+    "reliability/retry_budget.py": ("test_retry_budget.py",),
+    "reliability/hedging.py": ("test_hedging.py",),
 }
 """Where a defect of a file is most likely to be noticed; asked first, which saves time and nothing else."""
 
