@@ -139,8 +139,8 @@ DEFECTS = (
     Planted(
         "a sleep after the last attempt",
         RETRY,
-        "                if delay is None or not self._afford(call, error):\n                    raise\n",
-        "                if delay is None or not self._afford(call, error):\n"
+        "                if delay is None:\n                    raise\n",
+        "                if delay is None:\n"
         "                    await asyncio.sleep(self._policy.initial_delay)\n"
         "                    raise\n",
     ),
@@ -225,7 +225,7 @@ DEFECTS = (
     Planted(
         "hedges are not bounded by all attempts",
         "reliability/hedging.py",
-        "        if attempts >= call.max_attempts or not self._limit.left(call):\n",
+        "        if attempts >= call.max_attempts or not self._limit.left_for_another(call):\n",
         "        if attempts >= call.max_attempts:\n",
     ),
     # ── fallback ──
@@ -344,11 +344,11 @@ DEFECTS = (
     Planted(
         "the breaker stands round all retries",
         LIST,
-        "                (retry, self._retry()),\n                *((True, hedge) for hedge in hedges),\n"
+        "                (retry, self._retry(breakers)),\n                *((True, hedge) for hedge in hedges),\n"
         "                *((True, limiter) for limiter in limiters),\n"
         "                (breaker, Breaker(self.breakers)),\n",
         "                (breaker, Breaker(self.breakers)),\n"
-        "                (retry, self._retry()),\n                *((True, hedge) for hedge in hedges),\n"
+        "                (retry, self._retry(breakers)),\n                *((True, hedge) for hedge in hedges),\n"
         "                *((True, limiter) for limiter in limiters),\n",
         ("tests/compose", "tests/contract"),
     ),
