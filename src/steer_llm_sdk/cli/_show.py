@@ -27,9 +27,15 @@ _STOPPED = {"budget": "the budget allowed no more", "deadline": "the time was up
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever reads has left: the command ends as it does where it prints without this class."""
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False) -> Console:
     """At most WIDTH columns; no colour if NO_COLOR is set or it is not a terminal. Answers are never read as markup."""
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     made.width = min(made.width, WIDTH)
     return made
 
@@ -213,13 +219,19 @@ def summary_line(output: OrchestrationOutput) -> str:
     tokens = tokens_of(output.usage)
     parts = [
         output.status,
-        str(output.metadata.get("tool_name")),
+        f"{output.metadata.get('tool_name')}{_by(output)}",
         f"{calls} call{'' if calls == 1 else 's'}",
         f"{tokens:,} tokens" if tokens else "",
         cost_of(output),
         f"{output.elapsed_ms / 1000:.2f} s",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _by(output: OrchestrationOutput) -> str:
+    """The model that answered, as it calls itself: a name such as "demo" may stand for many."""
+    model = output.metadata.get("model")
+    return f" by {printable(model)}" if isinstance(model, str) else ""
 
 
 def cost_of(output: OrchestrationOutput) -> str:
