@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from steer_llm_sdk.evidence import ABSENT, at, parse_path
+from steer_llm_sdk.evidence._votes import votes_by_field
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -143,7 +143,7 @@ def _votes_table(evidence: EvidenceBundle) -> Table:
     table.add_column("field", overflow="fold", max_width=18)
     table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=VALUE_WIDTH)
     table.add_column("votes", no_wrap=True)
-    fields = list(_fields(evidence))
+    fields = list(votes_by_field(evidence.replicates, evidence.summary))
     for name, values in fields[:FIELDS_SHOWN]:
         # "$" is a path for programs; it means the whole answer.
         _add_field(table, "answer" if name == "$" else name, values, len(evidence.replicates))
@@ -155,38 +155,11 @@ def _votes_table(evidence: EvidenceBundle) -> Table:
 def _add_field(table: Table, name: str, values: Sequence[tuple[str, int]], k: int) -> None:
     for number, (value, votes) in enumerate(values[:VALUES_SHOWN]):
         style = "green" if number == 0 and votes > 1 else "dim" if number else ""
-        table.add_row(Text(name if number == 0 else ""), Text(value, style=style), f"{votes} of {k}")
+        table.add_row(Text(name if number == 0 else ""), Text(printable(value), style=style), f"{votes} of {k}")
     hidden = values[VALUES_SHOWN:]
     if hidden:
         others = sum(votes for _, votes in hidden)
         table.add_row("", Text(f"… and {len(hidden)} other answers", style="dim"), f"{others} of {k}")
-
-
-def _fields(evidence: EvidenceBundle) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """Each field with its values as JSON and their votes, most first."""
-    contested = {d.field: d.values for d in evidence.summary.disagreements}
-    for name in dict.fromkeys((*(evidence.summary.distributions or {}), *contested)):
-        yield name, _counted(contested[name]) if name in contested else [_agreed(evidence, name)]
-
-
-def _agreed(evidence: EvidenceBundle, field: str) -> tuple[str, int]:
-    """The one value of a field on which all agree, and how many replicates have it."""
-    path = parse_path(field)
-    values = [at(replicate.data, path) for replicate in evidence.replicates if replicate.quality.valid]
-    given = [value for value in values if value is not ABSENT]
-    return (_as_json(given[0]), len(given)) if given else ("(absent)", len(values))
-
-
-def _counted(values: Sequence[Any]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for value in values:
-        shown = _as_json(value)
-        counts[shown] = counts.get(shown, 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])
-
-
-def _as_json(value: Any) -> str:
-    return printable(json.dumps(value, ensure_ascii=False))
 
 
 def attempts_table(attempts: Sequence[dict[str, Any]]) -> Table:
