@@ -78,7 +78,8 @@ def bars(title: str, values: Mapping[str, Mapping[str, float]], y_label: str) ->
                 continue
             x, high = middle + (place - len(names) / 2) * wide, group[name] / marks[-1] * (bottom - TOP)
             box = f'x="{x + 1:.1f}" y="{bottom - high:.1f}" width="{wide - 2:.1f}" height="{high:.1f}"'
-            parts.append(f'<rect {box} fill="{pens[name].colour}"/>')
+            colour = OUR_COLOUR if _is_ours(label) else pens[name].colour
+            parts.append(f'<rect {box} fill="{colour}"/>')
             size, text = 9 if wide < 40 else 13, f"{group[name]:g}"
             at = bottom - high - 4
             if 0.6 * size * len(text) > wide and abs(at - before) < size:
