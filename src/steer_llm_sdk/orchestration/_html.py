@@ -36,7 +36,7 @@ _ESCAPES: dict[int, str | None] = {
 
 
 def as_html(output: OrchestrationOutput) -> str:
-    """Status, cost, content (of a bundle its consensus and votes), attempts over time. It says the same without colour."""
+    """Status, cost, content (of a bundle consensus and votes), attempts over time. It says the same without colour."""
     colour = _COLOURS[output.status]
     evidence = _evidence_of(output)
     said = _content(output.content) if evidence is None else _evidence(evidence)
