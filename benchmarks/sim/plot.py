@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
-COLOURS = ("#2f81f7", "#d9822b", "#c9364f", "#2ea043", "#8957e5")
+OURS, OUR_COLOUR = "steer_llm_sdk", "#2f81f7"
+"""The same in every plot; what its name begins with."""
+COLOURS = ("#d9822b", "#c9364f", "#2ea043", "#8957e5")
+DASHES = ("", "12 5", "3 4", "12 4 3 4")
+"""Of the others, in their order: where lines lie on each other, the lower one shows in the gaps."""
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 720, 380, 64, 80, 48
 STYLE = "text{font:13px sans-serif;fill:#6e7781}.t{font-weight:600;font-size:15px}.g{stroke:#8b949e;stroke-opacity:.3}"
 Ticks = Mapping[float, str]
@@ -45,10 +50,11 @@ def lines(
         parts += [_grid(LEFT, at_y(mark), right), _text(LEFT - 6, at_y(mark) + 4, f"{mark:g}", "end")]
     named = ticks or {x: f"{x:g}" for x in _steps(max(xs)) if min(xs) <= x <= max(xs)}
     parts += [_text(at_x(x), bottom + 18, name) for x, name in named.items()]
-    for colour, points in zip(COLOURS, series.values(), strict=False):
-        path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    return _picture(title, parts, list(series))
+    pens = _pens(list(series))
+    for name in sorted(series, key=_is_ours):  # Ours last and thinner: it hides nothing, and nothing hides it.
+        path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in series[name])
+        parts.append(f'<polyline points="{path}" fill="none" {pens[name].stroke}/>')
+    return _picture(title, parts, pens)
 
 
 def bars(title: str, values: Mapping[str, Mapping[str, float]], y_label: str) -> str:
@@ -58,6 +64,7 @@ def bars(title: str, values: Mapping[str, Mapping[str, float]], y_label: str) ->
     right, bottom = WIDTH - 20, HEIGHT - BOTTOM
     room = (right - LEFT) / len(values)
     wide = min(60.0, room * 0.8 / len(names))
+    pens = _pens(names)
     parts = [_text(LEFT - 8, TOP - 10, y_label, "start")]
     for mark in marks:
         y = bottom - mark / marks[-1] * (bottom - TOP)
@@ -65,24 +72,60 @@ def bars(title: str, values: Mapping[str, Mapping[str, float]], y_label: str) ->
     for number, (label, group) in enumerate(values.items()):
         middle = LEFT + (number + 0.5) * room
         parts.append(_text(middle, bottom + 18, label))
+        before = math.inf
         for place, name in enumerate(names):
             if name not in group:
                 continue
             x, high = middle + (place - len(names) / 2) * wide, group[name] / marks[-1] * (bottom - TOP)
             box = f'x="{x + 1:.1f}" y="{bottom - high:.1f}" width="{wide - 2:.1f}" height="{high:.1f}"'
-            parts.append(f'<rect {box} fill="{COLOURS[place]}"/>')
-            parts.append(_text(x + wide / 2, bottom - high - 4, f"{group[name]:g}", size=9 if wide < 40 else 13))
-    return _picture(title, parts, names if len(names) > 1 else ())
+            colour = OUR_COLOUR if _is_ours(label) else pens[name].colour
+            parts.append(f'<rect {box} fill="{colour}"/>')
+            size, text = 9 if wide < 40 else 13, f"{group[name]:g}"
+            at = bottom - high - 4
+            if 0.6 * size * len(text) > wide and abs(at - before) < size:
+                at = before - size - 1  # Two long values side by side: one above the other.
+            parts.append(_text(x + wide / 2, at, text, size=size))
+            before = at if 0.6 * size * len(text) > wide else math.inf
+    return _picture(title, parts, pens if len(names) > 1 else {})
 
 
-def _picture(title: str, parts: Sequence[str], names: Sequence[str]) -> str:
+class Pen(NamedTuple):
+    """How one series is drawn."""
+
+    colour: str
+    width: float
+    dash: str
+
+    @property
+    def stroke(self) -> str:
+        dashed = f' stroke-dasharray="{self.dash}"' if self.dash else ""
+        return f'stroke="{self.colour}" stroke-width="{self.width:g}"{dashed}'
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(OURS)
+
+
+def _pens(names: Sequence[str]) -> dict[str, Pen]:
+    others = iter(zip(COLOURS, DASHES, strict=True))
+    pens = {}
+    for name in names:
+        if _is_ours(name):
+            pens[name] = Pen(OUR_COLOUR, 2, "" if name == OURS else "7 4")
+        else:
+            colour, dash = next(others)
+            pens[name] = Pen(colour, 4, dash)
+    return pens
+
+
+def _picture(title: str, parts: Sequence[str], pens: Mapping[str, Pen]) -> str:
     legend, x, y = [], float(LEFT), 28
-    for colour, name in zip(COLOURS, names, strict=False):
-        wide = 32 + 7.0 * len(name)
+    for name, pen in pens.items():
+        wide = 48 + 7.0 * len(name)
         if x + wide > WIDTH:
             x, y = float(LEFT), y + 16
-        legend.append(f'<rect x="{x:.0f}" y="{y}" width="12" height="4" fill="{colour}"/>')
-        legend.append(_text(x + 18, y + 6, name, "start"))
+        legend.append(f'<line x1="{x:.0f}" x2="{x + 28:.0f}" y1="{y + 2}" y2="{y + 2}" {pen.stroke}/>')
+        legend.append(_text(x + 34, y + 6, name, "start"))
         x += wide
     head = f'<text class="t" x="{LEFT}" y="18">{escape(title)}</text>'
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'

@@ -54,7 +54,8 @@ class Form:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """`tool` is made here for a model, of what `made_of` says; `tool_name` None leaves the choice to the planner.
+    """`tool` is made here for a model, of what `made_of` says, or imported. `tool_name` None leaves the choice to the
+    planner.
 
     `who` is None until the planner has chosen. `named` are the models that were named, and `source` says by what.
     """
@@ -108,11 +109,13 @@ def command_of(
             made_of=(models, k, form.schema, form.fields),
         )
     form.refuse()
-    tool = None if tool_name is None else ToolRegistry().get_tool(tool_name)
+    own = None if tool_name is None or ":" not in tool_name else _imported(tool_name)
+    tool_name = tool_name if own is None else own.name
+    tool = own if own is not None or tool_name is None else ToolRegistry().get_tool(tool_name)
     named, source = (in_options, _OPTION) if in_options else (named, "--model")
     _refuse_unheeded(tool_name, tool, k, tool_options, has_model=bool(named or models))
     return Command(
-        tool=None,
+        tool=own,
         tool_name=tool_name,
         tool_options={**_given(k=k, model=_one_or_all(named)), **tool_options},
         options=options,
@@ -121,6 +124,14 @@ def command_of(
         source=source,
         made_of=(models,),
     )
+
+
+def _imported(path: str) -> Tool:
+    """A tool of one's own that is installed nowhere."""
+    found = inputs.imported(path, "--tool", "my_app:weather")
+    if not isinstance(found, Tool):
+        refuse("--tool", path, f"it is a {type(found).__name__}; name a function with @tool, or an instance of a Tool")
+    return found
 
 
 def _refuse_unheeded(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +36,29 @@ def read_text(text: str | None, name: str = "TEXT") -> str:
     if not found.strip():
         refuse(field, found[:20], "give a question or a text; what is there is empty")
     return found
+
+
+def read_request(given: str | None, name: str = "TEXT") -> Any:
+    """A text, or the object that it is the JSON of."""
+    text = read_text(given, name)
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return strict_json(text.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        refuse(name, text, f"{error}; give a text, or a JSON object")
+
+
+def imported(path: str, option: str, example: str) -> Any:
+    """What MODULE:NAME names. The module is looked for in the folder of the call first."""
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        refuse(option, path, f"write MODULE:NAME, as in {example}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(import_module(module), name)
+    except Exception as error:  # Whatever the module does when it is imported.
+        refuse(option, path, f"name a module that can be imported from here, and what is in it ({error!r})")
 
 
 def read_schema(given: str | None) -> dict[str, Any] | None:
@@ -137,6 +163,9 @@ def _no_constant(name: str) -> NoReturn:
 
 def bytes_of(path: str, field: str) -> bytes:
     try:
+        if not path.startswith("/dev/fd/") and not stat.S_ISREG(Path(path).stat().st_mode) and not Path(path).is_dir():
+            # A pipe that nobody writes to, or a terminal, would be waited for without end. `<(…)` has its writer.
+            refuse(field, path, "it is a pipe or a device; give a file, or - and the text on standard input")
         with Path(path).open("rb") as file:
             found = file.read(MOST_BYTES + 1)
         if len(found) <= MOST_BYTES:

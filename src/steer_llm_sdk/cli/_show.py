@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from steer_llm_sdk.evidence import ABSENT, at, parse_path
+from steer_llm_sdk.evidence._votes import votes_by_field
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -27,9 +27,15 @@ _STOPPED = {"budget": "the budget allowed no more", "deadline": "the time was up
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever reads has left: the command ends as it does where it prints without this class."""
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False) -> Console:
     """At most WIDTH columns; no colour if NO_COLOR is set or it is not a terminal. Answers are never read as markup."""
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     made.width = min(made.width, WIDTH)
     return made
 
@@ -137,7 +143,7 @@ def _votes_table(evidence: EvidenceBundle) -> Table:
     table.add_column("field", overflow="fold", max_width=18)
     table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=VALUE_WIDTH)
     table.add_column("votes", no_wrap=True)
-    fields = list(_fields(evidence))
+    fields = list(votes_by_field(evidence.replicates, evidence.summary))
     for name, values in fields[:FIELDS_SHOWN]:
         # "$" is a path for programs; it means the whole answer.
         _add_field(table, "answer" if name == "$" else name, values, len(evidence.replicates))
@@ -149,38 +155,11 @@ def _votes_table(evidence: EvidenceBundle) -> Table:
 def _add_field(table: Table, name: str, values: Sequence[tuple[str, int]], k: int) -> None:
     for number, (value, votes) in enumerate(values[:VALUES_SHOWN]):
         style = "green" if number == 0 and votes > 1 else "dim" if number else ""
-        table.add_row(Text(name if number == 0 else ""), Text(value, style=style), f"{votes} of {k}")
+        table.add_row(Text(name if number == 0 else ""), Text(printable(value), style=style), f"{votes} of {k}")
     hidden = values[VALUES_SHOWN:]
     if hidden:
         others = sum(votes for _, votes in hidden)
         table.add_row("", Text(f"… and {len(hidden)} other answers", style="dim"), f"{others} of {k}")
-
-
-def _fields(evidence: EvidenceBundle) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """Each field with its values as JSON and their votes, most first."""
-    contested = {d.field: d.values for d in evidence.summary.disagreements}
-    for name in dict.fromkeys((*(evidence.summary.distributions or {}), *contested)):
-        yield name, _counted(contested[name]) if name in contested else [_agreed(evidence, name)]
-
-
-def _agreed(evidence: EvidenceBundle, field: str) -> tuple[str, int]:
-    """The one value of a field on which all agree, and how many replicates have it."""
-    path = parse_path(field)
-    values = [at(replicate.data, path) for replicate in evidence.replicates if replicate.quality.valid]
-    given = [value for value in values if value is not ABSENT]
-    return (_as_json(given[0]), len(given)) if given else ("(absent)", len(values))
-
-
-def _counted(values: Sequence[Any]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for value in values:
-        shown = _as_json(value)
-        counts[shown] = counts.get(shown, 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])
-
-
-def _as_json(value: Any) -> str:
-    return printable(json.dumps(value, ensure_ascii=False))
 
 
 def attempts_table(attempts: Sequence[dict[str, Any]]) -> Table:
@@ -213,13 +192,19 @@ def summary_line(output: OrchestrationOutput) -> str:
     tokens = tokens_of(output.usage)
     parts = [
         output.status,
-        str(output.metadata.get("tool_name")),
+        f"{output.metadata.get('tool_name')}{_by(output)}",
         f"{calls} call{'' if calls == 1 else 's'}",
         f"{tokens:,} tokens" if tokens else "",
         cost_of(output),
         f"{output.elapsed_ms / 1000:.2f} s",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _by(output: OrchestrationOutput) -> str:
+    """The model that answered, as it calls itself: a name such as "demo" may stand for many."""
+    model = output.metadata.get("model")
+    return f" by {printable(model)}" if isinstance(model, str) else ""
 
 
 def cost_of(output: OrchestrationOutput) -> str:

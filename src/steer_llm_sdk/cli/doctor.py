@@ -8,13 +8,14 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from steer_llm_sdk import __version__
-from steer_llm_sdk.cli._show import console, printable
+from steer_llm_sdk.cli._show import WIDTH, console, printable
 from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.cli.exits import errors_as_exits
 from steer_llm_sdk.errors import InvalidRequest
@@ -25,6 +26,7 @@ from steer_llm_sdk.providers.models import APIS, INSTALL, MODEL_VARIABLE, config
 from steer_llm_sdk.providers.simulated.recording import shipped_recording
 
 CLIENTS = ("pydantic-ai-slim", "openai", "anthropic", "httpx2", "genai-prices")
+_TITLE = 17
 STORE = "memory: results are remembered within one process, and gone with it"
 
 
@@ -41,7 +43,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
             return
         out = console()
         for title, said in _told(found):
-            out.print(Text(f"{title:<17}", style="bold") + Text(printable(said)), soft_wrap=True)
+            first, *more = wrap(printable(said), WIDTH - _TITLE, break_long_words=False, break_on_hyphens=False) or [""]
+            out.print(Text(f"{title:<{_TITLE}}", style="bold") + Text(first), soft_wrap=True)
+            for line in more:
+                out.print(Text(" " * _TITLE + line), soft_wrap=True)
 
 
 def _examined() -> dict[str, Any]:

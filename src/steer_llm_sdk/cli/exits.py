@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from steer_llm_sdk.cli._show import printable
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, ProviderError
@@ -28,6 +30,7 @@ class Exit(IntEnum):
     CONFLICT = 4
     PARTIAL = 5
     INTERRUPTED = 130
+    NO_READER = 141
 
 
 _WANTS_JSON = "steer_llm_sdk.wants_json"
@@ -36,7 +39,7 @@ MEANING = (
     "Exit codes: 0 answered; 1 no answer: every model or tool failed; "
     "2 the command, its input or a name cannot be used; 3 a budget or the time was exceeded; "
     "4 the idempotency key was used for another request; 5 a partial answer, or of a batch some lines without one; "
-    "130 interrupted."
+    "130 interrupted; 141 whoever read the output has left."
 )
 
 BAD_INPUT_CODES = frozenset({"validation", "not_found"})
@@ -84,6 +87,8 @@ def errors_as_exits(*, as_json: bool = False) -> Iterator[None]:
         if as_json:
             _print_json(refusal.error)
         raise
+    except BrokenPipeError:
+        raise
     except (ValueError, ImportError, OrchestratorError, ProviderError, OSError) as error:
         complain(error)
         if as_json:
@@ -106,7 +111,40 @@ class UsageError(ValueError):
     """A command line that cannot be read."""
 
 
-class Commands(TyperGroup):
+def forget_stdout() -> None:
+    """Nobody reads it any more, as behind `| head`: what is still printed goes nowhere, and nothing is said of it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _without_type_of_flags(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
+def flowing(text: str | None) -> str:
+    """Help whose paragraphs are filled by whoever shows them: a line of the source is no line of a terminal."""
+    return "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text or ""))
+
+
+class OneCommand(TyperCommand):
+    """A command whose help does not say of a flag that it is a <bool>."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_type_of_flags(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group whose help does not say so either."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_type_of_flags(super().get_params(ctx))
+
+
+class Commands(Group):
     """The commands, with a wrong command line told as JSON as well where --json is in it.
 
     The contexts are typer's own, of a class that it does not make public.
@@ -120,6 +158,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            forget_stdout()
+            raise typer.Exit(Exit.NO_READER) from None
         except typer.TyperException as error:
             if ctx.meta[_WANTS_JSON]:
                 _print_json(UsageError(error.format_message()))

@@ -11,7 +11,7 @@ import typer
 from steer_llm_sdk import __version__
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
-from steer_llm_sdk.cli.exits import MEANING, Commands
+from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing, forget_stdout
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
@@ -27,13 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(tools)
+for _command in (run, tools, doctor, simulate, record, demo):
+    app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
 app.add_typer(plan, name="plan")
-app.command()(doctor)
-app.command()(simulate)
-app.command()(record)
-app.command()(demo)
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,4 +52,11 @@ def main() -> None:
     for out in (sys.stdout, sys.stderr):
         if isinstance(out, TextIOWrapper):
             out.reconfigure(errors="replace")
-    app(prog_name="steer-llm")
+    try:
+        try:
+            app(prog_name="steer-llm")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        forget_stdout()
+        sys.exit(Exit.NO_READER)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +13,7 @@ from rich.text import Text
 
 from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._show import console, dollars, printable, table_of
-from steer_llm_sdk.cli.exits import Exit, complain, errors_as_exits, refuse
+from steer_llm_sdk.cli.exits import Exit, Group, OneCommand, complain, errors_as_exits, flowing, refuse
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.planning import (
@@ -30,7 +27,7 @@ from steer_llm_sdk.orchestration.planning import (
 )
 from steer_llm_sdk.orchestration.tool_registry import get_global_registry
 
-plan = typer.Typer(help="See what a planner decides, and why.", no_args_is_help=True)
+plan = typer.Typer(cls=Group, help="See what a planner decides, and why.", no_args_is_help=True)
 
 
 @plan.callback()
@@ -38,7 +35,6 @@ def common() -> None:
     """See what a planner decides, and why."""
 
 
-@plan.command("explain")
 def explain_request(
     request: Annotated[
         str,
@@ -79,48 +75,33 @@ def explain_request(
             previous_failures=failed or [],
             circuit_breaker_states=dict.fromkeys(open_ or [], "open"),
         )
-        chosen = RuleBasedPlanner() if planner is None else _imported(planner)
+        chosen = RuleBasedPlanner() if planner is None else _planner(planner)
         tools = get_global_registry().planning_view()
         for option, names in (("--failed", failed), ("--open", open_)):
             for name in names or ():
                 if name not in tools:
                     refuse(option, name, f"the tools are {', '.join(tools)}")
-        account = explain(chosen, _request(request), tools, context)
+        account = explain(chosen, inputs.read_request(request, "REQUEST"), tools, context)
         if account.decision is None:
             complain(account.refusal)
         if as_json:
-            print(json.dumps(_as_json(account), indent=2, ensure_ascii=False, default=str))
+            print(json.dumps(_as_json(account, context), indent=2, ensure_ascii=False, default=str))
         else:
-            _show(account)
+            _show(account, context)
         raise typer.Exit(Exit.BAD_INPUT if account.decision is None else Exit.OK)
 
 
-def _request(given: str) -> Any:
-    """A text, or the object that it is the JSON of."""
-    text = inputs.read_text(given, "REQUEST")
-    if not text.lstrip().startswith("{"):
-        return text
-    try:
-        return inputs.strict_json(text.encode("utf-8", "surrogatepass"))
-    except ValueError as error:
-        refuse("REQUEST", text, f"{error}; give a text, or a JSON object")
+plan.command("explain", cls=OneCommand, help=flowing(explain_request.__doc__))(explain_request)
 
 
-def _imported(path: str) -> RuleBasedPlanner:
-    module, colon, name = path.partition(":")
-    if not (module and colon and name):
-        refuse("--planner", path, "write MODULE:NAME, as in my_app:planner")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(import_module(module), name)
-    except Exception as error:  # Whatever the module does when it is imported.
-        refuse("--planner", path, f"name a module that can be imported from here, and what is in it ({error!r})")
+def _planner(path: str) -> RuleBasedPlanner:
+    found = inputs.imported(path, "--planner", "my_app:planner")
     if not isinstance(found, RuleBasedPlanner):
         refuse("--planner", path, f"it is a {type(found).__name__}; only a RuleBasedPlanner can say why")
     return found
 
 
-def _as_json(account: Explanation) -> Mapping[str, Any]:
+def _as_json(account: Explanation, context: PlanRequest) -> Mapping[str, Any]:
     decision = account.decision
     refused = {tool.name: tool.reason for tool in account.tools if tool.reason is not None}
     return {
@@ -128,11 +109,22 @@ def _as_json(account: Explanation) -> Mapping[str, Any]:
         "decision": None if decision is None else decision.model_dump(mode="json"),
         "refusal": account.refusal,
         "rules": [asdict(rule) for rule in account.rules],
-        "tools": [asdict(tool) for tool in account.tools],
+        "tools": [{**asdict(tool), "over_budget": _excess(tool, context)} for tool in account.tools],
     }
 
 
-def _show(account: Explanation) -> None:
+def _excess(tool: ToolAccount, context: PlanRequest) -> str | None:
+    """What of the budget the tool exceeds, by the estimates that are shown; None where it fits, or declares nothing."""
+    budget = context.budget or {}
+    cost, time = budget.get("cost_usd"), budget.get("ms")
+    if cost is not None and tool.estimated_cost is not None and tool.estimated_cost > cost:
+        return f"exceeds the budget of {dollars(cost)}"
+    if time is not None and tool.estimated_duration_ms is not None and tool.estimated_duration_ms > time:
+        return f"exceeds the budget of {time / 1000:g} s"
+    return None
+
+
+def _show(account: Explanation, context: PlanRequest) -> None:
     out = console()
     decision = account.decision
     if decision is not None:
@@ -143,7 +135,7 @@ def _show(account: Explanation) -> None:
         out.print()
         out.print(_rules_table(account))
     out.print()
-    out.print(_tools_table(account))
+    out.print(_tools_table(account, context))
 
 
 def _rules_table(account: Explanation) -> Table:
@@ -174,7 +166,7 @@ def _condition(condition: ConditionAccount) -> str:
     return printable(f"{mark} {asked}" + ("" if condition.holds else f": {why}"))
 
 
-def _tools_table(account: Explanation) -> Table:
+def _tools_table(account: Explanation, context: PlanRequest) -> Table:
     table = table_of("tool", "cost", "takes", "role")
     for tool in account.tools:
         style = "green" if tool.selected else "" if tool.eligible else "dim"
@@ -182,7 +174,7 @@ def _tools_table(account: Explanation) -> Table:
             Text(printable(f"{tool.name} {tool.version}"), style=style),
             "?" if tool.estimated_cost is None else dollars(tool.estimated_cost),
             "?" if tool.estimated_duration_ms is None else f"{tool.estimated_duration_ms / 1000:g} s",
-            Text(printable(_role(tool))),
+            Text(printable("; ".join(said for said in (_role(tool), _excess(tool, context)) if said))),
         )
     return table
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +19,7 @@ from steer_llm_sdk.cli._live import Live
 from steer_llm_sdk.cli._show import console, show_output, write
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
-from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, refuse
+from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, forget_stdout, refuse
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -47,7 +49,12 @@ def run(
     ] = None,
     tool: Annotated[
         str | None,
-        typer.Option(help="A tool by its name; `steer-llm tools` lists them.", autocompletion=tool_names),
+        typer.Option(
+            metavar="NAME|MODULE:NAME",
+            help="A tool by its name, as `steer-llm tools` lists them; or one of yours, in a module that is imported "
+            "from here: then TEXT may be a JSON object with its parameters.",
+            autocompletion=tool_names,
+        ),
     ] = None,
     k: Annotated[
         int | None,
@@ -110,7 +117,7 @@ def run(
         single = {**limits, "idempotency_key": idempotency_key, "streaming": stream}
         if batch is None:
             _refuse_given("it belongs to --batch FILE", out=out, max_parallel=max_parallel, retry_failed=retry_failed)
-            request = inputs.read_text(text)
+            request = inputs.read_request(text) if ":" in (tool or "") else inputs.read_text(text)
         else:
             _refuse_given("it belongs to a single request", TEXT=text, idempotency_key=idempotency_key, stream=stream)
         options = single if batch is None else limits
@@ -139,7 +146,7 @@ def _refuse_given(why: str, **options: Any) -> None:
             refuse(name if name.isupper() else f"--{name.replace('_', '-')}", value, why)
 
 
-async def _carry_out(request: str, command: Command, *, stream: bool, as_json: bool) -> Exit:
+async def _carry_out(request: Any, command: Command, *, stream: bool, as_json: bool) -> Exit:
     registry, config = command.registry(), config_of(command.options)
     check(request, command.tool_name, command.tool_options, registry)
     command.announce()
@@ -150,6 +157,10 @@ async def _carry_out(request: str, command: Command, *, stream: bool, as_json: b
                 output = await orchestrator.run(
                     request, command.tool_name, command.tool_options, config, watcher.events
                 )
+            except asyncio.CancelledError:
+                if watcher.deserted:
+                    return Exit.NO_READER
+                raise
             except BudgetExceeded as error:
                 live.stop()
                 if not as_json:
@@ -168,7 +179,10 @@ class _Watcher:
         self._live = live
         self._stream = stream
         self._as_json = as_json
+        self._run = asyncio.current_task()
         self.printed = ""
+        self.deserted = False
+        """Whether the reader of a stream has left: then nothing more is bought for it."""
 
     @property
     def events(self) -> EventManager:
@@ -188,11 +202,23 @@ class _Watcher:
     def _text(self, event: StreamDeltaEvent) -> None:
         if isinstance(event.delta, str):
             self.printed += event.delta
-            write(event.delta)
+            with self._stop_without_reader():
+                write(event.delta)
 
     def _line(self, event: StreamEvent) -> None:
         line = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-        print(json.dumps({"event": line}, ensure_ascii=False, default=str), flush=True)
+        with self._stop_without_reader():
+            print(json.dumps({"event": line}, ensure_ascii=False, default=str), flush=True)
+
+    @contextmanager
+    def _stop_without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            forget_stdout()
+            self.deserted = True
+            if self._run is not None:
+                self._run.cancel()
 
     def show(self, output: OrchestrationOutput | None) -> None:
         """The finished output; None where a budget left nothing to show."""

@@ -13,7 +13,7 @@ from steer_llm_sdk.cli.exits import errors_as_exits
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers._endpoint import without_password
 from steer_llm_sdk.providers.simulated import SimulatedServer, shipped_recording
-from steer_llm_sdk.providers.simulated.faults import Fault, FaultPlan, first_met
+from steer_llm_sdk.providers.simulated.faults import KINDS, Fault, FaultPlan, first_met
 from steer_llm_sdk.providers.simulated.proxy import ProxyUpstream
 from steer_llm_sdk.providers.simulated.recording import POOL
 from steer_llm_sdk.providers.simulated.server import Call
@@ -30,7 +30,7 @@ def simulate(
     ] = RECORDING,
     fault: Annotated[
         list[str] | None,
-        typer.Option(help="KIND[:KEY=VALUE,…], as 503:rate=0.2 or outage:from=2,to=30,as=refuse. May be repeated."),
+        typer.Option(metavar="FAULT", help="KIND[:KEY=VALUE,…], as 503:rate=0.2; see above. May be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same faults.")] = 0,
     host: Annotated[str, typer.Option(help="Where to listen. Loopback only, unless told.")] = "127.0.0.1",
@@ -63,6 +63,17 @@ def simulate(
         title = f"Simulating {without_password(upstream)}" + "".join(faults)
         # A recording takes any key, but the official clients want one before they start; an endpoint takes its own.
         serve(server, title, key=None if isinstance(source, ProxyUpstream) else "simulated")
+
+
+simulate.__doc__ = f"""{simulate.__doc__}
+A fault is KIND or KIND:KEY=VALUE,KEY=VALUE. The kinds are {", ".join(KINDS)}.
+
+Which requests it meets: rate=0.2 (that share), first=10 (only so many), after=3 (not the first three), from=2,to=30
+(seconds), model=gpt-* (for this model). How: retry-after=2, retry-after-ms=1500, should-retry=false, chunks=2,
+seconds=1.5, status=529, requests=60; not every kind has each, and one that it has not is refused with those it has.
+
+An outage is a kind between two times: outage:from=2,to=30,as=refuse. docs/testing.md has a table of all.
+"""
 
 
 def _source(upstream: str, speed: float | None) -> Upstream:

@@ -6,14 +6,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from steer_llm_sdk.evidence._votes import votes_by_field
 from steer_llm_sdk.models.usage import tokens_of
 
 if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
     from steer_llm_sdk.orchestration.output import OrchestrationOutput
 
 LONGEST = 20_000
 """Characters of content that are shown; a notebook keeps every output, and some are megabytes."""
 MOST_ATTEMPTS = 200
+MOST_FIELDS, MOST_VALUES, LONGEST_VALUE = 50, 10, 300
+"""Of a bundle: fields, answers to each, and characters of an answer."""
 
 _MARKS = {"succeeded": "✓", "partial": "◐", "failed": "✗"}
 _COLOURS = {"succeeded": "#2e7d32", "partial": "#b26a00", "failed": "#c62828"}
@@ -30,9 +36,11 @@ _ESCAPES: dict[int, str | None] = {
 
 
 def as_html(output: OrchestrationOutput) -> str:
-    """Status, content, cost and the attempts over time. It says the same without colour."""
+    """Status, cost, content (of a bundle consensus and votes), attempts over time. It says the same without colour."""
     colour = _COLOURS[output.status]
-    parts = (_heading(output, colour), _content(output.content), _attempts(output.attempts))
+    evidence = _evidence_of(output)
+    said = _content(output.content) if evidence is None else _evidence(evidence)
+    parts = (_heading(output, colour), said, _attempts(output.attempts))
     return f'<div style="border-left:3px solid {colour};padding-left:10px">{"".join(parts)}</div>'
 
 
@@ -52,6 +60,49 @@ def _facts(output: OrchestrationOutput) -> Iterator[str]:
     yield f"{output.elapsed_ms / 1000:.2f} s"
     if output.replayed:
         yield "replayed"
+
+
+def _evidence_of(output: OrchestrationOutput) -> EvidenceBundle | None:
+    """None too where something else goes by the name of a bundle: it is shown as it is."""
+    try:
+        return None if output.status == "failed" else output.evidence
+    except ValidationError:
+        return None
+
+
+def _evidence(evidence: EvidenceBundle) -> str:
+    """What they agree on, how far, and who else said what; the answers themselves are in `output.evidence`."""
+    summary, count = evidence.summary, len(evidence.replicates)
+    valid = sum(replicate.quality.valid for replicate in evidence.replicates)
+    agreed = "no consensus" if summary.confidence is None else f"confidence {summary.confidence:.2f}"
+    line = f"{valid} of {count} answers valid · {agreed} · stability, not truth"
+    consensus = "" if summary.confidence is None else f"<div><b>consensus</b></div>{_content(summary.consensus)}"
+    fields = list(votes_by_field(evidence.replicates, summary))
+    rows = "".join(_votes(name, values, count) for name, values in fields[:MOST_FIELDS])
+    left_out = len(fields) - MOST_FIELDS
+    more = f"<div><i>… and {left_out:,} more fields: output.evidence has them all</i></div>" if left_out > 0 else ""
+    titles = "".join(f'<th style="{_CELL}">{title}</th>' for title in ("field", "answer", "votes"))
+    table = f'<table style="border-collapse:collapse"><tr>{titles}</tr>{rows}</table>' if rows else ""
+    return f"<div>{_escaped(line)}</div>{consensus}{table}{more}"
+
+
+def _votes(name: str, values: Sequence[tuple[str, int]], count: int) -> str:
+    """A row for each of the values that most gave."""
+    rows = [
+        (name if number == 0 else "", _shortened(value), f"{votes} of {count}")
+        for number, (value, votes) in enumerate(values[:MOST_VALUES])
+    ]
+    others = values[MOST_VALUES:]
+    if others:
+        rows.append(("", f"… and {len(others):,} other answers", f"{sum(votes for _, votes in others)} of {count}"))
+    return "".join(
+        "<tr>" + "".join(f'<td style="{_CELL}"><bdi>{_escaped(cell)}</bdi></td>' for cell in row) + "</tr>"
+        for row in rows
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"
 
 
 def _content(content: Any) -> str:

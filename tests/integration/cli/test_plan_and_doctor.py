@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from steer_llm_sdk import __version__, get_global_registry
 from steer_llm_sdk.cli.main import app
+from steer_llm_sdk.providers.simulated.faults import KINDS
 
 APP = """
 from steer_llm_sdk import get_global_registry
@@ -159,7 +161,7 @@ def test_doctor_says_what_is_here_and_exits_with_0() -> None:
     assert said["openai"] == version("openai")
     assert said["idempotency"].startswith("memory")
     assert "plain run" in ran.out
-    assert "no language model is called" in ran.out
+    assert "no language model is called" in " ".join(ran.out.split())
 
 
 def test_doctor_names_keys_and_never_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,3 +259,37 @@ def test_an_installation_that_cannot_be_read_is_told_as_json(command: str, monke
 def test_words_after_two_dashes_ask_for_no_json() -> None:
     ran = Ran("tools", "--", "--json")
     assert (ran.code, ran.out) == (2, "")
+
+
+@pytest.mark.usefixtures("_my_app")
+def test_a_tool_above_the_budget_is_said_to_be() -> None:
+    asked = ('{"type": "essay"}', "--planner", "my_app:planner", "--budget", "cost_usd=0.0001")
+    assert "exceeds the budget of $0.0001" in " ".join(explain(*asked).out.split())
+    over = {tool["name"]: tool["over_budget"] for tool in explain(*asked, "--json").json["tools"]}
+    assert "exceeds the budget of $0.0001" in over.values()
+    enough = explain('{"type": "essay"}', "--planner", "my_app:planner", "--budget", "cost_usd=1000", "--json").json
+    assert {tool["over_budget"] for tool in enough["tools"]} == {None}
+
+
+@pytest.mark.usefixtures("_my_app")
+def test_a_tool_of_ones_own_that_is_installed_nowhere_is_run_by_its_module(tmp_path: Path) -> None:
+    (tmp_path / "own_app.py").write_text(
+        "from steer_llm_sdk import tool\n@tool\ndef twice(n: int) -> int:\n    return 2 * n\n", encoding="utf-8"
+    )
+    assert Ran("run", '{"n": 21}', "--tool", "own_app:twice").out == "42\n"
+    refused = Ran("run", "x", "--tool", "my_app:number")
+    assert (refused.code, "it is a int; name a function with @tool" in refused.err) == (2, True)
+
+
+def test_doctor_and_help_keep_to_eighty_columns() -> None:
+    assert max(map(len, Ran("doctor").out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["simulate"], ["plan"], ["plan", "explain"], ["demo"]])
+def test_help_does_not_call_a_flag_a_bool(command: list[str]) -> None:
+    assert "bool" not in Ran(*command, "--help").out
+
+
+def test_the_help_of_simulate_has_every_kind_of_fault() -> None:
+    words = set(re.split(r"[\s,.]+", Ran("simulate", "--help").out))
+    assert set(KINDS) - words == set()

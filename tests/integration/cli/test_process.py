@@ -122,3 +122,23 @@ async def test_an_interrupt_ends_a_run_that_hangs() -> None:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "steer-llm: interrupted"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "crux-test-#24", "--model", "recorded:demo", "--json"],
+        ["run", "crux-test-#24", "--model", "recorded:demo", "--json", "--stream"],
+        ["run", "crux-test-#24", "--model", "recorded:demo", "-k", "3"],
+        ["simulate", "--list"],
+    ],
+    ids=" ".join,
+)
+def test_when_the_reader_has_left_it_ends_and_says_nothing_of_it(command: list[str]) -> None:
+    with subprocess.Popen([*STEER, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=CLEAN) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert [line for line in said.splitlines() if not line.startswith("steer-llm: answering: ")] == []

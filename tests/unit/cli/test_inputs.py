@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,3 +169,12 @@ def test_an_at_sign_alone_is_told_what_belongs_behind_it(capsys: pytest.CaptureF
     with pytest.raises(typer.Exit) as caught:
         inputs.read_text("@")
     assert "behind the @, as in @README.md" in refused(capsys, caught)
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(typer.Exit) as caught:
+        inputs.read_text(f"@{tmp_path / 'pipe'}")
+    assert "it is a pipe or a device" in refused(capsys, caught)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from steer_llm_sdk.orchestration import OrchestrationOutput
+from steer_llm_sdk.evidence import summarize
+from steer_llm_sdk.orchestration import BundleMetadata, EvidenceBundle, OrchestrationOutput, Replicate
 from steer_llm_sdk.orchestration._html import LONGEST, MOST_ATTEMPTS
+from steer_llm_sdk.orchestration.models import BundleSummary
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='a()'>\"&</pre></div><style>*{display:none}</style>"
 
@@ -127,3 +130,37 @@ def test_a_run_without_attempts_has_no_table() -> None:
 
 def test_attempts_that_took_no_time_have_a_bar_all_the_same() -> None:
     assert "table" in shown(per_agent={"t": {"timeline": [attempt(elapsed_ms=0.0, outcome="succeeded")]}}).tags
+
+
+def replicate(number: int, answer: Any, valid: bool = True) -> dict[str, Any]:
+    return {"id": f"r{number}", "data": answer, "quality": {"valid": valid}, "elapsed_ms": 1}
+
+
+def bundle_of(answers: list[Any]) -> dict[str, Any]:
+    made = [Replicate.model_validate(replicate(n, answer)) for n, answer in enumerate(answers, 1)]
+    summary = BundleSummary.model_validate(asdict(summarize(made)), extra="ignore")
+    meta = BundleMetadata(task="t", k=len(made), total_elapsed_ms=1)
+    return {"evidence_bundle": EvidenceBundle(meta=meta, replicates=made, summary=summary).model_dump(mode="json")}
+
+
+def test_of_a_bundle_it_shows_consensus_confidence_and_votes_and_not_all_of_the_json() -> None:
+    page = shown(bundle_of([{"a": 1}, {"a": 1}, {"a": 2}]))
+    assert "3 of 3 answers valid · confidence 0.67" in page.text
+    assert "answervotesa12 of 321 of 3" in page.text
+    assert "evidence_bundle" not in page.text
+
+
+def test_a_bundle_without_consensus_says_so() -> None:
+    assert "2 of 2 answers valid · no consensus" in shown(bundle_of([1, 2])).text
+
+
+def test_answers_of_a_bundle_are_text_and_never_a_tag_and_long_ones_are_cut() -> None:
+    page = shown(bundle_of([HOSTILE, HOSTILE, "x" * 100_000, *range(20)]))
+    assert "<script>alert(1)</script>" in page.text
+    assert "x …" in page.text
+    assert "other answers" in page.text
+    assert len(page.text) < 30_000
+
+
+def test_what_only_goes_by_the_name_of_a_bundle_is_shown_as_it_is() -> None:
+    assert '"evidence_bundle": 7' in shown({"evidence_bundle": 7}).text

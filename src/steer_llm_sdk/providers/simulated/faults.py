@@ -76,6 +76,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "error-event": (*_WHICH, "chunks", "status"),
     "limit": (*_WHICH, "requests"),
 }
+KINDS = (*_KEYS, "outage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,7 @@ def parse_fault(text: str) -> Fault:
             if key not in given:
                 raise InvalidRequest(f"fault.{key}", None, "an outage needs both: outage:from=2,to=30,as=503")
     if kind not in _KEYS:
-        raise InvalidRequest("fault.kind", kind, f"use one of {', '.join(_KEYS)}, outage")
+        raise InvalidRequest("fault.kind", kind, f"use one of {', '.join(KINDS)}")
     for key in given:
         if key not in _KEYS[kind]:
             known = ", ".join(_dashed(key) for key in _KEYS[kind])
