@@ -49,6 +49,12 @@ def _quickly(value: Any, depth: int) -> Any:
     return value
 
 
+def copier(value: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """What makes a copy of `value` again and again; whether it is flat is looked at only once."""
+    flat = all(type(item) in _ATOMS for item in value.values())
+    return value.copy if flat else partial(copied, value)
+
+
 def _each_once(value: Any, depth: int, known: dict[int, Any]) -> Any:
     """What is met again is not copied again: a tree whose nodes know their parents has no end, and twice as much of it
     on each level."""

@@ -152,7 +152,7 @@ class Run:
     tools_left: int = 0
     spending: tuple[tuple[str, Usage], ...] = ()
     silence_timeout: float | None = None
-    plan: tuple[Sequence[Any], Mapping[str, Any] | None] | None = None
+    plan: tuple[Sequence[Any], Callable[[], dict[str, Any]] | None] | None = None
 
     def __init__(
         self,

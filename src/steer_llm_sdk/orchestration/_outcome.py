@@ -17,6 +17,9 @@ from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision
 
+_Shown: TypeAlias = Callable[[], dict[str, Any]]
+"""What is shown of the plan, anew each time."""
+
 _NO_VALID_REPLICATE = {
     "type": "NoValidReplicate",
     "message": "no replicate of the bundle is valid",
@@ -25,7 +28,7 @@ _NO_VALID_REPLICATE = {
 }
 
 
-def answered(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> OrchestrationOutput:
+def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput:
     """The output of a run in which a tool answered; the failures before it are kept under `errors`."""
     result = answer.result
     assert result is not None
@@ -65,7 +68,7 @@ def _validator() -> Callable[[Any], OrchestrationOutput]:
     return TypeAdapter(OrchestrationOutput).validator.validate_python
 
 
-def failed(run: Run, plan: Mapping[str, Any] | None, answer: Answer) -> OrchestrationOutput:
+def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput:
     """The output of a run in which no tool answered. A budget that stopped the last one is raised instead."""
     last = list(answer.failures.values())[-1]
     if isinstance(last, BudgetExceeded):
@@ -181,7 +184,7 @@ def _costs(tools: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {name: entry["cost_usd"] for name, entry in tools.items() if entry["cost_usd"] is not None}
 
 
-def _metadata(run: Run, plan: Mapping[str, Any] | None, answer: Answer, own: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(run: Run, plan: _Shown | None, answer: Answer, own: Mapping[str, Any]) -> dict[str, Any]:
     """Ours first; a tool's own metadata may add to it and not overwrite it."""
     config, tool = run.options, answer.tool
     metadata: dict[str, Any] = {
@@ -196,7 +199,7 @@ def _metadata(run: Run, plan: Mapping[str, Any] | None, answer: Answer, own: Map
     if config.quality_requirements is not None:
         metadata["quality_requirements"], _ = as_json(config.quality_requirements)
     if plan is not None:
-        metadata["plan"] = copied(plan)
+        metadata["plan"] = plan()
     if answer.silent:
         metadata["silent_tools"] = list(answer.silent)
     return {**own, **metadata} if own else metadata

@@ -38,11 +38,11 @@ class ToolResult(NamedTuple):
     def of(cls, returned: Any) -> ToolResult:
         """An EvidenceBundle; a mapping or model with `content`, `usage`, `cost_usd`, `metadata`; or any value."""
         kind = type(returned)
-        if isinstance(returned, ToolResult):
-            return returned
         if kind in _SCALARS and (kind is not str or returned.isascii()):
             # What cls(returned) makes, in half the time.
             return tuple.__new__(cls, (returned, _NOTHING, None, _NOTHING, _NOTHING, None))
+        if isinstance(returned, ToolResult):
+            return returned
         if kind is dict:
             return cls._of_mapping(returned)
         if isinstance(returned, EvidenceBundle):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import cache
 from random import getrandbits
 from types import MappingProxyType, TracebackType
@@ -62,10 +62,10 @@ def _defaults() -> OrchestrationConfig:
 
 
 class Plan(NamedTuple):
-    """The tools to try, in order, and what the output shows of the decision."""
+    """The tools to try, in order; `shown` makes what the output shows of the decision, anew for each run."""
 
     steps: Sequence[ToolCall]
-    shown: Mapping[str, Any] | None = None
+    shown: Callable[[], dict[str, Any]] | None = None
 
 
 class BaseOrchestrator(ABC):
@@ -215,7 +215,7 @@ class BaseOrchestrator(ABC):
             raise InvalidRequest("tool_options", tool_options, "give a mapping of option names to values")
         if tool_name is not None and not isinstance(tool_name, str):
             raise InvalidRequest("tool_name", tool_name, "give the name of a tool as text")
-        request_id = config.request_id or f"{getrandbits(128):032x}"
+        request_id = config.request_id or getrandbits(128).to_bytes(16, "big").hex()
         trace_id = config.trace_id or request_id
         run = Run(
             {"query": request} if isinstance(request, str) else request,

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
-from steer_llm_sdk.models.plain import copied
+from steer_llm_sdk.models.plain import copied, copier
 from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration._outcome import plan_shown
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
@@ -119,7 +119,8 @@ class ReliableOrchestrator(BaseOrchestrator):
             tools += fallbacks[:most_fallbacks]
             if missing:
                 shown["missing_tools"] = missing
-        return Plan(tuple(ToolCall.of(tool, decision.tool_options) for tool in tools), shown)
+        steps = tuple(ToolCall.of(tool, decision.tool_options) for tool in tools)
+        return Plan(steps, copier(shown))
 
     def _fallbacks(self, decision: PlanDecision) -> tuple[list[Tool], list[str]]:
         """The fallbacks of a decision, and the names of those that are not there: they are passed over."""
