@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from steer_llm_sdk.evidence._votes import votes_by_field
 from steer_llm_sdk.models.usage import tokens_of
 
@@ -66,7 +64,7 @@ def _evidence_of(output: OrchestrationOutput) -> EvidenceBundle | None:
     """None too where something else goes by the name of a bundle: it is shown as it is."""
     try:
         return None if output.status == "failed" else output.evidence
-    except ValidationError:
+    except (TypeError, ValueError):
         return None
 
 
