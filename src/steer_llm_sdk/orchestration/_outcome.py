@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from traceback import clear_frames
 from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
@@ -86,8 +87,22 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
         errors=errors,
         metadata=_metadata(run, plan, answer, {}),
     )
+    for error in answer.failures.values():
+        _let_go(error)
     output._cause = last if len(errors) == 1 else AllToolsFailed(answer.failures)
     return output
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames of its traceback hold, the request among it: the output keeps the error. The lines stay."""
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        link = chain.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            clear_frames(link.__traceback__)
+            chain += (link.__cause__, link.__context__)
 
 
 def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
