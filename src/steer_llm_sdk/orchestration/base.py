@@ -37,7 +37,7 @@ from steer_llm_sdk.orchestration.fallback import ToolCall, first_answer
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
-from steer_llm_sdk.orchestration.replay import KeyedRun
+from steer_llm_sdk.orchestration.replay import keyed
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
 from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
 from steer_llm_sdk.reliability._pipeline import Next
@@ -251,8 +251,7 @@ class BaseOrchestrator(ABC):
         deadline = run.deadline
         try:
             if run.options.idempotency_key is not None:
-                keyed = KeyedRun(run, self._work, self.executor.config)
-                return await once(self.idempotency_manager, keyed, deadline)
+                return await once(self.idempotency_manager, self._keyed(run), deadline)
             assert deadline is not None
             return await until(deadline.at, self._work(run))
         except Late as late:
@@ -262,6 +261,24 @@ class BaseOrchestrator(ABC):
             if exceeded.output is None and run.timeline:
                 exceeded.output = cut_off(run, exceeded)
             raise exceeded from None
+
+    def _keyed(self, run: Run) -> Any:
+        assert run.options.idempotency_key is not None
+        config = self.executor.config
+
+        async def work(shared: Deadline) -> OrchestrationOutput:
+            run.deadline = shared
+            return await self._work(run)
+
+        return keyed(
+            run.options.tenant,
+            run.options.idempotency_key,
+            {"request": run.request, "tool_name": run.tool_name, "tool_options": dict(run.tool_options)},
+            work,
+            limits=(run.options.budget, run.options.budgets),
+            remember_failures=config.remember_failures,
+            run_unprotected=config.on_store_down == "run_unprotected",
+        )
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

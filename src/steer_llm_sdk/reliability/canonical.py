@@ -19,8 +19,8 @@ _SURROGATE = "it holds a lone surrogate, which is no text"
 
 
 def fingerprint(value: Any) -> str:
-    """BLAKE2b (RFC 7693), 128 bits, of the canonical JSON of `value`, in hex."""
-    return hashlib.blake2b(canonical_json(value), digest_size=16).hexdigest()
+    """SHA-256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:

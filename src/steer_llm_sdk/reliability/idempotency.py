@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, StoreUnavailable
 from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, forget, stop, wake, wake_at, watch
@@ -114,44 +114,14 @@ class _PlainCache:
         return True
 
 
-class KeyedWork(Protocol[R]):
-    """A keyed piece of work; `name` is the key as the caller knows it, `terms` his own limits on the work, a budget."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def terms(self) -> Any: ...
-    @property
-    def run_unprotected(self) -> bool: ...
-
-    @property
-    def run(self) -> Callable[[Deadline], Coroutine[Any, Any, R]]:
-        """Do it. The deadline is what all waiting callers share; it moves when one joins."""
-        ...
-
-    @property
-    def dump(self) -> Callable[[R], bytes | None]:
-        """The bytes to remember, or None where the result is not to be remembered."""
-        ...
-
-    @property
-    def load(self) -> Callable[[bytes], R]:
-        """The result, from its bytes."""
-        ...
-
-    @property
-    def copy(self) -> Callable[[R], R]:
-        """A result of his own for the one who joins."""
-        ...
-
-
 @dataclass(slots=True)
 class Work(Generic[R]):
-    """A KeyedWork put together from functions."""
+    """A keyed piece of work; `name` is the key as the caller knows it.
+
+    `run` gets the deadline that all waiting callers share; it moves when one joins.
+    `dump` gives the bytes to remember, or None where the result is not to be remembered; `load` reads them back;
+    `copy` makes the one who joins a result of his own. `terms` are the caller's own limits on the work, a budget.
+    """
 
     key: str
     name: str
@@ -170,15 +140,14 @@ class Flight(Generic[R]):
     `apart` is a copy of the result, made before any of several callers has the result to write in.
     """
 
-    task: asyncio.Task[R]
-    closing = False
-    apart: R | None = None
-
     def __init__(self, fingerprint: str, terms: Any, deadline: Deadline) -> None:
         self.fingerprint = fingerprint
         self.terms = terms
         self.deadline = deadline
         self.callers: list[asyncio.Future[None]] = []
+        self.closing = False
+        self.task: asyncio.Task[R]
+        self.apart: R | None = None
 
     async def wait(self, deadline: Deadline | None) -> R:
         """Wait for the work until `deadline`, then Late. The last to leave takes the work along."""
@@ -208,7 +177,7 @@ class Flight(Generic[R]):
         raise Late(True, task.result()) if finished else Late
 
 
-async def once(manager: IdempotencyManager, work: KeyedWork[R], deadline: Deadline | None) -> R:
+async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
     """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
     while True:
         flight: Flight[R] | None = manager.flights.get(work.key)
@@ -226,7 +195,7 @@ async def once(manager: IdempotencyManager, work: KeyedWork[R], deadline: Deadli
             return work.copy(result if flight.apart is None else flight.apart)
 
 
-def _begin(manager: IdempotencyManager, work: KeyedWork[R], deadline: Deadline | None) -> Flight[R]:
+def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
     at, limit_ms = (math.inf, math.inf) if deadline is None else (deadline.at, deadline.limit_ms)
     flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(at, limit_ms, firm=False))
     flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
@@ -235,7 +204,7 @@ def _begin(manager: IdempotencyManager, work: KeyedWork[R], deadline: Deadline |
     return flight
 
 
-async def _fly(manager: IdempotencyManager, work: KeyedWork[R], flight: Flight[R]) -> R:
+async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     try:
         result = await _lead(manager, work, flight)
         if len(flight.callers) > 1:
@@ -249,7 +218,7 @@ async def _fly(manager: IdempotencyManager, work: KeyedWork[R], flight: Flight[R
             wake(woken)
 
 
-async def _lead(manager: IdempotencyManager, work: KeyedWork[R], flight: Flight[R]) -> R:
+async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     store = manager.claims
     while True:
         try:
@@ -266,7 +235,7 @@ async def _lead(manager: IdempotencyManager, work: KeyedWork[R], flight: Flight[
         await asyncio.sleep(POLL)
 
 
-async def _without_store(work: KeyedWork[R], flight: Flight[R], error: Exception) -> R:
+async def _without_store(work: Work[R], flight: Flight[R], error: Exception) -> R:
     if not work.run_unprotected:
         raise StoreUnavailable(
             f"The store of idempotency keys did not answer ({type(error).__name__}), so the run was not started; "
@@ -276,7 +245,7 @@ async def _without_store(work: KeyedWork[R], flight: Flight[R], error: Exception
     return await work.run(flight.deadline)
 
 
-async def _own(manager: IdempotencyManager, token: int, work: KeyedWork[R], flight: Flight[R]) -> R:
+async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: Flight[R]) -> R:
     """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
     store, heart = manager.claims, manager.heart
     heart.keep(work.key, token)
@@ -293,7 +262,7 @@ async def _own(manager: IdempotencyManager, token: int, work: KeyedWork[R], flig
             await _quietly(_in_patience(store, store.release(work.key, token)))
 
 
-def _kept(work: KeyedWork[R], result: R) -> bytes | None:
+def _kept(work: Work[R], result: R) -> bytes | None:
     """What is to be remembered. A result that cannot be was still paid for, and the caller gets it."""
     try:
         return work.dump(result)
@@ -302,16 +271,11 @@ def _kept(work: KeyedWork[R], result: R) -> bytes | None:
         return None
 
 
-def _settle(
-    store: IdempotencyStore, key: str, token: int, kept: bytes, deadline: Deadline
-) -> Coroutine[Any, Any, bool]:
-    action = store.settle(key, token, kept)
-    return action if isinstance(store, MemoryStore) else _settle_in_time(action, deadline)
-
-
-async def _settle_in_time(action: Coroutine[Any, Any, bool], deadline: Deadline) -> bool:
+async def _settle(store: IdempotencyStore, key: str, token: int, kept: bytes, deadline: Deadline) -> bool:
     """A store that is slow to write goes on writing when the caller has his result, which he gets in time."""
-    task = asyncio.ensure_future(_quietly(action))
+    if isinstance(store, MemoryStore):
+        return await store.settle(key, token, kept)
+    task = asyncio.ensure_future(_quietly(store.settle(key, token, kept)))
     await watch(task, min(task.get_loop().time() + PATIENCE, deadline.at - GRACE))
     if task.done():
         return task.result()
@@ -320,12 +284,10 @@ async def _settle_in_time(action: Coroutine[Any, Any, bool], deadline: Deadline)
     return True
 
 
-def _in_patience(store: IdempotencyStore, action: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R]:
+async def _in_patience(store: IdempotencyStore, action: Awaitable[R]) -> R:
     """The memory store answers at once; any other gets PATIENCE and is then as good as down."""
-    return action if isinstance(store, MemoryStore) else _within_patience(action)
-
-
-async def _within_patience(action: Awaitable[R]) -> R:
+    if isinstance(store, MemoryStore):
+        return await action
     async with asyncio.timeout(PATIENCE):
         return await action
 
