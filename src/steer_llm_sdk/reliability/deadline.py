@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from steer_llm_sdk.errors import ProviderTimeout
 
@@ -77,8 +75,8 @@ async def until(
     """
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
-    task = loop.create_task(_waking(work, woken))
-    alarm = wake_at(at, woken, loop)
+    task = loop.create_task(announced(work, woken))
+    timer = loop.call_at(at, wake, woken)
     try:
         await woken
     except BaseException:
@@ -87,7 +85,7 @@ async def until(
             work.close()  # In case it was stopped before it had begun.
         raise
     finally:
-        forget(alarm, woken)
+        timer.cancel()
     if task.done():
         try:
             return task.result()
@@ -100,81 +98,20 @@ async def until(
     raise Late(True, task.result()) if finished else Late
 
 
-async def _waking(work: Coroutine[Any, Any, R], woken: asyncio.Future[None]) -> R:
-    """`work`, whose end wakes who waits for it: a turn of the loop earlier than a callback of its task would."""
+async def announced(work: Coroutine[Any, Any, R], *waiting: asyncio.Future[None]) -> R:
+    """`work`, whose end wakes those who wait for it: a turn of the loop earlier than a callback of its task would."""
     try:
         return await work
     except SystemExit as exit:
         raise Exited(exit) from exit
     finally:
-        if not woken.done():
-            woken.set_result(None)
+        for woken in waiting:
+            wake(woken)
 
 
 def wake(woken: asyncio.Future[None]) -> None:
     if not woken.done():
         woken.set_result(None)
-
-
-SLOT = 0.25
-"""Seconds of the clock whose alarms share a timer."""
-
-Alarm: TypeAlias = dict[asyncio.Future[None], float | asyncio.TimerHandle]
-"""What is to be woken within one slot: when, or by what as soon as the slot has begun."""
-
-
-class _Alarms:
-    """The alarms of one loop. Nearly all are taken back long before they are due, and making and cancelling a timer of
-    the loop takes four times as long as putting it into a dict and taking it out again. So those of a slot share one
-    timer, which goes off when the slot begins, and only whoever still waits then gets one of his own: nobody is woken
-    late. What else is due in the same moment may come first; so who knows a deadline leaves it to the run to end him.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._slots: dict[int, Alarm] = {}
-        self._begun = -1
-
-    def add(self, at: float, woken: asyncio.Future[None]) -> Alarm:
-        if at == math.inf:
-            return {woken: at}
-        number = int(at / SLOT)
-        alarm = self._slots.get(number)
-        if alarm is None:
-            if number <= self._begun:
-                return {woken: self.loop.call_at(at, wake, woken)}
-            alarm = self._slots[number] = {}
-            self.loop.call_at(number * SLOT, self._begin, number)
-        alarm[woken] = at
-        return alarm
-
-    def _begin(self, number: int) -> None:
-        self._begun = max(self._begun, number)
-        alarm = self._slots.pop(number)
-        for woken, at in alarm.items():
-            assert not isinstance(at, asyncio.TimerHandle)
-            alarm[woken] = self.loop.call_at(at, wake, woken)
-
-
-class _Here(threading.local):
-    alarms: _Alarms | None = None
-
-
-_here = _Here()
-
-
-def wake_at(at: float, woken: asyncio.Future[None], loop: asyncio.AbstractEventLoop) -> Alarm:
-    """Have `woken` woken at `at` on the clock of the running loop, unless `forget` comes first."""
-    alarms = _here.alarms
-    if alarms is None or alarms.loop is not loop:
-        alarms = _here.alarms = _Alarms(loop)
-    return alarms.add(at, woken)
-
-
-def forget(alarm: Alarm, woken: asyncio.Future[None]) -> None:
-    timer = alarm.pop(woken)
-    if isinstance(timer, asyncio.TimerHandle):
-        timer.cancel()
 
 
 _attempt_ends: ContextVar[float | None] = ContextVar("steer_llm_sdk.attempt_ends", default=None)

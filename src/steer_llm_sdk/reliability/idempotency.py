@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, forget, stop, wake, wake_at, watch
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch
 from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -160,13 +160,13 @@ class Flight(Generic[R]):
             at = math.inf if deadline is None else deadline.at
             if at > self.deadline.at:
                 self.deadline.at = at
-            alarm = None if deadline is None else wake_at(at, woken, loop)
+            timer = None if deadline is None else loop.call_at(at, wake, woken)
             try:
                 await woken
                 in_time = task.done()
             finally:
-                if alarm is not None:
-                    forget(alarm, woken)
+                if timer is not None:
+                    timer.cancel()
                 self.callers.remove(woken)
                 if not self.callers and not task.done():
                     self.closing = True  # Nobody may join work that is being cancelled.

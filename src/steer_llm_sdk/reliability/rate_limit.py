@@ -43,9 +43,6 @@ _new = tuple.__new__
 _MOST_TOKENS = 10**12
 """More are no count of anything: a bucket that owed them would be closed for ever."""
 
-_AFTER_DEADLINE = 0.001
-"""Seconds for which one whose run is out of time keeps his place: it is the run that ends him, and says so."""
-
 _EARLY = 1e-9
 """Seconds by which a timer may fire before its time: the resolution of the clock."""
 
@@ -376,7 +373,7 @@ class _Gate:
         """A place, and when its turn comes as far as is known. Raises QueueFull or WaitTooLong."""
         latest, deadline = now + self._limit.max_wait, call.deadline
         if deadline is not None and deadline.firm:
-            latest = min(latest, deadline.at + _AFTER_DEADLINE)
+            latest = min(latest, deadline.at)
         with self._lock:
             state, answer = enqueue(self.state, call.tenant, tokens, latest, now, self._limit)
             if isinstance(answer, Refusal):

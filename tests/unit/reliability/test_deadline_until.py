@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, until
-from steer_llm_sdk.testing import VirtualTimeLoop
 
 
 @pytest.fixture
@@ -83,47 +82,6 @@ async def test_work_that_listens_is_stopped_at_the_deadline() -> None:
         await until(10, after(3600))
     assert (now(), caught.value.finished, caught.value.result) == (10, False, None)
     assert not others()
-
-
-@pytest.mark.parametrize("at", [0, 0.1, 0.25, 0.2500001, 0.3, 1 / 3, 10, 12.5, 3600.7])
-async def test_a_deadline_holds_to_the_moment_wherever_it_lies_and_whoever_else_has_one(at: float) -> None:
-    others_do = [asyncio.ensure_future(until(other, after(5000))) for other in (0.2, at + 0.01, at + 0.3, 4000)]
-    with pytest.raises(Late):
-        await until(at, after(3600.8))
-    assert now() == at
-    assert [task.done() for task in others_do] == [at > 0.2, False, False, False]
-    for task in others_do:
-        task.cancel()
-    await asyncio.gather(*others_do, return_exceptions=True)
-
-
-async def test_a_deadline_within_what_has_begun_holds_too() -> None:
-    with pytest.raises(Late):
-        await until(0.26, after(1))
-    for at in (0.3, 0.31, 0.27):
-        assert await until(at, after(0.001)) == "done"
-    with pytest.raises(Late):
-        await until(0.4, after(1))
-    assert now() == 0.4
-
-
-def test_each_loop_of_a_thread_wakes_its_own() -> None:
-    async def late_at(at: float) -> float:
-        with pytest.raises(Late):
-            await until(at, after(3600))
-        return now()
-
-    one, other = VirtualTimeLoop(), VirtualTimeLoop()
-    try:
-        waits = one.create_task(late_at(2))
-        one.run_until_complete(asyncio.sleep(0.5))
-        assert other.run_until_complete(late_at(3)) == 3
-        assert one.run_until_complete(late_at(1)) == 1
-        assert one.run_until_complete(waits) == 2
-        assert other.run_until_complete(late_at(5)) == 5
-    finally:
-        one.close()
-        other.close()
 
 
 async def test_work_that_swallows_its_cancellation_is_left_behind_after_the_grace() -> None:
