@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from traceback import clear_frames
 from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
@@ -94,14 +93,15 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
 
 
 def _let_go(error: BaseException) -> None:
-    """Free what the frames of its traceback hold, the request among it: the output keeps the error. The lines stay."""
+    """Take the tracebacks off: the output keeps the error, and their frames would keep the request. They are not emptied
+    instead, for some belong to coroutines that are still at work. What is a tool's bug is in the log with its lines."""
     chain: list[BaseException | None] = [error]
     seen: set[int] = set()
     while chain:
         link = chain.pop()
         if link is not None and id(link) not in seen:
             seen.add(id(link))
-            clear_frames(link.__traceback__)
+            link.__traceback__ = None
             chain += (link.__cause__, link.__context__)
 
 
