@@ -93,8 +93,8 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
 
 
 def _let_go(error: BaseException) -> None:
-    """Take the tracebacks off: the output keeps the error, and their frames would keep the request. They are not emptied
-    instead, for some belong to coroutines that are still at work. What is a tool's bug is in the log with its lines."""
+    """Take the tracebacks off, for the output keeps the error, and their frames would keep the request. The frames are
+    not emptied: some belong to coroutines that are still at work. A bug of a tool is in the log with its lines."""
     chain: list[BaseException | None] = [error]
     seen: set[int] = set()
     while chain:
