@@ -146,6 +146,18 @@ EQUIVALENT: dict[str, dict[Change, str]] = {
             "if since + (amount if amount < capacity else capacity) / per_second > now + _EARLY:",
             "if since + (amount if amount <= capacity else capacity) / per_second > now + _EARLY:",
         ): EITHER,
+        Change(
+            "due_at",
+            "ahead = state.line.tokens if place == len(waiters) else "
+            "math.fsum(each.tokens for each in waiters[:place])",
+            "ahead = state.line.tokens if (place == len(waiters)) and False else "
+            "math.fsum(each.tokens for each in waiters[:place])",
+        ): "what the line says of its tokens is their sum, and spares adding them up",
+        Change(
+            "advance",
+            "line = line._replace(soonest=min((waiter.latest for waiter in waiters), default=math.inf))",
+            "line = line._replace(soonest=min((waiter.latest for waiter in waiters), default=None))",
+        ): "of a line in which nobody is left nothing but its count of arrivals is kept",
     },
     "budget": {
         Change("Account.at", "if now < self.starts:", "if now <= self.starts:"): (

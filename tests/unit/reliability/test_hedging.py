@@ -57,7 +57,8 @@ def test_the_oldest_goes_and_the_lowest_median_is_forgotten_slowly() -> None:
 
 def test_a_median_at_the_busy_factor_is_still_no_queue() -> None:
     for median, delay in ((2.0, 2.0), (2.001, None)):
-        latencies = Latencies((median,) * 20, (median,) * 20, lowest=1.0, seen=20)
+        latencies = of(*[median] * 20)
+        latencies.lowest = 1.0
         assert HedgingPolicy(busy_factor=2).delay(latencies) == delay
 
 
