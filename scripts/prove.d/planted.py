@@ -29,6 +29,7 @@ PAIRS = (
     "tests/unit/reliability",
     "tests/invariants/test_exploration.py",
     "tests/invariants/test_simulation.py",
+    "tests/invariants/test_leases.py",
     "tests/contract",
     "tests/compose",
     "tests/invariants/test_policies.py",
