@@ -460,6 +460,8 @@ def plant_each(chosen: Sequence[Planted], copy: Path) -> int:
             if noticed is None or first_failure(copy, [noticed]) is None:
                 break
             print(f"{noticed} fails without the defect too, and shows nothing")
+            if "::" not in noticed:
+                sys.exit("not a test but a whole folder: mend that first")
             broken.append(noticed)
             noticed = None
         if noticed is None:
