@@ -42,7 +42,7 @@ def test_the_answer_is_on_stdout_and_everything_else_on_stderr() -> None:
     assert "answering" not in ran.out
     first, last = ran.err.splitlines()
     assert first.startswith(f"steer-llm: answering: {MODEL} (what real models once answered; nothing is sent or spent)")
-    assert last.startswith("succeeded · ask · 1 call · ")
+    assert last.startswith(f"succeeded · ask by {MODEL.removeprefix('recorded:')} · 1 call · ")
 
 
 def test_json_on_stdout_is_the_whole_output_and_nothing_else() -> None:
