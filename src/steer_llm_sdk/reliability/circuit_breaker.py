@@ -459,23 +459,30 @@ class Breaker:
             if permit is UNCOUNTED:
                 self._tell(call, breaker, CircuitState.OPEN, would_refuse=True)
         sent = _now() if breaker.times_calls else None
-        outcome, asked = NEUTRAL, 0.0
         try:
             result = await next(call)
-            outcome = SUCCESS
-            return result
-        except asyncio.CancelledError:
-            # Stopped because another answered while it had not given a byte in all its time: that is a timeout.
-            if call.life is not None and call.life.timed_out:
-                outcome = FAILURE
+        except BaseException as error:
+            self.failed(call, breaker, permit, error, sent)
             raise
-        except Exception as error:
+        self.succeeded(call, breaker, permit, sent)
+        return result
+
+    def succeeded(self, call: Call, breaker: CircuitBreaker, permit: Permit, sent: float | None) -> None:
+        if (changed := breaker.report(permit, call.part, SUCCESS, sent)) is not None:
+            self._tell(call, breaker, changed)
+
+    def failed(
+        self, call: Call, breaker: CircuitBreaker, permit: Permit, error: BaseException, sent: float | None
+    ) -> None:
+        """Give the permit back: also what ends a call without saying anything about the provider does."""
+        outcome, asked = NEUTRAL, 0.0
+        if isinstance(error, Exception):
             outcome, asked = breaker.verdict(classify(error))
-            raise
-        finally:
-            changed = breaker.report(permit, call.part, outcome, sent, asked)
-            if changed is not None:
-                self._tell(call, breaker, changed)
+        elif isinstance(error, asyncio.CancelledError) and call.life is not None and call.life.timed_out:
+            # Stopped because another answered while it had not given a byte in all its time: that is a timeout.
+            outcome = FAILURE
+        if (changed := breaker.report(permit, call.part, outcome, sent, asked)) is not None:
+            self._tell(call, breaker, changed)
 
     @staticmethod
     def _tell(call: Call, breaker: CircuitBreaker, state: CircuitState, **more: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,18 +74,17 @@ async def until(
     task.
     """
     loop = asyncio.get_running_loop()
-    woken: asyncio.Future[None] = loop.create_future()
-    task = loop.create_task(announced(work, woken))
-    timer = loop.call_at(at, wake, woken)
+    waiting: list[asyncio.Future[None]] = []
+    task = loop.create_task(announced(work, waiting))
     try:
-        await woken
+        await asyncio.sleep(0)
+        if not task.done():  # Work that never waits needs no timer.
+            await woken_by(loop, at, waiting)
     except BaseException:
         await _stopped(task, left_behind)
         if task.done():
             work.close()  # In case it was stopped before it had begun.
         raise
-    finally:
-        timer.cancel()
     if task.done():
         try:
             return task.result()
@@ -98,8 +97,8 @@ async def until(
     raise Late(True, task.result()) if finished else Late
 
 
-async def announced(work: Coroutine[Any, Any, R], *waiting: asyncio.Future[None]) -> R:
-    """`work`, whose end wakes those who wait for it: a turn of the loop earlier than a callback of its task would."""
+async def announced(work: Coroutine[Any, Any, R], waiting: Sequence[asyncio.Future[None]]) -> R:
+    """`work`, whose end wakes those who then wait for it: a turn of the loop earlier than a callback of its task."""
     try:
         return await work
     except SystemExit as exit:
@@ -107,6 +106,17 @@ async def announced(work: Coroutine[Any, Any, R], *waiting: asyncio.Future[None]
     finally:
         for woken in waiting:
             wake(woken)
+
+
+async def woken_by(loop: asyncio.AbstractEventLoop, at: float, waiting: list[asyncio.Future[None]]) -> None:
+    """Wait among `waiting`, until `at` at the longest."""
+    woken: asyncio.Future[None] = loop.create_future()
+    waiting.append(woken)
+    timer = loop.call_at(at, wake, woken)
+    try:
+        await woken
+    finally:
+        timer.cancel()
 
 
 def wake(woken: asyncio.Future[None]) -> None:

@@ -181,44 +181,60 @@ class Retry:
         self._jitter = jitter
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
+        if not self.may_begin(call):
+            raise AttemptsUsedUp(call.sent)
+        try:
+            result = await next(call)
+        except Rejected:
+            raise
+        except Exception as error:
+            failed = error
+        else:
+            self.begun(call)
+            return result
+        self.begun(call)
+        try:
+            return await self.again(call, next, failed)
+        finally:
+            del failed  # See `again`.
+
+    def may_begin(self, call: Call) -> bool:
+        """Whether the run has a call left for the first attempt."""
+        return call.sent < self._max_total_attempts or self._limit.left(call)
+
+    def begun(self, call: Call) -> None:
+        """The first attempt has ended, well or not, unless it was never sent."""
+        if self._budget is not None and call.ended is not None:
+            self._budget.first(call.target, call.ended)
+
+    async def again(self, call: Call, next: Next[Any, Any], error: Exception) -> Any:
+        """What follows when the first attempt has failed with `error`: wait and try, or raise the last failure."""
         waited = 0.0
-        failed: Exception | None = None
-        while True:
-            try:
-                if call.sent >= self._max_total_attempts and not self._limit.left(call):
-                    raise AttemptsUsedUp(call.sent)
-                result = await next(call)
-                if failed is None and self._budget is not None and call.ended is not None:
-                    self._budget.first(call.target, call.ended)
-                failed = None
-                return result
-            except Rejected as refusal:
-                # After a failure, the failure is the news; that the next attempt was refused is how it ended.
-                if failed is None:
-                    raise
-                try:
-                    raise failed from (failed.__cause__ or refusal)
-                finally:
-                    failed = None
-            except Exception as error:
-                if failed is None and self._budget is not None and call.ended is not None:
-                    self._budget.first(call.target, call.ended)
-                # Its traceback holds this frame. While the frame holds it too, only the garbage collector frees them
-                # and the request with them; so it is kept no longer than until the next attempt has ended.
-                failed = None
+        try:
+            while True:
                 delay = self._delay(call, classify(error), waited)
                 if delay is None:
-                    raise
+                    raise error
                 if (refused := self._refused_for_longer(call, delay)) is not None:
                     raise error from refused
                 if not self._afford(call, error):
-                    raise
+                    raise error
                 call.emit("retry_attempt", {**_told(call, error), "delay_ms": round(delay * 1000, 1)})
-                failed = error
-            waited += delay
-            await asyncio.sleep(delay)
-            if not self._limit.left_for_another(call):
-                raise failed from AttemptsUsedUp(call.sent)
+                waited += delay
+                await asyncio.sleep(delay)
+                if not self._limit.left_for_another(call):
+                    raise error from AttemptsUsedUp(call.sent)
+                try:
+                    return await next(call)
+                except Rejected as refusal:
+                    # The failure is the news; that the next attempt was refused is how it ended.
+                    raise error from (error.__cause__ or refusal)
+                except Exception as another:
+                    error = another
+        finally:
+            # Its traceback holds this frame. While the frame holds it too, only the garbage collector frees them, and
+            # the request with them.
+            del error
 
     def _delay(self, call: Call, error: ErrorClassification, waited: float) -> float | None:
         """How long to wait before the next attempt; None: there is none."""
