@@ -78,12 +78,12 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _plan_at_once(self, run: Run) -> Plan | None:
         """The plan of a given tool_name, or of rules: its plan() is decide() with a copy for the caller to keep; the
         flow only reads, and needs none."""
-        planner = self.planner
+        planner, options = self.planner, run.options
         if run.tool_name is not None or not _plans_by_rule(planner):
             return super()._plan_at_once(run)
         view = self._view()
-        decision = planner.decide(run.request, view, self._context(run.options))
-        most = self._most_fallbacks(run.options)
+        decision = planner.decide(run.request, view, self._context(options))
+        most = self._most_fallbacks(options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
         if last is not None and last[0] is decision and last[1] is view and last[2] == most:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch, woken_by
 from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -135,18 +135,36 @@ class Work(Generic[R]):
 
 
 class Flight(Generic[R]):
-    """Work under way and the callers who wait for it.
+    """Work under way and the callers who wait for it: how many, and those among them who have gone to sleep.
 
     `apart` is a copy of the result, made before any of several callers has the result to write in.
     """
 
-    def __init__(self, fingerprint: str, terms: Any, deadline: Deadline) -> None:
-        self.fingerprint = fingerprint
-        self.terms = terms
+    __slots__ = (
+        "apart",
+        "callers",
+        "closing",
+        "deadline",
+        "fingerprint",
+        "key",
+        "loop",
+        "task",
+        "terms",
+        "token",
+        "waiting",
+    )
+    task: asyncio.Task[R]
+
+    def __init__(self, work: Work[R], deadline: Deadline, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.key = work.key
+        self.fingerprint = work.fingerprint
+        self.terms = work.terms
         self.deadline = deadline
-        self.callers: list[asyncio.Future[None]] = []
+        self.token = 0
+        self.callers = 0
+        self.waiting: list[asyncio.Future[None]] = []
         self.closing = False
-        self.task: asyncio.Task[R]
         self.apart: R | None = None
 
     async def wait(self, deadline: Deadline | None) -> R:
@@ -154,20 +172,17 @@ class Flight(Generic[R]):
         task = self.task
         in_time = task.done()
         if not in_time:
-            loop = task.get_loop()
-            woken: asyncio.Future[None] = loop.create_future()
-            self.callers.append(woken)
             at = math.inf if deadline is None else deadline.at
             if at > self.deadline.at:
                 self.deadline.at = at
-            timer = None if deadline is None else loop.call_at(at, wake, woken)
+            self.callers += 1
             try:
-                await woken
+                await asyncio.sleep(0)
+                if not task.done():  # Work that never waits needs no timer.
+                    await woken_by(self.loop, at, self.waiting)
                 in_time = task.done()
             finally:
-                if timer is not None:
-                    timer.cancel()
-                self.callers.remove(woken)
+                self.callers -= 1
                 if not self.callers and not task.done():
                     self.closing = True  # Nobody may join work that is being cancelled.
                     await stop(task)
@@ -181,7 +196,7 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
     """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
     while True:
         flight: Flight[R] | None = manager.flights.get(work.key)
-        if flight is None or flight.closing or flight.task.get_loop() is not asyncio.get_running_loop():
+        if flight is None or flight.closing or flight.loop is not asyncio.get_running_loop():
             # If there is one, it ends or runs on another loop: the store tells what becomes of it.
             return await _begin(manager, work, deadline).wait(deadline)
         if flight.fingerprint != work.fingerprint:
@@ -197,8 +212,9 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
 
 def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
     at, limit_ms = (math.inf, math.inf) if deadline is None else (deadline.at, deadline.limit_ms)
-    flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(at, limit_ms, firm=False))
-    flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
+    loop = asyncio.get_running_loop()
+    flight: Flight[R] = Flight(work, Deadline(at, limit_ms, firm=False), loop)
+    flight.task = loop.create_task(_fly(manager, work, flight))
     if not flight.task.done():  # It is, for work of no time in a loop with an eager task factory.
         manager.flights[work.key] = flight
     return flight
@@ -207,14 +223,14 @@ def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None
 async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     try:
         result = await _lead(manager, work, flight)
-        if len(flight.callers) > 1:
+        if flight.callers > 1:
             flight.apart = work.copy(result)
         return result
     finally:
         if manager.flights.get(work.key) is flight:
             del manager.flights[work.key]
         # A turn of the loop earlier than callbacks of the task would.
-        for woken in flight.callers:
+        for woken in flight.waiting:
             wake(woken)
 
 
@@ -222,16 +238,19 @@ async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -
     store = manager.claims
     while True:
         try:
-            claim = await _in_patience(store, store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds))
+            claiming = store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
+            claim = await (claiming if type(store) is MemoryStore else _in_patience(store, claiming))
         except Exception as error:
             return await _without_store(work, flight, error)
-        if claim.kind == "conflict":
+        kind, token, settled = claim
+        if kind == "ours":
+            flight.token = token
+            return await _own(manager, work, flight)
+        if kind == "conflict":
             raise ConflictError(work.name)
-        if claim.kind == "settled":
-            assert claim.result is not None
-            return work.load(claim.result)
-        if claim.kind == "ours":
-            return await _own(manager, claim.token, work, flight)
+        if kind == "settled":
+            assert settled is not None
+            return work.load(settled)
         await asyncio.sleep(POLL)
 
 
@@ -245,21 +264,21 @@ async def _without_store(work: Work[R], flight: Flight[R], error: Exception) -> 
     return await work.run(flight.deadline)
 
 
-async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: Flight[R]) -> R:
+async def _own(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
     store, heart = manager.claims, manager.heart
-    heart.keep(work.key, token)
+    heart.keep(flight)
     remembered = False
     try:
         result = await work.run(flight.deadline)
         kept = _kept(work, result)
         if kept is not None:
-            remembered = await _settle(store, work.key, token, kept, flight.deadline)
+            remembered = await _settle(store, flight, kept)
         return result
     finally:
-        heart.let_go(work.key, token)
+        heart.let_go(flight)
         if not remembered:
-            await _quietly(_in_patience(store, store.release(work.key, token)))
+            await _quietly(_in_patience(store, store.release(flight.key, flight.token)))
 
 
 def _kept(work: Work[R], result: R) -> bytes | None:
@@ -271,11 +290,14 @@ def _kept(work: Work[R], result: R) -> bytes | None:
         return None
 
 
-async def _settle(store: IdempotencyStore, key: str, token: int, kept: bytes, deadline: Deadline) -> bool:
+def _settle(store: IdempotencyStore, flight: Flight[Any], kept: bytes) -> Coroutine[Any, Any, bool]:
+    settling = store.settle(flight.key, flight.token, kept)
+    return settling if type(store) is MemoryStore else _settled(settling, flight.deadline)
+
+
+async def _settled(settling: Coroutine[Any, Any, bool], deadline: Deadline) -> bool:
     """A store that is slow to write goes on writing when the caller has his result, which he gets in time."""
-    if isinstance(store, MemoryStore):
-        return await store.settle(key, token, kept)
-    task = asyncio.ensure_future(_quietly(store.settle(key, token, kept)))
+    task = asyncio.ensure_future(_quietly(settling))
     await watch(task, min(task.get_loop().time() + PATIENCE, deadline.at - GRACE))
     if task.done():
         return task.result()
@@ -305,27 +327,27 @@ class Heart:
 
     def __init__(self, store: IdempotencyStore) -> None:
         self._store = store
-        self._claims: dict[tuple[str, int], asyncio.AbstractEventLoop] = {}
+        self._flights: set[Flight[Any]] = set()
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         self._beats: set[asyncio.Task[bool]] = set()
 
-    def keep(self, key: str, token: int) -> None:
-        loop = asyncio.get_running_loop()
-        self._claims[key, token] = loop
+    def keep(self, flight: Flight[Any]) -> None:
+        loop = flight.loop
+        self._flights.add(flight)
         if loop not in self._timers:
             self._timers = {other: timer for other, timer in list(self._timers.items()) if not other.is_closed()}
             self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
 
-    def let_go(self, key: str, token: int) -> None:
-        self._claims.pop((key, token), None)
+    def let_go(self, flight: Flight[Any]) -> None:
+        self._flights.discard(flight)
 
     def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
-        mine = [claim for claim, owner in list(self._claims.items()) if owner is loop]
+        mine = [flight for flight in list(self._flights) if flight.loop is loop]
         if not mine:
             self._timers.pop(loop, None)
             return
         self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
-        for key, token in mine:
-            beat = loop.create_task(_quietly(self._store.renew(key, token, LEASE)))
+        for flight in mine:
+            beat = loop.create_task(_quietly(self._store.renew(flight.key, flight.token, LEASE)))
             self._beats.add(beat)
             beat.add_done_callback(self._beats.discard)
