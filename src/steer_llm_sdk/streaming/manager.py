@@ -32,6 +32,8 @@ ALLOWANCE = 0.25
 """Seconds of a run's time that its handlers and redactor may take in all, and EACH more for every event; after that
 they are dropped with a warning. At the end of the run a handler that is behind has as long, if it goes on."""
 EACH = 0.001
+_FAILED = (Exception, asyncio.CancelledError, SystemExit)
+"""What a handler may come up with: an exit() in it ends no run, and no event loop."""
 BACKLOG = 10_000
 """Events that may wait for a slow handler; more are dropped with a warning."""
 
@@ -116,7 +118,7 @@ class EventManager:
                 result = handler(event)
                 if inspect.isawaitable(result):
                     await result
-            except Exception:
+            except (Exception, SystemExit):
                 _log.warning("a handler of %s events failed", event.type, exc_info=True)
 
     def _filled(self, event: StreamEvent) -> StreamEvent:
@@ -267,7 +269,7 @@ class RunEvents(EventManager):
                 if name is not None:
                     changes[name] = self._clean_payload(name, getattr(event, name))
             return replace(event, **changes)
-        except (Exception, asyncio.CancelledError):
+        except _FAILED:
             _log.warning("the redactor failed: a %s event is withheld", event.type, exc_info=True)
             return None
 
@@ -304,7 +306,7 @@ class RunEvents(EventManager):
         try:
             with self._timed():
                 result = handler(event)
-        except (Exception, asyncio.CancelledError):  # It may have asked a future that was cancelled.
+        except _FAILED:  # It may have asked a future that was cancelled.
             _log.warning("a handler of %s events failed", event.type, exc_info=True)
             return None
         return result if inspect.isawaitable(result) else None
@@ -326,7 +328,7 @@ class RunEvents(EventManager):
             if result is not None:
                 try:
                     await result
-                except (Exception, asyncio.CancelledError):
+                except _FAILED:
                     if task is not None and task.cancelling():
                         return
                     _log.warning("a handler of %s events failed", event.type, exc_info=True)
