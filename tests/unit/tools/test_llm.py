@@ -517,7 +517,7 @@ async def test_of_the_models_that_options_named_the_latest_keep_their_connection
     class Stuck(ScriptedModel):
         async def aclose(self) -> None:
             await super().aclose()
-            if self.name == "test:1":
+            if self is made["test:1"][0]:
                 raise OSError("stuck")
 
     def resolve(spec: str) -> ScriptedModel:

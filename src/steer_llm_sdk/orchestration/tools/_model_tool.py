@@ -77,6 +77,9 @@ class Models:
         """Close the adapters that were made here. An adapter that was given is its owner's to close."""
         for adapter in self._made.values():
             await adapter.aclose()
+        here = asyncio.get_running_loop()
+        for closing in [task for task in self._closing if task.get_loop() is here]:
+            await asyncio.wait({closing})
 
     def _adapter(self, spec: Any, price: Price | None) -> ModelAdapter:
         if isinstance(spec, ModelAdapter):
