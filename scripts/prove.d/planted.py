@@ -357,7 +357,7 @@ DEFECTS = (
     Planted(
         "a handler that hangs holds the run",
         EVENTS,
-        "await asyncio.wait({drain}, timeout=self._patience(until))",
+        "await asyncio.wait({drain}, timeout=min(left, ALLOWANCE))",
         "await asyncio.wait({drain})",
         ("tests/unit/streaming", "tests/contract", "tests/compose"),
     ),

@@ -89,7 +89,7 @@ class BaseOrchestrator(ABC):
         self.executor = ReliableToolExecutor() if executor is None else executor
         self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
         self.budget_accounts = BudgetAccounts() if budget_accounts is None else budget_accounts
-        self._used: dict[int, Tool] = {}
+        self._used: dict[int, Tool] = {}  # No more than were ever registered; each is to be closed once.
         self._last_used: Plan | None = None
 
     @abstractmethod

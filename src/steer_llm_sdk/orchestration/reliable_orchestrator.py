@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
+from operator import attrgetter
 from typing import Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
@@ -14,6 +15,7 @@ from steer_llm_sdk.orchestration._outcome import plan_shown
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.planning._copies import Copies
 from steer_llm_sdk.orchestration.planning.planner import (
     ExecutionStrategy,
     PlanDecision,
@@ -40,7 +42,20 @@ def _nothing_known() -> PlanRequest:
 
 def _plans_by_rule(planner: Planner) -> TypeGuard[RuleBasedPlanner]:
     """Whether `plan` is RuleBasedPlanner's own, and not that of a subclass that means something else."""
-    return type(planner).plan is RuleBasedPlanner.plan
+    kind = type(planner)
+    return kind.plan is RuleBasedPlanner.plan and _is_ours(kind)
+
+
+@lru_cache(maxsize=100)
+def _is_ours(kind: type) -> bool:
+    """Whether a planner is of this package in all that it does. What somebody else wrote may write into what it is
+    told, and may answer the same decision with other things in it."""
+    own = (getattr(kind, name, None) for name in ("plan", "decide"))
+    return all(getattr(method, "__module__", __package__).startswith("steer_llm_sdk.") for method in own)
+
+
+_provider = attrgetter("tool.provider")
+"""Of a step: what its `target` was made of, and may have changed since."""
 
 
 class ReliableOrchestrator(BaseOrchestrator):
@@ -68,7 +83,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()
-        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan] | None = None
+        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan, list[Any]] | None = None
 
     @property
     def breakers(self) -> Mapping[str, Any]:
@@ -86,16 +101,22 @@ class ReliableOrchestrator(BaseOrchestrator):
         most = self._most_fallbacks(options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
-        if last is not None and last[0] is decision and last[1] is view and last[2] == most:
+        if (
+            last is not None
+            and (last[0] is decision and last[1] is view and last[2] == most)
+            and last[4] == list(map(_provider, last[3].steps))
+        ):
             return last[3]
         plan = self._carry_out(decision, most)
-        self._last_plan = (decision, view, most, plan)
+        self._last_plan = (decision, view, most, plan, list(map(_provider, plan.steps)))
         return plan
 
     async def _plan(self, run: Run) -> Plan:
         # A planner of somebody else's may write into what it is told, and the next run is told the same.
         context = PlanRequest.model_construct(**copied(dict(self._context(run.options))))
-        decision = await self.planner.plan(copied(run.request), self._view(), context)
+        view = self._view()
+        tools = view if _is_ours(type(self.planner)) else Copies(view)
+        decision = await self.planner.plan(copied(run.request), tools, context)
         return self._carry_out(decision, self._most_fallbacks(run.options))
 
     def _most_fallbacks(self, options: OrchestrationConfig) -> int:

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from weakref import WeakValueDictionary
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderError
 from steer_llm_sdk.models.usage import Amount, tokens_of
+from steer_llm_sdk.reliability._kept import Kept
 from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.reliability.deadline import attempt_left_behind
 
@@ -263,7 +265,7 @@ _EMPTY = Account()
 class _Shared:
     """One shared account and its limits."""
 
-    __slots__ = ("account", "budget", "limits")
+    __slots__ = ("__weakref__", "account", "budget", "limits")
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -294,13 +296,16 @@ class _Settled(NamedTuple):
 class BudgetAccounts:
     """The accounts of shared budgets, by name. An orchestrator has its own, unless it is given one to share.
 
+    An account is kept as long as something is spent or reserved in its window: for ever, where it has no window.
     `clock` gives seconds since the epoch; windows follow it. Any number of event loops and threads may use it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._accounts: dict[str, _Shared] = {}
+        self._accounts: dict[str, _Shared] = Kept(self._is_as_new)
+        # Those that were forgotten while a run has them.
+        self._known: WeakValueDictionary[str, _Shared] = WeakValueDictionary()
         self._last: tuple[Sequence[Budget], tuple[_Shared, ...]] = ((), ())
 
     def open(self, budgets: Sequence[Budget]) -> tuple[_Shared, ...]:
@@ -311,12 +316,14 @@ class BudgetAccounts:
             return opened
         with self._lock:
             for budget in budgets:
-                known = self._accounts.get(budget.name)
+                known = self._known.get(budget.name)
                 if known is not None and known.budget != budget:
                     raise InvalidRequest(
                         "budgets", budget, f"its name is taken by {known.budget}; give the same numbers or another name"
                     )
-            opened = tuple(self._accounts.setdefault(budget.name, _Shared(budget)) for budget in budgets)
+            opened = tuple(self._known.setdefault(budget.name, _Shared(budget)) for budget in budgets)
+            for each in opened:
+                self._accounts.setdefault(each.budget.name, each)
         if type(budgets) is tuple:
             self._last = budgets, opened
         return opened
@@ -346,6 +353,8 @@ class BudgetAccounts:
                 moved.append(account)
             for each, account in zip(held, moved, strict=True):
                 each.account = account
+                if each.budget.name not in self._accounts:
+                    self._accounts[each.budget.name] = each
 
     def settle(self, held: Sequence[_Shared], claim: Claim, actual: Claim) -> list[_Settled]:
         """What is to be told of it, of those of which something is."""
@@ -356,6 +365,10 @@ class BudgetAccounts:
                 if (settled := each.settle(claim, actual, now)) is not None:
                     told.append(settled)
         return told
+
+    def _is_as_new(self, held: _Shared) -> bool:
+        account = held.account.at(self._clock(), held.limits)
+        return not (account.spent_tokens or account.spent_usd or account.reserved_tokens or account.reserved_usd)
 
     def left(self, held: Sequence[_Shared]) -> tuple[float, float]:
         """Tokens and USD that all of them have left."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import CircuitOpen, ErrorCategory
+from steer_llm_sdk.reliability._kept import Kept
 from steer_llm_sdk.reliability.circuit import (
     FAILURE,
     NEUTRAL,
@@ -131,6 +133,7 @@ class CircuitBreaker:
         self._lock = threading.RLock()
         self.free: Permit | None = self._free()
         self._successes = self._failures = self._refusals = 0
+        self._told_at = -math.inf
         self._callbacks: set[asyncio.Task[Any]] = set()
 
     async def call(self, func: Callable[[], Awaitable[R]]) -> R:
@@ -197,6 +200,7 @@ class CircuitBreaker:
         elif outcome is FAILURE:
             self._failures += 1
         now = _now()
+        self._told_at = now
         took = 0.0 if sent is None else now - sent
         with self._lock:
             circuit = self._circuit
@@ -279,6 +283,12 @@ class CircuitBreaker:
     @property
     def is_half_open(self) -> bool:
         return self.get_state() is CircuitState.HALF_OPEN
+
+    @property
+    def idle(self) -> bool:
+        """It is as good as new: closed, in its first mode, and told nothing that would count for a whole window."""
+        closed = isinstance(self._circuit.whole, Closed) and not self._circuit.narrowed
+        return closed and self._mode is self.config.mode and _now() - self._told_at > self.config.window_size
 
     def reset(self) -> None:
         """Closed, with nothing remembered. Calls under way report to nobody. The mode stays."""
@@ -373,7 +383,7 @@ class CircuitBreakerManager:
 
     def __init__(self, config_for: Callable[[str], CircuitBreakerConfig] | None = None) -> None:
         self._config_for = config_for or (lambda name: CircuitBreakerConfig())
-        self._breakers: dict[str, CircuitBreaker] = {}
+        self._breakers: dict[str, CircuitBreaker] = Kept(lambda breaker: breaker.idle, self._forget_models)
         self._not_closed: set[str] = set()
         self._configs: dict[str, CircuitBreakerConfig] = {}
         self._of_model: dict[tuple[str, str], CircuitBreaker] = {}
@@ -431,6 +441,13 @@ class CircuitBreakerManager:
             breaker = self._of_model[target, model] = self.get_or_create(f"{target}/{model}", config)
         self._of_part[target, part] = breaker
         return breaker
+
+    def _forget_models(self) -> None:
+        self._configs.clear()
+        for known in (self._of_model, self._of_part):
+            for key, breaker in list(known.items()):
+                if self._breakers.get(breaker.name) is not breaker:
+                    known.pop(key, None)
 
     def _all_open(self) -> bool:
         """Every provider, of at least two, refuses all its calls: those it has had, of a circuit for each model."""

@@ -181,9 +181,14 @@ async def watch(task: asyncio.Task[Any], at: float | None) -> None:
 
 async def stop(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait GRACE for all of them to end; after that they are on their own."""
-    running = [task for task in tasks if not task.done()]
-    for task in running:
+    for task in tasks:
         task.cancel()
+    await stopped(*tasks)
+
+
+async def stopped(*tasks: asyncio.Task[Any]) -> None:
+    """Wait GRACE for tasks that were cancelled to end; after that they are on their own."""
+    running = [task for task in tasks if not task.done()]
     try:
         if running:
             end = running[0].get_loop().time() + GRACE

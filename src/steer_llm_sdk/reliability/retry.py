@@ -221,6 +221,7 @@ class Retry:
                     raise error
                 call.emit("retry_attempt", {**_told(call, error), "delay_ms": round(delay * 1000, 1)})
                 waited += delay
+                call.promise()  # Else another call of the run could take the last attempt meanwhile.
                 await asyncio.sleep(delay)
                 if not self._limit.left_for_another(call):
                     raise error from AttemptsUsedUp(call.sent)
@@ -232,6 +233,7 @@ class Retry:
                 except Exception as another:
                     error = another
         finally:
+            call.renounce()
             # Its traceback holds this frame. While the frame holds it too, only the garbage collector frees them, and
             # the request with them.
             del error
