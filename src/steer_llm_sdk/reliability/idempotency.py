@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, StoreUnavailable
 from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch
-from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
+from steer_llm_sdk.reliability.stores import POLL, Claim, IdempotencyStore
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 R = TypeVar("R")
@@ -25,8 +25,6 @@ LEASE = 20.0
 PATIENCE = 2.0
 """Seconds that a store gets to answer, before it counts as down."""
 _writing: set[asyncio.Task[bool]] = set()
-POLL = 0.05
-"""Seconds between two looks at a key that somebody else holds."""
 
 
 class IdempotencyManager:
