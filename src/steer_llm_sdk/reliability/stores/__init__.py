@@ -6,7 +6,12 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Literal, NamedTuple, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.reliability.stores._url import shown
 
 POLL = 0.05
 """Seconds between two looks at a key that somebody else holds, where the store does not say when it comes free."""
@@ -74,13 +79,37 @@ class Store(IdempotencyStore, ABC):
         """Where it is, without passwords."""
 
 
+_MODULES = {
+    "memory": "memory",
+    "sqlite": "sqlite",
+    "redis": "redis",
+    "rediss": "redis",
+    "postgresql": "postgres",
+    "postgres": "postgres",
+}
+_KNOWN = "sqlite:///file.db, redis://host:6379/0, rediss://…, postgresql://user@host/database or memory://"
+
+
 def open_store(url: str) -> Store:
     """The store that `url` names; nothing is connected to before it is used.
 
     "sqlite:///steer.db" (relative), "sqlite:////var/lib/steer.db" (absolute), "redis://user:password@host:6379/0",
     "rediss://…" (TLS), "postgresql://user:password@host/database?sslmode=require", "memory://".
     """
-    # Each import on its own: Redis and PostgreSQL are optional, and none is needed where nothing is shared.
-    from steer_llm_sdk.reliability.stores import _open
-
-    return _open.open_store(url)
+    scheme = url.partition("://")[0].lower() if isinstance(url, str) and "://" in url else ""
+    module = _MODULES.get(scheme)
+    if module is None:
+        raise InvalidRequest("store", shown(url) if isinstance(url, str) else url, f"give {_KNOWN}")
+    try:
+        _ = urlsplit(url).port  # which is what fails where it is no number
+    except ValueError:
+        # Nothing of it is shown, for where the password ends in what is no URL, nobody can say.
+        raise InvalidRequest("store", f"{scheme}://***", f"it is no URL; give {_KNOWN}") from None
+    try:
+        # By name, for the clients of servers are optional, and none is loaded where nothing is shared.
+        opened: Store = import_module(f"{__name__}.{module}").opened(url)
+    except ImportError as error:
+        raise InvalidRequest(
+            "store", shown(url), f"its client is not installed: pip install 'steer_llm_sdk[{module}]'"
+        ) from error
+    return opened

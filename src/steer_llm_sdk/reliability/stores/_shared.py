@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import InvalidRequest, StoreUnavailable
 from steer_llm_sdk.reliability.stores import POLL, Changed
-from steer_llm_sdk.reliability.stores._open import secrets_of, shown
+from steer_llm_sdk.reliability.stores._url import secrets_of, shown
 
 LONGEST = 1.0
 """Seconds between two looks at a key although nobody said that it changed."""

@@ -287,3 +287,7 @@ def _digest(key: str) -> bytes:
 
 def _interval(seconds: float) -> timedelta:
     return timedelta(seconds=min(seconds, FOREVER))
+
+
+def opened(url: str) -> Store:
+    return PostgresStore(url)

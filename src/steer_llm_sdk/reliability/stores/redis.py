@@ -183,3 +183,7 @@ def _client(url: str) -> redis.asyncio.Redis:
 
 def _micro(seconds: float) -> int:
     return round(min(seconds, FOREVER) * 1e6)
+
+
+def opened(url: str) -> Store:
+    return RedisStore(url)

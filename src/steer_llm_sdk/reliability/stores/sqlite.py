@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from steer_llm_sdk.errors import StoreTooNew, StoreUnavailable
+from steer_llm_sdk.errors import InvalidRequest, StoreTooNew, StoreUnavailable
 from steer_llm_sdk.reliability.stores import POLL, VERSION, Changed, Claim, Store
 
 R = TypeVar("R")
@@ -320,3 +321,18 @@ def _answer(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_exception(answer)
         else:
             future.set_result(answer)
+
+
+def opened(url: str) -> Store:
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    path = unquote(parts.path.removeprefix("/"))
+    synchronous = options.pop("synchronous", "normal")
+    if parts.netloc or not path or path == ":memory:" or synchronous not in ("normal", "full") or options:
+        raise InvalidRequest(
+            "store",
+            url,
+            "give sqlite:///file.db or sqlite:////absolute/file.db, with ?synchronous=full where a power cut must not "
+            "cost the last results; memory:// is a store in memory",
+        )
+    return SqliteStore(path, synchronous=synchronous)
