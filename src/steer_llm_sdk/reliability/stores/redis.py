@@ -35,16 +35,14 @@ _WHOLE = "local function whole(number) return string.format('%.0f', number) end\
 
 _CLAIM = """
 local known = redis.call('HMGET', KEYS[1], 'f', 't', 'v', 'u', 'g', 'r')
-local token = now
-if known[1] then
-  if now < tonumber(known[5]) then
-    if tonumber(known[3]) > tonumber(ARGV[4]) then return {'newer', known[3]} end
-    if known[1] ~= ARGV[1] then return {'conflict'} end
-    if known[6] then return {'settled', known[2], known[6]} end
-    if now < tonumber(known[4]) then return {'theirs', whole(tonumber(known[4]) - now)} end
-  end
-  token = math.max(token, tonumber(known[2]) + 1)
+if known[1] and now < tonumber(known[5]) then
+  if tonumber(known[3]) > tonumber(ARGV[4]) then return {'newer', known[3]} end
+  if known[1] ~= ARGV[1] then return {'conflict'} end
+  if known[6] then return {'settled', known[2], known[6]} end
+  if now < tonumber(known[4]) then return {'theirs', whole(tonumber(known[4]) - now)} end
 end
+-- The time, for it grows without being kept; and more than the last one, for it may be set back.
+local token = known[2] and math.max(now, tonumber(known[2]) + 1) or now
 local until_, gone = now + ARGV[2], now + ARGV[2] + ARGV[3]
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'v', ARGV[4], 'f', ARGV[1], 't', whole(token), 'l', ARGV[3],
@@ -61,9 +59,14 @@ _SETTLE = """
 redis.call('HSET', KEYS[1], 'r', ARGV[3], 'g', whole(now + held[4]))
 redis.call('PEXPIRE', KEYS[1], math.ceil(held[4] / 1000))
 """
-_RELEASE = "redis.call('DEL', KEYS[1])\n"
+# Only the token stays for a while, so that the next one is another.
+_RELEASE = """
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 't', ARGV[1], 'g', 0)
+redis.call('PEXPIRE', KEYS[1], math.ceil(held[4] / 1000))
+"""
 _WANT = """
-local known = redis.call('HMGET', KEYS[1], 't', 'r', 'w')
+local known = redis.call('HMGET', KEYS[1], 'f', 'r', 'w')
 if not known[1] or known[2] then return 0 end
 local till = now + ARGV[1]
 if not known[3] or tonumber(known[3]) < till then redis.call('HSET', KEYS[1], 'w', whole(till)) end
