@@ -99,7 +99,10 @@ class RedisStore(Store):
             "wanted": start + _WANTED,
         }
         try:
-            _client(url)  # which connects to nothing, and checks the URL
+            pool = _client(url).connection_pool  # which connects to nothing, and checks the URL
+            pool.connection_class(**pool.connection_kwargs)
+            if pool.connection_kwargs.get("decode_responses"):
+                raise ValueError("decode_responses: answers are read as bytes; leave it out")
         except (ValueError, TypeError) as error:
             raise self._where.unusable("redis-py", error) from None
         self._clients: PerLoop[_Client] = PerLoop(lambda: _Client(_client(url), scripts, self._said), _Client.aclose)

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from steer_llm_sdk.errors import InvalidRequest, StoreTooNew, StoreUnavailable
 from steer_llm_sdk.reliability.stores import POLL, VERSION, Changed, Claim, Store
+from steer_llm_sdk.reliability.stores._url import shown
 
 R = TypeVar("R")
 
@@ -331,7 +332,7 @@ def opened(url: str) -> Store:
     if parts.netloc or not path or path == ":memory:" or synchronous not in ("normal", "full") or options:
         raise InvalidRequest(
             "store",
-            url,
+            shown(url),
             "give sqlite:///file.db or sqlite:////absolute/file.db, with ?synchronous=full where a power cut must not "
             "cost the last results; memory:// is a store in memory",
         )
