@@ -161,24 +161,23 @@ class Run:
         tool_options: Mapping[str, Any],
         options: OrchestrationConfig,
         request_id: str,
-        trace_id: str,
-        loop: asyncio.AbstractEventLoop,
         attempt: Next[Call, Any],
         max_attempts: Callable[[OrchestrationConfig], int],
     ) -> None:
+        loop = asyncio.get_running_loop()
         self.request = request
         self.tool_name = tool_name
         self.tool_options = tool_options
         self.options = options
         self.request_id = request_id
-        self.trace_id = trace_id
-        self.clock = loop.time
-        self.started = loop.time()
+        self.trace_id = options.trace_id or request_id
+        self.clock = clock = loop.time
+        self.started = clock()
         self.attempt = attempt
         self._max_attempts = max_attempts
         self.timeline: list[Attempt] = []
-        self.task = asyncio.current_task(loop)
-        self.stops = 0 if self.task is None else self.task.cancelling()
+        self.task = task = asyncio.current_task(loop)
+        self.stops = 0 if task is None else task.cancelling()
 
     @property
     def max_attempts(self) -> int:

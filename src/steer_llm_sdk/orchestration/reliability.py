@@ -24,6 +24,7 @@ from steer_llm_sdk.orchestration._call import Attempt, Call, Spent, Usage, Watch
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
+from steer_llm_sdk.reliability.circuit import SUCCESS
 from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
 from steer_llm_sdk.reliability.classify import Classify, ErrorClassifier
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
@@ -182,7 +183,8 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
         succeed(call, began, line, result)
         return result
     except BaseException as error:
-        fail(call, began, line, error)
+        if (stopped := fail(call, began, line, error)) is not None:
+            raise stopped from error
         raise
     finally:
         if life is not None:
@@ -199,7 +201,7 @@ def begin(call: Call) -> tuple[float, Attempt]:
         "tool": call.tool,
         "provider": call.target,
         "attempt": number,
-        "started_ms": tenths((began - run.started) * 1000),
+        "started_ms": int((began - run.started) * 10_000 + 0.5) / 10,  # As tenths() has it.
         "elapsed_ms": 0.0,
         "outcome": "running",
     }
@@ -213,16 +215,16 @@ def begin(call: Call) -> tuple[float, Attempt]:
 
 def succeed(call: Call, began: float, line: Attempt, result: Any) -> None:
     """The attempt has an answer, with which its line is finished."""
-    spent, run = call.measure(result), call.run
-    line["outcome"] = "succeeded"
-    run.spending += ((call.tool, spent),)
+    run, spent = call.run, (call.tool, call.measure(result))
+    run.spending = (*run.spending, spent) if run.spending else (spent,)
     ended = call.ended = run.clock()
-    line["elapsed_ms"] = tenths((ended - began) * 1000)
+    line["elapsed_ms"] = int((ended - began) * 10_000 + 0.5) / 10
+    line["outcome"] = "succeeded"
 
 
-def fail(call: Call, began: float, line: Attempt, error: BaseException) -> None:
-    """The attempt has ended with `error`. Raises CancelledError where a tool made an error of its cancellation: then
-    nothing may follow it."""
+def fail(call: Call, began: float, line: Attempt, error: BaseException) -> asyncio.CancelledError | None:
+    """The attempt has ended with `error`. What is to be raised instead, where a tool made an error of its cancellation:
+    nothing may follow that."""
     run = call.run
     ended = call.ended = run.clock()
     line["elapsed_ms"] = tenths((ended - began) * 1000)
@@ -234,12 +236,13 @@ def fail(call: Call, began: float, line: Attempt, error: BaseException) -> None:
     elif isinstance(error, (Exception, SystemExit)):
         if run.asked_to_stop():
             line["outcome"] = "cancelled"
-            raise asyncio.CancelledError from error
+            return asyncio.CancelledError()
         line["outcome"], line["error"] = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
             spent = Spent(json_mapping(error.usage))
     if spent is not None:
         run.spending += ((call.tool, spent),)
+    return None
 
 
 class Usual:
@@ -252,13 +255,13 @@ class Usual:
     def __init__(self, retry: Retry, breaker: Breaker, breakers: CircuitBreakerManager) -> None:
         self._retry = retry
         self._breaker = breaker
-        self._breakers = breakers
+        self._breaker_of = breakers.of_call
         self._next = compose([breaker, record], execute)
 
     async def __call__(self, call: Call, /) -> Any:
-        breaker, retry = self._breakers.of_call(call), self._retry
+        breaker, retry = self._breaker_of(call), self._retry
         permit = breaker.free
-        if permit is None or call.life is not None or not retry.may_begin(call):
+        if permit is None or call.life is not None or (call.run.timeline and not retry.may_begin(call)):
             return await retry(call, self._next)
         began, line = begin(call)
         sent = began if breaker.times_calls else None
@@ -266,15 +269,16 @@ class Usual:
             result = call.received(await call.execute())
             succeed(call, began, line, result)
         except BaseException as error:
-            try:
-                fail(call, began, line, error)
-            finally:
-                self._breaker.failed(call, breaker, permit, error, sent)
+            stopped = fail(call, began, line, error)
+            self._breaker.failed(call, breaker, permit, stopped or error, sent)
+            if stopped is not None:
+                raise stopped from error
             if not isinstance(error, Exception) or isinstance(error, Rejected):
                 raise
             failed = error
         else:
-            self._breaker.succeeded(call, breaker, permit, sent)
+            if (changed := breaker.report(permit, call.part, SUCCESS, sent)) is not None:
+                self._breaker.tell(call, breaker, changed)
             retry.begun(call)
             return result
         retry.begun(call)

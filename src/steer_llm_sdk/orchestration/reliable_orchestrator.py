@@ -30,6 +30,7 @@ from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.reliability.stores import Store
+from steer_llm_sdk.reliability.stores._url import shown
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ class ReliableOrchestrator(BaseOrchestrator):
             idempotency_manager = IdempotencyManager(store=store or os.environ.get("STEER_STORE") or None)
         elif store is not None:
             raise InvalidRequest(
-                "store", store, "there is an idempotency_manager; give it to IdempotencyManager(store=…)"
+                "store",
+                shown(store) if isinstance(store, str) else store,
+                "there is an idempotency_manager, which has one; give it to IdempotencyManager(store=…)",
             )
         if planner is not None and not callable(getattr(planner, "plan", None)):  # One that is written without the base
             check_types(("planner", planner, Planner))
@@ -92,12 +95,12 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _plan_at_once(self, run: Run) -> Plan | None:
         """The plan of a given tool_name, or of rules: its plan() is decide() with a copy for the caller to keep; the
         flow only reads, and needs none."""
-        planner = self.planner
+        planner, options = self.planner, run.options
         if run.tool_name is not None or not _plans_by_rule(planner):
             return super()._plan_at_once(run)
         view = self._view()
-        decision = planner.decide(run.request, view, self._context(run.options))
-        most = self._most_fallbacks(run.options)
+        decision = planner.decide(run.request, view, self._context(options))
+        most = self._most_fallbacks(options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
         if last is not None and last[0] is decision and last[1] is view and last[2] == most:

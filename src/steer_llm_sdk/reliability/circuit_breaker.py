@@ -457,19 +457,16 @@ class Breaker:
         if permit is None:
             permit = breaker.admit(call.part, call.deadline)
             if permit is UNCOUNTED:
-                self._tell(call, breaker, CircuitState.OPEN, would_refuse=True)
+                self.tell(call, breaker, CircuitState.OPEN, would_refuse=True)
         sent = _now() if breaker.times_calls else None
         try:
             result = await next(call)
         except BaseException as error:
             self.failed(call, breaker, permit, error, sent)
             raise
-        self.succeeded(call, breaker, permit, sent)
-        return result
-
-    def succeeded(self, call: Call, breaker: CircuitBreaker, permit: Permit, sent: float | None) -> None:
         if (changed := breaker.report(permit, call.part, SUCCESS, sent)) is not None:
-            self._tell(call, breaker, changed)
+            self.tell(call, breaker, changed)
+        return result
 
     def failed(
         self, call: Call, breaker: CircuitBreaker, permit: Permit, error: BaseException, sent: float | None
@@ -482,10 +479,10 @@ class Breaker:
             # Stopped because another answered while it had not given a byte in all its time: that is a timeout.
             outcome = FAILURE
         if (changed := breaker.report(permit, call.part, outcome, sent, asked)) is not None:
-            self._tell(call, breaker, changed)
+            self.tell(call, breaker, changed)
 
     @staticmethod
-    def _tell(call: Call, breaker: CircuitBreaker, state: CircuitState, **more: Any) -> None:
+    def tell(call: Call, breaker: CircuitBreaker, state: CircuitState, **more: Any) -> None:
         if breaker.config.scope == "model":
             more["model"] = call.model
         if breaker.mode is not BreakerMode.AUTO:

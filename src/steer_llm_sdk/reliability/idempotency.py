@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch, woken_by
 from steer_llm_sdk.reliability.stores import Claim, Store, open_store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -169,20 +169,39 @@ class Work(Generic[R]):
 
 
 class Flight(Generic[R]):
-    """Work under way and the callers who wait for it.
+    """Work under way and the callers who wait for it: how many, and those among them who have gone to sleep.
 
     `apart` is a copy of the result, made before any of several callers has the result to write in. `wanted` asks the
     store for how long callers in other processes are going to wait; None where there are none.
     """
 
-    def __init__(self, fingerprint: str, terms: Any, deadline: Deadline) -> None:
-        self.fingerprint = fingerprint
-        self.terms = terms
+    __slots__ = (
+        "apart",
+        "callers",
+        "closing",
+        "deadline",
+        "fingerprint",
+        "key",
+        "loop",
+        "task",
+        "terms",
+        "token",
+        "waiting",
+        "wanted",
+    )
+    task: asyncio.Task[R]
+
+    def __init__(self, work: Work[R], deadline: Deadline, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.key = work.key
+        self.fingerprint = work.fingerprint
+        self.terms = work.terms
         self.deadline = deadline
-        self.callers: list[asyncio.Future[None]] = []
+        self.token = 0
+        self.callers = 0
+        self.waiting: list[asyncio.Future[None]] = []
         self.closing = False
         self.wanted: Callable[[], Awaitable[float]] | None = None
-        self.task: asyncio.Task[R]
         self.apart: R | None = None
 
     async def wait(self, deadline: Deadline | None) -> R:
@@ -190,20 +209,17 @@ class Flight(Generic[R]):
         task = self.task
         in_time = task.done()
         if not in_time:
-            loop = task.get_loop()
-            woken: asyncio.Future[None] = loop.create_future()
-            self.callers.append(woken)
             at = math.inf if deadline is None else deadline.at
             if at > self.deadline.at:
                 self.deadline.at = at
-            timer = None if deadline is None else loop.call_at(at, wake, woken)
+            self.callers += 1
             try:
-                await woken
+                await asyncio.sleep(0)
+                if not task.done():  # Work that never waits needs no timer.
+                    await woken_by(self.loop, at, self.waiting)
                 in_time = task.done()
             finally:
-                if timer is not None:
-                    timer.cancel()
-                self.callers.remove(woken)
+                self.callers -= 1
                 if not self.callers and not task.done():
                     await self._left()
         if in_time:
@@ -245,7 +261,7 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
     """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
     while True:
         flight: Flight[R] | None = manager.flights.get(work.key)
-        if flight is None or flight.closing or flight.task.get_loop() is not asyncio.get_running_loop():
+        if flight is None or flight.closing or flight.loop is not asyncio.get_running_loop():
             # If there is one, it ends or runs on another loop: the store tells what becomes of it.
             return await _begin(manager, work, deadline).wait(deadline)
         if flight.fingerprint != work.fingerprint:
@@ -263,8 +279,9 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
 
 def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
     at, limit_ms = (math.inf, math.inf) if deadline is None else (deadline.at, deadline.limit_ms)
-    flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(at, limit_ms, firm=False))
-    flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
+    loop = asyncio.get_running_loop()
+    flight: Flight[R] = Flight(work, Deadline(at, limit_ms, firm=False), loop)
+    flight.task = loop.create_task(_fly(manager, work, flight))
     if not flight.task.done():  # It is, for work of no time in a loop with an eager task factory.
         manager.flights[work.key] = flight
     return flight
@@ -273,32 +290,38 @@ def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None
 async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     try:
         result = await _lead(manager, work, flight)
-        if len(flight.callers) > 1:
+        if flight.callers > 1:
             flight.apart = work.copy(result)
         return result
     finally:
         if manager.flights.get(work.key) is flight:
             del manager.flights[work.key]
         # A turn of the loop earlier than callbacks of the task would.
-        for woken in flight.callers:
+        for woken in flight.waiting:
             wake(woken)
 
 
 async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
+    store = manager.claims
     try:
-        claim = await _asked(manager, work, flight)
+        if type(store) is MemoryStore:
+            claim = await store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
+        else:
+            claim = await _claimed(manager, work)
+        if claim.kind != "ours":
+            claim = await _waited_for(claim, manager, work, flight)
     except StoreUnavailable as error:
         return await _without_store(work, flight, error)
     if claim.kind == "ours":
-        return await _own(manager, claim.token, work, flight)
+        flight.token = claim.token
+        return await _own(manager, work, flight)
     assert claim.result is not None
     return work.load(claim.result)
 
 
-async def _asked(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> Claim:
+async def _waited_for(claim: Claim, manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> Claim:
     """The key, or what it was settled with, after a wait where somebody else has it."""
     store = manager.claims
-    claim = await _claimed(manager, work)
     while claim.kind == "theirs":
         if not work.wait:
             raise InFlight(work.name, min(ASK_AGAIN, max(claim.left, GRACE)))
@@ -317,8 +340,6 @@ async def _asked(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) 
 async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
     """Raises StoreUnavailable also where the store says nothing, or what nobody knows."""
     store = manager.claims
-    if isinstance(store, MemoryStore):
-        return await store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
     # In a task of its own: a claim that is given up may have been granted, and is then given back.
     asking = _go_on_behind(store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds))
     try:
@@ -330,7 +351,9 @@ async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
     except Exception as error:
         raise StoreUnavailable(f"{store!r} did not answer: {type(error).__name__}") from error
     finally:
-        if not asking.done():
+        if type(store) is _PlainCache:
+            asking.cancel()
+        elif not asking.done():
             asking.add_done_callback(lambda asked: _give_back(store, work.key, asked))
     raise StoreUnavailable(f"{store!r} did not answer within {PATIENCE:g} s")
 
@@ -352,50 +375,50 @@ async def _without_store(work: Work[R], flight: Flight[R], error: StoreUnavailab
     return result
 
 
-async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: Flight[R]) -> R:
+async def _own(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
     store, heart = manager.claims, manager.heart
-    heart.keep(work.key, token)
-    if not isinstance(store, MemoryStore):
-        flight.wanted = lambda: _patiently(store.wanted(work.key, token), 0.0)
+    heart.keep(flight)
+    shared = type(store) is not MemoryStore
+    if shared:
+        flight.wanted = lambda: _patiently(store.wanted(flight.key, flight.token), 0.0)
     held = True
     try:
         result = await work.run(flight.deadline)
         kept = _kept(work, result)
         if kept is not None:
             held = False
-            settled = await _settle(store, work.key, token, kept, flight.deadline)
+            settled = await _settle(store, flight, kept)
             if settled is None:
                 work.note("not_remembered", _UNTAKEN.format(store), result)
             elif not settled:
-                return await _too_late(manager, token, work, flight, result, kept)
+                return await _too_late(manager, work, flight, result, kept)
         return result
     finally:
         flight.wanted = None
-        heart.let_go(work.key, token)
+        heart.let_go(flight)
         if held:
-            await _patiently(store.release(work.key, token), False)
+            releasing = store.release(flight.key, flight.token)
+            await (_patiently(releasing, False) if shared else releasing)
 
 
 _UNTAKEN = "{!r} did not take the result in time; it is tried for a while yet"
 
 
-async def _too_late(
-    manager: IdempotencyManager, token: int, work: Work[R], flight: Flight[R], result: R, kept: bytes
-) -> R:
+async def _too_late(manager: IdempotencyManager, work: Work[R], flight: Flight[R], result: R, kept: bytes) -> R:
     """The key was taken from us while we worked, or our result was written and the answer lost: all who ask for the key
     get the one result that stands, our caller too."""
+    token = flight.token
     try:
-        claim = await _asked(manager, work, flight)
+        claim = await _waited_for(await _claimed(manager, work), manager, work, flight)
         if claim.kind == "settled":
             assert claim.result is not None
             if claim.token == token:
                 return result
-            _log.warning(
-                "key %r was taken over while its run went on: its caller gets the result of the other", work.name
-            )
+            _log.warning("key %r was taken over meanwhile: its caller gets the result of the other run", work.name)
             return work.load(claim.result)
-        if await _settle(manager.claims, work.key, claim.token, kept, flight.deadline):
+        flight.token = claim.token
+        if await _settle(manager.claims, flight, kept):
             return result
         why = _UNTAKEN.format(manager.claims)
     except asyncio.CancelledError:
@@ -415,12 +438,16 @@ def _kept(work: Work[R], result: R) -> bytes | None:
         return None
 
 
-async def _settle(store: Store, key: str, token: int, kept: bytes, deadline: Deadline) -> bool | None:
-    """False: the token is stale. None: nobody knows yet. A store that is slow, or comes back, is written to when the
-    caller has his result, which he gets in time."""
-    if isinstance(store, MemoryStore):
-        return await store.settle(key, token, kept)
-    task = _go_on_behind(_written(store, key, token, kept))
+def _settle(store: Store, flight: Flight[Any], kept: bytes) -> Coroutine[Any, Any, bool | None]:
+    """False: the token is stale. None: nobody knows yet."""
+    if type(store) is MemoryStore:
+        return store.settle(flight.key, flight.token, kept)
+    return _settled(_written(store, flight.key, flight.token, kept), flight.deadline)
+
+
+async def _settled(writing: Coroutine[Any, Any, bool | None], deadline: Deadline) -> bool | None:
+    """A store that is slow, or comes back, is written to when the caller has his result, which he gets in time."""
+    task = _go_on_behind(writing)
     await watch(task, min(task.get_loop().time() + PATIENCE, deadline.at - GRACE))
     return task.result() if task.done() else None
 
@@ -461,27 +488,27 @@ class Heart:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._claims: dict[tuple[str, int], asyncio.AbstractEventLoop] = {}
+        self._flights: set[Flight[Any]] = set()
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         self._beats: set[asyncio.Task[bool]] = set()
 
-    def keep(self, key: str, token: int) -> None:
-        loop = asyncio.get_running_loop()
-        self._claims[key, token] = loop
+    def keep(self, flight: Flight[Any]) -> None:
+        loop = flight.loop
+        self._flights.add(flight)
         if loop not in self._timers:
             self._timers = {other: timer for other, timer in list(self._timers.items()) if not other.is_closed()}
             self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
 
-    def let_go(self, key: str, token: int) -> None:
-        self._claims.pop((key, token), None)
+    def let_go(self, flight: Flight[Any]) -> None:
+        self._flights.discard(flight)
 
     def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
-        mine = [claim for claim, owner in list(self._claims.items()) if owner is loop]
+        mine = [flight for flight in list(self._flights) if flight.loop is loop]
         if not mine:
             self._timers.pop(loop, None)
             return
         self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
-        for key, token in mine:
-            beat = loop.create_task(_quietly(self._store.renew(key, token, LEASE)))
+        for flight in mine:
+            beat = loop.create_task(_quietly(self._store.renew(flight.key, flight.token, LEASE)))
             self._beats.add(beat)
             beat.add_done_callback(self._beats.discard)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 MINUTE = 60.0
 
+_AFTER = 0.001
+"""Seconds by which a run's own end comes before that of its waiting, for it is the one that tells why."""
+
 LONGEST_BLOCK = 86_400.0
 """Seconds. A server that asks for more than a day of silence is asked again after one."""
 
@@ -373,7 +376,7 @@ class _Gate:
         """A place, and when its turn comes as far as is known. Raises QueueFull or WaitTooLong."""
         latest, deadline = now + self._limit.max_wait, call.deadline
         if deadline is not None and deadline.firm:
-            latest = min(latest, deadline.at)
+            latest = min(latest, deadline.at + _AFTER)
         with self._lock:
             state, answer = enqueue(self.state, call.tenant, tokens, latest, now, self._limit)
             if isinstance(answer, Refusal):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from steer_llm_sdk.reliability.stores import Claim, Store
 
+_new = tuple.__new__  # Makes a named tuple at half the time.
+
 
 class Entry:
     """`until` is the end of the lease while the key is claimed, of the memory once `result` is there."""
@@ -44,17 +46,17 @@ class MemoryStore(Store):
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
         with self._lock:
             now = self._clock()
-            entry = self._find(key, now)
-            if entry is not None and entry.fingerprint != fingerprint:
-                return Claim("conflict")
-            if entry is not None and entry.result is not None:
-                self._finished.move_to_end(key)
-                return Claim("settled", entry.token, entry.result)
-            if entry is not None and now < entry.until:
-                return Claim("theirs", left=entry.until - now)
-            self._token += 1
-            self._claimed[key] = Entry(fingerprint, self._token, ttl, now + lease)
-            return Claim("ours", self._token)
+            if (entry := self._find(key, now)) is not None:
+                if entry.fingerprint != fingerprint:
+                    return Claim("conflict")
+                if entry.result is not None:
+                    self._finished.move_to_end(key)
+                    return Claim("settled", entry.token, entry.result)
+                if now < entry.until:
+                    return Claim("theirs", left=entry.until - now)
+            self._token = token = self._token + 1
+            self._claimed[key] = Entry(fingerprint, token, ttl, now + lease)
+            return _new(Claim, ("ours", token, None, 0.0))
 
     async def renew(self, key: str, token: int, lease: float) -> bool:
         with self._lock:
