@@ -46,9 +46,9 @@ from steer_llm_sdk.reliability.stores.sqlite import Keys
 LEASE = 3.0
 """Seconds; the library's own 20 would make this a matter of hours, and changes nothing else."""
 WORKERS, AT_ONCE = 3, 6
-KEYS_PER_KILL = 20
+KEYS_PER_KILL = 12
 """So many are worked on between two kills, about."""
-SETTLING = 90.0
+SETTLING = 240.0
 """Seconds in which all keys must be answered once the killing is over."""
 
 
@@ -331,13 +331,16 @@ async def _same(result: Any) -> Any:
     return result
 
 
-def one_round(kind: str, kills: int, seed: int, stops: float = 0.2) -> tuple[Toll, Found, float]:
+def one_round(kind: str, kills: int, seed: int, stops: float = 0.2, keep: bool = True) -> tuple[Toll, Found, float]:
     with a_store(kind) as (url, server):
         log = Log(Path(tempfile.mkstemp(prefix="steer-kill-loop-")[1]))
         began = time.monotonic()
         try:
             toll = disturb(url, server, log, kills, random.Random(seed), stops)
-            return toll, judge(log, kills * KEYS_PER_KILL), time.monotonic() - began
+            found = judge(log, kills * KEYS_PER_KILL)
+            if found.broken and keep:
+                print(f"    its log: {shutil.copy(log.path, tempfile.mkdtemp())}")
+            return toll, found, time.monotonic() - began
         finally:
             log.path.unlink()
 
@@ -369,7 +372,7 @@ def main() -> int:
     caught = 0
     for name, plant in DEFECTS.items():
         with plant(), patch(f"{__name__}.SETTLING", 40.0):
-            _, found, took = one_round("sqlite", 14, given.seed, stops=0.6)
+            _, found, took = one_round("sqlite", 14, given.seed, stops=0.6, keep=False)
         caught += bool(found.broken)
         says = f"caught: {found.broken[0]}" if found.broken else "NOT CAUGHT"
         print(f"planted: {name}: {says} ({took:.0f} s)", flush=True)
