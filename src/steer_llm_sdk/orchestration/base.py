@@ -122,7 +122,7 @@ class BaseOrchestrator(ABC):
         """Run one request. A tool that fails is an output with status "failed".
 
         Raises BudgetExceeded (time, tokens or cost; what was done is on `.output`), ConflictError, ToolNotFound,
-        NoEligibleTool, StoreUnavailable, InvalidRequest. A str request reaches the tool as {"query": text}.
+        NoEligibleTool, StoreUnavailable, InFlight, InvalidRequest. A str request reaches the tool as {"query": text}.
         """
         run = self._accept(request, tool_name, tool_options, options, event_manager)
         events, deadline = run.events, run.deadline
@@ -198,7 +198,8 @@ class BaseOrchestrator(ABC):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what the tools that this orchestrator used have opened."""
+        """Close what the tools that this orchestrator used have opened, and the store that it opened."""
+        await self.idempotency_manager.aclose()
         tools, self._used, self._last_used = self._used, {}, None
         for tool in tools.values():
             await _closed(tool)
@@ -265,6 +266,12 @@ class BaseOrchestrator(ABC):
             run.deadline = shared
             return await self._work(run)
 
+        def note(what: str, why: str, output: OrchestrationOutput | None) -> None:
+            if output is None:
+                run.tell("warning", {"idempotency": what, "message": why})
+            else:
+                output.metadata["idempotency"] = what
+
         return keyed(
             run.options.tenant,
             run.options.idempotency_key,
@@ -273,6 +280,8 @@ class BaseOrchestrator(ABC):
             limits=(run.options.budget, run.options.budgets),
             remember_failures=config.remember_failures,
             run_unprotected=config.on_store_down == "run_unprotected",
+            wait=config.on_duplicate == "wait",
+            note=note,
         )
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────

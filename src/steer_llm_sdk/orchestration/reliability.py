@@ -62,7 +62,8 @@ class ReliabilityConfig(BaseModel):
     by provider, across runs; None is no such bound. `hedging` None: no call is hedged. Where a tool with a fallback, or
     a model with a next one, gives no byte for `silence_timeout` seconds after a request was sent, the other is asked
     beside it; None: only after it has failed. `on_store_down` says what a keyed run does when its store does not
-    answer. `remember_failures`: a failure that no retry can cure is replayed like an answer. `rate_limits` by
+    answer, `on_duplicate` what it does when the same run is under way: "wait" for its result, or "raise" InFlight.
+    `remember_failures`: a failure that no retry can cure is replayed like an answer. `rate_limits` by
     provider, "default" for the others; without any, nothing is limited. `learn_rate_limits`: what the providers'
     answers say of their limits holds too, for each model; off by default, so that nothing waits that was not told to.
     `error_classifier` says what the exceptions of a tool mean that this library does not know; it is the way to have
@@ -83,6 +84,7 @@ class ReliabilityConfig(BaseModel):
     hedging: HedgingPolicy | None = None
     silence_timeout: float | None = Field(default=10.0, gt=0, allow_inf_nan=False)
     on_store_down: Literal["fail_closed", "run_unprotected"] = "fail_closed"
+    on_duplicate: Literal["wait", "raise"] = "wait"
     remember_failures: bool = True
     error_classifier: InstanceOf[ErrorClassifier] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from operator import attrgetter
@@ -30,6 +31,8 @@ from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.reliability.stores import Store
+from steer_llm_sdk.reliability.stores._url import shown
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +62,12 @@ _provider = attrgetter("tool.provider")
 
 
 class ReliableOrchestrator(BaseOrchestrator):
-    """Breakers, limits and remembered results belong to this instance."""
+    """Breakers, limits and remembered results belong to this instance, unless `store` says where the results are kept.
+
+    `store` is a URL, see `open_store`, or a Store. Unset, it is what STEER_STORE names; without that, results are
+    remembered in memory. `async with` or `aclose` closes what was opened from a URL. An idempotency_manager has a
+    store of its own.
+    """
 
     def __init__(
         self,
@@ -69,8 +77,17 @@ class ReliableOrchestrator(BaseOrchestrator):
         *,
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
+        store: Store | str | None = None,
     ) -> None:
         check_types(("reliability_config", reliability_config, ReliabilityConfig))
+        if idempotency_manager is None:
+            idempotency_manager = IdempotencyManager(store=store or os.environ.get("STEER_STORE") or None)
+        elif store is not None:
+            raise InvalidRequest(
+                "store",
+                shown(store) if isinstance(store, str) else store,
+                "there is an idempotency_manager, which has one; give it to IdempotencyManager(store=…)",
+            )
         if planner is not None and not callable(getattr(planner, "plan", None)):  # One that is written without the base
             check_types(("planner", planner, Planner))
         self.planner = RuleBasedPlanner() if planner is None else planner

@@ -24,10 +24,12 @@ def keyed(
     limits: object,
     remember_failures: bool,
     run_unprotected: bool,
+    wait: bool,
+    note: Callable[[str, str, OrchestrationOutput | None], None],
 ) -> Work[OrchestrationOutput]:
     """`asked` is what the caller sent: request, tool_name or None, tool_options. It tells requests apart.
 
-    `limits` are the caller's own: one who joins is not ended by those of whoever led.
+    `limits` are the caller's own: one who joins is not ended by those of whoever led. The rest as in Work.
     """
     return Work(
         f"{_quoted(tenant)}:{key}",
@@ -39,6 +41,8 @@ def keyed(
         _copy,
         limits,
         run_unprotected,
+        wait,
+        note,
     )
 
 

@@ -416,6 +416,14 @@ async def test_another_models_call_has_another_idempotency_key() -> None:
     assert [model.requests[0].idempotency_key for model in (a, b)] == ["k", "k:m2"]
 
 
+async def test_tenants_that_use_one_key_send_two() -> None:
+    (model,) = models("fine")
+    tool = LLMTool("t", model)
+    for tenant in ("default", "a:b"):
+        await run(tool, options={"idempotency_key": "k", "tenant": tenant})
+    assert [request.idempotency_key for request in model.requests] == ["k:t", "a%3Ab:k:t"]
+
+
 # Streaming.
 
 
