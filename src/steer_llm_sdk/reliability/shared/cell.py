@@ -123,8 +123,11 @@ class Cell(Generic[S]):
 
     def hear(self, entry: Entry) -> None:
         """What is told, or was read; what is older than what is known is no news."""
-        if not self.alone and newer(self.version, entry):
-            assert entry.text is not None
+        if self.alone:
+            return
+        if entry.text is None:
+            self.version = 0  # The store has lost it; the next step brings it back.
+        elif newer(self.version, entry):
             try:
                 self._adopt(entry.version, self.decode(entry.text))
             except Unreadable as error:
@@ -213,13 +216,16 @@ class Cell(Generic[S]):
         while not self.alone:
             known, version, now = self.state, self.version, link.now()
             moved, answers = run(steps, known, now)
-            idle = moved is known or moved == known
+            idle = version > 0 and (moved is known or moved == known)
             if idle and sure:
-                return _answer(pending, answers)
+                _answer(pending, answers)
+                return
             try:
                 if idle:
-                    self.hear(await link.read(self))
-                    sure = self.version == version
+                    entry = await link.read(self)
+                    if entry is not None:
+                        self.hear(entry)
+                    sure = entry is None
                     continue
                 done = await link.swap(self, version, self.encode(moved), now)
             except link.LOST as error:
@@ -227,16 +233,20 @@ class Cell(Generic[S]):
                     self.unsure(steps)
                 link.lost(error)
                 break
-            if self.alone:  # Others found meanwhile that the store does not answer.
+            if self._is_alone():  # Others found meanwhile that the store does not answer.
                 self.unsure(steps)
             elif done.written:
                 if done.entry.version > self.version:  # Else somebody has moved it since, and told us sooner.
                     self._adopt(done.entry.version, moved)
-                return _answer(pending, answers)
+                _answer(pending, answers)
+                return
             else:
                 sure = True
                 self._lose(version, done.entry)
         self._alone(pending)
+
+    def _is_alone(self) -> bool:
+        return self.alone
 
     def _lose(self, tried: int, entry: Entry) -> None:
         """Somebody was faster. A store that has lost its data and its clock may have an older version: it is right."""

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 PATIENCE = 0.25
 """Seconds that the store gets to answer; it answers in half a millisecond."""
 REFRESH = 0.25
-"""Seconds between two looks at everything that is shared: for what was told and not heard, and for a store that is back."""
+"""Seconds between two looks at all that is shared: for what was told and not heard, and for a store that is back."""
 
 
 class Link:
@@ -31,7 +31,9 @@ class Link:
     LOST: tuple[type[BaseException], ...] = (Exception,)
     """Whatever the store or the way to it raises: it cannot be used now, and the reason is not ours to mend."""
 
-    def __init__(self, url: str, *, patience: float = PATIENCE, make_board: Callable[[str], Board] = open_board) -> None:
+    def __init__(
+        self, url: str, *, patience: float = PATIENCE, make_board: Callable[[str], Board] = open_board
+    ) -> None:
         self.at = shown(url)
         self.up = True
         self._patience = patience
@@ -90,9 +92,10 @@ class Link:
         self._tick(done.time, back=done.time < now)
         return done
 
-    async def read(self, cell: Cell[Any]) -> Entry:
+    async def read(self, cell: Cell[Any]) -> Entry | None:
+        """None where it is as it is known."""
         (entry,) = await self._read([cell])
-        return Entry(cell.version, None) if entry is None else entry
+        return entry
 
     def lost(self, error: BaseException) -> None:
         """Everything goes on alone, until the store answers again."""

@@ -58,7 +58,7 @@ class RedisBoard:
         return entries, _time(answers[0])
 
     async def swap(self, key: str, version: int, text: str, now: float, ttl: float, *, tell: bool) -> Swap:
-        args = [version, text, repr(now), int(ttl * 1000), int(tell), _CHANNEL]
+        args: list[str | int] = [version, text, repr(now), int(ttl * 1000), int(tell), _CHANNEL]
         answer = await self._swap(keys=[_key(key)], args=args)
         return Swap(bool(answer[0]), _entry(answer[1], answer[2]), _time(answer))
 

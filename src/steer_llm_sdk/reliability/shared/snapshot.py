@@ -108,9 +108,7 @@ def _lane_of(value: Any) -> Any:
             value["panicked"],
         )
     probes = tuple((serial, end) for serial, end in value["probes"])
-    return HalfOpen(
-        value["generation"], blamed, value["confirmed"], value["successes"], probes, value["relapses"]
-    )
+    return HalfOpen(value["generation"], blamed, value["confirmed"], value["successes"], probes, value["relapses"])
 
 
 def _tally_to(tally: Tally) -> dict[str, Any]:
@@ -146,7 +144,9 @@ def _rates_to(rates: Rates) -> dict[str, Any]:
 
 
 def _rates_of(value: Any) -> Rates:
-    rates = Rates(value["newest"], ring=[{part: Counts(*c) for part, c in counted.items()} for counted in value["ring"]])
+    rates = Rates(
+        value["newest"], ring=[{part: Counts(*c) for part, c in counted.items()} for counted in value["ring"]]
+    )
     for counted in rates.ring:
         for part, counts in counted.items():
             for sums in (rates.whole, rates.parts.setdefault(part, Counts())):
