@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from functools import cache
 from types import FunctionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
@@ -32,6 +32,9 @@ from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
 from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
 
 __all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
@@ -109,11 +112,12 @@ def _names_for(target: str) -> tuple[str, ...]:
 
 class ReliableToolExecutor:
     """Makes calls under the policies. It owns what outlives a call: the circuit breakers, the accounts of rate limits,
-    the retry budget and the latencies of one orchestrator."""
+    the retry budget and the latencies of one orchestrator; or, with `shared`, its part in what several share."""
 
-    def __init__(self, config: ReliabilityConfig | None = None) -> None:
+    def __init__(self, config: ReliabilityConfig | None = None, shared: SharedState | None = None) -> None:
         self.config = config or ReliabilityConfig()
-        self.breakers = CircuitBreakerManager(self.config.breaker_for)
+        self.shared = shared
+        self.breakers = self._breakers()
         learn = self.config.learn_rate_limits
         self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
         self.limits = RateLimits(self.config.limit_for) if learn or self.config.rate_limits else None
@@ -136,7 +140,7 @@ class ReliableToolExecutor:
                 (retry, self._retry(breakers)),
                 *((True, hedge) for hedge in hedges),
                 *((True, limiter) for limiter in limiters),
-                (breaker, Breaker(self.breakers)),
+                (breaker, self.breakers.policy()),
                 (reserve, Reserve()),
                 (retry and bool(hedges or limiters), self._limit),
                 (True, record),
@@ -150,6 +154,10 @@ class ReliableToolExecutor:
                 folded = compose(policies, execute)
             self._folded[key] = folded
         return folded
+
+    def _breakers(self) -> CircuitBreakerManager:
+        shared, config_for = self.shared, self.config.breaker_for
+        return CircuitBreakerManager(config_for) if shared is None else shared.breakers(config_for)
 
     def _classify(self) -> list[tuple[bool, Policy[Any]]]:
         classifier = self.config.error_classifier

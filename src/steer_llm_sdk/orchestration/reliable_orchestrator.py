@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from operator import attrgetter
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
 from steer_llm_sdk.models.plain import copied, copier
@@ -30,6 +30,9 @@ from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         *,
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
+        shared: SharedState | None = None,
     ) -> None:
         check_types(("reliability_config", reliability_config, ReliabilityConfig))
         if planner is not None and not callable(getattr(planner, "plan", None)):  # One that is written without the base
@@ -77,7 +81,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
             registry,
-            executor=ReliableToolExecutor(self.reliability_config),
+            executor=ReliableToolExecutor(self.reliability_config, shared),
             idempotency_manager=idempotency_manager,
             budget_accounts=budget_accounts,
         )

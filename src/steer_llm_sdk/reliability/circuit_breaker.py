@@ -391,6 +391,10 @@ class CircuitBreakerManager:
         self._of_model: dict[tuple[str, str], CircuitBreaker] = {}
         self._of_part: dict[tuple[str, str], CircuitBreaker] = {}
 
+    def policy(self) -> Breaker:
+        """What puts them round a call."""
+        return Breaker(self)
+
     def get_or_create(self, name: str, config: CircuitBreakerConfig | None = None) -> CircuitBreaker:
         breaker = self._breakers.get(name)
         if breaker is None:

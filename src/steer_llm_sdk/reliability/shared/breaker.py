@@ -75,11 +75,11 @@ class CircuitCell(Cell[Shared]):
         return rejoined(stored, self.state, now)
 
     def keep(self) -> None:
-        if self.version == 0:  # So that whoever lists the breakers finds it.
-            self.submit(_as_it_is)
+        if self.version == 0:  # The store has lost it: so that whoever lists the breakers finds it.
+            self.submit(as_it_is)
 
 
-def _as_it_is(shared: Shared, now: float) -> tuple[Shared, None]:
+def as_it_is(shared: Shared, now: float) -> tuple[Shared, None]:
     return shared, None
 
 
@@ -98,6 +98,8 @@ class SharedCircuitBreaker(CircuitBreaker):
     ) -> None:
         self.link = link
         self._home = _running_loop()
+        self._known = False
+        """Whether the store has said how it stands; until then nobody goes unasked."""
         super().__init__(name, config, on_change=on_change, all_open=all_open)
         self._cell = CircuitCell(link, name, self._adopt, Shared(self._circuit))
         link.add(self._cell)
@@ -119,6 +121,9 @@ class SharedCircuitBreaker(CircuitBreaker):
 
     async def take(self, part: str, deadline: Deadline | None = None) -> Permit:
         """A permit, to be reported exactly once; CircuitOpen otherwise. A probe's is given by the store."""
+        if not self._known:
+            await asyncio.shield(asyncio.wrap_future(self._cell.submit(as_it_is)))
+            self._begin()
         permit, step = self._decide(part, deadline)
         if step is None:
             return permit
@@ -131,6 +136,9 @@ class SharedCircuitBreaker(CircuitBreaker):
         return self._granted(answer)
 
     def admit(self, part: str, deadline: Deadline | None = None) -> Permit:
+        if not self._known:
+            self._cell.submit(as_it_is).result()
+            self._begin()
         permit, step = self._decide(part, deadline)
         return permit if step is None else self._granted(self._cell.submit(step).result())
 
@@ -162,6 +170,14 @@ class SharedCircuitBreaker(CircuitBreaker):
     def get_stats(self) -> dict[str, Any]:
         """`store`: whose circuit it is; `alone`: the store does not answer, and this instance goes on by itself."""
         return {**super().get_stats(), "store": self.link.at, "alone": self._cell.alone}
+
+    def _begin(self) -> None:
+        with self._lock:
+            self._known = True
+            self._note()
+
+    def _free(self) -> Permit | None:
+        return super()._free() if self._known else None
 
     def _decide(self, part: str, deadline: Deadline | None) -> tuple[Permit, Admission | None]:
         """A permit; or, where the store has to give it, how it is asked."""
@@ -236,6 +252,9 @@ class SharedBreakers(CircuitBreakerManager):
     def __init__(self, link: Link, config_for: Callable[[str], CircuitBreakerConfig] | None = None) -> None:
         super().__init__(config_for)
         self.link = link
+
+    def policy(self) -> Breaker:
+        return SharedBreaker(self)
 
     def _made(self, name: str, config: CircuitBreakerConfig) -> CircuitBreaker:
         return SharedCircuitBreaker(name, config, link=self.link, on_change=self._note, all_open=self._all_open)

@@ -38,7 +38,7 @@ class Link:
         self.up = True
         self._patience = patience
         self._board = make_board(url)
-        self._cells: dict[str, Cell[Any]] = {}
+        self._cells: list[Cell[Any]] = []
         self._ahead = time.time() - time.monotonic()
         self._clock_known = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,7 +58,7 @@ class Link:
         """Keep a cell as the store has it."""
         if not self.up:
             cell.part()
-        self._cells[cell.key] = cell
+        self._cells.append(cell)
         self.call(self._look)
 
     def call(self, do: Callable[..., None], *args: Any) -> bool:
@@ -103,7 +103,7 @@ class Link:
             self.up = False
             self.outages += 1
             _log.warning("%s does not answer (%s): what is shared there goes on here alone", self.at, _named(error))
-        for cell in list(self._cells.values()):
+        for cell in list(self._cells):
             cell.part()
 
     async def _read(self, cells: Iterable[Cell[Any]]) -> list[Entry | None]:
@@ -132,7 +132,7 @@ class Link:
         finally:
             with self._lock:
                 self._closed = True
-            for cell in list(self._cells.values()):
+            for cell in list(self._cells):
                 cell.answer_alone()
 
     def _look(self) -> None:
@@ -148,7 +148,7 @@ class Link:
                 await self._refresh()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._refreshing.wait(), REFRESH)
-            for cell in self._cells.values():
+            for cell in self._cells:
                 await cell.drain()
         finally:
             listening.cancel()
@@ -159,7 +159,7 @@ class Link:
                     await self._board.aclose()
 
     async def _refresh(self) -> None:
-        cells = [cell for cell in self._cells.values() if cell.told or cell.alone or cell.wanted()]
+        cells = [cell for cell in self._cells if cell.told or cell.alone or cell.wanted()]
         try:
             entries = await self._read(cells)
             for cell, entry in zip(cells, entries, strict=True):
@@ -183,9 +183,9 @@ class Link:
             await asyncio.sleep(REFRESH)
 
     def _hear(self, key: str, entry: Entry) -> None:
-        cell = self._cells.get(key)
-        if cell is not None:
-            cell.hear(entry)
+        for cell in self._cells:
+            if cell.key == key:
+                cell.hear(entry)
 
     async def _heard_again(self) -> None:
         """What was told before nobody heard."""
