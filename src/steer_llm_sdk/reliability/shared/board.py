@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 from steer_llm_sdk.errors import InvalidRequest
 
@@ -57,24 +56,33 @@ class Board(Protocol):
 
 def open_board(url: str) -> Board:
     """Connects when it is first used. InvalidRequest where the URL is of no store that can be shared."""
-    scheme = urlsplit(url).scheme.partition("+")[0]
-    if scheme in ("redis", "rediss"):
-        from steer_llm_sdk.reliability.shared.redis import RedisBoard
+    scheme = _scheme(url)
+    try:
+        if scheme in ("redis", "rediss"):
+            from steer_llm_sdk.reliability.shared.redis import RedisBoard
 
-        return RedisBoard(url)
-    if scheme in ("postgres", "postgresql"):
-        from steer_llm_sdk.reliability.shared.postgres import PostgresBoard
+            return RedisBoard(url)
+        if scheme in ("postgres", "postgresql"):
+            from steer_llm_sdk.reliability.shared.postgres import PostgresBoard
 
-        return PostgresBoard(url)
+            return PostgresBoard(url)
+    except ImportError as error:
+        extra = "redis" if scheme.startswith("redis") else "postgres"
+        raise ImportError(f"{shown(url)} needs the extra: pip install 'steer_llm_sdk[{extra}]'") from error
+    except ValueError:  # It would name what it could not read, and that may be the password.
+        raise InvalidRequest("store", shown(url), "it is no URL that can be read") from None
     raise InvalidRequest("store", shown(url), "give redis://… or postgresql://…: what is shared needs a server")
 
 
 def shareable(url: str) -> bool:
-    return urlsplit(url).scheme.partition("+")[0] in ("redis", "rediss", "postgres", "postgresql")
+    return _scheme(url) in ("redis", "rediss", "postgres", "postgresql")
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].partition("+")[0]
 
 
 def shown(url: str) -> str:
     """The URL without credentials and options."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
