@@ -86,7 +86,7 @@ class Server:
 
     def resume(self) -> None:
         for pid in (self.pid, *_children(self.pid)):
-            os.kill(pid, signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Stop it for good and remove its files."""

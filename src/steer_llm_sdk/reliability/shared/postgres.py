@@ -17,7 +17,7 @@ _MOST_TOLD = 7000
 """Characters that go into a notification, which holds 8000 bytes; what is longer is read."""
 
 _TABLE = """
-CREATE TABLE steer_shared (
+CREATE TABLE IF NOT EXISTS steer_shared (
     key text PRIMARY KEY, version bigint NOT NULL, text text NOT NULL, expires timestamptz NOT NULL)
 """
 
@@ -132,10 +132,10 @@ class PostgresBoard:
 
 async def _prepare(connection: psycopg.AsyncConnection[Any]) -> None:
     """Make the table where there is none; several may come at once. Throw away what has expired."""
-    there = "SELECT to_regclass('steer_shared') IS NOT NULL"
-    if (await (await connection.execute(there)).fetchone()) == (False,):
+    # Who may not make tables may use one that somebody else has made.
+    there = await connection.execute("SELECT to_regclass('steer_shared') IS NOT NULL")
+    if await there.fetchone() == (False,):
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('steer_shared'))")
-            if (await (await connection.execute(there)).fetchone()) == (False,):
-                await connection.execute(_TABLE)
+            await connection.execute(_TABLE)
     await connection.execute("DELETE FROM steer_shared WHERE expires < clock_timestamp()")
