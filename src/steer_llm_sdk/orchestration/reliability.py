@@ -29,7 +29,7 @@ from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerCon
 from steer_llm_sdk.reliability.classify import Classify, ErrorClassifier
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
-from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
+from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimits
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 
@@ -120,9 +120,9 @@ class ReliableToolExecutor:
         self.breakers = self._breakers()
         learn = self.config.learn_rate_limits
         self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
-        self.limits = RateLimits(self.config.limit_for) if learn or self.config.rate_limits else None
+        self.limits = self._limits() if learn or self.config.rate_limits else None
         budget = self.config.retry_budget
-        self._retry_budget = None if budget is None else RetryBudget(budget)
+        self._retry_budget = None if budget is None else self._budget(budget)
         self._limit = self.config.attempt_limit
         self.silence_timeout = self.config.silence_timeout
         hedging = self.config.hedging
@@ -134,7 +134,7 @@ class ReliableToolExecutor:
         key = (retry, breaker, reserve, timeout)
         if (folded := self._folded.get(key)) is None:
             breakers = self.breakers if breaker else None
-            limiters = [RateLimiter(limits, breakers) for limits in (self.learned_limits, self.limits) if limits]
+            limiters = [limits.policy(breakers) for limits in (self.learned_limits, self.limits) if limits]
             hedges = [self._hedge] if retry and self._hedge is not None else []
             order: list[tuple[bool, Policy[Any]]] = [
                 (retry, self._retry(breakers)),
@@ -158,6 +158,13 @@ class ReliableToolExecutor:
     def _breakers(self) -> CircuitBreakerManager:
         shared, config_for = self.shared, self.config.breaker_for
         return CircuitBreakerManager(config_for) if shared is None else shared.breakers(config_for)
+
+    def _limits(self) -> RateLimits:
+        shared, limit_for = self.shared, self.config.limit_for
+        return RateLimits(limit_for) if shared is None else shared.limits(limit_for)
+
+    def _budget(self, config: RetryBudgetConfig) -> RetryBudget:
+        return RetryBudget(config) if self.shared is None else self.shared.retry_budget(config)
 
     def _classify(self) -> list[tuple[bool, Policy[Any]]]:
         classifier = self.config.error_classifier

@@ -83,7 +83,9 @@ class ReliableOrchestrator(BaseOrchestrator):
             registry,
             executor=ReliableToolExecutor(self.reliability_config, shared),
             idempotency_manager=idempotency_manager,
-            budget_accounts=budget_accounts,
+            budget_accounts=shared.budget_accounts()
+            if shared is not None and budget_accounts is None
+            else budget_accounts,
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()

@@ -84,6 +84,9 @@ class Cell(Generic[S]):
     def changed(self) -> None:
         """`state` is another one. Called in the link's thread."""
 
+    def seen(self, stored: S) -> None:
+        """The store holds this. Called in the link's thread, before `state` is it."""
+
     def parted(self, state: S) -> S:
         """The value with which this instance goes on alone."""
         return state
@@ -92,11 +95,22 @@ class Cell(Generic[S]):
         """What stands in the store, with what happened here meanwhile. Called again where somebody is faster."""
         return stored
 
+    def news(self, known: S, moved: S) -> bool:
+        """Whether others are told at once."""
+        return self.told
+
+    def begin(self) -> None:
+        """Steps are going to be made, together."""
+
+    def stamped(self, moved: S, now: float) -> S:
+        """What goes to the store, after the steps."""
+        return moved
+
     def unsure(self, steps: list[Step[S, Any]]) -> None:
         """The store may or may not have made these steps: it did not answer. They are made once more, here alone."""
 
     def keep(self) -> None:
-        """Called in the link's thread every REFRESH seconds, while the store answers."""
+        """Called in the link's thread every REFRESH seconds, whenever the store has answered."""
 
     def wanted(self) -> bool:
         """Whether it has to be kept up to date although nobody tells of its changes."""
@@ -153,7 +167,8 @@ class Cell(Generic[S]):
                 now = self.link.now()
                 moved, version = self.rejoined(stored, now), entry.version
                 if entry.text is None or moved != stored:
-                    done = await self.link.swap(self, version, self.encode(moved), now)
+                    moved = self.stamped(moved, now)
+                    done = await self.link.swap(self, version, self.encode(moved), now, tell=True)
                     version, entry = done.entry.version, done.entry
                     if not done.written:
                         continue
@@ -168,6 +183,7 @@ class Cell(Generic[S]):
 
     def _adopt(self, version: int, state: S) -> None:
         self.version, self.joint = version, state
+        self.seen(state)
         if state != self.state:
             self.state = state
             self.changed()
@@ -213,6 +229,7 @@ class Cell(Generic[S]):
     async def _make(self, pending: list[tuple[Step[S, Any], Future[Any]]]) -> None:
         steps = [step for step, _ in pending]
         sure, link = self.told, self.link
+        self.begin()
         while not self.alone:
             known, version, now = self.state, self.version, link.now()
             moved, answers = run(steps, known, now)
@@ -227,7 +244,8 @@ class Cell(Generic[S]):
                         self.hear(entry)
                     sure = entry is None
                     continue
-                done = await link.swap(self, version, self.encode(moved), now)
+                moved = self.stamped(moved, now)
+                done = await link.swap(self, version, self.encode(moved), now, tell=self.news(known, moved))
             except link.LOST as error:
                 if not idle:
                     self.unsure(steps)

@@ -85,9 +85,9 @@ class Link:
 
     # ── the link's thread ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def swap(self, cell: Cell[Any], version: int, text: str, now: float) -> Swap:
+    async def swap(self, cell: Cell[Any], version: int, text: str, now: float, *, tell: bool) -> Swap:
         async with asyncio.timeout(self._patience):
-            done = await self._board.swap(cell.key, version, text, now, cell.ttl, tell=cell.told)
+            done = await self._board.swap(cell.key, version, text, now, cell.ttl, tell=tell)
         # One that lies before what we took for now shows that the store's clock was put back.
         self._tick(done.time, back=done.time < now)
         return done
@@ -168,6 +168,7 @@ class Link:
                     await cell.rejoin(entry)
                 elif entry is not None:
                     cell.hear(entry)
+            for cell in self._cells:
                 cell.keep()
         except self.LOST as error:
             self.lost(error)

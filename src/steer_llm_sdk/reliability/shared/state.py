@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from steer_llm_sdk.reliability.shared.breaker import SharedBreakers
+from steer_llm_sdk.reliability.shared.budgets import SharedAccounts
+from steer_llm_sdk.reliability.shared.limits import SharedRateLimits
 from steer_llm_sdk.reliability.shared.link import PATIENCE, Link
+from steer_llm_sdk.reliability.shared.retry_budget import SharedRetryBudget
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
+    from steer_llm_sdk.reliability.rate_limit import RateLimit
+    from steer_llm_sdk.reliability.retry_budget import RetryBudgetConfig
 
 
 class SharedState:
@@ -24,6 +29,15 @@ class SharedState:
 
     def breakers(self, config_for: Callable[[str], CircuitBreakerConfig]) -> SharedBreakers:
         return SharedBreakers(self.link, config_for)
+
+    def limits(self, limit_for: Callable[[str], RateLimit | None]) -> SharedRateLimits:
+        return SharedRateLimits(limit_for, self.link)
+
+    def retry_budget(self, config: RetryBudgetConfig) -> SharedRetryBudget:
+        return SharedRetryBudget(config, self.link)
+
+    def budget_accounts(self) -> SharedAccounts:
+        return SharedAccounts(self.link)
 
     def close(self) -> None:
         """Blocks until what waits is in the store, for a second at most. What is used afterwards is not shared."""
