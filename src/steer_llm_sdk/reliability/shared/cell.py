@@ -95,6 +95,9 @@ class Cell(Generic[S]):
         """What stands in the store, with what happened here meanwhile. Called again where somebody is faster."""
         return stored
 
+    def part_again(self) -> None:
+        """The store may or may not have what `rejoined` made last: it did not answer."""
+
     def news(self, known: S, moved: S) -> bool:
         """Whether others are told at once."""
         return self.told
@@ -168,7 +171,11 @@ class Cell(Generic[S]):
                 moved, version = self.rejoined(stored, now), entry.version
                 if entry.text is None or moved != stored:
                     moved = self.stamped(moved, now)
-                    done = await self.link.swap(self, version, self.encode(moved), now, tell=True)
+                    try:
+                        done = await self.link.swap(self, version, self.encode(moved), now, tell=True)
+                    except self.link.LOST:
+                        self.part_again()
+                        raise
                     version, entry = done.entry.version, done.entry
                     if not done.written:
                         continue

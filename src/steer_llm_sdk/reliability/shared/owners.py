@@ -12,6 +12,7 @@ Pure, but for `OwnedCell`, which knows who we are.
 
 from __future__ import annotations
 
+import math
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -55,6 +56,9 @@ class Owner(NamedTuple):
     held: Held = Held()
 
 
+NOBODY = Owner(math.inf)
+
+
 class Given(NamedTuple):
     """Something that was held is given back, by `owner`; `batch`: where the store may have made this already."""
 
@@ -66,12 +70,18 @@ class Given(NamedTuple):
 
 class Alone(NamedTuple):
     """What an instance without a store remembers: who it is meanwhile, how many share, what it gave back of what it
-    held in the store, and what it `used` of its own."""
+    held before, and what it `used` of its own. `before`: what it may have told the store already; it has, if the store
+    knows its owner."""
 
     owner: str
     sharing: int
     gives: tuple[Given, ...] = ()
     used: Any = None
+    before: Alone | None = None
+
+    def times(self) -> list[Alone]:
+        """From the first on."""
+        return [*([] if self.before is None else self.before.times()), self]
 
 
 class Owned(NamedTuple, Generic[V]):
@@ -80,8 +90,8 @@ class Owned(NamedTuple, Generic[V]):
     alone: Alone | None = None
 
     def holding(self, owner: str, held: Held) -> Owned[V]:
-        """With so much more in the hands of an owner, whose lease `stamped` says."""
-        known = self.owners.get(owner, Owner(0.0))
+        """With so much more in the hands of an owner. The lease of a new one begins when it is `stamped`."""
+        known = self.owners.get(owner, NOBODY)
         return self._replace(owners={**self.owners, owner: known._replace(held=known.held.plus(held))})
 
 
@@ -153,22 +163,29 @@ def rejoined(
     What it held there and has given back, it gives back there, once; what it held there and the store counts more of,
     was asked for and never had; what it used alone it owes.
     """
-    alone = local.alone
-    assert alone is not None
+    assert local.alone is not None
     value, owners = stored.value, dict(stored.owners)
+    times = local.alone.times()
+    for number, alone in enumerate(times):
+        if alone.owner in stored.owners:
+            continue
+        for given in alone.gives:
+            known = owners.get(given.owner)
+            if known is None or (given.batch is not None and known.batch >= given.batch):
+                continue
+            value, _ = give(value, given.what, given.held, now)
+            owners[given.owner] = known._replace(held=known.held.minus(given.held))
+        held = local.owners.get(alone.owner, NOBODY).held
+        for later in times[number + 1 :]:
+            for given in later.gives:
+                if given.owner == alone.owner:
+                    held = held.plus(given.held)
+        value = owe(value, alone.used, held, now)
+        owners[alone.owner] = Owner(math.inf, 0, held)
     for name in ours:
-        truth = local.owners.get(name, Owner(0.0)).held
-        known = owners.get(name)
-        if name == alone.owner:
-            value = owe(value, alone.used, truth, now)
-            owners[name] = Owner(0.0, 0, truth)
-        elif known is not None:
-            left = known.held
-            for given in alone.gives:
-                if given.owner == name and not (given.batch is not None and known.batch >= given.batch):
-                    value, _ = give(value, given.what, given.held, now)
-                    left = left.minus(given.held)
-            value = release(value, left.minus(truth), now)
+        if (known := owners.get(name)) is not None:
+            truth = local.owners.get(name, NOBODY).held
+            value = release(value, known.held.minus(truth), now)
             owners[name] = known._replace(held=truth)
     return Owned(value, owners)
 
@@ -271,6 +288,12 @@ class OwnedCell(Cell[Owned[V]]):
         self.term = self._next_term()
         return Owned(self.share(state.value, sharing), state.owners, Alone(self.term.name, sharing))
 
+    def part_again(self) -> None:
+        alone = self.state.alone
+        assert alone is not None
+        self.term = self._next_term()
+        self.state = self.state._replace(alone=Alone(self.term.name, alone.sharing, before=alone))
+
     def rejoined(self, stored: Owned[V], now: float) -> Owned[V]:
         stored = swept(stored, now, self.lapse)
         return rejoined(stored, self.state, list(self._terms), now, give=self.give, release=self.release, owe=self.owe)
@@ -282,7 +305,7 @@ class OwnedCell(Cell[Owned[V]]):
     def _renew(self, owned: Owned[V], now: float) -> tuple[Owned[V], None]:
         """A change of its own: `stamped` alone is no reason to write."""
         owned = swept(owned, now, self.lapse)
-        known = owned.owners.get(self.term.name, Owner(0.0))
+        known = owned.owners.get(self.term.name, NOBODY)
         return owned._replace(owners={**owned.owners, self.term.name: known._replace(until=now + LEASE)}), None
 
     def _next_term(self) -> Term:
