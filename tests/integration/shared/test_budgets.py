@@ -93,7 +93,7 @@ async def _watch(url: str, limit: int) -> None:
             ((entry,), _) = await board.read([(KEY, -1)])
             if entry is not None and entry.text is not None:
                 found = json.loads(entry.text)["account"]
-                assert 0 <= found["spent_usd"]
+                assert found["spent_usd"] >= 0
                 assert 0 <= found["reserved_usd"] <= limit - found["spent_usd"]
             await asyncio.sleep(0.002)
     finally:
