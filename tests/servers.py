@@ -82,7 +82,7 @@ class Server:
     def pause(self) -> None:
         """Let it be silent without being gone: connections stay open and nothing answers."""
         for pid in (*_children(self.pid), self.pid):
-            os.kill(pid, signal.SIGSTOP)
+            _signal(pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         for pid in (self.pid, *_children(self.pid)):

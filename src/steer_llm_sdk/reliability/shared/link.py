@@ -163,10 +163,11 @@ class Link:
         try:
             entries = await self._read(cells)
             for cell, entry in zip(cells, entries, strict=True):
+                if entry is None:
+                    continue
                 if cell.alone:
-                    assert entry is not None
                     await cell.rejoin(entry)
-                elif entry is not None:
+                else:
                     cell.hear(entry)
             for cell in self._cells:
                 cell.keep()

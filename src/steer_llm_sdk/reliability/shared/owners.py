@@ -71,7 +71,7 @@ class Given(NamedTuple):
 class Alone(NamedTuple):
     """What an instance without a store remembers: who it is meanwhile, how many share, what it gave back of what it
     held before, and what it `used` of its own. `before`: what it may have told the store already; it has, if the store
-    knows its owner."""
+    knows its owner or a later one."""
 
     owner: str
     sharing: int
@@ -166,8 +166,10 @@ def rejoined(
     assert local.alone is not None
     value, owners = stored.value, dict(stored.owners)
     times = local.alone.times()
+    # They were told in order, and a name that holds nothing any more is dropped when the next one is told.
+    known_times = [number for number, alone in enumerate(times) if alone.owner in stored.owners]
     for number, alone in enumerate(times):
-        if alone.owner in stored.owners:
+        if known_times and number <= known_times[-1]:
             continue
         for given in alone.gives:
             known = owners.get(given.owner)
