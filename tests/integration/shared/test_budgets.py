@@ -161,7 +161,7 @@ async def test_who_is_cancelled_at_any_moment_leaves_nothing_reserved(instances:
 
 
 def cell_of(orchestrator: ReliableOrchestrator) -> Any:
-    return next(cell for cell in orchestrator.executor.shared.link._cells if cell.key == KEY)
+    return next(cell for cell in orchestrator.executor.shared.link.cells if cell.key == KEY)
 
 
 # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────────

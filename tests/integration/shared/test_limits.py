@@ -64,7 +64,7 @@ async def ask(orchestrator: ReliableOrchestrator, options: Any = None) -> str:
 
 
 def cell_of(orchestrator: ReliableOrchestrator, key: str = KEY) -> Any:
-    return next(cell for cell in orchestrator.executor.shared.link._cells if cell.key == key)
+    return next(cell for cell in orchestrator.executor.shared.link.cells if cell.key == key)
 
 
 async def test_instances_take_from_one_bucket_of_requests(instances: Instances) -> None:

@@ -222,7 +222,8 @@ class SharedCircuitBreaker(CircuitBreaker):
         if permit is UNCOUNTED or (outcome is NEUTRAL and not probe):
             return None
         took = 0.0 if sent is None else asyncio.get_running_loop().time() - sent
-        report = Report(permit, part, outcome, self._time(), self.config, took, asked)
+        now = self._told_at = self._time()
+        report = Report(permit, part, outcome, now, self.config, took, asked)
         return self._cell.submit(report, TOGETHER if outcome is SUCCESS and not probe else 0.0)
 
     def _time(self) -> float:

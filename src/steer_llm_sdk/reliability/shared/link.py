@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,7 +39,8 @@ class Link:
         self.up = True
         self._patience = patience
         self._board = make_board(url)
-        self._cells: list[Cell[Any]] = []
+        # Whoever uses a cell holds it; one that is forgotten is no longer kept up to date.
+        self._cells: weakref.WeakSet[Cell[Any]] = weakref.WeakSet()
         self._ahead = time.time() - time.monotonic()
         self._clock_known = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,8 +60,14 @@ class Link:
         """Keep a cell as the store has it."""
         if not self.up:
             cell.part()
-        self._cells.append(cell)
+        with self._lock:
+            self._cells.add(cell)
         self.call(self._look)
+
+    @property
+    def cells(self) -> list[Cell[Any]]:
+        with self._lock:
+            return list(self._cells)
 
     def call(self, do: Callable[..., None], *args: Any) -> bool:
         """Have it done on the link's thread; False where it is closed."""
@@ -103,7 +111,7 @@ class Link:
             self.up = False
             self.outages += 1
             _log.warning("%s does not answer (%s): what is shared there goes on here alone", self.at, _named(error))
-        for cell in list(self._cells):
+        for cell in self.cells:
             cell.part()
 
     async def _read(self, cells: Iterable[Cell[Any]]) -> list[Entry | None]:
@@ -132,7 +140,7 @@ class Link:
         finally:
             with self._lock:
                 self._closed = True
-            for cell in list(self._cells):
+            for cell in self.cells:
                 cell.answer_alone()
 
     def _look(self) -> None:
@@ -148,7 +156,7 @@ class Link:
                 await self._refresh()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._refreshing.wait(), REFRESH)
-            for cell in self._cells:
+            for cell in self.cells:
                 await cell.drain()
         finally:
             listening.cancel()
@@ -159,7 +167,7 @@ class Link:
                     await self._board.aclose()
 
     async def _refresh(self) -> None:
-        cells = [cell for cell in self._cells if cell.told or cell.alone or cell.wanted()]
+        cells = [cell for cell in self.cells if cell.told or cell.alone or cell.wanted()]
         try:
             entries = await self._read(cells)
             for cell, entry in zip(cells, entries, strict=True):
@@ -169,7 +177,7 @@ class Link:
                     await cell.rejoin(entry)
                 else:
                     cell.hear(entry)
-            for cell in self._cells:
+            for cell in self.cells:
                 cell.keep()
         except self.LOST as error:
             self.lost(error)
@@ -185,7 +193,7 @@ class Link:
             await asyncio.sleep(REFRESH)
 
     def _hear(self, key: str, entry: Entry) -> None:
-        for cell in self._cells:
+        for cell in self.cells:
             if cell.key == key:
                 cell.hear(entry)
 

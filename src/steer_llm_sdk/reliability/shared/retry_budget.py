@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig, Window, draw, first
+from steer_llm_sdk.reliability._kept import Kept
+from steer_llm_sdk.reliability.retry_budget import SLICES, RetryBudget, RetryBudgetConfig, Window, draw, first
 from steer_llm_sdk.reliability.shared import snapshot
 from steer_llm_sdk.reliability.shared.cell import Cell
 from steer_llm_sdk.reliability.shared.link import Link
@@ -54,6 +55,12 @@ class WindowCell(Cell[Window]):
     def decode(self, text: str) -> Window:
         return snapshot.read(text, lambda value: snapshot.window_of(value["window"]))
 
+    @property
+    def idle(self) -> bool:
+        """Nothing of it is within the window any more, and nothing is to be told."""
+        over = self.state.slice + SLICES <= int(self.link.now() * SLICES / self._config.window)
+        return over and self.ended == self._brought
+
     def new_firsts(self) -> int:
         """Those that nobody has been told of."""
         with self._lock:
@@ -70,7 +77,7 @@ class SharedRetryBudget(RetryBudget):
     def __init__(self, config: RetryBudgetConfig, link: Link) -> None:
         super().__init__(config)
         self._link = link
-        self._cells: dict[str, WindowCell] = {}
+        self._cells: dict[str, WindowCell] = Kept(lambda cell: cell.idle)
 
     def first(self, target: str, now: float) -> None:
         (self._cells.get(target) or self._opened(target)).ended += 1
