@@ -180,8 +180,9 @@ class SharingModel:
         stored = world.stored
         for each in world.instances:
             if each.alone:
-                here = each.state.circuit.whole.generation
-                promise(here >= APART, "who is alone counts in generations of its own")
+                here = each.state.circuit
+                promise(here.whole.generation >= APART, "who is alone counts in generations of its own")
+                promise(here.serial >= APART, "who is alone numbers its probes on its own")
                 continue
             promise(each.version <= world.entry.version, "nobody knows what never was")
             if each.version == world.entry.version and each.version:

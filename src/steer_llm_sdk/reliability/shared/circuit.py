@@ -2,8 +2,9 @@
 
 Pure. What a step does to the circuit is what `reliability.circuit` does to it in memory.
 
-An instance that goes on alone gives every lane a new generation, of a range that the store never uses. So no permit of
-that time can be taken for one of the store's, and what was admitted before the parting counts on both sides.
+An instance that goes on alone gives every lane a new generation, and its probes serials, of a range that the store
+never uses. So no permit of that time can be taken for one of the store's, and what was admitted before the parting
+counts on both sides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
 
 APART = 1 << 40
-"""The first generation of an instance that has parted for the first time."""
+"""The first generation and serial of an instance that has parted for the first time."""
 MOST_REMEMBERED = 256
 """So many reports, the latest, are brought to the store by an instance that comes back."""
 
@@ -88,7 +89,7 @@ class Report:
 def _remembered(alone: Alone, report: Report, generation: int) -> Alone:
     """With the report, of a call that the store's circuit would have admitted as well."""
     stored = next((ours for (_, ours), here in alone.generations.items() if here == generation), None)
-    if stored is None:
+    if stored is None or report.permit.serial >= APART:
         return alone
     report = replace(report, permit=replace(report.permit, generation=stored))
     return alone._replace(reports=(*alone.reports[1 - MOST_REMEMBERED :], report))
@@ -127,7 +128,8 @@ def parted(shared: Shared, time: int) -> Shared:
     narrowed = {
         part: replace(lane, generation=generations[part, lane.generation]) for part, lane in circuit.narrowed.items()
     }
-    local = replace(circuit, whole=whole, narrowed=narrowed, generation=whole.generation)
+    serial = APART * time + circuit.serial
+    local = replace(circuit, whole=whole, narrowed=narrowed, serial=serial, generation=whole.generation)
     return shared._replace(circuit=local, alone=Alone(generations))
 
 
