@@ -310,8 +310,7 @@ class BaseOrchestrator(ABC):
         own = config.budget or {}
         tokens, cost_usd = own.get("tokens"), own.get("cost_usd")
         if config.budgets:
-            accounts = self.budget_accounts
-            return Ledger(tokens, cost_usd, accounts, accounts.open(config.budgets))
+            return self.budget_accounts.ledger(tokens, cost_usd, config.budgets)
         return None if tokens is None and cost_usd is None else Ledger(tokens, cost_usd)
 
     def _find(self, name: str) -> Tool:

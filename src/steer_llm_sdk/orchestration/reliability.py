@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from functools import cache
 from types import FunctionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
@@ -29,9 +29,12 @@ from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerCon
 from steer_llm_sdk.reliability.classify import Classify, ErrorClassifier
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
-from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
+from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimits
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
 
 __all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
@@ -111,16 +114,17 @@ def _names_for(target: str) -> tuple[str, ...]:
 
 class ReliableToolExecutor:
     """Makes calls under the policies. It owns what outlives a call: the circuit breakers, the accounts of rate limits,
-    the retry budget and the latencies of one orchestrator."""
+    the retry budget and the latencies of one orchestrator; or, with `shared`, its part in what several share."""
 
-    def __init__(self, config: ReliabilityConfig | None = None) -> None:
+    def __init__(self, config: ReliabilityConfig | None = None, shared: SharedState | None = None) -> None:
         self.config = config or ReliabilityConfig()
-        self.breakers = CircuitBreakerManager(self.config.breaker_for)
+        self.shared = shared
+        self.breakers = self._breakers()
         learn = self.config.learn_rate_limits
         self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
-        self.limits = RateLimits(self.config.limit_for) if learn or self.config.rate_limits else None
+        self.limits = self._limits() if learn or self.config.rate_limits else None
         budget = self.config.retry_budget
-        self._retry_budget = None if budget is None else RetryBudget(budget)
+        self._retry_budget = None if budget is None else self._budget(budget)
         self._limit = self.config.attempt_limit
         self.silence_timeout = self.config.silence_timeout
         hedging = self.config.hedging
@@ -132,13 +136,13 @@ class ReliableToolExecutor:
         key = (retry, breaker, reserve, timeout)
         if (folded := self._folded.get(key)) is None:
             breakers = self.breakers if breaker else None
-            limiters = [RateLimiter(limits, breakers) for limits in (self.learned_limits, self.limits) if limits]
+            limiters = [limits.policy(breakers) for limits in (self.learned_limits, self.limits) if limits]
             hedges = [self._hedge] if retry and self._hedge is not None else []
             order: list[tuple[bool, Policy[Any]]] = [
                 (retry, self._retry(breakers)),
                 *((True, hedge) for hedge in hedges),
                 *((True, limiter) for limiter in limiters),
-                (breaker, Breaker(self.breakers)),
+                (breaker, self.breakers.policy()),
                 (reserve, Reserve()),
                 (retry and bool(hedges or limiters), self._limit),
                 (True, record),
@@ -152,6 +156,17 @@ class ReliableToolExecutor:
                 folded = compose(policies, execute)
             self._folded[key] = folded
         return folded
+
+    def _breakers(self) -> CircuitBreakerManager:
+        shared, config_for = self.shared, self.config.breaker_for
+        return CircuitBreakerManager(config_for) if shared is None else shared.breakers(config_for)
+
+    def _limits(self) -> RateLimits:
+        shared, limit_for = self.shared, self.config.limit_for
+        return RateLimits(limit_for) if shared is None else shared.limits(limit_for)
+
+    def _budget(self, config: RetryBudgetConfig) -> RetryBudget:
+        return RetryBudget(config) if self.shared is None else self.shared.retry_budget(config)
 
     def _classify(self) -> list[tuple[bool, Policy[Any]]]:
         classifier = self.config.error_classifier

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from operator import attrgetter
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
 from steer_llm_sdk.models.plain import copied, copier
@@ -33,6 +33,9 @@ from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.reliability.stores import Store
 from steer_llm_sdk.reliability.stores._url import shown
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
         store: Store | str | None = None,
+        shared: SharedState | None = None,
     ) -> None:
         check_types(("reliability_config", reliability_config, ReliabilityConfig))
         if idempotency_manager is None:
@@ -94,9 +98,11 @@ class ReliableOrchestrator(BaseOrchestrator):
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
             registry,
-            executor=ReliableToolExecutor(self.reliability_config),
+            executor=ReliableToolExecutor(self.reliability_config, shared),
             idempotency_manager=idempotency_manager,
-            budget_accounts=budget_accounts,
+            budget_accounts=shared.budget_accounts()
+            if shared is not None and budget_accounts is None
+            else budget_accounts,
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()

@@ -528,7 +528,14 @@ class RateLimits:
         if limit is not None and self.learn:
             limit = RateLimit(max_queue=limit.max_queue, max_wait=limit.max_wait)
         # Another thread may have been faster; then its gate is everybody's.
-        return self.gates.setdefault(key, None if limit is None else _Gate(target, limit))
+        return self.gates.setdefault(key, None if limit is None else self._made(target, limit))
+
+    def policy(self, breakers: CircuitBreakerManager | None = None) -> RateLimiter:
+        """What puts them round a call."""
+        return RateLimiter(self, breakers)
+
+    def _made(self, target: str, limit: RateLimit) -> _Gate:
+        return _Gate(target, limit)
 
 
 class RateLimiter:

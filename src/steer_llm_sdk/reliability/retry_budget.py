@@ -103,6 +103,10 @@ class RetryBudget:
         """Nothing of it is within the window any more."""
         return int(asyncio.get_running_loop().time() * self._per_second) - counted.slice >= SLICES
 
+    async def ask(self, target: str) -> bool:
+        """`draw`, for who can wait for the answer."""
+        return self.draw(target)
+
     def _window(self, target: str) -> Window:
         """With what was counted since."""
         window = self._windows.get(target, _EMPTY)
