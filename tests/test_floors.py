@@ -48,6 +48,7 @@ FLOORS = {
     "orchestration.base": FLOW,
     "orchestration.orchestrator": FLOW,
     "orchestration.reliable_orchestrator": FLOW,
+    "durable": WAYS,
     "cli": WAYS,
     "testing": WAYS,
 }
@@ -56,11 +57,14 @@ FRONTS = {"": FLOW, "orchestration": FLOW}
 
 LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
-WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "openai", "orjson", "pydantic_ai", "re2"}
+WHEN_USED = {
+    *("anthropic", "dbos", "genai_prices", "h11", "httpx2", "jsonschema_rs"),
+    *("openai", "orjson", "psycopg", "pydantic_ai", "re2"),
+}
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {"email.utils", "importlib.metadata", "packaging.version"}
 """Some ms each: imported by the function that needs it, where few runs do."""
-HEAVY_ROOMS = (f"{PACKAGE}.providers._llm",)
+HEAVY_ROOMS = (f"{PACKAGE}.durable._dbos", f"{PACKAGE}.providers._llm")
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}
 """What the command line may import, and nothing else."""
