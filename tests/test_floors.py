@@ -216,7 +216,7 @@ def test_importing_orchestration_loads_none_of_its_modules_before_a_name_of_thei
 def test_the_orchestrators_load_nothing_that_only_some_runs_need() -> None:
     loaded = _loaded_by(f"from {PACKAGE}.orchestration import Orchestrator, ReliableOrchestrator, Tool")
     assert f"{PACKAGE}.orchestration.base" in loaded
-    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._report", f"{PACKAGE}.orchestration.tools.base"}
+    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._limits", f"{PACKAGE}.orchestration.tools.base"}
     rare = {"csv", "statistics", "zipfile", f"{PACKAGE}.orchestration.tools.function", f"{PACKAGE}.providers.discover"}
     assert not loaded & (SLOW | bundles | rare)
 

@@ -15,7 +15,6 @@ from steer_llm_sdk.cli.exits import Exit, code_of
 from steer_llm_sdk.evidence import summarize
 from steer_llm_sdk.orchestration.models import (
     BundleMetadata,
-    BundleSummary,
     EvidenceBundle,
     Replicate,
     ReplicateQuality,
@@ -30,7 +29,7 @@ def bundle(*answers: Any, invalid: int = 0, fields: list[str] | None = None) -> 
     return EvidenceBundle(
         meta=BundleMetadata(task="t", k=len(replicates), k_completed=len(answers)),
         replicates=replicates,
-        summary=BundleSummary.of(summarize(replicates, fields=fields)),
+        summary=summarize(replicates, fields=fields),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded, OrchestratorError
-from steer_llm_sdk.evidence import Summary, summarize
+from steer_llm_sdk.evidence import summarize
 from steer_llm_sdk.models.usage import add_usage
 from steer_llm_sdk.orchestration._call import time_left
 from steer_llm_sdk.orchestration.models.evidence_bundle import (
@@ -267,7 +267,7 @@ class _Making:
             return next(iter(self._refused.values()))
         return AllToolsFailed({**failures, **self._refused})
 
-    def _summary(self) -> Summary:
+    def _summary(self) -> BundleSummary:
         replicates = [made.replicate for made in self._in_order()]
         return summarize(
             replicates,
@@ -284,7 +284,7 @@ class _Making:
         return EvidenceBundle(
             meta=self._meta(),
             replicates=[made.replicate for made in self._in_order()],
-            summary=BundleSummary.of(summary),
+            summary=summary,
             usage_total=_sum_usage(outcomes),
             cost_total_usd=None if unpriced else math.fsum(costs.values()),
             cost_breakdown=costs,
@@ -305,10 +305,10 @@ class _Making:
             schema_uri=self._job.options.schema_uri,
         )
 
-    def _own_notes(self, summary: Summary) -> dict[str, Any]:
+    def _own_notes(self, summary: BundleSummary) -> dict[str, Any]:
         notes: dict[str, Any] = {}
-        if summary.whole:
-            notes["consensus_from"] = summary.nearest
+        if summary.consensus_from is not None:
+            notes["consensus_from"] = summary.consensus_from
         if self._cancelled:
             notes["cancelled"] = self._cancelled
         return notes
@@ -329,7 +329,7 @@ class _Making:
         cost = None if outcome.unpriced else math.fsum(outcome.costs.values())
         await self._job.tell("replicate_done", {**verdict, **data, "cost_usd": cost})
         if self._job.listened and self._valid > 1 and (self._running or self._todo):
-            await self._job.tell("partial_summary", self._told(BundleSummary.of(self._summary())))
+            await self._job.tell("partial_summary", self._told(self._summary()))
 
     async def _tell_end(self, bundle: EvidenceBundle) -> None:
         stopped = {"early_stopped": bundle.meta.early_stopped, "early_stop_reason": bundle.meta.early_stop_reason}
