@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator
@@ -30,7 +31,7 @@ def json_value(value: Any, depth: int = 0) -> Any:
     if depth >= MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels; flatten it")
     if isinstance(value, Mapping):
-        if type(value) is dict and _is_flat(value):
+        if type(value) is dict and is_flat(value):
             return value.copy()
         return {_key(key): json_value(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -40,12 +41,27 @@ def json_value(value: Any, depth: int = 0) -> Any:
     return json_value(_plain(value), depth + 1)
 
 
-def _is_flat(value: dict[Any, Any]) -> bool:
+def is_flat(value: dict[Any, Any]) -> bool:
     """Whether it is an object of ASCII texts and numbers, as most are: then looking at all of it at once will do.
 
     Any other object is looked at piece by piece, for the reason why it is no JSON.
     """
-    return set(map(type, value)) <= {str} and "".join(value).isascii() and _are_plain(value.values())
+    try:
+        return "".join(value).isascii() and _are_plain(value.values())
+    except TypeError:  # A key is no string.
+        return False
+
+
+def are_flat(values: Sequence[Any]) -> bool:
+    """Whether each of them is such an object: sooner said of many at once."""
+    if set(map(type, values)) != {dict}:
+        return False
+    try:
+        if not "".join(chain.from_iterable(values)).isascii():
+            return False
+    except TypeError:
+        return False
+    return _are_plain(list(chain.from_iterable(map(dict.values, values))))
 
 
 def _are_plain(items: Collection[Any]) -> bool:
@@ -57,9 +73,10 @@ def _are_plain(items: Collection[Any]) -> bool:
     # A sum is finite only if all of its parts are.
     if float in kinds and not math.isfinite(sum([item for item in items if type(item) is float])):
         return False
-    return (
-        int not in kinds or -_LONG < min(whole := [item for item in items if type(item) is int]) <= max(whole) < _LONG
-    )
+    if int not in kinds:
+        return True
+    whole = [item for item in items if type(item) is int]
+    return -_LONG < min(whole) <= max(whole) < _LONG
 
 
 def _whole(value: int) -> int:

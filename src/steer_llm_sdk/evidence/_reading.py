@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from math import fsum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical
+from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, is_element
 from steer_llm_sdk.evidence.equivalence import OBJECT, Key, class_of, clusters, key_of, number_of
 from steer_llm_sdk.evidence.policy import FieldPolicy, Policies
 
 _PLAIN: Final = frozenset({str, int, float, type(None), Absent})
 """Types whose values `==` tells apart as well as anything; a truth value is none of them, because True == 1."""
+_WITHOUT_NUMBERS: Final = frozenset({str, bool, type(None), Absent})
 _NUMERIC: Final = frozenset({int, float})
 
 
-@dataclass(frozen=True, slots=True)
-class Ballot:
+class Ballot(NamedTuple):
     """A valid answer and the weight of its vote."""
 
     id: str
@@ -36,7 +36,7 @@ class Column:
     The members are the ballots that have an object where this field would be; one without the field votes ABSENT.
     Class c has the ballots `ballots_of[c]`, the weight `weights[c]` and, as the one that most gave, `said[c]`.
     `object_class` is the class of those that have an object here, or an array that is aligned; their fields are the
-    `children`. `keep` is set for an element of an aligned array: the share that must have it.
+    `children`. `keep` is set for an element of an aligned array: the share that must have it. `is_key`: it is what aligned them.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class Column:
     object_class: int | None
     children: Sequence[Column]
     keep: float | None
+    is_key: bool
 
     @property
     def contested(self) -> bool:
@@ -97,24 +98,25 @@ class Reading:
         for column in self.columns:
             yield from column.below()
 
-    def weight(self, ballots: Sequence[int]) -> float:
-        return float(len(ballots)) if self._alike else fsum(self._weights[index] for index in ballots)
-
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _column(self, path: Path, members: Sequence[int], values: Sequence[Any], keep: float | None = None) -> Column:
         policy = self.policies.at(path)
         shapes = [_aligned(value, policy) for value in values] if policy.aligned else values
-        raw = _raw_keys(shapes)
+        raw, kinds = _raw_keys(shapes)
         weights = Counter(raw) if self._alike else self._weighed(raw, members)
-        if set(map(type, weights)) <= _NUMERIC and _by_value_alone(policy):
+        if kinds <= _NUMERIC and _by_value_alone(policy):
             # Each number is a class of its own, and the key of the counter the first value that was equal to it.
             said, lookup, object_class = list(weights), {key: number for number, key in enumerate(weights)}, None
+            of_classes = list(map(float, weights.values()))
         else:
             leaders, spokesmen = self._classes(path, raw, values, weights, policy)
             numbers = {leader: number for number, leader in enumerate(spokesmen)}
             lookup = {key: numbers[leader] for key, leader in leaders.items()}
             said, object_class = list(spokesmen.values()), numbers.get(OBJECT)
+            of_classes = [0.0] * len(said)
+            for key, weight in weights.items():
+                of_classes[lookup[key]] += weight
         classes = list(map(lookup.__getitem__, raw))
         ballots_of = _split(members, classes, len(said))
         return Column(
@@ -124,12 +126,19 @@ class Reading:
             values=values,
             classes=classes,
             ballots_of=ballots_of,
-            weights=[self.weight(group) for group in ballots_of],
+            weights=of_classes,
             said=said,
             object_class=object_class,
             children=[] if object_class is None else self._children(path, members, shapes, policy),
             keep=keep,
+            is_key=self._is_key(path),
         )
+
+    def _is_key(self, path: Path) -> bool:
+        """Whether it is the field by which elements of an aligned array are told apart."""
+        if len(path) < 2 or not is_element(path[-2]):
+            return False
+        return self.policies.at(path[:-2]).key == path[-1]
 
     def _weighed(self, raw: Sequence[Hashable], members: Sequence[int]) -> dict[Hashable, float]:
         weights: dict[Hashable, list[float]] = {}
@@ -217,11 +226,12 @@ def _aligned(value: Any, policy: FieldPolicy) -> Any:
     return value if found is None else found
 
 
-def _raw_keys(shapes: Sequence[Any]) -> Sequence[Hashable]:
-    """A key for each value that is equal for the same JSON value only."""
-    if set(map(type, shapes)) <= _PLAIN:
-        return shapes
-    return [OBJECT if isinstance(value, dict) else _raw_key(value) for value in shapes]
+def _raw_keys(shapes: Sequence[Any]) -> tuple[Sequence[Hashable], set[type]]:
+    """A key for each value that is equal for the same JSON value only, and the types of the values."""
+    kinds = set(map(type, shapes))
+    if kinds <= _PLAIN or kinds <= _WITHOUT_NUMBERS:
+        return shapes, kinds
+    return [OBJECT if isinstance(value, dict) else _raw_key(value) for value in shapes], kinds
 
 
 def _raw_key(value: Any) -> Hashable:
@@ -255,6 +265,8 @@ def _spokesman(
 def _split(members: Sequence[int], classes: Sequence[int], count: int) -> Sequence[Sequence[int]]:
     if count == 1:
         return [members]
+    if count == len(members):
+        return [[index] for index in members]
     found: list[list[int]] = [[] for _ in range(count)]
     for index, number in zip(members, classes, strict=True):
         found[number].append(index)

@@ -48,6 +48,8 @@ class Election:
     def elect(self, column: Column) -> Any:
         """The value that wins; ABSENT if most replicates have none."""
         winner = self._winner(column)
+        if column.is_key:  # All have it, because it is what they were aligned by; that is no agreement.
+            return column.said[winner]
         if winner != column.object_class or not column.children:
             self.tallies.append(Tally(column, winner))
             return column.said[winner]
@@ -135,6 +137,8 @@ class Election:
         for column in self.reading.all_columns():
             nothing = (column.object_class, column.absent_class)
             shared = [0.0 if number in nothing else weight for number, weight in enumerate(column.weights)]
+            if len(column.members) == len(found) and min(shared) == max(shared):
+                continue  # All have as much of it.
             for ballot, number in zip(column.members, column.classes, strict=True):
                 found[ballot] += shared[number]
         return found

@@ -12,8 +12,9 @@ from steer_llm_sdk.evidence._reading import Column
 from steer_llm_sdk.evidence.distance import Ruler, relative
 from steer_llm_sdk.evidence.distributions import entropy
 from steer_llm_sdk.evidence.models import Answer, Disagreement
+from steer_llm_sdk.models.plain import copied
 
-MOST_ANSWERS: Final = 20
+MOST_ANSWERS: Final = 10
 """Different answers to a field that are listed with their replicates."""
 _SAMPLED: Final = 50
 """Different texts whose distance from the consensus is measured; of more, the ones with most votes."""
@@ -30,7 +31,10 @@ def disagreement(column: Column, ids: Sequence[str], behind: int | None, support
         names, values = list(compress(names, given)), list(compress(values, given))
     ranked = [number for number in column.by_weight if number != absent]
     chosen = None if behind is None else column.said[behind]
-    return Disagreement(
+    if not _is_plain(column):
+        values = [copied(value) for value in values]
+    # Not validated again: all of it was made here, of values that are JSON.
+    return Disagreement.model_construct(
         field=dotted(column.path),
         values=values,
         replicate_ids=names,
@@ -43,10 +47,14 @@ def disagreement(column: Column, ids: Sequence[str], behind: int | None, support
     )
 
 
+def _is_plain(column: Column) -> bool:
+    return not set(map(type, column.said)) & {dict, list}
+
+
 def _answer(column: Column, number: int, ids: Sequence[str], chosen: Any, total: float) -> Answer:
     value, ballots = column.said[number], column.ballots_of[number]
-    return Answer(
-        value=value,
+    return Answer.model_construct(
+        value=copied(value),
         votes=len(ballots),
         share=column.weights[number] / total,
         replicate_ids=[ids[index] for index in ballots],

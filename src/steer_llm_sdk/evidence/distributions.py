@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import mul
 from typing import Any
 
 _LARGEST = 1e150
@@ -26,7 +27,8 @@ def describe(numbers: Sequence[int | float]) -> dict[str, Any]:
     n = len(ordered)
     mean = math.fsum(ordered) / n
     median = ordered[_rank(n, 0.5)]
-    squares = math.fsum([apart * apart for apart in [number - mean for number in ordered]])
+    apart = [number - mean for number in ordered]
+    squares = math.fsum(map(mul, apart, apart))
     low, high = median_ranks(n)
     return {
         "n": n,
@@ -39,9 +41,16 @@ def describe(numbers: Sequence[int | float]) -> dict[str, Any]:
         "q75": ordered[_rank(n, 0.75)],
         "q95": ordered[_rank(n, 0.95)],
         "max": ordered[-1],
-        "mad": sorted([abs(number - median) for number in ordered])[_rank(n, 0.5)],
+        "mad": _median_distance(ordered, _rank(n, 0.5)),
         "median_interval": [ordered[low], ordered[high]] if n > 2 else None,
     }
+
+
+def _median_distance(ordered: Sequence[float], middle: int) -> float:
+    median = ordered[middle]
+    # Two runs that rise are sorted in one pass.
+    below = [median - number for number in reversed(ordered[:middle])]
+    return sorted(below + [number - median for number in ordered[middle:]])[middle]
 
 
 def entropy(weights: Sequence[float]) -> float:

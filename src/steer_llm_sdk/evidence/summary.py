@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from statistics import median
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.evidence._json import json_value
+from steer_llm_sdk.evidence._json import are_flat, json_value
 from steer_llm_sdk.evidence._leaves import ABSENT, at, dotted, replaced
 from steer_llm_sdk.evidence._limits import Limits, cut, noting
 from steer_llm_sdk.evidence._reading import Ballot, Reading
@@ -27,6 +27,8 @@ from steer_llm_sdk.evidence.validation import Check, InvalidAnswer, check_of, re
 
 MAX_PAIRWISE: Final = 50
 """Valid replicates up to which distances are computed unasked: the matrix grows with their square."""
+_AT_ONCE: Final = 64
+"""Objects that are looked at together; not all of them, because some are of many megabytes."""
 _LEAST_SPREAD: Final = 0.02
 
 Given: TypeAlias = Replicate | BaseModel | Mapping[str, Any] | Sequence[Any] | str | float | None
@@ -64,13 +66,13 @@ def summarize(
     check = None if schema is None else check_of(schema)
     policies = Policies.of(fields, schema)
     cast = _read(replicates, check, weights)
-    votes = _Votes(cast, math.fsum(vote.ballot.weight for vote in cast))
+    total = math.fsum(vote.ballot.weight for vote in cast)
     ballots = [vote.ballot for vote in cast if not vote.errors]
     invalid = {vote.ballot.id: list(vote.errors) for vote in cast if vote.errors}
     if not ballots:
         return BundleSummary(invalid=invalid, models=_models(cast, {}))
     reading = Reading(ballots, policies)
-    result = _vote(reading, _acceptance(check, accepts), votes.total)
+    result = _vote(reading, _acceptance(check, accepts), total)
     matrix = distances(reading) if pairwise or (pairwise is None and len(ballots) <= MAX_PAIRWISE) else None
     summary = result.report(cast, invalid, matrix)
     if matrix is None and pairwise is None:
@@ -81,18 +83,11 @@ def summarize(
 # ── what is given ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class _Cast:
+class _Cast(NamedTuple):
     """A replicate as a vote; with `errors` it has none."""
 
     ballot: Ballot
     errors: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Votes:
-    cast: Sequence[_Cast]
-    total: float
 
 
 def _read(
@@ -102,12 +97,13 @@ def _read(
     weigh = _weigher(weights, len(given))
     seen: set[str] = set()
     cast = []
+    flat = [are_flat(given[start : start + _AT_ONCE]) for start in range(0, len(given), _AT_ONCE)]
     for place, item in enumerate(given):
         name, model = (item.id, item.model) if isinstance(item, Replicate) else (f"r{place + 1}", None)
         if name in seen:
             raise ValueError(f"replicates: the id {name!r} is there twice; give each replicate its own")
         seen.add(name)
-        data, errors = _value_of(item, check)
+        data, errors = (item, ()) if check is None and flat[place // _AT_ONCE] else _value_of(item, check)
         cast.append(_Cast(Ballot(name, data, weigh(place, name, model), model), errors))
     named = any(isinstance(item, Replicate) for item in given)
     return sorted(cast, key=lambda vote: natural(vote.ballot.id)) if named else cast
@@ -253,7 +249,7 @@ class _Result:
         return self.election.first([index for index in everyone if far[index] == least])
 
     def _distribution(self, tally: Tally, support: float, invalid: int) -> dict[str, Any]:
-        """`votes`: replicates per answer, most first, at most 20; of numbers what they are like."""
+        """`votes`: replicates per answer, most first, at most 10; of numbers what they are like."""
         column = tally.column
         absent = column.absent_class
         given = [number for number in column.by_weight if number != absent]
@@ -273,7 +269,7 @@ class _Result:
 def _numbers(tally: Tally) -> list[float]:
     """What was said, as numbers; none where something else was said too."""
     column = tally.column
-    kinds = set(map(type, column.values))
+    kinds = set(map(type, column.said))
     if kinds <= {int, float}:
         return list(column.values)
     if bool in kinds or dict in kinds or list in kinds:
