@@ -31,18 +31,20 @@ class Ballot(NamedTuple):
 
 @dataclass(kw_only=True)
 class Column:
-    """One field: `values[i]` and `classes[i]` are those of the ballot with the index `members[i]`.
+    """One field: `values[i]`, of the types `kinds`, and `classes[i]` are those of the ballot `members[i]`, an index.
 
     The members are the ballots that have an object where this field would be; one without the field votes ABSENT.
     Class c has the ballots `ballots_of[c]`, the weight `weights[c]` and, as the one that most gave, `said[c]`.
     `object_class` is the class of those that have an object here, or an array that is aligned; their fields are the
-    `children`. `keep` is set for an element of an aligned array: the share that must have it. `is_key`: it is what aligned them.
+    `children`. `keep` is set for an element of an aligned array: the share that must have it. `is_key`: it
+    is what aligned them, and they have other fields too.
     """
 
     path: Path
     policy: FieldPolicy
     members: Sequence[int]
     values: Sequence[Any]
+    kinds: set[type]
     classes: Sequence[int]
     ballots_of: Sequence[Sequence[int]]
     weights: Sequence[float]
@@ -124,6 +126,7 @@ class Reading:
             policy=policy,
             members=members,
             values=values,
+            kinds=kinds,
             classes=classes,
             ballots_of=ballots_of,
             weights=of_classes,
@@ -158,6 +161,8 @@ class Reading:
                 self.ignored.append(below)
             else:
                 found.append(self._column(below, indices, column, keep))
+        if len(found) == 1:
+            found[0].is_key = False
         return found
 
     # ── classes ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -136,6 +136,8 @@ class Policies:
             return cls({**annotated, **{parse_path(name): policy for name, policy in fields.items()}})
         if isinstance(fields, str):
             raise ValueError(f"fields: {fields!r} is one text; give a list of paths, such as [{fields!r}]")
+        if not fields:
+            raise ValueError("fields: [] leaves nothing to vote on; give paths, or None for all")
         return cls(annotated, parse_paths(fields))
 
     def at(self, path: Path) -> FieldPolicy:

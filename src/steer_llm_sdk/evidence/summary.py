@@ -269,7 +269,7 @@ class _Result:
 def _numbers(tally: Tally) -> list[float]:
     """What was said, as numbers; none where something else was said too."""
     column = tally.column
-    kinds = set(map(type, column.said))
+    kinds = column.kinds
     if kinds <= {int, float}:
         return list(column.values)
     if bool in kinds or dict in kinds or list in kinds:
