@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from hashlib import sha256
 from typing import Any, Final, TypeAlias
@@ -26,6 +26,42 @@ class Absent(Enum):
 
 
 ABSENT: Final = Absent.ABSENT
+
+
+def class_of(value: Any, *, exact: bool = False, depth: int = 0) -> Hashable:
+    """The order of an object's keys does not matter, the order of an array does."""
+    if isinstance(value, str):
+        # Quoted, because a text is never equal to a number here.
+        return ("text", value) if exact else _of_text(value)
+    if value is None or value is ABSENT:
+        return value
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, (int, float)):
+        return value
+    if depth >= MAX_DEPTH:
+        raise ValueError(f"an answer is nested deeper than {MAX_DEPTH} levels; flatten it")
+    if isinstance(value, Mapping):
+        items = ((key, class_of(item, exact=exact, depth=depth + 1)) for key, item in value.items())
+        return ("object", frozenset(items))
+    return ("array", tuple(class_of(item, exact=exact, depth=depth + 1) for item in value))
+
+
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?")
+
+
+def _of_text(text: str) -> Hashable:
+    folded = fold(text)
+    if folded[:1] in _FIRST and _NUMBER.fullmatch(folded):
+        return numeral(folded)
+    return folded
+
+
+_FIRST: Final = frozenset("-0123456789")
+
+
+def numeral(digits: str) -> int | float:
+    return float(digits) if not digits.lstrip("-").isdecimal() else int(digits)
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -10,8 +10,8 @@ from itertools import chain
 from math import fsum
 from typing import Any, Final, NamedTuple
 
-from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, is_element
-from steer_llm_sdk.evidence.equivalence import OBJECT, Key, class_of, clusters, key_of, number_of
+from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, class_of, is_element
+from steer_llm_sdk.evidence.equivalence import OBJECT, Key, clusters, key_of, number_of
 from steer_llm_sdk.evidence.policy import FieldPolicy, Policies
 
 _PLAIN: Final = frozenset({str, int, float, type(None), Absent})

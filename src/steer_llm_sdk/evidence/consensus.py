@@ -14,10 +14,10 @@ from functools import cached_property
 from statistics import median_low
 from typing import Any
 
-from steer_llm_sdk.evidence._leaves import ABSENT, Path, aligned, canonical, dotted
+from steer_llm_sdk.evidence._leaves import ABSENT, Path, aligned, canonical, class_of, dotted
 from steer_llm_sdk.evidence._reading import Column, Reading
 from steer_llm_sdk.evidence.distance import Ruler
-from steer_llm_sdk.evidence.equivalence import class_of, number_of
+from steer_llm_sdk.evidence.equivalence import number_of
 
 
 @dataclass(frozen=True, slots=True)

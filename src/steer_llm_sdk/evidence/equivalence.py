@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from steer_llm_sdk.evidence._leaves import ABSENT, MAX_DEPTH, canonical, fold
+from steer_llm_sdk.evidence._leaves import ABSENT, canonical, class_of, fold, numeral
 from steer_llm_sdk.evidence.policy import FieldPolicy
 
 MOST_TEXTS: Final = 150
@@ -23,7 +23,7 @@ _SAMPLE: Final = 4096
 OBJECT: Final = ("object",)
 """The class of every object whose keys are voted on one by one."""
 
-Key = Hashable
+Key: TypeAlias = Hashable
 
 
 def key_of(value: Any, policy: FieldPolicy) -> Key:
@@ -35,42 +35,6 @@ def key_of(value: Any, policy: FieldPolicy) -> Key:
     if kind == "date" and isinstance(value, str):
         return date_key(value, policy.day_first) or class_of(value)
     return class_of(value, exact=kind == "exact")
-
-
-def class_of(value: Any, *, exact: bool = False, depth: int = 0) -> Key:
-    """The order of an object's keys does not matter, the order of an array does."""
-    if isinstance(value, str):
-        # Quoted, because a text is never equal to a number here.
-        return ("text", value) if exact else _of_text(value)
-    if value is None or value is ABSENT:
-        return value
-    if isinstance(value, bool):
-        return ("bool", value)
-    if isinstance(value, (int, float)):
-        return value
-    if depth >= MAX_DEPTH:
-        raise ValueError(f"an answer is nested deeper than {MAX_DEPTH} levels; flatten it")
-    if isinstance(value, Mapping):
-        items = ((key, class_of(item, exact=exact, depth=depth + 1)) for key, item in value.items())
-        return ("object", frozenset(items))
-    return ("array", tuple(class_of(item, exact=exact, depth=depth + 1) for item in value))
-
-
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?")
-
-
-def _of_text(text: str) -> Key:
-    folded = fold(text)
-    if folded[:1] in _FIRST and _NUMBER.fullmatch(folded):
-        return _numeral(folded)
-    return folded
-
-
-_FIRST: Final = frozenset("-0123456789")
-
-
-def _numeral(digits: str) -> int | float:
-    return float(digits) if not digits.lstrip("-").isdecimal() else int(digits)
 
 
 # Numbers and dates in words.
@@ -87,7 +51,7 @@ def number_of(value: Any, units: Mapping[str, float] | None = None) -> int | flo
     text, factor = _without_unit(fold(value).replace("\u2212", "-"), units or {})
     if not any(character.isdigit() for character in text) or not _GROUPED.fullmatch(text):
         return None
-    number = _numeral(text.replace(",", "").removeprefix("+"))
+    number = numeral(text.replace(",", "").removeprefix("+"))
     return number if factor == 1 else number * factor
 
 

@@ -94,7 +94,9 @@ class BundleSummary(Model):
     """Where the replicates agree. `confidence` is None exactly where there is no consensus.
 
     `support` is the share of all replicates, invalid ones included, that gave the consensus, averaged over the fields:
-    how stable the answer is, not how likely it is to be true. `confidence_is` names the number that `confidence` is.
+    how stable the answer is, not how likely it is to be true; `stability` the probability that it is what is said most
+    often; `trust` the probability that it is right, where a calibrator could tell; the two are set by a bundle.
+    `confidence` is one of the three, and `confidence_is` says which.
     `nearest` is the valid replicate that agrees most with the consensus, `medoid` the one nearest to all others.
     `consensus_from` is the replicate whose whole answer is the consensus, because the field-wise one did not fit the
     schema. `invalid` has the reasons why replicates do not count. `pairwise_distance` has a row for each valid
@@ -111,6 +113,8 @@ class BundleSummary(Model):
     truncation_info: dict[str, Any] | None = None
     confidence_is: Literal["support", "stability", "trust"] | None = None
     support: float | None = Field(default=None, ge=0, le=1)
+    stability: float | None = Field(default=None, ge=0, le=1)
+    trust: float | None = Field(default=None, ge=0, lt=1)
     nearest: str | None = None
     medoid: str | None = None
     consensus_from: str | None = None

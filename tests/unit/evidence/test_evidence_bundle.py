@@ -68,6 +68,8 @@ def test_the_defaults_say_nothing_that_is_not_known() -> None:
         "truncation_info": None,
         "confidence_is": None,
         "support": None,
+        "stability": None,
+        "trust": None,
         "nearest": None,
         "medoid": None,
         "consensus_from": None,

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_llm_sdk.evidence import FieldPolicy, summarize
+from steer_llm_sdk.evidence._leaves import class_of
 from steer_llm_sdk.evidence._reading import Ballot, Reading
-from steer_llm_sdk.evidence.equivalence import class_of, fold, shingles, unlikeness
+from steer_llm_sdk.evidence.equivalence import fold, shingles, unlikeness
 from steer_llm_sdk.evidence.policy import Policies
 from steer_llm_sdk.orchestration.models import Replicate
 
