@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from steer_llm_sdk.evidence._limits import Limits
     from steer_llm_sdk.evidence.distance import mean_distance, pairwise_distance
     from steer_llm_sdk.evidence.policy import FieldPolicy
+    from steer_llm_sdk.evidence.stopping import StopDecision, should_stop
     from steer_llm_sdk.evidence.summary import summarize
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     "MAX_DEPTH",
     "FieldPolicy",
     "Limits",
+    "StopDecision",
     "at",
     "mean_distance",
     "pairwise_distance",
     "parse_path",
+    "should_stop",
     "summarize",
 ]
 
@@ -28,6 +31,7 @@ _LATE = {
     "FieldPolicy": f"{__name__}.policy",
     "Limits": f"{__name__}._limits",
     **dict.fromkeys(("mean_distance", "pairwise_distance"), f"{__name__}.distance"),
+    **dict.fromkeys(("StopDecision", "should_stop"), f"{__name__}.stopping"),
     "summarize": f"{__name__}.summary",
 }
 
