@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from operator import mul
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -31,9 +32,6 @@ that was asked for. complete: all k are in, and the rule did not hold. The other
 """
 
 RULES: Final[tuple[Rule, ...]] = get_args(Rule)
-
-PRIOR: Final = 0.5
-"""Pseudo-votes of each answer that was seen, and of all those that were not seen together."""
 
 Counts: TypeAlias = tuple[int, ...]
 """Votes per answer, most first."""
@@ -105,8 +103,8 @@ def should_stop(
     """Whether the votes, in order of arrival, suffice; at the latest when all k are in.
 
     - "curtail": nobody can draw level with the leader any more, v1 - v2 > r (Wald 1947). Never changes the answer.
-    - "pcurtail": the probability that anybody overtakes the leader is at most `risk` (Lan, Simon and Halperin 1982, on
-      a Polya urn).
+    - "pcurtail": the probability that anybody overtakes the leader is at most `risk` (Lan, Simon and Halperin
+      1982, on the urn of `will_keep`).
     - "certified": the leader is the answer that the model gives most often, wrongly with probability at most `risk`,
       however often one looks (a betting e-process). It says nothing of the truth. Where the certificate is out of
       reach within k, votes stop when they are decided.
@@ -156,9 +154,11 @@ def _reason(standing: Standing, rule: Rule, risk: float, floor: float, min_valid
 
 
 def _need(standing: Standing, rule: Rule, risk: float) -> int:
-    """By bisection: further votes for the leader bring every rule nearer, and k of them are always enough."""
+    """By bisection: further votes for the leader bring every rule nearer; with `high` of them it is decided."""
     holds = _RULES[rule]
-    low, high = 0, standing.left
+    first, second = (*standing.counts, 0, 0)[:2]
+    high = standing.left if rule == "certified" else (standing.left - first + second) // 2 + 1
+    low = 0
     while high - low > 1:
         middle = (low + high) // 2
         if holds(standing.ahead(middle), risk) is None:
@@ -234,7 +234,9 @@ def is_futile(standing: Standing, floor: float, risk: float = 0.0) -> bool:
     counts = (*standing.counts, 0)
     if counts[0] + left < target:
         return True
-    return risk > 0 and sum(_reaches(standing.counts, votes, left, target) for votes in counts) <= risk
+    if not standing.counts or not risk:
+        return False
+    return sum(_reaches(standing.counts, votes, left, target) for votes in counts) <= risk
 
 
 # ── what the votes to come may do ────────────────────────────────────────────────────────────────────────────────────
@@ -243,10 +245,16 @@ def is_futile(standing: Standing, floor: float, risk: float = 0.0) -> bool:
 def will_keep(counts: Sequence[int], left: int) -> float:
     """The probability that the leader still leads, alone or level, after `left` more votes; 0.0 without a leader.
 
-    The votes to come are drawn from a Polya urn in which each answer has its votes + 1/2 balls, and all answers not
-    yet seen 1/2 together: 1 less the sum over the rivals of the probability that one overtakes, a lower bound.
+    1 less the expected number of rivals that overtake it, a lower bound. The votes to come are drawn from an urn in
+    which each answer has its votes as balls and all answers not yet seen have theta, shared out as they come (Ewens).
+    How varied the answers to one question are differs by orders of magnitude between questions, so theta is taken to be
+    anything from 0.1 to 10 with even odds on the logarithm, and the votes so far say which: three alike speak for a
+    small one, three that differ for a large one.
     """
     return _will_keep(tuple(sorted(counts, reverse=True)), left) if counts else 0.0
+
+
+THETAS: Final = (0.1, 0.5, 2.0, 10.0)
 
 
 @lru_cache(maxsize=4096)
@@ -254,54 +262,90 @@ def _will_keep(counts: Counts, left: int) -> float:
     first, *others = counts
     if left == 0:
         return 1.0
-    total = sum(counts) + PRIOR * (len(counts) + 1)
-    overtaken = sum(
-        others.count(votes) * _overtakes(first + PRIOR, votes + PRIOR, total, left, first - votes)
-        for votes in set(others)
-    )
-    overtaken += _overtakes(first + PRIOR, PRIOR, total, left, first)
-    return max(0.0, 1.0 - overtaken)
+    urn = _Urn(counts, left)
+    rivals = {votes: others.count(votes) for votes in others if first - votes < left}
+    overtaken = sum(times * urn.overtakes(votes) for votes, times in rivals.items())
+    return max(0.0, 1.0 - overtaken - (urn.unseen_overtake() if first < left else 0.0))
 
 
-def _overtakes(leader: float, rival: float, total: float, left: int, behind: int) -> float:
-    """The probability that of `left` draws the rival gets over `behind` more than the leader.
+class _Urn:
+    """`left` draws from a mixture of Polya urns.
 
-    In a Polya urn the draws of leader, rival and all others are independent negative binomials, given that they add up
-    to `left`; the ratio of the three is chosen so that `left` is near their mean and nothing underflows that matters.
+    The draws of the leader, of a rival and of all others are independent negative binomials, given that they add up to
+    `left`. Their common ratio cancels; it is chosen so that `left` is near the mean, and nothing that matters
+    underflows. Only the others' share depends on theta, so the mixture is one of that share alone.
     """
-    if behind >= left:
-        return 0.0
-    ratio = left / (total + left)
-    lead, over, rest = (_draws(weight, left, ratio) for weight in (leader, rival, total - leader - rival))
-    rest.reverse()
-    ways = 0.0
-    for b in range(behind + 1, left + 1):
-        # The leader gets 0 .. min(b - behind - 1, left - b), the others what is left.
-        most = min(b - behind, left - b + 1)
-        ways += over[b] * sum(map(mul, lead[:most], rest[b : b + most]))
-    return ways / _draw(total, left, ratio)
+
+    def __init__(self, counts: Counts, left: int) -> None:
+        self._first, self._seen, self._left = counts[0], sum(counts), left
+        self._ratio = left / (self._seen + left)
+        self._leader = _draws(self._first, left, self._ratio)
+        whole = [_draw(self._seen + theta, left, self._ratio) for theta in THETAS]
+        self._odds = [odds / of for odds, of in zip(_odds(len(counts), self._seen), whole, strict=True)]
+
+    def overtakes(self, votes: int) -> float:
+        """The probability that a rival with `votes` gets ahead."""
+        gains = _draws(votes, self._left, self._ratio)
+        return self._ahead(gains, self._first - votes, self._others(votes, self._odds))
+
+    def unseen_overtake(self) -> float:
+        """The expected number of answers that were not seen yet and get ahead. One of size b has weight theta / b."""
+        gains = [0.0, *(self._ratio**size / size for size in range(1, self._left + 1))]
+        odds = [theta * odds for theta, odds in zip(THETAS, self._odds, strict=True)]
+        return self._ahead(gains, self._first, self._others(0, odds))
+
+    def _others(self, rival: int, odds: Sequence[float]) -> list[float]:
+        """The share of all others, by how many draws are theirs, `left` first."""
+        rest = self._seen - self._first - rival
+        shares = [_draws(rest + theta, self._left, self._ratio) for theta in THETAS]
+        mixed = [sum(map(mul, odds, each)) for each in zip(*shares, strict=True)]
+        mixed.reverse()
+        return mixed
+
+    def _ahead(self, gains: Sequence[float], behind: int, others: Sequence[float]) -> float:
+        """Summed over all draws in which the rival gets over `behind` more than the leader."""
+        left, total = self._left, 0.0
+        for gain in range(behind + 1, left + 1):
+            # The leader gets 0 .. min(gain - behind - 1, left - gain), the others what is left.
+            most = min(gain - behind, left - gain + 1)
+            total += gains[gain] * sum(map(mul, self._leader[:most], others[gain : gain + most]))
+        return total
+
+
+@lru_cache(maxsize=1024)
+def _odds(answers: int, votes: int) -> list[float]:
+    """How likely each theta is, given that so many votes were for so many answers (Ewens' sampling formula)."""
+    logs = [answers * math.log(theta) + math.lgamma(theta) - math.lgamma(theta + votes) for theta in THETAS]
+    most = max(logs)
+    weights = [math.exp(log - most) for log in logs]
+    return [weight / sum(weights) for weight in weights]
 
 
 def _draws(weight: float, left: int, ratio: float) -> list[float]:
-    return [_draw(weight, count, ratio) for count in range(left + 1)]
+    """The negative binomial probabilities of 0 .. left."""
+    start = weight * math.log1p(-ratio)
+    if start < -600:
+        return [_draw(weight, count, ratio) for count in range(left + 1)]
+    steps = ((weight + count) / (count + 1) * ratio for count in range(left))
+    return list(accumulate(steps, mul, initial=math.exp(start)))
 
 
 def _draw(weight: float, count: int, ratio: float) -> float:
-    """The negative binomial probability of `count`; a weight of nothing is never drawn."""
-    if weight <= 0:
-        return float(count == 0)
     log = math.lgamma(weight + count) - math.lgamma(weight) - math.lgamma(count + 1)
     return math.exp(log + count * math.log(ratio) + weight * math.log1p(-ratio))
 
 
 @lru_cache(maxsize=4096)
 def _reaches(counts: Counts, votes: int, left: int, target: int) -> float:
-    """The probability that an answer with `votes` has `target` after `left` more: a beta-binomial tail."""
+    """The probability that an answer with `votes` has `target` after `left` more; with 0: all unseen ones as one."""
     if votes >= target:
         return 1.0
     if votes + left < target:
         return 0.0
-    total = sum(counts) + PRIOR * (len(counts) + 1)
-    ratio = left / (total + left)
-    own, rest = _draws(votes + PRIOR, left, ratio), _draws(total - votes - PRIOR, left, ratio)
-    return sum(own[gain] * rest[left - gain] for gain in range(target - votes, left + 1)) / _draw(total, left, ratio)
+    seen = sum(counts)
+    ratio, reached = left / (seen + left), 0.0
+    for theta, odds in zip(THETAS, _odds(len(counts), seen), strict=True):
+        own, rest = _draws(votes or theta, left, ratio), _draws(seen - votes + (theta if votes else 0), left, ratio)
+        ways = sum(own[gain] * rest[left - gain] for gain in range(target - votes, left + 1))
+        reached += odds * ways / _draw(seen + theta, left, ratio)
+    return reached
