@@ -1,0 +1,105 @@
+"""The votes on each field of the answers, counted as they arrive, and whether all of them suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from steer_llm_sdk.evidence._leaves import ABSENT, Path, at, class_of, dotted, parse_paths
+from steer_llm_sdk.evidence.stopping import Reason, Rule, Standing, StopDecision, decide
+
+_OBJECT: Final = ("an object",)
+_WEAKEST: Final[tuple[Reason, ...]] = ("complete", "converged", "certified", "decided")
+"""What a decision on several fields is called: as the weakest of them."""
+
+
+@dataclass(slots=True)
+class _Field:
+    """The votes at one path, in order of first appearance; those below it are of the answers with an object here."""
+
+    path: Path
+    tally: dict[Hashable, int] = field(default_factory=dict)
+    below: dict[str, _Field] = field(default_factory=dict)
+
+    def add(self, value: Any) -> None:
+        is_object = isinstance(value, Mapping) and bool(value)
+        vote = _OBJECT if is_object else class_of(value)
+        if is_object:
+            self._add_below(value, before=self.tally.get(_OBJECT, 0))
+        self.tally[vote] = self.tally.get(vote, 0) + 1
+
+    def _add_below(self, value: Mapping[str, Any], before: int) -> None:
+        for key in value:
+            if key not in self.below:
+                # Every object that came before was without it.
+                self.below[key] = _Field((*self.path, key), {ABSENT: before} if before else {})
+        for key, each in self.below.items():
+            each.add(value.get(key, ABSENT))
+
+    @property
+    def leader(self) -> Hashable:
+        return max(self.tally, key=self.tally.__getitem__, default=None)
+
+    def standing(self, n: int, k: int) -> Standing:
+        if not self.tally:
+            return Standing((), n, k)
+        leader = self.leader
+        rank = next(place for place, vote in enumerate(self.tally, start=1) if vote == leader)
+        return Standing(tuple(sorted(self.tally.values(), reverse=True)), n, k, leader, rank)
+
+    def open(self) -> Iterator[_Field]:
+        """The fields that matter: this one, and those below it if most answers have an object here."""
+        if self.leader != _OBJECT:
+            yield self
+            return
+        if len(self.tally) > 1:
+            yield self
+        for each in self.below.values():
+            yield from each.open()
+
+
+class FieldVotes:
+    """Grows by `add`; the order of arrival matters to certificates only."""
+
+    def __init__(self, k: int, fields: Sequence[str] | None = None) -> None:
+        self._k = k
+        self._n = self._valid = 0
+        self._roots = [_Field(path) for path in ([()] if fields is None else parse_paths(fields))]
+
+    def add(self, data: Any, *, valid: bool = True) -> None:
+        """An invalid answer is one of the k, and for nobody."""
+        self._n += 1
+        self._valid += valid
+        if valid:
+            for root in self._roots:
+                root.add(at(data, root.path))
+
+    def standings(self) -> dict[str, Standing]:
+        """By dotted path."""
+        fields = (each for root in self._roots for each in root.open())
+        return {dotted(each.path): each.standing(self._n, self._k) for each in fields}
+
+    def decision(self, rule: Rule, risk: float, floor: float = 0.0, min_valid: int = 1) -> StopDecision:
+        """To stop when every field may; the least stability and the most need of all of them.
+
+        One field that is futile is enough to stop: the answer cannot be acted on as it was asked for.
+        """
+        if self._k - self._n + self._valid < min_valid:
+            return StopDecision(stop=True, reason="too_many_invalid", leader=None, stability=0.0, need=0)
+        return together([decide(each, rule, risk, floor, 0) for each in self.standings().values()])
+
+
+def together(every: Sequence[StopDecision]) -> StopDecision:
+    """Of one decision on each field, one on all of them."""
+    stability = min(each.stability for each in every)
+    futile = any(each.reason == "futile" for each in every)
+    if not futile and not all(each.stop for each in every):
+        need = max(each.need for each in every)
+        return StopDecision(stop=False, reason=None, leader=_leader(every), stability=stability, need=need)
+    reason = "futile" if futile else min((each.reason for each in every if each.reason), key=_WEAKEST.index)
+    return StopDecision(stop=True, reason=reason, leader=_leader(every), stability=stability, need=0)
+
+
+def _leader(decisions: Sequence[StopDecision]) -> Hashable:
+    return decisions[0].leader if len(decisions) == 1 else None
