@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from steer_llm_sdk.evidence._leaves import ABSENT, Path, at, class_of, dotted, parse_paths
-from steer_llm_sdk.evidence.stopping import Reason, Rule, Standing, StopDecision, decide
+from steer_llm_sdk.evidence.stopping import Counts, Reason, Rule, Standing, StopDecision, decide
 
 _OBJECT: Final = ("an object",)
 _WEAKEST: Final[tuple[Reason, ...]] = ("complete", "converged", "certified", "decided")
@@ -60,16 +60,16 @@ class _Field:
 
 
 class FieldVotes:
-    """Grows by `add`; the order of arrival matters to certificates only."""
+    """Grows by `add`, to `n` answers; the order of arrival matters to certificates only."""
 
     def __init__(self, k: int, fields: Sequence[str] | None = None) -> None:
         self._k = k
-        self._n = self._valid = 0
+        self.n = self._valid = 0
         self._roots = [_Field(path) for path in ([()] if fields is None else parse_paths(fields))]
 
     def add(self, data: Any, *, valid: bool = True) -> None:
         """An invalid answer is one of the k, and for nobody."""
-        self._n += 1
+        self.n += 1
         self._valid += valid
         if valid:
             for root in self._roots:
@@ -78,14 +78,19 @@ class FieldVotes:
     def standings(self) -> dict[str, Standing]:
         """By dotted path."""
         fields = (each for root in self._roots for each in root.open())
-        return {dotted(each.path): each.standing(self._n, self._k) for each in fields}
+        return {dotted(each.path): each.standing(self.n, self._k) for each in fields}
+
+    def leaves(self) -> dict[str, Counts]:
+        """The votes of each field that is no object, most first; none before the first valid answer."""
+        fields = (each for root in self._roots for each in root.open() if each.tally and each.leader != _OBJECT)
+        return {dotted(each.path): each.standing(self.n, self._k).counts for each in fields}
 
     def decision(self, rule: Rule, risk: float, floor: float = 0.0, min_valid: int = 1) -> StopDecision:
         """To stop when every field may; the least stability and the most need of all of them.
 
         One field that is futile is enough to stop: the answer cannot be acted on as it was asked for.
         """
-        if self._k - self._n + self._valid < min_valid:
+        if self._k - self.n + self._valid < min_valid:
             return StopDecision(stop=True, reason="too_many_invalid", leader=None, stability=0.0, need=0)
         return together([decide(each, rule, risk, floor, 0) for each in self.standings().values()])
 

@@ -67,7 +67,7 @@ def _mode_probability(counts: Counts) -> float:
         x = u * u
         density = math.exp(first * math.log(x) - x - math.lgamma(first + 1)) * 2 * u
         total += density * math.prod(_gamma_below(votes + 1, x) ** times for votes, times in rivals.items())
-    return min(1.0, total * step)
+    return min(1.0, round(total * step, 9))
 
 
 def _gamma_below(shape: int, x: float) -> float:

@@ -84,7 +84,10 @@ def test_votes_and_confidence_are_shares_of_the_same_answers() -> None:
     [
         (missing("a", "a", k=3, reason="budget"), "r3 of the 3 asked for is missing: the budget allowed no more"),
         (missing("a", k=3, reason="deadline"), "r2, r3 of the 3 asked for are missing: the time was up"),
-        (missing("a", "a", k=3, reason="converged"), "r3 of the 3 asked for is missing: converged"),
+        (
+            missing("a", "a", k=3, reason="converged"),
+            "r3 of the 3 asked for is missing: they would hardly have changed the answer",
+        ),
         (missing("a", "a", k=3, reason=None), "r3 of the 3 asked for is missing: no reason was given"),
         (bundle("a", "a", invalid=2), "x0, x1 not valid: BadResponse: no JSON"),
     ],
