@@ -17,7 +17,7 @@ SKIPPED: Final = {
     "zeroeval_crux_raw_json_outputs": "texts for parsing, of questions that zeroeval_crux has",
 }
 VARIED_SHARE: Final = 0.25
-"""Replicates of a set vary if at least this share of its questions has two different answers among them."""
+"""Replicates of a set vary if at least this share of its questions has two different answers, invalid as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def load(folder: Path) -> dict[str, list[Question]]:
 
 
 def varied(questions: Sequence[Question]) -> bool:
-    several = sum(len(set(question.votes) - {None}) > 1 for question in questions)
+    several = sum(len(set(question.votes)) > 1 for question in questions)
     return several >= VARIED_SHARE * len(questions)
 
 

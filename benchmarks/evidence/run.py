@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "sim")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "sim"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import launching
 import plot
@@ -68,7 +68,7 @@ def stopping_rules(tasks: Tasks) -> Iterable[Section]:
                     marks[mark] = saved >= MARKS[k] and change >= -0.05 and same >= 99.5
         yield Section(
             f"Stopping: {name}",
-            "Answers in random order, pooled over questions; ties for the lead are shared. The error is over questions.",
+            "Answers in random order, pooled over questions; ties for the lead are shared. Errors are over questions.",
             ["k", "rule", "votes", "saved %", "mean of tasks", "same answer %", "worst task", "accuracy change, pp"],
             rows,
             marks,
@@ -214,7 +214,7 @@ def selective_risk(tasks: Tasks) -> Iterable[Section]:
     yield Section(
         "Acting on trust of 0.95 or more",
         "Labels and answers never share a question. Of the answers acted on, the share that is right (all, and mean of "
-        "tasks), and the share of all that are acted on; tasks whose share is more than two standard errors below 0.95.",
+        "tasks), and the share of all that are acted on; tasks that are more than two standard errors below 0.95.",
         ["calibrated on", "tasks", "right %", "mean of tasks", "acted on %", "below 0.95"],
         rows,
         marks,
@@ -266,7 +266,7 @@ SECTIONS: dict[str, Callable[[Tasks], Iterable[Section]]] = {
     "selective-risk": selective_risk,
     "launches": launches,
 }
-IMAGES = HERE.parents[1] / "docs" / "img"
+IMAGES = Path(__file__).parents[2] / "docs" / "img"
 
 
 def printed(section: Section) -> str:

@@ -111,7 +111,7 @@ class Error:
 
 
 def calibration_error(tasks: dict[str, list[Question]], k: int, labels: int, repeats: int, least: int) -> Error:
-    """Means over tasks with at least `least` questions besides the labels, each with as many votes as it has up to k."""
+    """Means over tasks with at least `least` questions besides the labels, each with up to k votes."""
     errors, floors, areas = [], [], []
     for questions in tasks.values():
         votes = min(k, len(questions[0].votes))

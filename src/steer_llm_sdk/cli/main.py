@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from steer_llm_sdk import __version__
+from steer_llm_sdk.cli.calibrate import calibrate
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
 from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing, forget_stdout
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, tools, doctor, simulate, record, demo):
+for _command in (run, tools, doctor, simulate, record, calibrate, demo):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
 app.add_typer(plan, name="plan")
 
