@@ -37,6 +37,9 @@ FLOORS = {
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
+    "orchestration._evidence_view": NOUNS,
+    "orchestration._evidence_text": NOUNS,
+    "orchestration._evidence_page": NOUNS,
     "orchestration._outcome": FLOW,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,
@@ -58,7 +61,13 @@ LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
 WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "openai", "orjson", "pydantic_ai", "re2"}
 """Heavy or optional: imported by the function that needs it."""
-SLOW = {"email.utils", "importlib.metadata", "packaging.version"}
+SLOW = {
+    "email.utils",
+    "importlib.metadata",
+    "packaging.version",
+    f"{PACKAGE}.orchestration._evidence_page",
+    f"{PACKAGE}.orchestration._evidence_text",
+}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = (f"{PACKAGE}.providers._llm",)
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""

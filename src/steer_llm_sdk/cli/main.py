@@ -12,6 +12,7 @@ from steer_llm_sdk import __version__
 from steer_llm_sdk.cli.calibrate import calibrate
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
+from steer_llm_sdk.cli.evidence import evidence
 from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing, forget_stdout
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
@@ -31,6 +32,7 @@ app = typer.Typer(
 for _command in (run, tools, doctor, simulate, record, calibrate, demo):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
 app.add_typer(plan, name="plan")
+app.add_typer(evidence, name="evidence")
 
 
 def _print_version(wanted: bool) -> None:

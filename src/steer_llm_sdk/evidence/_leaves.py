@@ -29,7 +29,11 @@ ABSENT: Final = Absent.ABSENT
 
 
 def class_of(value: Any, *, exact: bool = False, depth: int = 0) -> Hashable:
-    """The order of an object's keys does not matter, the order of an array does."""
+    """A key that is equal for values that are the same answer by their form; with `exact`, for equal JSON values only.
+
+    1 equals 1.0, true does not equal 1, nor null ABSENT. The order of an object's keys does not matter, that of an
+    array does.
+    """
     if isinstance(value, str):
         # Quoted, because a text is never equal to a number here.
         return ("text", value) if exact else _of_text(value)

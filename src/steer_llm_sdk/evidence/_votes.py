@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 from steer_llm_sdk.evidence._leaves import ABSENT, at, parse_path
 
 if TYPE_CHECKING:
-    from steer_llm_sdk.evidence.models import BundleSummary, Replicate
+    from steer_llm_sdk.evidence.models import BundleSummary, Disagreement, Replicate
 
 
 def votes_by_field(
     replicates: Sequence[Replicate], summary: BundleSummary
 ) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """Each field with its values as JSON and their votes, most first. "$" is the whole answer."""
-    contested = {each.field: each.values for each in summary.disagreements}
+    contested = {each.field: each for each in summary.disagreements}
     for name in dict.fromkeys((*(summary.distributions or {}), *contested)):
         yield name, _counted(contested[name]) if name in contested else [_agreed(replicates, name)]
 
 
-def _counted(values: Sequence[Any]) -> list[tuple[str, int]]:
-    return Counter(map(_as_json, values)).most_common()
+def _counted(found: Disagreement) -> list[tuple[str, int]]:
+    """By the answers that are told apart; where they are not all listed, by what was said to the letter."""
+    if found.answers and not found.more:
+        return [(_as_json(answer.value), answer.votes) for answer in found.answers]
+    return Counter(map(_as_json, found.values)).most_common()
 
 
 def _agreed(replicates: Sequence[Replicate], field: str) -> tuple[str, int]:

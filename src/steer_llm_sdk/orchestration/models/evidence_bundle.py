@@ -57,3 +57,23 @@ class EvidenceBundle(Model):
             # A copy: the metadata may be the caller's object.
             self.meta = self.meta.model_copy(update={"k_completed": valid})
         return self
+
+    def to_html(self) -> str:
+        """A page that says all of it: agreement by field and replicate, differences word by word, distances, stopping,
+        cost. It loads and runs nothing, and every word in it is escaped."""
+        # Loaded here: few runs are looked at.
+        from steer_llm_sdk.orchestration._evidence_page import as_page
+
+        return as_page(self)
+
+    def to_markdown(self) -> str:
+        """The same in Markdown, without the distances."""
+        from steer_llm_sdk.orchestration._evidence_text import as_markdown
+
+        return as_markdown(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page as a block."""
+        from steer_llm_sdk.orchestration._evidence_page import as_block
+
+        return as_block(self)
