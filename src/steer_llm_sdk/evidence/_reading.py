@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from math import fsum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, overload
 
 from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, class_of, is_element
 from steer_llm_sdk.evidence.equivalence import OBJECT, Key, clusters, key_of, number_of
@@ -60,6 +60,8 @@ class Column:
 
     @cached_property
     def absent_class(self) -> int | None:
+        if Absent not in self.kinds:
+            return None
         return next((number for number, value in enumerate(self.said) if value is ABSENT), None)
 
     @cached_property
@@ -68,8 +70,16 @@ class Column:
         return dict(zip(self.members, self.classes, strict=True))
 
     @cached_property
+    def given(self) -> Sequence[int]:
+        """The classes of those who have the field, the heaviest first."""
+        absent = self.absent_class
+        return self.by_weight if absent is None else [number for number in self.by_weight if number != absent]
+
+    @cached_property
     def by_weight(self) -> Sequence[int]:
         """The classes, the heaviest first, then in the order of the replicates."""
+        if min(self.weights) == max(self.weights):
+            return range(len(self.weights))
         return sorted(range(len(self.weights)), key=self.weights.__getitem__, reverse=True)
 
     def below(self) -> Iterator[Column]:
@@ -107,6 +117,24 @@ class Reading:
         shapes = [_aligned(value, policy) for value in values] if policy.aligned else values
         raw, kinds = _raw_keys(shapes)
         weights = Counter(raw) if self._alike else self._weighed(raw, members)
+        classes: Sequence[int]
+        if kinds <= _NUMERIC and len(weights) == len(raw) and _by_value_alone(policy):
+            # All differ.
+            return Column(
+                path=path,
+                policy=policy,
+                members=members,
+                values=values,
+                kinds=kinds,
+                classes=range(len(raw)),
+                ballots_of=_Alone(members),
+                weights=list(weights.values()),
+                said=values,
+                object_class=None,
+                children=[],
+                keep=keep,
+                is_key=self._is_key(path),
+            )
         if kinds <= _NUMERIC and _by_value_alone(policy):
             # Each number is a class of its own, and the key of the counter the first value that was equal to it.
             said, lookup, object_class = list(weights), {key: number for number, key in enumerate(weights)}, None
@@ -265,6 +293,25 @@ def _spokesman(
                 same = [other for value, _, other in known if value == number]
                 return first[min(same, key=lambda other: (-weights[other], canonical(first[other])))]
     return first[min(group, key=lambda key: (-weights[key], canonical(first[key])))]
+
+
+class _Alone(Sequence[Sequence[int]]):
+    """The ballots of each class where every ballot is one."""
+
+    def __init__(self, members: Sequence[int]) -> None:
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, number: int) -> Sequence[int]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Sequence[int]]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [[index] for index in self._members[number]]
+        return (self._members[number],)
 
 
 def _split(members: Sequence[int], classes: Sequence[int], count: int) -> Sequence[Sequence[int]]:

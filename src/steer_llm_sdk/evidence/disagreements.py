@@ -25,11 +25,12 @@ _BEFORE: Final = 24
 def disagreement(column: Column, ids: Sequence[str], behind: int | None, support: float, total: float) -> Disagreement:
     """`behind` is the class that gave the consensus, None if none did."""
     absent = column.absent_class
-    names, values = [ids[index] for index in column.members], list(column.values)
+    names = list(ids) if len(column.members) == len(ids) else [ids[index] for index in column.members]
+    values = list(column.values)
     if absent is not None:
         given = [number != absent for number in column.classes]
         names, values = list(compress(names, given)), list(compress(values, given))
-    ranked = [number for number in column.by_weight if number != absent]
+    ranked = column.given
     chosen = None if behind is None else column.said[behind]
     if not _is_plain(column):
         values = [copied(value) for value in values]
@@ -53,7 +54,7 @@ def _is_plain(column: Column) -> bool:
 
 def _answer(column: Column, number: int, ids: Sequence[str], chosen: Any, total: float) -> Answer:
     value, ballots = column.said[number], column.ballots_of[number]
-    return Answer.model_construct(
+    return Answer(
         value=copied(value),
         votes=len(ballots),
         share=column.weights[number] / total,

@@ -43,7 +43,7 @@ class Answer(Model):
     `excerpt` is where a long text differs from the consensus, `…` on either side standing for what is left out.
     """
 
-    value: Json
+    value: Any
     votes: int
     share: float
     replicate_ids: list[str]

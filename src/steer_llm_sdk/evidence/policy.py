@@ -126,7 +126,7 @@ class Policies:
     @classmethod
     def of(cls, fields: Fields | None, schema: Any = None) -> Policies:
         """Declared policies over those in the annotations of `schema`, where that is a pydantic model."""
-        annotated = dict(annotated_policies(schema))
+        annotated = {} if schema is None else dict(annotated_policies(schema))
         if fields is None:
             return cls(annotated)
         if isinstance(fields, Mapping):

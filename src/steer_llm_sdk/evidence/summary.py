@@ -29,6 +29,7 @@ MAX_PAIRWISE: Final = 50
 """Valid replicates up to which distances are computed unasked: the matrix grows with their square."""
 _AT_ONCE: Final = 64
 """Objects that are looked at together; not all of them, because some are of many megabytes."""
+_NULL: Final = type(None)
 _LEAST_SPREAD: Final = 0.02
 
 Given: TypeAlias = Replicate | BaseModel | Mapping[str, Any] | Sequence[Any] | str | float | None
@@ -249,17 +250,16 @@ class _Result:
         return self.election.first([index for index in everyone if far[index] == least])
 
     def _distribution(self, tally: Tally, support: float, invalid: int) -> dict[str, Any]:
-        """`votes`: replicates per answer, most first, at most 10; of numbers what they are like."""
+        """`votes`: replicates per answer, the heaviest first, at most 10; of numbers what they are like."""
         column = tally.column
-        absent = column.absent_class
-        given = [number for number in column.by_weight if number != absent]
-        counts = [len(column.ballots_of[number]) for number in given]
+        absent, given = column.absent_class, column.given
+        nulls = [number for number in given if column.said[number] is None] if _NULL in column.kinds else []
         return {
             "support": support,
-            "votes": sorted(counts, reverse=True)[:MOST_ANSWERS],
+            "votes": [len(column.ballots_of[number]) for number in given[:MOST_ANSWERS]],
             "distinct": len(given),
             "absent": 0 if absent is None else len(column.ballots_of[absent]),
-            "null": sum(count for number, count in zip(given, counts, strict=True) if column.said[number] is None),
+            "null": sum(len(column.ballots_of[number]) for number in nulls),
             "invalid": invalid,
             "entropy": entropy(column.weights),
             **describe(_numbers(tally)),
