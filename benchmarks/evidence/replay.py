@@ -69,6 +69,18 @@ class Tally:
     used_by_task: dict[str, list[int]] = field(default_factory=dict)
     same_by_task: dict[str, list[bool]] = field(default_factory=dict)
 
+    def with_(self, other: Tally) -> Tally:
+        """Of runs on other questions as well."""
+        tasks = self.used_by_task.keys() | other.used_by_task.keys()
+        return Tally(
+            self.runs + other.runs,
+            self.used + other.used,
+            self.same + other.same,
+            {**self.change, **other.change},
+            {task: self.used_by_task.get(task, []) + other.used_by_task.get(task, []) for task in tasks},
+            {task: self.same_by_task.get(task, []) + other.same_by_task.get(task, []) for task in tasks},
+        )
+
     def saved(self, k: int) -> float:
         return 1 - self.used / self.runs / k
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "sim"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import launching
+import numeric
 import plot
 import replay
 import trusting
@@ -53,19 +54,24 @@ MARKS = {3: 22.0, 5: 28.0, 10: 48.0}
 
 def stopping_rules(tasks: Tasks) -> Iterable[Section]:
     every = [question for questions in tasks.values() for question in questions]
-    for name, questions in (("all questions", every), ("held-out questions", [q for q in every if q.held_out])):
+    parts = [[q for q in every if q.held_out == held_out] for held_out in (False, True)]
+    runs: dict[tuple[int, str], tuple[replay.Tally, replay.Tally]] = {}
+    for k, orders in ((3, 20), (5, 40), (10, 60), (20, 6), (40, 4)):
+        for rule, stops in _rules(k).items():
+            seen, held_out = (replay.replayed(part, k, stops, orders) for part in parts)
+            runs[k, rule] = seen.with_(held_out), held_out
+    for place, name in enumerate(("all questions", "held-out questions")):
         rows, marks = [], {}
-        for k, orders in ((3, 20), (5, 40), (10, 60), (20, 6), (40, 4)):
-            for rule, stops in _rules(k).items():
-                tally = replay.replayed(questions, k, stops, orders)
-                change, error = tally.accuracy_change
-                saved, same = 100 * tally.saved(k), 100 * tally.agreement
-                row = [k, rule, f"{tally.used / tally.runs:.2f}", f"{saved:.1f}", f"{100 * tally.saved_by_task(k):.1f}"]
-                row += [f"{same:.2f}", f"{100 * tally.worst_agreement:.2f}", f"{change:+.3f} ± {error:.3f}"]
-                rows.append(row)
-                if k in MARKS and rule == "**pcurtail 0.01**":
-                    mark = f"k = {k}: at least {MARKS[k]:g} % saved, at most 0.05 pp lost, the same answer in 99.5 %"
-                    marks[mark] = saved >= MARKS[k] and change >= -0.05 and same >= 99.5
+        for (k, rule), tallies in runs.items():
+            tally = tallies[place]
+            change, error = tally.accuracy_change
+            saved, same = 100 * tally.saved(k), 100 * tally.agreement
+            row = [k, rule, f"{tally.used / tally.runs:.2f}", f"{saved:.1f}", f"{100 * tally.saved_by_task(k):.1f}"]
+            row += [f"{same:.2f}", f"{100 * tally.worst_agreement:.2f}", f"{change:+.3f} ± {error:.3f}"]
+            rows.append(row)
+            if k in MARKS and rule == "**pcurtail 0.01**":
+                mark = f"k = {k}: at least {MARKS[k]:g} % saved, at most 0.05 pp lost, the same answer in 99.5 %"
+                marks[mark] = saved >= MARKS[k] and change >= -0.05 and same >= 99.5
         yield Section(
             f"Stopping: {name}",
             "Answers in random order, pooled over questions; ties for the lead are shared. Errors are over questions.",
@@ -162,23 +168,54 @@ def telling_apart(tasks: Tasks) -> Iterable[Section]:
             continue
         vary = varied(questions)
         area = trusting.told_apart(questions, 10, 5 if len(questions[0].votes) > 10 else 1)
-        rows.append([task, "yes" if vary else "no", "" if area is None else f"{area:.3f}"])
+        agreed, good = trusting.unanimous(questions, 10)
+        cells = ["" if area is None else f"{area:.3f}", f"{100 * agreed:.1f}", f"{100 * good:.1f}"]
+        rows.append([task, "yes" if vary else "no", *cells])
         if vary and area is not None:
             areas.append(area)
             pooled += questions
+    forest = fmean(trusting.by_forest(tasks[task], 10) for task, vary, *_ in rows if vary == "yes")
+    rows.append(["the same by a random forest on the counts, cross-validated", "", f"{forest:.3f}", "", ""])
     together = trusting.told_apart(pooled, 10, 3)
-    rows.append(["mean of those that vary", "", f"{fmean(areas):.3f}"])
-    rows.append(["all their questions together", "", "" if together is None else f"{together:.3f}"])
+    rows.append(["mean of those that vary", "", f"{fmean(areas):.3f}", "", ""])
+    rows.append(["all their questions together", "", "" if together is None else f"{together:.3f}", "", ""])
     yield Section(
         "Telling right from wrong, k = 10",
         "AUROC: the probability that of a right and a wrong answer the right one is the more stable.",
-        ["task", "replicates vary", "AUROC"],
+        ["task", "replicates vary", "AUROC", "all ten agree %", "of these right %"],
         rows,
         {
             "AUROC at least 0.82, all questions of tasks whose replicates vary": (together or 0) >= 0.82,
             "AUROC at least 0.82, mean of tasks whose replicates vary": fmean(areas) >= 0.82,
         },
     )
+
+
+def other_ways(tasks: Tasks) -> Iterable[Section]:
+    rows: list[Sequence[Cell]] = []
+    for name, changes in trusting.OTHER_WAYS.items():
+        with trusting.changed(changes):
+            errors = [trusting.calibration_error(tasks, 10, labels, 20, 50).ece for labels in (30, 100)]
+            acted = [trusting.within_tasks(tasks, 10, labels, 10) for labels in (30, 100)]
+            shares = [fmean(x for task in f.told for x in f.acted(0.95, task)) for f in acted]
+            cells = [f"{error:.4f}" for error in errors]
+            for found, right in zip(acted, shares, strict=True):
+                cells += [f"{100 * right:.1f}", f"{100 * found.coverage(0.95):.1f}"]
+            rows.append([name, *cells])
+    columns = ["", "ECE, 30 labels", "100", "right % at 0.95, 30 labels", "acted on %", "100", "acted on %"]
+    yield Section("Trust in other ways", "k = 10, labels of the same task.", columns, rows)
+    every = [question for questions in tasks.values() for question in questions if not question.held_out]
+    rows = []
+    for name, thetas in trusting.OTHER_URNS.items():
+        cells: list[Cell] = []
+        for k, orders in ((5, 20), (10, 20), (20, 6)):
+            with trusting.urns(thetas):
+                tally = replay.replayed(every, k, replay.ours("pcurtail"), orders)
+            cells += [f"{100 * tally.saved(k):.1f}", f"{100 * tally.agreement:.2f}"]
+        rows.append([name, *cells])
+    columns = ["thetas", "saved %, k = 5", "same %", "k = 10", "same %", "k = 20", "same %"]
+    says = "Questions that are not held out: on these the urns were chosen."
+    yield Section("Stopping with other urns, risk 0.01", says, columns, rows)
 
 
 def selective_risk(tasks: Tasks) -> Iterable[Section]:
@@ -257,6 +294,29 @@ def launches(tasks: Tasks) -> Iterable[Section]:
     )
 
 
+# ── numbers, and answers that can be checked ─────────────────────────────────────────────────────────────────────────
+
+
+def numbers_and_checks(folder: Path) -> Iterable[Section]:
+    aqua, game = folder / "aqua_pot_codex_numeric.jsonl.gz", folder / "game24_gpt4_validator.jsonl.gz"
+    if aqua.exists():
+        questions = list(numeric.rows_of(aqua))
+        rows = [
+            [name, *(f"{100 * numeric.accuracy(questions, k, choose, 3):.1f}" for k in (5, 10, 30))]
+            for name, choose in numeric.REDUCERS.items()
+        ]
+        says = "AQuA, numbers that programs computed; right if within 1 % of the right option. Accuracy in %."
+        yield Section("Numbers", says, ["consensus", "k = 5", "k = 10", "k = 30"], rows)
+    if game.exists():
+        puzzles = list(numeric.rows_of(game))
+        rows = [
+            [name, *(f"{100 * numeric.solved(puzzles, k, 3, validated=validated):.1f}" for k in (1, 10, 100))]
+            for name, validated in (("summarize: mode", False), ("summarize: mode, validated", True))
+        ]
+        says = "Game of 24: the checker that was recorded is the schema. Puzzles solved in %."
+        yield Section("Answers that can be checked", says, ["consensus", "k = 1", "k = 10", "k = 100"], rows)
+
+
 SECTIONS: dict[str, Callable[[Tasks], Iterable[Section]]] = {
     "stopping": stopping_rules,
     "certificates": certificates,
@@ -264,8 +324,10 @@ SECTIONS: dict[str, Callable[[Tasks], Iterable[Section]]] = {
     "calibration": calibration,
     "telling-apart": telling_apart,
     "selective-risk": selective_risk,
+    "other-ways": other_ways,
     "launches": launches,
 }
+NUMBERS = "numbers"
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
 
 
@@ -298,7 +360,7 @@ def of_the_recordings(tasks: Tasks) -> Section:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
-    options.add_argument("--only", choices=SECTIONS, action="append", help="may be repeated")
+    options.add_argument("--only", choices=(*SECTIONS, NUMBERS), action="append", help="may be repeated")
     options.add_argument("--plots", type=Path, default=IMAGES, help="where the SVGs go")
     given = options.parse_args()
     tasks, begun = load(given.folder), time.monotonic()
@@ -306,8 +368,8 @@ def main() -> int:
         options.error(f"no recordings in {given.folder}")
     print(printed(of_the_recordings(tasks)), flush=True)
     held: list[bool] = []
-    for name in given.only or SECTIONS:
-        for section in SECTIONS[name](tasks):
+    for name in given.only or (*SECTIONS, NUMBERS):
+        for section in numbers_and_checks(given.folder) if name == NUMBERS else SECTIONS[name](tasks):
             print(printed(section), flush=True)
             held += section.marks.values()
             for file, svg in section.charts.items():

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any, Final
+from unittest.mock import patch
 
 from recordings import Question
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import GroupKFold, cross_val_predict
 
-from steer_llm_sdk.evidence import Calibrator, stability
+from steer_llm_sdk.evidence import Calibrator, confidence, stability, stopping
 from steer_llm_sdk.evidence.confidence import area_under_roc, expected_calibration_error
+
+_doubt = confidence._platt
+OTHER_WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "as it is": {},
+    "a wider prior: offset N(0, 4), slope N(1, 1/4)": {"_OFFSET_VARIANCE": 4.0, "_SLOPE": 1.0, "_SLOPE_VARIANCE": 0.25},
+    "offset N(0, 1), slope N(1, 1/4)": {"_SLOPE": 1.0, "_SLOPE_VARIANCE": 0.25},
+    "not averaged over what labels leave open": {"_platt": lambda rows: (*_doubt(rows)[:2], (0.0, 0.0, 0.0))},
+    "no ceiling": {"_ceilings": lambda cases: ((-99.0, 0.9999),)},
+    "isotonic from the first label": {"ISOTONIC_FROM": 1},
+}
+OTHER_URNS: Final[Mapping[str, Sequence[float]]] = {
+    "0.1, 0.5, 2, 10 (as it is)": (0.1, 0.5, 2.0, 10.0),
+    "0.03, 0.1, 0.3, 1, 3, 10": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "0.1, 1, 10": (0.1, 1.0, 10.0),
+    "0.01 … 100, nine of them": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+    "1 alone": (1.0,),
+    "0.3 alone": (0.3,),
+}
 
 Told = list[tuple[float, bool]]
 Drawn = tuple[list[str | None], bool]
@@ -31,7 +54,9 @@ def drawn(questions: Sequence[Question], k: int, rng: random.Random) -> list[Dra
 
 def fitted(cases: Sequence[Drawn], k: int, tasks: Sequence[str] | None = None) -> Calibrator:
     votes, correct = zip(*cases, strict=True) if cases else ((), ())
-    return Calibrator.fit(votes, correct, k=k, model=None, tasks=tasks)
+    # What it says of itself is not asked for here, and takes ten times as long as the rest.
+    with patch.object(confidence, "_left_out", lambda *cases, **given: [(0.5, True)]):
+        return Calibrator.fit(votes, correct, k=k, model=None, tasks=tasks)
 
 
 @dataclass(slots=True)
@@ -140,6 +165,47 @@ def told_apart(questions: Sequence[Question], k: int, repeats: int) -> float | N
         for votes, right in drawn(questions, k, random.Random(repeat))
     ]
     return area_under_roc(told)
+
+
+def unanimous(questions: Sequence[Question], k: int) -> tuple[float, float]:
+    """How often k answers are all the same, and how often they are then right."""
+    cases = [case for repeat in range(5) for case in drawn(questions, k, random.Random(repeat))]
+    agreed = [right for votes, right in cases if len(set(votes)) == 1 and votes[0] is not None]
+    return len(agreed) / len(cases), fmean(agreed) if agreed else math.nan
+
+
+def by_forest(questions: Sequence[Question], k: int) -> float:
+    """AUROC of the best that can be learned from the counts: votes by rank, invalid ones, answers, their entropy."""
+    rows, right, groups = [], [], []
+    for repeat in range(5 if len(questions[0].votes) > k else 1):
+        order = random.Random(repeat)
+        for number, question in enumerate(questions):
+            (votes, good), *_ = drawn([question], k, order)
+            counts = sorted(Counter(vote for vote in votes if vote is not None).values(), reverse=True)
+            entropy = -sum(n / k * math.log(n / k) for n in counts)
+            rows.append([*(counts + [0] * k)[:4], votes.count(None), len(counts), entropy])
+            right.append(good)
+            groups.append(number)
+    forest = RandomForestClassifier(100, min_samples_leaf=20, random_state=0)
+    told = cross_val_predict(forest, rows, right, groups=groups, cv=GroupKFold(5), method="predict_proba")[:, 1]
+    return area_under_roc(list(zip(map(float, told), right, strict=True))) or 0.0
+
+
+@contextmanager
+def changed(changes: Mapping[str, Any]) -> Iterator[None]:
+    with patch.multiple(confidence, **changes) if changes else patch.object(confidence, "VERSION", confidence.VERSION):
+        yield
+
+
+@contextmanager
+def urns(thetas: Sequence[float]) -> Iterator[None]:
+    """As long as it lasts, stopping predicts with these."""
+    for cached in (stopping._will_keep, stopping._odds):
+        cached.cache_clear()
+    with patch.object(stopping, "THETAS", tuple(thetas)):
+        yield
+    for cached in (stopping._will_keep, stopping._odds):
+        cached.cache_clear()
 
 
 def standard_error(right: Sequence[bool], independent: int) -> float:
