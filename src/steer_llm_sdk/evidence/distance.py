@@ -71,7 +71,7 @@ def relative(left: float, right: float) -> float:
     return min(1.0, abs(left - right) / largest) if largest else 0.0
 
 
-def pairwise_distance(answers: Sequence[Any], *, fields: Fields | None = None) -> Matrix:
+def pairwise_distance(answers: Sequence[Any], *, fields: Fields | Policies | None = None) -> Matrix:
     """A symmetric matrix of the mean distance over the leaves that either has: 0.0 the same answer, 1.0 no part alike.
 
     Arrays that no policy aligns are one leaf. With `fields` as a list, only leaves at or under these paths are looked

@@ -124,8 +124,10 @@ class Policies:
     roots: Sequence[Path] | None = None
 
     @classmethod
-    def of(cls, fields: Fields | None, schema: Any = None) -> Policies:
+    def of(cls, fields: Fields | Policies | None, schema: Any = None) -> Policies:
         """Declared policies over those in the annotations of `schema`, where that is a pydantic model."""
+        if isinstance(fields, Policies):
+            return fields
         annotated = {} if schema is None else dict(annotated_policies(schema))
         if fields is None:
             return cls(annotated)

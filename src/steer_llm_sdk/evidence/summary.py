@@ -39,7 +39,7 @@ def summarize(
     replicates: Iterable[Given],
     *,
     schema: Any = None,
-    fields: Fields | None = None,
+    fields: Fields | Policies | None = None,
     weights: Mapping[str, float] | Sequence[float] | None = None,
     accepts: Callable[[Any], bool] | None = None,
     limits: Limits = Limits(),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from scripted_model import Say, ScriptedModel
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
-from steer_llm_sdk.evidence import Calibrator, stability
+from steer_llm_sdk.evidence import Calibrator, FieldPolicy, stability
 from steer_llm_sdk.orchestration import EvidenceBundle, Orchestrator, ToolRegistry
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
@@ -130,6 +131,66 @@ def test_curtailment_never_changes_the_consensus(said: list[Any], k: int, after:
         assert stopped.summary.consensus == full.summary.consensus
     else:
         assert len(stopped.replicates) == k
+
+
+POLICIES = {
+    "near": FieldPolicy(abs_tol=1),
+    "middle": FieldPolicy(consensus="median"),
+    "text": FieldPolicy(similarity=0.5, consensus="medoid"),
+    "set": FieldPolicy(consensus="union"),
+    "few": FieldPolicy(consensus="union", threshold=0.3),
+    "rows": FieldPolicy(key="id"),
+    "first": FieldPolicy(consensus="first_valid"),
+    "free": FieldPolicy(compare="ignore"),
+}
+RECORDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "near": st.sampled_from([1, 1, 1, 2, 3, 4]),
+        "middle": st.sampled_from([1, 1, 1, 5, 9]),
+        "text": st.sampled_from(["the cat sat", "the cat sat", "the cat sits", "a dog"]),
+        "set": st.sampled_from([["a"], ["a"], ["a", "b"], ["b", "c"]]),
+        "few": st.sampled_from([["a"], ["a"], ["a", "b"]]),
+        "rows": st.sampled_from([[{"id": 1, "n": 1}], [{"id": 1, "n": 1}], [{"id": 1, "n": 2}, {"id": 2, "n": 1}], []]),
+        "first": st.sampled_from([1, 1, 2]),
+    },
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data(), st.lists(RECORDS, min_size=8, max_size=8), st.integers(3, 8))
+def test_nor_does_it_under_any_policy(data: st.DataObject, said: list[Any], k: int) -> None:
+    names = data.draw(st.sets(st.sampled_from(sorted(POLICIES)), min_size=1, max_size=2))
+    said = [{name: each[name] for name in names if name in each} | {"free": seed} for seed, each in enumerate(said)]
+    tool = {"fields": {**{name: POLICIES[name] for name in names}, "free": POLICIES["free"]}}
+
+    async def both() -> tuple[EvidenceBundle, EvidenceBundle]:
+        early = await SimpleBundleTool(Answers(*said), **tool).execute("q", {"k": k})
+        return early, await SimpleBundleTool(Answers(*said), **tool).execute("q", {"k": k, "latency": "min"})
+
+    loop = VirtualTimeLoop()
+    stopped, full = loop.run_until_complete(both())
+    loop.close()
+    if stopped.meta.early_stopped:
+        one, other = (dict(each.summary.consensus or {}) for each in (stopped, full))
+        one.pop("free", None), other.pop("free", None)
+        assert one == other
+
+
+async def test_policies_come_from_the_annotations_of_an_output_model_too() -> None:
+    class Bill(BaseModel):
+        total: Annotated[float, FieldPolicy(rel_tol=0.05)]
+
+    model = ScriptedModel({"total": 100}, {"total": 101}, {"total": 102}, {"total": 7})
+    made = await LLMBundleTool("b", model, output_type=Bill, k=4).execute("What is the total?")
+    assert (made.summary.consensus, len(made.replicates)) == ({"total": 101}, 4)
+
+
+async def test_an_array_that_is_voted_on_element_by_element_is_decided_by_a_majority_of_all() -> None:
+    tool = SimpleBundleTool(Answers(["a"], ["a"], ["a"], ["b"], ["c"]), fields={"$": FieldPolicy(consensus="union")})
+    assert len((await tool.execute("q", {"k": 5})).replicates) == 3
+    first = SimpleBundleTool(Answers("a"), fields={"$": FieldPolicy(consensus="first_valid")})
+    assert len((await first.execute("q", {"k": 5})).replicates) == 5
 
 
 @settings(deadline=None, max_examples=100)

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded, OrchestratorError
 from steer_llm_sdk.evidence import Calibrator, summarize
+from steer_llm_sdk.evidence.policy import Fields, Policies
 from steer_llm_sdk.models.usage import add_usage
 from steer_llm_sdk.orchestration._call import time_left
 from steer_llm_sdk.orchestration.models.evidence_bundle import (
@@ -90,7 +91,7 @@ class Job:
     produce: Callable[[Slot], Awaitable[ReplicateOutcome]]
     tell: Tell
     listened: bool = False
-    fields: Sequence[str] | None = None
+    fields: Fields | Policies | None = None
     accepts: Callable[[Any], bool] | None = None
     price: float | None = None
     calibrator: Calibrator | None = None

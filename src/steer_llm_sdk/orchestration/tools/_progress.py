@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from steer_llm_sdk.evidence import Calibrator, StopDecision, pairwise_distance, stability
 from steer_llm_sdk.evidence._field_votes import FieldVotes
+from steer_llm_sdk.evidence.policy import Fields, Policies
 from steer_llm_sdk.evidence.stopping import Counts
 from steer_llm_sdk.orchestration.models.evidence_bundle import Replicate
 from steer_llm_sdk.orchestration.tools.base import BundleOptions
@@ -19,7 +20,7 @@ class Progress:
     """Told of each replicate as it arrives. `trace` has for each: its id, and stability and need after it."""
 
     options: BundleOptions
-    fields: Sequence[str] | None = None
+    fields: Fields | Policies | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
     decision: StopDecision = field(init=False)
     _votes: FieldVotes = field(init=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.evidence import Limits, parse_path
+from steer_llm_sdk.evidence.policy import Fields, Policies
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import current_scope
@@ -177,14 +178,20 @@ def read_options(model: type[Options], given: Mapping[str, Any], **context: Any)
         raise invalid_option(error, model.model_fields.keys() - {"extra"}) from error
 
 
-def checked_fields(fields: Sequence[str] | None) -> tuple[str, ...] | None:
-    if fields is None:
-        return None
+def checked_fields(fields: Fields | None, output_type: Any = None) -> Policies:
+    """The policies of the fields that are named, over those in the annotations of `output_type`."""
+    if fields is None or isinstance(fields, Mapping):
+        try:
+            return Policies.of(fields, output_type)
+        except ValueError as error:
+            raise InvalidRequest("fields", fields, str(error)) from None
     if isinstance(fields, str) or not fields:
-        raise InvalidRequest("fields", fields, 'give a list of dotted paths, such as ["answer"], or None for all')
+        raise InvalidRequest(
+            "fields", fields, 'give a list of dotted paths, such as ["answer"], FieldPolicies by path, or None for all'
+        )
     for path in fields:
         try:
             parse_path(path)
         except ValueError as error:
             raise InvalidRequest("fields", path, str(error)) from None
-    return tuple(fields)
+    return Policies.of(list(fields), output_type)

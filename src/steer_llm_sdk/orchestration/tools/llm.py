@@ -12,6 +12,7 @@ from pydantic import Field
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidOutput, InvalidRequest
 from steer_llm_sdk.evidence import Calibrator
+from steer_llm_sdk.evidence.policy import Fields
 from steer_llm_sdk.orchestration._call import expect_answers
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 from steer_llm_sdk.orchestration.tools._bundle import Job, ReplicateOutcome, Slot, make_bundle
@@ -125,12 +126,12 @@ class LLMBundleTool(ModelTool, BundleTool):
     """Asks the same question k times, with different seeds, and reports field by field where the answers agree.
 
     Each replicate is asked for as an LLMTool asks, at most `max_parallel` at once, and no more of them than the options
-    `stop` and `latency` want (see BundleOptions). A replicate that fails, or whose
-    text was cut off, is invalid and counts against the agreement. `fields` are the dotted paths by which answers are
-    compared; None compares everything. `max_k` is the highest `k` that an option may ask for. A `calibrator` turns
-    agreement into trust, where it was made of answers of the same model (all of them, joined by ", ", where there are
-    several), k and rule. `options` are defaults for those of a run, such as `stop` or `latency`. The other arguments
-    are those of LLMTool.
+    `stop` and `latency` want (see BundleOptions). A replicate that fails, or whose text was cut off, is invalid and
+    counts against the agreement. `fields` are the dotted paths by which answers are compared, or policies by path
+    beside which everything is; the annotations of an `output_type` may hold policies as well. `max_k` is the highest
+    `k` that an option may ask for. A `calibrator` turns agreement into trust, where it was made of answers of the same
+    model (all of them, joined by ", ", where there are several), k and rule. `options` are defaults for those of a run,
+    such as `stop` or `latency`. The other arguments are those of LLMTool.
     """
 
     options_type: ClassVar[type[BundleOptions]] = LLMBundleOptions
@@ -153,7 +154,7 @@ class LLMBundleTool(ModelTool, BundleTool):
         first_byte_timeout: float | None = None,
         chunk_timeout: float | None = None,
         price: Price | None = None,
-        fields: Sequence[str] | None = None,
+        fields: Fields | None = None,
         max_k: int = MAX_K,
         calibrator: Calibrator | None = None,
         options: Mapping[str, Any] | None = None,
@@ -172,7 +173,7 @@ class LLMBundleTool(ModelTool, BundleTool):
             chunk_timeout=chunk_timeout,
             price=price,
         )
-        self._fields = checked_fields(fields)
+        self._fields = checked_fields(fields, output_type)
         self.max_k = max_k
         self._calibrator = calibrator
         self.default_options = {**(options or {}), "k": k}

@@ -13,6 +13,7 @@ from typing import Any
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.evidence import Calibrator
+from steer_llm_sdk.evidence.policy import Fields
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.orchestration.tools._bundle import Job, ReplicateOutcome, Slot, make_bundle
 from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool, checked_fields
@@ -42,9 +43,10 @@ class SimpleBundleTool(BundleTool):
     A function that is not async runs in a thread. One that raises makes its replicate invalid. Without a function,
     `resampled_words` reads the text k times, each time another half of it.
 
-    `fields` are the dotted paths by which answers are compared; None compares everything. `price_usd` is what a call
-    costs: another is made only if the run's budget has it. A `calibrator` made with `model=` the name of the tool turns
-    agreement into trust. `options` are defaults for those of a run, such as `k`, `stop` or `latency`.
+    `fields` are the dotted paths by which answers are compared, or policies by path; None compares everything.
+    `price_usd` is what a call costs: another is made only if the run's budget has it. A `calibrator` made with `model=`
+    the name of the tool turns agreement into trust. `options` are defaults for those of a run, such as `k`, `stop` or
+    `latency`.
     """
 
     supports_early_stop = True
@@ -59,7 +61,7 @@ class SimpleBundleTool(BundleTool):
         description: str = "Answers k times and reports where the answers agree",
         capabilities: Sequence[str] = (),
         provider: str | None = None,
-        fields: Sequence[str] | None = None,
+        fields: Fields | None = None,
         price_usd: float | None = None,
         calibrator: Calibrator | None = None,
         options: Mapping[str, Any] | None = None,
