@@ -43,8 +43,9 @@ class FieldPolicy:
 
     A tolerance or units imply "number", a similarity "text", and `day_first` "date".
 
-    `judge(a, b)` says whether two answers that these rules tell apart are the same; it is asked once for each pair of
-    classes, about the most frequent value of each, and a class joins another only if it is the same as all in it.
+    `judge(a, b)` says whether two answers that these rules tell apart are the same. It is asked for each pair of
+    classes, about the most frequent value of each, in every summary anew; a class joins another only if it is the same
+    as all in it.
 
     `consensus`: "mode", the class with most weight; "median", the lower median of numbers; "medoid", the value with the
     smallest mean distance to all; "union", of an array the elements that at least `threshold` of the answers have;

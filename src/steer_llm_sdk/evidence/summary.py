@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -16,6 +17,7 @@ from steer_llm_sdk.evidence._json import are_flat, json_value
 from steer_llm_sdk.evidence._leaves import ABSENT, at, dotted, replaced
 from steer_llm_sdk.evidence._limits import Limits, cut, noting
 from steer_llm_sdk.evidence._reading import Ballot, Reading
+from steer_llm_sdk.evidence.confidence import stability as stability_of
 from steer_llm_sdk.evidence.consensus import Election, Tally
 from steer_llm_sdk.evidence.disagreements import MOST_ANSWERS, disagreement
 from steer_llm_sdk.evidence.distance import Matrix, distances
@@ -27,6 +29,8 @@ from steer_llm_sdk.evidence.validation import Check, InvalidAnswer, check_of, re
 
 MAX_PAIRWISE: Final = 50
 """Valid replicates up to which distances are computed unasked: the matrix grows with their square."""
+_MOST_EXACT: Final = 20
+"""Votes up to which their posterior is integrated; of many that takes a hundred times as long as all else."""
 _AT_ONCE: Final = 64
 """Objects that are looked at together; not all of them, because some are of many megabytes."""
 _NULL: Final = type(None)
@@ -189,13 +193,15 @@ class _Result:
         leaves = [support for tally, support in zip(self.election.tallies, supports, strict=True) if tally.leaf]
         agreed = any(self._agreed(tally) for tally in self.election.tallies)
         support = math.fsum(leaves) / len(leaves) if agreed else None
+        stability = None if support is None or self.whole else self._stability()
         shares = self._shares() if matrix is not None or any(vote.ballot.model for vote in cast) else []
         ids = [ballot.id for ballot in ballots]
         return BundleSummary(
             consensus=self.value if agreed else None,
-            confidence=support,
-            confidence_is="support" if agreed else None,
+            confidence=support if stability is None else stability,
+            confidence_is=None if support is None else "support" if stability is None else "stability",
             support=support,
+            stability=stability,
             disagreements=[
                 disagreement(tally.column, ids, self._behind(tally), part, self.total)
                 for tally, part in zip(self.election.tallies, supports, strict=True)
@@ -231,6 +237,11 @@ class _Result:
         behind = self._behind(tally)
         return 0.0 if behind is None else tally.column.weights[behind] / self.total
 
+    def _stability(self) -> float:
+        """The mean over the fields of the probability that the consensus is what is said most often."""
+        leaves = [tally for tally in self.election.tallies if tally.leaf]
+        return math.fsum(_keeps(tally) for tally in leaves) / len(leaves)
+
     def _shares(self) -> list[float]:
         """For each ballot the share of the fields in which it gave the consensus."""
         found = [0] * len(self.reading.ballots)
@@ -264,6 +275,28 @@ class _Result:
             "entropy": entropy(column.weights),
             **describe(_numbers(tally)),
         }
+
+
+def _keeps(tally: Tally) -> float:
+    """The probability that the winner is what is said most often.
+
+    Of few votes of one weight exactly. Else as the product of the probabilities that it is said more often than each
+    rival, by the normal approximation of a Beta distribution: these are positively associated, so that the product is
+    at most the probability of all of them together.
+    """
+    column, winner = tally.column, tally.winner
+    leads = winner == column.by_weight[0] or column.weights[winner] == max(column.weights)
+    if leads and len(column.members) <= _MOST_EXACT and math.fsum(column.weights) == len(column.members):
+        return stability_of(column.classes)
+    first = column.weights[winner]
+    rivals = Counter(weight for number, weight in enumerate(column.weights) if number != winner)
+    rivals[0.0] += 1  # An answer that nobody has given yet.
+    return math.prod(_is_ahead(first, weight) ** count for weight, count in rivals.items())
+
+
+def _is_ahead(first: float, second: float) -> float:
+    """P(theta > 1/2) of Beta(first + 1, second + 1)."""
+    return 0.5 * (1 + math.erf((first - second) / math.sqrt(2 * (first + second + 3))))
 
 
 def _numbers(tally: Tally) -> list[float]:

@@ -73,7 +73,8 @@ def _evidence(evidence: EvidenceBundle) -> str:
     summary, count = evidence.summary, len(evidence.replicates)
     valid = sum(replicate.quality.valid for replicate in evidence.replicates)
     agreed = "no consensus" if summary.confidence is None else f"confidence {summary.confidence:.2f}"
-    line = f"{valid} of {count} answers valid · {agreed} · stability, not truth"
+    what = "trust, from labelled answers" if summary.confidence_is == "trust" else "stability, not truth"
+    line = f"{valid} of {count} answers valid · {agreed} · {what}"
     consensus = "" if summary.confidence is None else f"<div><b>consensus</b></div>{_content(summary.consensus)}"
     fields = list(votes_by_field(evidence.replicates, summary))
     rows = "".join(_votes(name, values, count) for name, values in fields[:MOST_FIELDS])

@@ -63,7 +63,7 @@ def test_a_bundle_shows_each_field_with_its_votes() -> None:
 def test_invalid_answers_count_among_those_asked() -> None:
     text = shown(bundle({"a": 1}, {"a": 1}, invalid=2))
     assert ["a", "1", "2 of 4"] in rows(text)
-    assert "2 of 4 answers valid; confidence 0.50" in text
+    assert "2 of 4 answers valid; confidence 0.88" in text
 
 
 def missing(*answers: Any, k: int, reason: str | None) -> EvidenceBundle:
@@ -76,7 +76,7 @@ def missing(*answers: Any, k: int, reason: str | None) -> EvidenceBundle:
 def test_votes_and_confidence_are_shares_of_the_same_answers() -> None:
     text = shown(missing("a", "a", "b", k=5, reason="budget"))
     assert ["answer", '"a"', "2 of 3"] in rows(text)
-    assert "3 of 3 answers valid; confidence 0.67 (share of all 3: stability, not truth)" in text
+    assert "3 of 3 answers valid; confidence 0.64 (stability, not truth)" in text
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def row(page: Page, *beginning: str) -> list[str]:
 def test_the_page_says_first_what_there_is_to_act_on() -> None:
     page = shown(bundle_of({"a": 1}, {"a": 1}, {"a": 2}))
     assert "◐ Consensus, with 1 contested field" in page.text
-    assert "0.67confidence is support: the share of all replicates that gave it" in page.text
+    assert "0.64confidence is stability: how sure it is that more replicates would not change it" in page.text
+    assert "0.67support: the share of all replicates that gave it" in page.text
     assert "3 of 3answers are valid" in page.text
     assert "$0.0125cost, 1,500 tokens" in page.text
 

@@ -21,7 +21,7 @@ REASONED = valid(
 
 def test_only_the_given_fields_are_compared() -> None:
     found = summarize(REASONED, fields=["answer"])
-    assert found.confidence == pytest.approx(2 / 3)
+    assert found.support == pytest.approx(2 / 3)
     assert [difference.field for difference in found.disagreements] == ["answer"]
     assert found.pairwise_distance == [[0.0, 1 / 6, 1 / 6], [1 / 6, 0.0, 0.0], [1 / 6, 0.0, 0.0]]
 
@@ -37,7 +37,7 @@ def test_a_field_stands_for_everything_inside_it() -> None:
     found = summarize(valid(*data), fields=["p", "p.b"])
     assert found.distributions is not None
     assert list(found.distributions) == ["p.a", "p.b"]
-    assert found.confidence == pytest.approx((1 + 2 / 3) / 2)
+    assert found.support == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_a_field_that_nobody_gave_is_no_agreement() -> None:
@@ -92,9 +92,9 @@ def test_keys_with_dots_are_reported_in_quotes() -> None:
 
 def test_weights_weigh_votes_and_shares() -> None:
     found = summarize(valid("a", "b", "b"), weights={"r1": 3.0})
-    assert (found.consensus, found.confidence) == (None, None)
+    assert (found.consensus, found.support) == (None, None)
     found = summarize(valid("a", "b", "b", "a"), weights={"r1": 3.0})
-    assert (found.consensus, found.confidence) == ("a", 4 / 6)
+    assert (found.consensus, found.support) == ("a", 4 / 6)
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
@@ -114,7 +114,7 @@ def test_a_mix_that_is_not_acceptable_gives_way_to_the_nearest_real_answer() -> 
     assert summarize(SPANS).consensus == {"from": 3, "to": 2}
     found = summarize(SPANS, accepts=in_order)
     assert (found.consensus, found.consensus_from, found.nearest) == ({"from": 3, "to": 4}, "r2", "r2")
-    assert found.confidence == pytest.approx((3 / 5 + 1 / 5) / 2)
+    assert found.support == pytest.approx((3 / 5 + 1 / 5) / 2)
 
 
 def test_the_nearest_answer_must_be_acceptable_itself() -> None:
@@ -218,4 +218,4 @@ def test_distances_of_very_many_answers_are_left_out_and_said_so() -> None:
     found = summarize(valid(*[1] * 51))
     assert found.pairwise_distance is None
     assert found.truncation_info == {"pairwise_distance": {"limit": 50, "total": 51}}
-    assert found.confidence == 1.0
+    assert found.support == 1.0

@@ -144,7 +144,7 @@ def bundle_of(answers: list[Any]) -> dict[str, Any]:
 
 def test_of_a_bundle_it_shows_consensus_confidence_and_votes_and_not_all_of_the_json() -> None:
     page = shown(bundle_of([{"a": 1}, {"a": 1}, {"a": 2}]))
-    assert "3 of 3 answers valid · confidence 0.67" in page.text
+    assert "3 of 3 answers valid · confidence 0.64 · stability, not truth" in page.text
     assert "answervotesa12 of 321 of 3" in page.text
     assert "evidence_bundle" not in page.text
 

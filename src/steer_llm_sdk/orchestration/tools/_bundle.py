@@ -342,19 +342,13 @@ class _Making:
         )
 
     def _with_confidence(self, summary: BundleSummary) -> BundleSummary:
-        """Confidence as trust where it is known, else as stability. No vote chose a whole answer: it keeps support."""
+        """Confidence as trust where it is known. No vote chose a whole answer: it keeps support."""
         if summary.confidence is None or summary.consensus_from is not None:
             return summary
-        stability, calibrator = self._progress.stability(), self._calibrator
-        trust = None if calibrator is None else self._progress.trust(calibrator)
-        return summary.model_copy(
-            update={
-                "confidence": stability if trust is None else trust,
-                "confidence_is": "stability" if trust is None else "trust",
-                "stability": stability,
-                "trust": trust,
-            }
-        )
+        trust = None if self._calibrator is None else self._progress.trust(self._calibrator)
+        if trust is None:
+            return summary
+        return summary.model_copy(update={"confidence": trust, "confidence_is": "trust", "trust": trust})
 
     def _stopping(self) -> dict[str, Any]:
         """How it came to its end: for whoever wants to see why there are so many replicates and no more."""
