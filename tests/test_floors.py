@@ -37,6 +37,9 @@ FLOORS = {
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
+    "orchestration._evidence_view": NOUNS,
+    "orchestration._evidence_text": NOUNS,
+    "orchestration._evidence_page": NOUNS,
     "orchestration._outcome": FLOW,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,
@@ -72,7 +75,13 @@ WHEN_USED = {
     "redis",
 }
 """Heavy or optional: imported by the function that needs it."""
-SLOW = {"email.utils", "importlib.metadata", "packaging.version"}
+SLOW = {
+    "email.utils",
+    "importlib.metadata",
+    "packaging.version",
+    f"{PACKAGE}.orchestration._evidence_page",
+    f"{PACKAGE}.orchestration._evidence_text",
+}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = tuple(
     f"{PACKAGE}.{room}"
@@ -239,7 +248,7 @@ def test_importing_orchestration_loads_none_of_its_modules_before_a_name_of_thei
 def test_the_orchestrators_load_nothing_that_only_some_runs_need() -> None:
     loaded = _loaded_by(f"from {PACKAGE}.orchestration import Orchestrator, ReliableOrchestrator, Tool")
     assert f"{PACKAGE}.orchestration.base" in loaded
-    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._report", f"{PACKAGE}.orchestration.tools.base"}
+    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._limits", f"{PACKAGE}.orchestration.tools.base"}
     rare = {"csv", "statistics", "zipfile", f"{PACKAGE}.orchestration.tools.function", f"{PACKAGE}.providers.discover"}
     assert not loaded & (SLOW | bundles | rare)
 

@@ -450,7 +450,7 @@ async def test_a_silent_model_is_answered_by_the_next_and_is_charged() -> None:
 
 async def test_each_answer_of_a_bundle_is_asked_of_the_next_model_beside_a_silent_one() -> None:
     a, b = model("a", after=1000), model("b", "yes", after=1)
-    output = await reliable(LLMBundleTool("t", [a, b], k=5)).run("q", "t")
+    output = await reliable(LLMBundleTool("t", [a, b], k=5, options={"latency": "min"})).run("q", "t")
     assert output.evidence is not None
     assert [replicate.model for replicate in output.evidence.replicates] == ["test:b"] * 5
     assert (output.status, len(a.requests), len(b.requests), now()) == ("succeeded", 5, 5, 11)
@@ -458,7 +458,7 @@ async def test_each_answer_of_a_bundle_is_asked_of_the_next_model_beside_a_silen
 
 async def test_what_a_bundle_may_call_is_enough_for_a_next_model() -> None:
     a, b = model("a", after=1000), model("b", "yes", after=1)
-    output = await reliable(LLMBundleTool("t", [a, b], k=10)).run("q", "t")
+    output = await reliable(LLMBundleTool("t", [a, b], k=10, options={"latency": "min"})).run("q", "t")
     assert (output.status, len(a.requests), len(b.requests)) == ("succeeded", 10, 10)
 
 
@@ -526,10 +526,14 @@ async def test_who_has_lost_is_cancelled_once_and_may_tidy_up() -> None:
 async def test_calls_that_wait_in_one_queue_do_not_pass_the_limit_of_the_run_together() -> None:
     slow = model("a", *["yes"] * 20, after=1)
     limits = {"a": RateLimit(max_concurrent=1, max_wait=60)}
-    output = await reliable(LLMBundleTool("t", slow, k=3), rate_limits=limits, max_total_attempts=1).run("q", "t")
+    output = await reliable(
+        LLMBundleTool("t", slow, k=3, options={"latency": "min"}), rate_limits=limits, max_total_attempts=1
+    ).run("q", "t")
     assert (output.status, len(slow.requests)) == ("succeeded", 3)
     down = model("b", ConnectionResetError(), after=1)
     limits = {"b": RateLimit(max_concurrent=1, max_wait=60)}
-    runner = reliable(LLMBundleTool("t", down, k=3), rate_limits=limits, max_total_attempts=4)
+    runner = reliable(
+        LLMBundleTool("t", down, k=3, options={"latency": "min"}), rate_limits=limits, max_total_attempts=4
+    )
     await runner.run("q", "t", None, {"enable_circuit_breaker": False})
     assert len(down.requests) == 4
