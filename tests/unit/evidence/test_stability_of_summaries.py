@@ -61,7 +61,7 @@ def test_a_choice_that_most_did_not_make_is_not_stable() -> None:
 
 
 VALUES = st.integers(0, 4) | st.sampled_from(["a", "A", "ab", "abc"]) | st.none()
-POLICIES = st.sampled_from([FieldPolicy(), FieldPolicy(abs_tol=1), FieldPolicy(similarity=0.5)])
+POLICIES = st.sampled_from([FieldPolicy(), FieldPolicy(compare="exact"), FieldPolicy(compare="number")])
 
 
 @given(st.lists(st.fixed_dictionaries({"f": VALUES}, optional={"g": VALUES}), min_size=1, max_size=7), POLICIES)
