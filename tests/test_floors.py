@@ -48,6 +48,7 @@ FLOORS = {
     "orchestration.base": FLOW,
     "orchestration.orchestrator": FLOW,
     "orchestration.reliable_orchestrator": FLOW,
+    "durable": WAYS,
     "cli": WAYS,
     "testing": WAYS,
 }
@@ -58,6 +59,7 @@ LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
 WHEN_USED = {
     "anthropic",
+    "dbos",
     "genai_prices",
     "h11",
     "httpx2",
@@ -74,7 +76,13 @@ SLOW = {"email.utils", "importlib.metadata", "packaging.version"}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = tuple(
     f"{PACKAGE}.{room}"
-    for room in ("providers._llm", "reliability.shared", "reliability.stores.postgres", "reliability.stores.redis")
+    for room in (
+        "durable._dbos",
+        "providers._llm",
+        "reliability.shared",
+        "reliability.stores.postgres",
+        "reliability.stores.redis",
+    )
 )
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}

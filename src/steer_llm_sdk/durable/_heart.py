@@ -1,0 +1,83 @@
+"""The heart of a worker: a thread that says that the process lives, and finds the runs of those that do not.
+
+A thread, so that an event loop which is busy is not taken for a dead process. A worker beats four times in `heartbeat`
+seconds and is dead when it gave no sign for as long; the others look as often. So its runs are with another worker
+1.25 heartbeats after its last sign at the latest, and under way when that one next looks into its queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from steer_llm_sdk.durable._tables import Tables
+
+_log = logging.getLogger(__name__)
+TIDY_EVERY = 60.0
+"""Seconds between two looks for what is too old to be kept."""
+
+
+class Heart:
+    """`adopt` gives the runs of dead workers to those who live, and says how many there were. `tidy` forgets what is
+    too old. Both are called in the thread; None in a process that does no work for others."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        worker: str,
+        version: str,
+        heartbeat: float,
+        adopt: Callable[[Sequence[str]], int] | None,
+        tidy: Callable[[], None] | None,
+    ) -> None:
+        self._tables = tables
+        self._worker = worker
+        self._version = version
+        self._heartbeat = heartbeat
+        self._adopt = adopt
+        self._tidy = tidy
+        self._ended = threading.Event()
+        self._tidied = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="steer-heart", daemon=True)
+
+    def beat(self) -> None:
+        self._tables.beat(self._worker, socket.gethostname(), os.getpid(), self._version)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Nobody is taken over from here on. The worker still counts as alive, until it is forgotten."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(self._heartbeat)
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._heartbeat / 4):
+            try:
+                self.beat()
+                self._look()
+            except Exception as error:
+                # Whoever cannot reach the store may be taken for dead; what it then writes is refused by the engine.
+                _log.warning("worker %s could not give a sign of life: %r", self._worker, error)
+
+    def _look(self) -> None:
+        if self._adopt is not None:
+            for dead in self._tables.take_dead(self._worker, self._heartbeat):
+                self._take_over(dead, self._adopt)
+        if self._tidy is not None and time.monotonic() - self._tidied > TIDY_EVERY:
+            self._tidied = time.monotonic()
+            self._tidy()
+
+    def _take_over(self, dead: str, adopt: Callable[[Sequence[str]], int]) -> None:
+        """One that has nothing left is forgotten. One that had is looked at once more a heartbeat later: it may have
+        begun something between being taken for dead and dying."""
+        found = adopt([dead])
+        if found:
+            _log.warning("worker %s is dead: its %d runs go on elsewhere", dead, found)
+        else:
+            self._tables.forget(dead, self._worker)

@@ -1,0 +1,449 @@
+"""DurableOrchestrator: a ReliableOrchestrator whose runs outlive the process that began them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from steer_llm_sdk.durable._extra import engine
+from steer_llm_sdk.durable._journal import Journal, journal_of_run, record_call
+from steer_llm_sdk.durable._records import (
+    Json,
+    Unrecordable,
+    dump_error,
+    dump_output,
+    dump_raised,
+    is_final,
+    is_json,
+    load_ended,
+    load_error,
+)
+from steer_llm_sdk.durable._tables import Key, Store, Tables
+from steer_llm_sdk.durable.queues import QueueLimits
+from steer_llm_sdk.durable.runner import Runner
+from steer_llm_sdk.errors import ConflictError, InvalidRequest, OrchestratorError, StoreUnavailable
+from steer_llm_sdk.orchestration._call import Run
+from steer_llm_sdk.orchestration.base import Plan, exceeded_by
+from steer_llm_sdk.orchestration.fallback import ToolCall
+from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
+from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.orchestration.planning.planner import Planner
+from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
+from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
+from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
+from steer_llm_sdk.reliability.budget import BudgetAccounts
+from steer_llm_sdk.reliability.canonical import fingerprint
+from steer_llm_sdk.reliability.deadline import Deadline, Late, until
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of what is recorded. A run of another format is not carried out."""
+A_WEEK = 7 * 86_400.0
+
+
+class RunCancelled(OrchestratorError):
+    """The run was cancelled from outside, or given up after too many processes had died of it. `run_id` names it."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the run {run_id} was cancelled; send it again, or resume it, to go on from what it has")
+        self.run_id = run_id
+
+
+class _Here:
+    """A run that is carried out in the task of its caller, who gets what comes of it as it is."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.output: OrchestrationOutput | None = None
+        self.raised: Exception | None = None
+
+
+_here: ContextVar[_Here | None] = ContextVar("steer_llm_sdk.durable.here", default=None)
+
+
+class DurableOrchestrator(ReliableOrchestrator):
+    """Runs the same requests as a ReliableOrchestrator and comes to the same outputs; every call to the outside, and
+    the plan, is recorded in `store` when it has ended.
+
+        async with DurableOrchestrator("sqlite:///steer.db") as orchestrator:
+            output = await orchestrator.run("Why?", options={"idempotency_key": "order-17"})
+
+    When the process dies, another one that has the same tools in the same versions goes on with its runs: at most two
+    `heartbeat` seconds later, and nothing is bought again that had been recorded. A request that comes again with its
+    key joins its run, or is answered with the output. Requests, options and results must be JSON.
+
+    `store`: `sqlite:///file.db` for the processes of one machine, `postgresql://user@host/database` for many machines;
+    there is no default. `queues` limits, by provider, the runs that were handed in by `submit`. `works` False: the
+    process carries out what it is asked by `run`, and nothing for others. A run is kept for `keep` seconds after its
+    end. `runner` is the engine, where it is not to be DBOS. A process has one DurableOrchestrator at a time.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        planner: Planner | None = None,
+        reliability_config: ReliabilityConfig | None = None,
+        *,
+        registry: ToolRegistry | None = None,
+        budget_accounts: BudgetAccounts | None = None,
+        heartbeat: float = 5.0,
+        queues: Mapping[str, QueueLimits] | None = None,
+        works: bool = True,
+        keep: float = A_WEEK,
+        runner: Runner | None = None,
+    ) -> None:
+        super().__init__(planner, reliability_config, registry=registry, budget_accounts=budget_accounts)
+        if not 0.2 <= heartbeat <= 3600:
+            raise InvalidRequest("heartbeat", heartbeat, "give seconds, from 0.2 to 3600")
+        if not keep > 0:
+            raise InvalidRequest("keep", keep, "give a positive number of seconds")
+        self.executor = ReliableToolExecutor(self.reliability_config, outermost=(record_call,))
+        self.store = Store.of(store)
+        self.heartbeat = heartbeat
+        self.queues = dict(queues or {})
+        self.works = works
+        self.keep = keep
+        self._given_runner = runner
+        self._engine: Runner | None = None
+        self._runner: Runner | None = None
+        self._starting = asyncio.Lock()
+        self._keys = Tables(self.store)
+        self._runs: set[asyncio.Task[Any]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    @property
+    def application_version(self) -> str:
+        """Of the tools that are registered, by name and version: a run is carried on by the same version only."""
+        tools = sorted(f"{tool.name}@{tool.version}" for tool in self.registry)
+        return f"steer-{FORMAT}-{hashlib.sha256(json.dumps(tools).encode()).hexdigest()[:12]}"
+
+    async def __aenter__(self) -> DurableOrchestrator:
+        await self.started()
+        return self
+
+    async def started(self) -> Runner:
+        """The engine. It is started when it is first needed; a tool that is registered later is in no version."""
+        if self._runner is None:
+            async with self._starting:
+                if self._runner is None:
+                    # The engine may carry on with a run of somebody else before it says that it is open.
+                    self._engine = self._given_runner or self._dbos()
+                    await self._engine.open(self._carry_on)
+                    self._runner = self._engine
+        return self._runner
+
+    async def aclose(self, drain: float = 0.0) -> None:
+        """Stop. What is not finished, after `drain` seconds for the runs of others, goes on in another process."""
+        runner, self._runner = self._runner, None
+        for task in [*self._runs]:
+            task.cancel()
+        if self._runs or self._leaving:
+            await asyncio.wait([*self._runs, *self._leaving], timeout=5)
+        if runner is not None:
+            await runner.close(drain)
+        self._keys.close()
+        await super().aclose()
+
+    # ── runs that are handed in ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def submit(
+        self,
+        request: Any,
+        tool_name: str | None = None,
+        tool_options: Mapping[str, Any] | None = None,
+        options: OrchestrationConfig | Mapping[str, Any] | None = None,
+    ) -> str:
+        """Hand a run to whichever worker comes first, and get its id; `result` waits for it. It waits in the queue of
+        its tool's provider, if `queues` has one of that name and the tool is named; its deadline runs meanwhile.
+
+        The arguments are those of `run`. With an idempotency_key that is known, it is the id of the run there is.
+        """
+        runner = await self.started()
+        run = self._accept(request, tool_name, tool_options, options, None)
+        queue = None if tool_name is None else self._find(tool_name).targets[0][0].partition("@")[0]
+        asked = _asked(run)
+        if run.options.idempotency_key is None:
+            run_id = _unkeyed(run)
+            await runner.enqueue(run_id, asked, _about(run, None), queue)
+            return run_id
+        mark = _fingerprint(run)
+        key = await self._claimed(run, mark)
+        while True:
+            run_id = _run_id(run, key.generation)
+            known = await runner.info(run_id)
+            if known is None:
+                asked["continues"] = await _earlier(runner, run, key, mark)
+                await runner.enqueue(run_id, asked, _about(run, mark), queue)
+                return run_id
+            if known.about.get("fingerprint") == mark and known.state in ("waiting", "running"):
+                return run_id
+            if known.about.get("fingerprint") == mark and known.ended is not None and self._final(known.ended):
+                return run_id
+            key = await asyncio.to_thread(self._keys.renew, _key(run), key.generation)
+
+    async def result(self, run_id: str) -> OrchestrationOutput:
+        """Wait for a run that was handed in; what `run` would have raised, this raises. RunCancelled where it was."""
+        runner = await self.started()
+        known = await runner.info(run_id)
+        if known is None or known.asked is None:
+            raise InvalidRequest("run_id", run_id, "no run of that id is in the store")
+        ended = await runner.wait(run_id)
+        if ended is None:
+            raise RunCancelled(run_id)
+        output = load_ended(ended)
+        output.replayed = False  # It was made for whoever handed it in.
+        return self._within_budget(self._rebuilt(known.asked), output)
+
+    # ── one run ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _work(self, run: Run) -> OrchestrationOutput:
+        # Within a run, and so within one of its steps, another run is a part of it.
+        if journal_of_run.get() is not None:
+            return await super()._work(run)
+        runner = await self.started()
+        task = asyncio.current_task()
+        assert task is not None
+        self._runs.add(task)
+        try:
+            if run.options.idempotency_key is None:
+                return await self._execute(runner, run, _unkeyed(run), None, [])
+            return await self._keyed_run(runner, run)
+        except asyncio.CancelledError:
+            if self._runner is runner:
+                raise
+            task.uncancel()
+            raise OrchestratorError("the orchestrator was closed; the run goes on in another process") from None
+        finally:
+            self._runs.discard(task)
+
+    async def _keyed_run(self, runner: Runner, run: Run) -> OrchestrationOutput:
+        """Begin the run of this key, or join it, or return what it came to. One that was cut off is begun again with
+        what it has bought; of one that failed and may be tried again nothing is kept."""
+        mark = _fingerprint(run)
+        key = await self._claimed(run, mark)
+        while True:
+            run_id = _run_id(run, key.generation)
+            known = await runner.info(run_id)
+            if known is None:
+                continues = await _earlier(runner, run, key, mark)
+                return await self._execute(runner, run, run_id, mark, continues)
+            ended = known.ended
+            if known.about.get("fingerprint") == mark:
+                if known.state in ("waiting", "running"):
+                    ended = await runner.wait(run_id)
+                    if ended is not None:
+                        return load_ended(ended)
+                elif ended is not None and self._final(ended):
+                    return load_ended(ended)
+            key = await asyncio.to_thread(self._keys.renew, _key(run), key.generation)
+
+    async def _claimed(self, run: Run, mark: str) -> Key:
+        """ConflictError where the key belongs to another request, before the engine is asked for anything."""
+        try:
+            key = await asyncio.to_thread(self._keys.claim, _key(run), mark, self.keep)
+        except Exception as error:
+            raise StoreUnavailable(
+                f"{self.store.shown} did not answer ({type(error).__name__}), so the run was not started"
+            ) from error
+        if key.fingerprint != mark:
+            assert run.options.idempotency_key is not None
+            raise ConflictError(run.options.idempotency_key)
+        return key
+
+    def _final(self, ended: Json) -> bool:
+        return is_final(ended, self.executor.config.remember_failures)
+
+    async def _execute(
+        self, runner: Runner, run: Run, run_id: str, mark: str | None, continues: list[str]
+    ) -> OrchestrationOutput:
+        here = _Here(run)
+        token = _here.set(here)
+        try:
+            ended = await runner.execute(run_id, {**_asked(run), "continues": continues}, _about(run, mark))
+        except asyncio.CancelledError:
+            self._leave(runner, run_id)
+            raise
+        finally:
+            _here.reset(token)
+        if here.raised is not None:
+            raise here.raised
+        return load_ended(ended) if here.output is None else here.output
+
+    def _leave(self, runner: Runner, run_id: str) -> None:
+        """The caller is gone, or his time was up, and nobody else here waits: the run is ended, and keeps what it has.
+        Where the orchestrator is being closed the run goes on elsewhere instead."""
+        if self._runner is None:
+            return
+        task = asyncio.get_running_loop().create_task(_quietly_cancelled(runner, run_id))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _carry_on(self, run_id: str, asked: Json) -> Json:
+        """What the engine carries out: here for a caller, or for nobody in particular after its process has died."""
+        assert self._engine is not None
+        here = _here.get()
+        run = self._rebuilt(asked) if here is None else here.run
+        token = journal_of_run.set(Journal(run, self._engine.step))
+        try:
+            output = await (self._in_its_time(run) if here is None else super()._work(run))
+        except Exception as error:
+            if here is not None:
+                here.raised = error
+            return dump_raised(error)
+        finally:
+            journal_of_run.reset(token)
+        if here is not None:
+            here.output = output
+        return dump_output(output)
+
+    def _rebuilt(self, asked: Json) -> Run:
+        """The run as it was accepted: it began when it began, and its deadline is where it was."""
+        if asked["format"] != FORMAT:
+            raise OrchestratorError(f"the run was recorded in format {asked['format']}; this version reads {FORMAT}")
+        run = self._accept(asked["request"], asked["tool_name"], asked["tool_options"], asked["options"], None)
+        ago = max(time.time() - asked["began"], 0.0)
+        run.started -= ago
+        if asked["limit_ms"] is not None:
+            run.deadline = Deadline(run.started + asked["limit_ms"] / 1000, asked["limit_ms"])
+        return run
+
+    async def _in_its_time(self, run: Run) -> OrchestrationOutput:
+        deadline = run.deadline
+        if deadline is None:
+            return await super()._work(run)
+        try:
+            return await until(deadline.at, super()._work(run))
+        except Late as late:
+            raise exceeded_by(late, run, deadline) from None
+
+    # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _plan_at_once(self, run: Run) -> Plan | None:
+        journal = journal_of_run.get()
+        return None if journal is not None and journal.run is run else super()._plan_at_once(run)
+
+    async def _plan(self, run: Run) -> Plan:
+        """A step: a run that goes on elsewhere goes on with the plan it had."""
+        journal = journal_of_run.get()
+        if journal is None or journal.run is not run:
+            return await super()._plan(run)
+        made: list[Plan] = []
+
+        async def make() -> Json:
+            try:
+                plan = super(DurableOrchestrator, self)._plan_at_once(run)
+                plan = await super(DurableOrchestrator, self)._plan(run) if plan is None else plan
+            except Exception as error:
+                return {"error": dump_error(error)}
+            made.append(plan)
+            return _dump_plan(plan)
+
+        record = await journal.once("plan", make)
+        if "error" in record:
+            raise load_error(record["error"])
+        return made[0] if made else self._load_plan(record)
+
+    def _load_plan(self, record: Json) -> Plan:
+        steps = tuple(ToolCall.of(self._find(name), planned) for name, planned in record["steps"])
+        shown = record["shown"]
+        return Plan(steps, None if shown is None else lambda: json.loads(json.dumps(shown)))
+
+    def _dbos(self) -> Runner:
+        runner: Runner = engine().DbosRunner(
+            self.store,
+            version=self.application_version,
+            heartbeat=self.heartbeat,
+            queues=self.queues,
+            works=self.works,
+            keep=self.keep,
+        )
+        return runner
+
+
+async def _quietly_cancelled(runner: Runner, run_id: str) -> None:
+    try:
+        await runner.cancel(run_id)
+    except Exception as error:
+        _log.warning("the run %s could not be ended, and goes on: %r", run_id, error)
+
+
+# ── what is written down when a run is accepted ──────────────────────────────────────────────────────────────────────
+
+
+def _asked(run: Run) -> Json:
+    config = run.options
+    sent = config.model_dump(exclude={"redactor_cb", "budgets"}, exclude_unset=True)
+    budgets = [{"name": one.name, "tokens": one.tokens, "usd": one.usd, "per": one.per} for one in config.budgets]
+    ids = {"request_id": run.request_id, "trace_id": run.trace_id}
+    return {
+        "format": FORMAT,
+        "request": _plain("request", run.request),
+        "tool_name": run.tool_name,
+        "tool_options": _plain("tool_options", {**run.tool_options}),
+        "options": _plain("options", {**sent, **ids, **({"budgets": budgets} if budgets else {})}),
+        "began": time.time() - (run.clock() - run.started),
+        "limit_ms": config.limit_ms,
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return json_value(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            name, value, f"{error}; what a durable run is asked must be JSON, so that another process can go on with it"
+        ) from None
+
+
+def _about(run: Run, mark: str | None) -> Json:
+    key = run.options.idempotency_key
+    return {"tenant": run.options.tenant, "key": key, "tool": run.tool_name, "fingerprint": mark}
+
+
+def _fingerprint(run: Run) -> str:
+    return fingerprint({"request": run.request, "tool_name": run.tool_name, "tool_options": {**run.tool_options}})
+
+
+def _key(run: Run) -> str:
+    return f"{quote(run.options.tenant, safe='')}:{run.options.idempotency_key}"
+
+
+def _run_id(run: Run, generation: int) -> str:
+    """Tenant and key; a number where it is not the first run of the key. Two never collide: tenants are quoted."""
+    if generation == 1:
+        return _key(run)
+    return f"{quote(run.options.tenant, safe='')}#{generation}:{run.options.idempotency_key}"
+
+
+def _unkeyed(run: Run) -> str:
+    return f"{quote(run.options.tenant, safe='')}#run:{uuid4().hex}"
+
+
+async def _earlier(runner: Runner, run: Run, key: Key, mark: str) -> list[str]:
+    """The runs that this one goes on from, with all that they have bought: those of its key that were cut off."""
+    if key.generation == 1:
+        return []
+    before = _run_id(run, key.generation - 1)
+    known = await runner.info(before)
+    if known is None or known.asked is None or known.state != "cancelled" or known.about.get("fingerprint") != mark:
+        return []
+    return [before, *known.asked.get("continues", ())]
+
+
+def _dump_plan(plan: Plan) -> Json:
+    shown = None if plan.shown is None else plan.shown()
+    steps = [[step.tool.name, dict(step.planned)] for step in plan.steps]
+    record = {"steps": steps, "shown": shown}
+    if not is_json(record):
+        raise Unrecordable("the options of a plan must be JSON")
+    return record
