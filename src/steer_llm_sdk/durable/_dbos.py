@@ -40,7 +40,7 @@ from steer_llm_sdk.durable._heart import Heart
 from steer_llm_sdk.durable._records import Json
 from steer_llm_sdk.durable._tables import Store, Tables, Worker
 from steer_llm_sdk.durable.queues import QueueLimits
-from steer_llm_sdk.durable.runner import CarryOut, RunInfo, State
+from steer_llm_sdk.durable.runner import CarryOut, Claim, RunInfo, State
 from steer_llm_sdk.errors import OrchestratorError
 
 R = TypeVar("R")
@@ -155,6 +155,15 @@ class DbosRunner:
         if self._heart is not None:
             await asyncio.to_thread(self._heart.stop)
         await self._let_go(drain)
+
+    def now(self) -> float:
+        return time.time()
+
+    async def claim(self, key: str, fingerprint: str) -> Claim:
+        return await asyncio.to_thread(self._tables.claim, key, fingerprint, self._keep)
+
+    async def renew(self, key: str, generation: int) -> Claim:
+        return await asyncio.to_thread(self._tables.renew, key, generation)
 
     async def execute(self, run_id: str, asked: Json, about: Json) -> Json:
         token = _begun_here.set(run_id)

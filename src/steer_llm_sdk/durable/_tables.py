@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from steer_llm_sdk.durable.runner import Claim
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError
 
 _WORKERS = """CREATE TABLE IF NOT EXISTS steer_workers (
@@ -67,13 +68,6 @@ class Store(NamedTuple):
             )
 
 
-class Key(NamedTuple):
-    """The claim of a key. `generation` counts the runs that were made for it."""
-
-    fingerprint: str
-    generation: int
-
-
 class Worker(NamedTuple):
     id: str
     silent_for: float
@@ -96,7 +90,7 @@ class Tables:
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def claim(self, key: str, fingerprint: str, keep: float) -> Key:
+    def claim(self, key: str, fingerprint: str, keep: float) -> Claim:
         """The claim that holds: this one, if the key is new or was claimed more than `keep` seconds ago."""
         with self._transaction() as ask:
             now = self._now(ask)
@@ -110,9 +104,9 @@ class Tables:
                 now - keep,
             )
             ((known, generation),) = ask("SELECT fingerprint, generation FROM steer_keys WHERE id = ?", key)
-        return Key(known, generation)
+        return Claim(known, generation)
 
-    def renew(self, key: str, generation: int) -> Key:
+    def renew(self, key: str, generation: int) -> Claim:
         """Begin the next generation, unless somebody else has; either way, what holds now."""
         with self._transaction() as ask:
             now = self._now(ask)
@@ -123,7 +117,7 @@ class Tables:
                 generation,
             )
             ((known, new),) = ask("SELECT fingerprint, generation FROM steer_keys WHERE id = ?", key)
-        return Key(known, new)
+        return Claim(known, new)
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -26,9 +25,9 @@ from steer_llm_sdk.durable._records import (
     load_ended,
     load_error,
 )
-from steer_llm_sdk.durable._tables import Key, Store, Tables
+from steer_llm_sdk.durable._tables import Store
 from steer_llm_sdk.durable.queues import QueueLimits
-from steer_llm_sdk.durable.runner import Runner
+from steer_llm_sdk.durable.runner import Claim, Runner
 from steer_llm_sdk.errors import ConflictError, InvalidRequest, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.orchestration._call import Run
 from steer_llm_sdk.orchestration.base import Plan, exceeded_by
@@ -82,15 +81,16 @@ class DurableOrchestrator(ReliableOrchestrator):
     `heartbeat` seconds later, and nothing is bought again that had been recorded. A request that comes again with its
     key joins its run, or is answered with the output. Requests, options and results must be JSON.
 
-    `store`: `sqlite:///file.db` for the processes of one machine, `postgresql://user@host/database` for many machines;
-    there is no default. `queues` limits, by provider, the runs that were handed in by `submit`. `works` False: the
-    process carries out what it is asked by `run`, and nothing for others. A run is kept for `keep` seconds after its
-    end. `runner` is the engine, where it is not to be DBOS. A process has one DurableOrchestrator at a time.
+    `store`: `sqlite:///file.db` for the processes of one machine, `postgresql://user@host/database` for many machines,
+    or a Runner, where the engine is not to be DBOS; the options that follow are those of DBOS. `queues` limits, by
+    provider, the runs that were handed in by `submit`. `works` False: the process carries out what it is asked by
+    `run`, and nothing for others. A run is kept for `keep` seconds after its end. A process has one DurableOrchestrator
+    on DBOS at a time.
     """
 
     def __init__(
         self,
-        store: str,
+        store: str | Runner,
         planner: Planner | None = None,
         reliability_config: ReliabilityConfig | None = None,
         *,
@@ -100,7 +100,6 @@ class DurableOrchestrator(ReliableOrchestrator):
         queues: Mapping[str, QueueLimits] | None = None,
         works: bool = True,
         keep: float = A_WEEK,
-        runner: Runner | None = None,
     ) -> None:
         super().__init__(planner, reliability_config, registry=registry, budget_accounts=budget_accounts)
         if not 0.2 <= heartbeat <= 3600:
@@ -108,16 +107,14 @@ class DurableOrchestrator(ReliableOrchestrator):
         if not keep > 0:
             raise InvalidRequest("keep", keep, "give a positive number of seconds")
         self.executor = ReliableToolExecutor(self.reliability_config, outermost=(record_call,))
-        self.store = Store.of(store)
+        self._store = Store.of(store) if isinstance(store, str) else store
         self.heartbeat = heartbeat
         self.queues = dict(queues or {})
         self.works = works
         self.keep = keep
-        self._given_runner = runner
         self._engine: Runner | None = None
         self._runner: Runner | None = None
         self._starting = asyncio.Lock()
-        self._keys = Tables(self.store)
         self._runs: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -137,7 +134,7 @@ class DurableOrchestrator(ReliableOrchestrator):
             async with self._starting:
                 if self._runner is None:
                     # The engine may carry on with a run of somebody else before it says that it is open.
-                    self._engine = self._given_runner or self._dbos()
+                    self._engine = self._dbos(self._store) if isinstance(self._store, Store) else self._store
                     await self._engine.open(self._carry_on)
                     self._runner = self._engine
         return self._runner
@@ -151,7 +148,6 @@ class DurableOrchestrator(ReliableOrchestrator):
             await asyncio.wait([*self._runs, *self._leaving], timeout=5)
         if runner is not None:
             await runner.close(drain)
-        self._keys.close()
         await super().aclose()
 
     # ── runs that are handed in ──────────────────────────────────────────────────────────────────────────────────────
@@ -171,13 +167,13 @@ class DurableOrchestrator(ReliableOrchestrator):
         runner = await self.started()
         run = self._accept(request, tool_name, tool_options, options, None)
         queue = None if tool_name is None else self._find(tool_name).targets[0][0].partition("@")[0]
-        asked = _asked(run)
+        asked = _asked(run, runner.now())
         if run.options.idempotency_key is None:
             run_id = _unkeyed(run)
             await runner.enqueue(run_id, asked, _about(run, None), queue)
             return run_id
         mark = _fingerprint(run)
-        key = await self._claimed(run, mark)
+        key = await self._claimed(runner, run, mark)
         while True:
             run_id = _run_id(run, key.generation)
             known = await runner.info(run_id)
@@ -189,7 +185,7 @@ class DurableOrchestrator(ReliableOrchestrator):
                 return run_id
             if known.about.get("fingerprint") == mark and known.ended is not None and self._final(known.ended):
                 return run_id
-            key = await asyncio.to_thread(self._keys.renew, _key(run), key.generation)
+            key = await runner.renew(_key(run), key.generation)
 
     async def result(self, run_id: str) -> OrchestrationOutput:
         """Wait for a run that was handed in; what `run` would have raised, this raises. RunCancelled where it was."""
@@ -230,7 +226,7 @@ class DurableOrchestrator(ReliableOrchestrator):
         """Begin the run of this key, or join it, or return what it came to. One that was cut off is begun again with
         what it has bought; of one that failed and may be tried again nothing is kept."""
         mark = _fingerprint(run)
-        key = await self._claimed(run, mark)
+        key = await self._claimed(runner, run, mark)
         while True:
             run_id = _run_id(run, key.generation)
             known = await runner.info(run_id)
@@ -245,15 +241,15 @@ class DurableOrchestrator(ReliableOrchestrator):
                         return load_ended(ended)
                 elif ended is not None and self._final(ended):
                     return load_ended(ended)
-            key = await asyncio.to_thread(self._keys.renew, _key(run), key.generation)
+            key = await runner.renew(_key(run), key.generation)
 
-    async def _claimed(self, run: Run, mark: str) -> Key:
+    async def _claimed(self, runner: Runner, run: Run, mark: str) -> Claim:
         """ConflictError where the key belongs to another request, before the engine is asked for anything."""
         try:
-            key = await asyncio.to_thread(self._keys.claim, _key(run), mark, self.keep)
+            key = await runner.claim(_key(run), mark)
         except Exception as error:
             raise StoreUnavailable(
-                f"{self.store.shown} did not answer ({type(error).__name__}), so the run was not started"
+                f"the store of the runs did not answer ({type(error).__name__}), so the run was not started"
             ) from error
         if key.fingerprint != mark:
             assert run.options.idempotency_key is not None
@@ -269,7 +265,9 @@ class DurableOrchestrator(ReliableOrchestrator):
         here = _Here(run)
         token = _here.set(here)
         try:
-            ended = await runner.execute(run_id, {**_asked(run), "continues": continues}, _about(run, mark))
+            ended = await runner.execute(
+                run_id, {**_asked(run, runner.now()), "continues": continues}, _about(run, mark)
+            )
         except asyncio.CancelledError:
             self._leave(runner, run_id)
             raise
@@ -311,7 +309,8 @@ class DurableOrchestrator(ReliableOrchestrator):
         if asked["format"] != FORMAT:
             raise OrchestratorError(f"the run was recorded in format {asked['format']}; this version reads {FORMAT}")
         run = self._accept(asked["request"], asked["tool_name"], asked["tool_options"], asked["options"], None)
-        ago = max(time.time() - asked["began"], 0.0)
+        assert self._engine is not None
+        ago = max(self._engine.now() - asked["began"], 0.0)
         run.started -= ago
         if asked["limit_ms"] is not None:
             run.deadline = Deadline(run.started + asked["limit_ms"] / 1000, asked["limit_ms"])
@@ -358,9 +357,9 @@ class DurableOrchestrator(ReliableOrchestrator):
         shown = record["shown"]
         return Plan(steps, None if shown is None else lambda: json.loads(json.dumps(shown)))
 
-    def _dbos(self) -> Runner:
+    def _dbos(self, store: Store) -> Runner:
         runner: Runner = engine().DbosRunner(
-            self.store,
+            store,
             version=self.application_version,
             heartbeat=self.heartbeat,
             queues=self.queues,
@@ -380,7 +379,7 @@ async def _quietly_cancelled(runner: Runner, run_id: str) -> None:
 # ── what is written down when a run is accepted ──────────────────────────────────────────────────────────────────────
 
 
-def _asked(run: Run) -> Json:
+def _asked(run: Run, now: float) -> Json:
     config = run.options
     sent = config.model_dump(exclude={"redactor_cb", "budgets"}, exclude_unset=True)
     budgets = [{"name": one.name, "tokens": one.tokens, "usd": one.usd, "per": one.per} for one in config.budgets]
@@ -391,7 +390,7 @@ def _asked(run: Run) -> Json:
         "tool_name": run.tool_name,
         "tool_options": _plain("tool_options", {**run.tool_options}),
         "options": _plain("options", {**sent, **ids, **({"budgets": budgets} if budgets else {})}),
-        "began": time.time() - (run.clock() - run.started),
+        "began": now - (run.clock() - run.started),
         "limit_ms": config.limit_ms,
     }
 
@@ -429,7 +428,7 @@ def _unkeyed(run: Run) -> str:
     return f"{quote(run.options.tenant, safe='')}#run:{uuid4().hex}"
 
 
-async def _earlier(runner: Runner, run: Run, key: Key, mark: str) -> list[str]:
+async def _earlier(runner: Runner, run: Run, key: Claim, mark: str) -> list[str]:
     """The runs that this one goes on from, with all that they have bought: those of its key that were cut off."""
     if key.generation == 1:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from steer_llm_sdk.durable._records import Json
 
@@ -36,13 +36,32 @@ class RunInfo:
     ended: Json | None = None
 
 
+class Claim(NamedTuple):
+    """Whose a key is. `generation` counts the runs that were made for it."""
+
+    fingerprint: str
+    generation: int
+
+
 class Runner(Protocol):
+    def now(self) -> float:
+        """Seconds since the epoch, the same for all workers."""
+        ...
+
     async def open(self, carry_out: CarryOut) -> None:
         """Connect, and go on with runs whose worker died, from now on until `close`."""
         ...
 
     async def close(self, drain: float = 0.0) -> None:
         """Let go of everything: after `drain` seconds, what is not finished is handed to other workers."""
+        ...
+
+    async def claim(self, key: str, fingerprint: str) -> Claim:
+        """The claim that holds: this one, if the key is new, or so old that what it led to is no longer kept."""
+        ...
+
+    async def renew(self, key: str, generation: int) -> Claim:
+        """Begin the next generation of a key, unless somebody else has; either way, what holds now."""
         ...
 
     async def execute(self, run_id: str, asked: Json, about: Json) -> Json:
