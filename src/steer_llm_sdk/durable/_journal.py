@@ -109,11 +109,16 @@ class Journal:
     def _restore(self, record: Json) -> None:
         run = self.run
         list.extend(run.timeline, record["lines"])
+        run.timeline.sort(key=_began)
         spending = [(tool, Spent(usage, cost)) for tool, usage, cost in record["spending"]]
         run.spending = _Spending((*run.spending, *spending))
         if run.ledger is not None:
             for _, spent in spending:
                 run.ledger.recharge(Amount(tokens_of(spent.usage), spent.cost_usd))
+
+
+def _began(line: Attempt) -> float:
+    return line["started_ms"]
 
 
 class _Live:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from durable_process import HEARTBEAT, Process
 
 from steer_llm_sdk.durable import runs_of
 from steer_llm_sdk.testing import SimulatedProvider
-
-sys.path.insert(0, str(Path(__file__).parent))
-from process import HEARTBEAT, Process
 
 SLOW = "slow:seconds=0.3"
 
