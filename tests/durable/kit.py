@@ -49,6 +49,7 @@ class MemoryRunner:
         self.runs: dict[str, Kept] = {}
         self.claims: dict[str, Claim] = {}
         self.dies_at = dies_at
+        self.worker = "memory"
         self.dead = False
         self.recorded: list[str] = []
         self._carry_out: CarryOut | None = None
@@ -71,9 +72,9 @@ class MemoryRunner:
             self.claims[key] = known._replace(generation=generation + 1)
         return self.claims[key]
 
-    async def execute(self, run_id: str, asked: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    async def execute(self, run_id: str, asked: dict[str, Any], about: dict[str, Any]) -> dict[str, Any] | None:
         if run_id in self.runs:
-            return await self.wait(run_id) or {}
+            return await self.wait(run_id)
         self.runs[run_id] = Kept(asked, about)
         return await self._through(run_id)
 
@@ -149,9 +150,10 @@ class MemoryRunner:
     async def steps(self, run_id: str) -> Mapping[str, dict[str, Any]]:
         return self.runs[run_id].steps
 
-    async def cancel(self, run_id: str) -> None:
+    async def cancel(self, run_id: str, why: str) -> None:
         kept = self.runs[run_id]
         if kept.state != "finished":
+            kept.about = {**kept.about, "cancelled": why}
             kept.state = "cancelled"
             kept.over.set()
 

@@ -16,8 +16,10 @@ from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
+from steer_llm_sdk.cli.runs import runs
 from steer_llm_sdk.cli.simulate import simulate
 from steer_llm_sdk.cli.tools import tools
+from steer_llm_sdk.cli.worker import worker
 
 app = typer.Typer(
     name="steer-llm",
@@ -28,10 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, tools, doctor, simulate, record, demo):
+for _command in (run, tools, doctor, simulate, record, demo, worker):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
 app.add_typer(plan, name="plan")
 app.add_typer(breakers, name="breakers")
+app.add_typer(runs, name="runs")
 
 
 def _print_version(wanted: bool) -> None:

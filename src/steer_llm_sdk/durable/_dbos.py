@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -41,19 +42,20 @@ from steer_llm_sdk.durable._records import Json
 from steer_llm_sdk.durable._tables import Store, Tables, Worker
 from steer_llm_sdk.durable.queues import QueueLimits
 from steer_llm_sdk.durable.runner import CarryOut, Claim, RunInfo, State
-from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, StoreUnavailable
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 APPLICATION = "steer-llm"
 QUEUE = "steer"
-"""The queue of runs that belong to no provider's queue; that of a provider is "steer.NAME"."""
+"""The queue of runs that belong to no provider's queue; that of a provider is "steer.NAME", and "steer@WORKER" that of
+a process which carries out nothing but what its own callers wait for."""
 POLL = 0.05
 """Seconds between two looks at a run that somebody else carries out."""
 LOOK = 0.25
 """Seconds between two looks into a queue."""
-MOST_TAKEOVERS = 10
+MOST_DEATHS = 10
 """A run that was at work in so many processes when they died is not tried again: it may be what kills them."""
 TIDY_AT_ONCE = 100
 
@@ -133,6 +135,7 @@ class DbosRunner:
         self._queues = queues
         self._works = works
         self._keep = keep
+        self._own_queue = _queue_of(self.worker)
         self._tables = Tables(store)
         self._carry_out: CarryOut | None = None
         self._heart: Heart | None = None
@@ -147,9 +150,11 @@ class DbosRunner:
             _Process.runner = self
         try:
             await asyncio.to_thread(self._launch)
-        except BaseException:
+        except BaseException as error:
             await self._let_go(0.0)
-            raise
+            if isinstance(error, OrchestratorError) or not isinstance(error, Exception):
+                raise
+            raise _unavailable(self._store, error) from error
 
     async def close(self, drain: float = 0.0) -> None:
         if self._heart is not None:
@@ -165,11 +170,13 @@ class DbosRunner:
     async def renew(self, key: str, generation: int) -> Claim:
         return await asyncio.to_thread(self._tables.renew, key, generation)
 
-    async def execute(self, run_id: str, asked: Json, about: Json) -> Json:
+    async def execute(self, run_id: str, asked: Json, about: Json) -> Json | None:
         token = _begun_here.set(run_id)
         try:
             with SetWorkflowID(run_id), SetWorkflowAttributes(about):
                 return await _workflow(asked)
+        except _CANCELLED:
+            return None
         finally:
             _begun_here.reset(token)
 
@@ -193,12 +200,24 @@ class DbosRunner:
 
     async def wait(self, run_id: str) -> Json | None:
         handle: WorkflowHandleAsync[Json] = await DBOS.retrieve_workflow_async(run_id)
+        fetching = None if self._works else asyncio.create_task(self._fetch(run_id))
         try:
             return await handle.get_result(polling_interval_sec=POLL)
         except _CANCELLED:
             return None
         except PortableWorkflowError as error:
             raise OrchestratorError(f"the run {run_id} broke off: {error}") from error
+        finally:
+            if fetching is not None:
+                fetching.cancel()
+
+    async def _fetch(self, run_id: str) -> None:
+        """Where a run that somebody waits for here lies in the common queue, carry it out: there may be no worker."""
+        while True:
+            known = await DBOS.get_workflow_status_async(run_id)
+            if known is not None and known.status == "ENQUEUED" and known.queue_name == QUEUE:
+                await DBOS.resume_workflow_async(run_id, queue_name=self._own_queue)
+            await asyncio.sleep(LOOK)
 
     async def info(self, run_id: str) -> RunInfo | None:
         found = await DBOS.get_workflow_status_async(run_id)
@@ -214,7 +233,8 @@ class DbosRunner:
         found = await DBOS.list_workflow_steps_async(run_id)
         return {step["function_name"]: step["output"] for step in found if step["output"] is not None}
 
-    async def cancel(self, run_id: str) -> None:
+    async def cancel(self, run_id: str, why: str) -> None:
+        await DBOS.update_workflow_attributes_async(run_id, {"cancelled": why}, merge=True)
         await DBOS.cancel_workflow_async(run_id)
 
     async def resume(self, run_id: str) -> None:
@@ -240,8 +260,9 @@ class DbosRunner:
 
     def _launch(self) -> None:
         self._store.prepare()
-        adopt, tidy = (self._adopt, self._tidy_up) if self._works else (None, None)
-        self._heart = heart = Heart(self._tables, self.worker, self._version, self._heartbeat, adopt, tidy)
+        self._heart = heart = Heart(
+            self._tables, self.worker, self._version, self._heartbeat, self._adopt, self._tidy_up
+        )
         heart.beat()  # Before anything can be begun in its name: whoever begins is watched.
         config: DBOSConfig = {
             "name": APPLICATION,
@@ -254,7 +275,9 @@ class DbosRunner:
         }
         DBOS(config=config)
         names = {QUEUE: QueueLimits(), **{f"{QUEUE}.{name}": limits for name, limits in self._queues.items()}}
-        DBOS.listen_queues(list(names) if self._works else [])
+        if not self._works:
+            names[self._own_queue] = QueueLimits()
+        DBOS.listen_queues(list(names) if self._works else [self._own_queue])
         DBOS.launch()
         for name, limits in names.items():
             DBOS.register_queue(
@@ -292,7 +315,7 @@ class DbosRunner:
             retry_connection_errors=False,
         )
         try:
-            _resume(client, _of_worker(client, [self.worker]))
+            _resume(client, _of_worker(client, self.worker))
             self._tables.forget(self.worker)
         except Exception as error:
             _log.warning(
@@ -301,15 +324,21 @@ class DbosRunner:
         finally:
             client.destroy()
 
-    def _adopt(self, dead: Sequence[str]) -> int:
+    def _adopt(self, dead: str) -> int:
         found = _of_worker(DBOS, dead)
+        going_on = []
         for run in found:
-            times = (run.attributes or {}).get("takeovers", 0) + 1
-            DBOS.update_workflow_attributes(run.workflow_id, {**(run.attributes or {}), "takeovers": times})
-            if times > MOST_TAKEOVERS:
-                _log.error("run %s was at work in %d processes that died, and is given up", run.workflow_id, times)
+            deaths = (run.attributes or {}).get("deaths", 0) + 1
+            known = {"deaths": deaths} if deaths < MOST_DEATHS else {"deaths": deaths, "cancelled": "given up"}
+            DBOS.update_workflow_attributes(run.workflow_id, known, merge=True)
+            if deaths < MOST_DEATHS:
+                going_on.append(run)
+            else:
+                _log.error("run %s was at work in %d processes that died, and is given up", run.workflow_id, deaths)
                 DBOS.cancel_workflow(run.workflow_id)
-        _resume(DBOS, [run for run in found if (run.attributes or {}).get("takeovers", 0) < MOST_TAKEOVERS])
+        _resume(DBOS, going_on)
+        if not found:
+            DBOS.delete_queue(_queue_of(dead))
         return len(found)
 
     def _tidy_up(self) -> None:
@@ -329,13 +358,14 @@ class DbosRuns:
     """The runs of a store as seen from outside: this process carries out none of them. Close it when done."""
 
     def __init__(self, store: Store) -> None:
+        if store.path is not None and not Path(store.path).exists():
+            raise InvalidRequest("store", store.shown, "there is no such file; the first durable run makes it")
         self._tables = Tables(store)
-        self._client = DBOSClient(
-            system_database_url=store.url,
-            serializer=DBOSPortableJSONSerializer(),
-            application_name=APPLICATION,
-            retry_connection_errors=False,
-        )
+        try:
+            self._client = _client(store)
+            self.list(limit=1)
+        except Exception as error:
+            raise _unavailable(store, error) from error
 
     def close(self) -> None:
         self._client.destroy()
@@ -361,27 +391,46 @@ class DbosRuns:
         found = sorted(self._client.list_workflow_steps(run_id), key=lambda step: step["function_id"])
         return {step["function_name"]: step["output"] for step in found if step["output"] is not None}
 
-    def cancel(self, run_id: str) -> None:
+    def cancel(self, run_id: str, why: str = "cancelled by hand") -> None:
+        self._client.update_workflow_attributes(run_id, {"cancelled": why}, merge=True)
         self._client.cancel_workflow(run_id)
 
     def resume(self, run_id: str) -> None:
         self._client.resume_workflow(run_id, queue_name=QUEUE)
 
 
-def _of_worker(engine: Any, workers: Sequence[str]) -> Sequence[WorkflowStatus]:
-    """What the workers have under way."""
-    found: Sequence[WorkflowStatus] = engine.list_workflows(
-        status="PENDING", executor_id=list(workers), load_input=False, load_output=False
+def _client(store: Store) -> DBOSClient:
+    return DBOSClient(
+        system_database_url=store.url,
+        serializer=DBOSPortableJSONSerializer(),
+        application_name=APPLICATION,
+        retry_connection_errors=False,
     )
-    return found
+
+
+def _unavailable(store: Store, error: Exception) -> StoreUnavailable:
+    """By type only: what a database says may quote the URL, and a password in it."""
+    return StoreUnavailable(f"{store.shown} cannot be used as a store of runs ({type(error).__name__})")
+
+
+def _queue_of(worker: str) -> str:
+    return f"{QUEUE}@{worker}"
+
+
+def _of_worker(engine: Any, worker: str) -> Sequence[WorkflowStatus]:
+    """What the worker has under way, or has taken for itself."""
+    ask = partial(engine.list_workflows, load_input=False, load_output=False)
+    return [*ask(status="PENDING", executor_id=worker), *ask(status="ENQUEUED", queue_name=_queue_of(worker))]
 
 
 def _resume(engine: Any, runs: Sequence[WorkflowStatus]) -> None:
-    """Each into the queue that it came from, whose limits go on to hold."""
-    for queue in {run.queue_name or QUEUE for run in runs}:
-        engine.resume_workflows(
-            [run.workflow_id for run in runs if (run.queue_name or QUEUE) == queue], queue_name=queue
-        )
+    """Each into the queue that it came from, whose limits go on to hold; what a process had for itself, to all."""
+    queues: dict[str, list[str]] = {}
+    for run in runs:
+        own = run.queue_name is None or run.queue_name.startswith(_queue_of(""))
+        queues.setdefault(QUEUE if own else str(run.queue_name), []).append(run.workflow_id)
+    for queue, ids in queues.items():
+        engine.resume_workflows(ids, queue_name=queue)
 
 
 async def _outside(work: Coroutine[Any, Any, R]) -> R:

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from steer_llm_sdk.durable._tables import Tables
 
@@ -22,8 +22,8 @@ TIDY_EVERY = 60.0
 
 
 class Heart:
-    """`adopt` gives the runs of dead workers to those who live, and says how many there were. `tidy` forgets what is
-    too old. Both are called in the thread; None in a process that does no work for others."""
+    """`adopt` gives the runs of a dead worker to those who live, and says how many there were. `tidy` forgets what is
+    too old. Both are called in the thread."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class Heart:
         worker: str,
         version: str,
         heartbeat: float,
-        adopt: Callable[[Sequence[str]], int] | None,
-        tidy: Callable[[], None] | None,
+        adopt: Callable[[str], int],
+        tidy: Callable[[], None],
     ) -> None:
         self._tables = tables
         self._worker = worker
@@ -66,17 +66,16 @@ class Heart:
                 _log.warning("worker %s could not give a sign of life: %r", self._worker, error)
 
     def _look(self) -> None:
-        if self._adopt is not None:
-            for dead in self._tables.take_dead(self._worker, self._heartbeat):
-                self._take_over(dead, self._adopt)
-        if self._tidy is not None and time.monotonic() - self._tidied > TIDY_EVERY:
+        for dead in self._tables.take_dead(self._worker, self._heartbeat):
+            self._take_over(dead)
+        if time.monotonic() - self._tidied > TIDY_EVERY:
             self._tidied = time.monotonic()
             self._tidy()
 
-    def _take_over(self, dead: str, adopt: Callable[[Sequence[str]], int]) -> None:
+    def _take_over(self, dead: str) -> None:
         """One that has nothing left is forgotten. One that had is looked at once more a heartbeat later: it may have
         begun something between being taken for dead and dying."""
-        found = adopt([dead])
+        found = self._adopt(dead)
         if found:
             _log.warning("worker %s is dead: its %d runs go on elsewhere", dead, found)
         else:

@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 FORMAT = 1
 """Of what is recorded. A run of another format is not carried out."""
 A_WEEK = 7 * 86_400.0
+LEFT = "left by its caller"
 
 
 class RunCancelled(OrchestratorError):
@@ -83,8 +84,8 @@ class DurableOrchestrator(ReliableOrchestrator):
 
     `store`: `sqlite:///file.db` for the processes of one machine, `postgresql://user@host/database` for many machines,
     or a Runner, where the engine is not to be DBOS; the options that follow are those of DBOS. `queues` limits, by
-    provider, the runs that were handed in by `submit`. `works` False: the process carries out what it is asked by
-    `run`, and nothing for others. A run is kept for `keep` seconds after its end. A process has one DurableOrchestrator
+    provider, the runs that were handed in by `submit`. `works` False: the process carries out what its own callers wait
+    for, and nothing for others. A run is kept for `keep` seconds after its end. A process has one DurableOrchestrator
     on DBOS at a time.
     """
 
@@ -239,6 +240,7 @@ class DurableOrchestrator(ReliableOrchestrator):
                     ended = await runner.wait(run_id)
                     if ended is not None:
                         return load_ended(ended)
+                    await _require_left(runner, run_id)
                 elif ended is not None and self._final(ended):
                     return load_ended(ended)
             key = await runner.renew(_key(run), key.generation)
@@ -273,6 +275,8 @@ class DurableOrchestrator(ReliableOrchestrator):
             raise
         finally:
             _here.reset(token)
+        if ended is None:
+            raise RunCancelled(run_id)
         if here.raised is not None:
             raise here.raised
         return load_ended(ended) if here.output is None else here.output
@@ -282,9 +286,19 @@ class DurableOrchestrator(ReliableOrchestrator):
         Where the orchestrator is being closed the run goes on elsewhere instead."""
         if self._runner is None:
             return
-        task = asyncio.get_running_loop().create_task(_quietly_cancelled(runner, run_id))
+        task = asyncio.get_running_loop().create_task(self._left(runner, run_id))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+    async def _left(self, runner: Runner, run_id: str) -> None:
+        """Say so until the store has it: a run that nobody carries out would be taken for one that is under way."""
+        while self._runner is runner:
+            try:
+                await runner.cancel(run_id, LEFT)
+                return
+            except Exception as error:
+                _log.warning("the run %s could not be ended yet: %r", run_id, error)
+                await asyncio.sleep(1)
 
     async def _carry_on(self, run_id: str, asked: Json) -> Json:
         """What the engine carries out: here for a caller, or for nobody in particular after its process has died."""
@@ -369,11 +383,11 @@ class DurableOrchestrator(ReliableOrchestrator):
         return runner
 
 
-async def _quietly_cancelled(runner: Runner, run_id: str) -> None:
-    try:
-        await runner.cancel(run_id)
-    except Exception as error:
-        _log.warning("the run %s could not be ended, and goes on: %r", run_id, error)
+async def _require_left(runner: Runner, run_id: str) -> None:
+    """RunCancelled, unless it was only left by a caller who had less time, or less patience."""
+    known = await runner.info(run_id)
+    if known is not None and known.about.get("cancelled") != LEFT:
+        raise RunCancelled(run_id)
 
 
 # ── what is written down when a run is accepted ──────────────────────────────────────────────────────────────────────

@@ -20,8 +20,8 @@ another process: what it did inside of `Runner.step` is then given to it and not
 class RunInfo:
     """A run as the store knows it. Times are seconds since the epoch, None where it has not come to that.
 
-    `about` is what was noted of it when it was accepted: tenant, key, tool, fingerprint. `asked` and `ended` are None
-    unless they were asked for.
+    `about` is what was noted of it: tenant, key, tool and fingerprint when it was accepted, and why it was cancelled.
+    `asked` and `ended` are None unless they were asked for.
     """
 
     id: str
@@ -44,6 +44,9 @@ class Claim(NamedTuple):
 
 
 class Runner(Protocol):
+    worker: str
+    """What this process is called in the store."""
+
     def now(self) -> float:
         """Seconds since the epoch, the same for all workers."""
         ...
@@ -64,9 +67,9 @@ class Runner(Protocol):
         """Begin the next generation of a key, unless somebody else has; either way, what holds now."""
         ...
 
-    async def execute(self, run_id: str, asked: Json, about: Json) -> Json:
-        """Carry a new run out here, in the task of the caller, and return how it ended. Where the id is known, wait
-        for that run. A caller that is cancelled leaves it as it is; see `cancel`."""
+    async def execute(self, run_id: str, asked: Json, about: Json) -> Json | None:
+        """Carry a new run out here, in the task of the caller, and return how it ended, None where it was cancelled.
+        Where the id is known, wait for that run. A caller that is cancelled leaves it as it is; see `cancel`."""
         ...
 
     async def enqueue(self, run_id: str, asked: Json, about: Json, queue: str | None) -> None:
@@ -94,8 +97,9 @@ class Runner(Protocol):
         """What is recorded of it, by name."""
         ...
 
-    async def cancel(self, run_id: str) -> None:
-        """End it: at once in its queue, within about a second where it runs. What it has bought stays recorded."""
+    async def cancel(self, run_id: str, why: str) -> None:
+        """End it: at once in its queue, within about a second where it runs. What it has bought stays recorded, and
+        `why` becomes `about["cancelled"]`. A finished run stays as it is."""
         ...
 
     async def resume(self, run_id: str) -> None:
