@@ -139,6 +139,7 @@ class DbosRunner:
         self._tables = Tables(store)
         self._carry_out: CarryOut | None = None
         self._heart: Heart | None = None
+        self._launched = False
 
     async def open(self, carry_out: CarryOut) -> None:
         self._carry_out = carry_out
@@ -279,6 +280,7 @@ class DbosRunner:
             names[self._own_queue] = QueueLimits()
         DBOS.listen_queues(list(names) if self._works else [self._own_queue])
         DBOS.launch()
+        self._launched = True
         for name, limits in names.items():
             DBOS.register_queue(
                 name,
@@ -296,7 +298,7 @@ class DbosRunner:
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(thread, destroy)
-                if self._heart is not None:
+                if self._launched:
                     await loop.run_in_executor(thread, self._hand_over)
             finally:
                 self._tables.close()
@@ -308,21 +310,17 @@ class DbosRunner:
 
     def _hand_over(self) -> None:
         """What this process has begun and not finished goes on elsewhere, at once."""
-        client = DBOSClient(
-            system_database_url=self._store.url,
-            serializer=DBOSPortableJSONSerializer(),
-            application_name=APPLICATION,
-            retry_connection_errors=False,
-        )
         try:
-            _resume(client, _of_worker(client, self.worker))
-            self._tables.forget(self.worker)
+            client = _client(self._store)
+            try:
+                _resume(client, _of_worker(client, self.worker))
+                client.delete_queue(self._own_queue)
+                self._tables.forget(self.worker)
+            finally:
+                client.destroy()
         except Exception as error:
-            _log.warning(
-                "the runs of worker %s could not be handed over, and are taken over later: %r", self.worker, error
-            )
-        finally:
-            client.destroy()
+            kind = type(error).__name__
+            _log.warning("the runs of worker %s are not handed over but taken over later: %s", self.worker, kind)
 
     def _adopt(self, dead: str) -> int:
         found = _of_worker(DBOS, dead)
@@ -400,12 +398,19 @@ class DbosRuns:
 
 
 def _client(store: Store) -> DBOSClient:
-    return DBOSClient(
-        system_database_url=store.url,
-        serializer=DBOSPortableJSONSerializer(),
-        application_name=APPLICATION,
-        retry_connection_errors=False,
-    )
+    # It is raised, and need not be printed as well.
+    talk = logging.getLogger("dbos")
+    level = talk.level
+    talk.setLevel(logging.CRITICAL)
+    try:
+        return DBOSClient(
+            system_database_url=store.url,
+            serializer=DBOSPortableJSONSerializer(),
+            application_name=APPLICATION,
+            retry_connection_errors=False,
+        )
+    finally:
+        talk.setLevel(level)
 
 
 def _unavailable(store: Store, error: Exception) -> StoreUnavailable:
