@@ -60,7 +60,7 @@ class MemoryRunner:
     async def open(self, carry_out: CarryOut) -> None:
         self._carry_out, self.dead = carry_out, False
 
-    async def close(self, drain: float = 0.0) -> None:
+    async def close(self) -> None:
         self._carry_out = None
 
     async def claim(self, key: str, fingerprint: str) -> Claim:

@@ -139,6 +139,7 @@ class DbosRunner:
         self._tables = Tables(store)
         self._carry_out: CarryOut | None = None
         self._heart: Heart | None = None
+        self._listened: Mapping[str, QueueLimits] = {}
         self._launched = False
 
     async def open(self, carry_out: CarryOut) -> None:
@@ -150,17 +151,28 @@ class DbosRunner:
                 )
             _Process.runner = self
         try:
-            await asyncio.to_thread(self._launch)
+            await asyncio.to_thread(self._prepare)
+            # On the loop, and quick: where it is launched is where it carries out the runs that it takes over, and a
+            # tool may hold what belongs to a loop.
+            self._launch()
+            await asyncio.to_thread(self._register)
         except BaseException as error:
-            await self._let_go(0.0)
+            await self.close()
             if isinstance(error, OrchestratorError) or not isinstance(error, Exception):
                 raise
             raise _unavailable(self._store, error) from error
 
-    async def close(self, drain: float = 0.0) -> None:
-        if self._heart is not None:
-            await asyncio.to_thread(self._heart.stop)
-        await self._let_go(drain)
+    async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        # The threads of the loop are those of DBOS, which end here.
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                await loop.run_in_executor(thread, self._let_go)
+            finally:
+                with _Process.lock:
+                    if _Process.runner is self:
+                        _Process.runner = None
+        loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))
 
     def now(self) -> float:
         return time.time()
@@ -259,12 +271,13 @@ class DbosRunner:
 
     # ── life of the process ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _launch(self) -> None:
+    def _prepare(self) -> None:
         self._store.prepare()
-        self._heart = heart = Heart(
-            self._tables, self.worker, self._version, self._heartbeat, self._adopt, self._tidy_up
-        )
-        heart.beat()  # Before anything can be begun in its name: whoever begins is watched.
+        self._heart = Heart(self._tables, self.worker, self._version, self._heartbeat, self._adopt, self._tidy_up)
+        self._heart.beat()  # Before anything can be begun in its name: whoever begins is watched.
+        DBOS.migrate(self._store.url)
+
+    def _launch(self) -> None:
         config: DBOSConfig = {
             "name": APPLICATION,
             "system_database_url": self._store.url,
@@ -273,15 +286,17 @@ class DbosRunner:
             "application_version": self._version,
             "log_level": "ERROR",
             "notification_listener_polling_interval_sec": LOOK,
+            "run_migrations": False,
         }
         DBOS(config=config)
         names = {QUEUE: QueueLimits(), **{f"{QUEUE}.{name}": limits for name, limits in self._queues.items()}}
-        if not self._works:
-            names[self._own_queue] = QueueLimits()
-        DBOS.listen_queues(list(names) if self._works else [self._own_queue])
+        self._listened = names if self._works else {self._own_queue: QueueLimits()}
+        DBOS.listen_queues(list(self._listened))
         DBOS.launch()
         self._launched = True
-        for name, limits in names.items():
+
+    def _register(self) -> None:
+        for name, limits in {QUEUE: QueueLimits(), **self._listened}.items():
             DBOS.register_queue(
                 name,
                 global_concurrency=limits.concurrency,
@@ -289,24 +304,18 @@ class DbosRunner:
                 limiter=None if limits.rate is None else {"limit": limits.rate, "period": limits.per},
                 polling_interval_sec=LOOK,
             )
-        heart.start()
+        assert self._heart is not None
+        self._heart.start()
 
-    async def _let_go(self, drain: float) -> None:
-        destroy = partial(DBOS.destroy, workflow_completion_timeout_sec=round(drain))
-        # Not by to_thread: the threads of the loop are those of DBOS, which end here.
-        with ThreadPoolExecutor(1) as thread:
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(thread, destroy)
-                if self._launched:
-                    await loop.run_in_executor(thread, self._hand_over)
-            finally:
-                self._tables.close()
-                with _Process.lock:
-                    if _Process.runner is self:
-                        _Process.runner = None
-        # The loop goes on without DBOS.
-        loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))
+    def _let_go(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
+        try:
+            DBOS.destroy()
+            if self._launched:
+                self._hand_over()
+        finally:
+            self._tables.close()
 
     def _hand_over(self) -> None:
         """What this process has begun and not finished goes on elsewhere, at once."""

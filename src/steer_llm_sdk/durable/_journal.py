@@ -8,11 +8,13 @@ asked: neither an open breaker nor a rate limit may come between a run and what 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
 from steer_llm_sdk.durable._records import Json, Unrecordable, dump_error, dump_result, load_error, load_result
+from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.orchestration._call import Attempt, Call, Run, Spent, Usage, replicate
 from steer_llm_sdk.reliability._pipeline import Next
@@ -67,9 +69,12 @@ class _Spending(tuple[tuple[str, Usage], ...]):
 
 
 class Journal:
-    def __init__(self, run: Run, step: Step) -> None:
+    """`ends`, on the clock of the loop, is when nothing new is sent any more; what is recorded is still given back."""
+
+    def __init__(self, run: Run, step: Step, ends: float = math.inf) -> None:
         self.run = run
         self._step = step
+        self._ends = ends
         self._calls: dict[str, int] = {}
         run.timeline = _Timeline()
         run.spending = _Spending()
@@ -93,7 +98,7 @@ class Journal:
         live = _Live()
 
         async def work() -> Json:
-            return await live.listen(call, next)
+            return await live.listen(call, next if self.run.clock() < self._ends else _too_late)
 
         record = await self._step(name, work)
         if live.ended:
@@ -115,6 +120,11 @@ class Journal:
         if run.ledger is not None:
             for _, spent in spending:
                 run.ledger.recharge(Amount(tokens_of(spent.usage), spent.cost_usd))
+
+
+async def _too_late(call: Call) -> Any:
+    assert call.deadline is not None
+    raise BudgetExceeded("time", call.deadline.limit_ms, call.elapsed() * 1000)
 
 
 def _began(line: Attempt) -> float:

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,6 @@ from steer_llm_sdk.durable._extra import engine
 from steer_llm_sdk.durable._journal import Journal, journal_of_run, record_call
 from steer_llm_sdk.durable._records import (
     Json,
-    Unrecordable,
     dump_error,
     dump_output,
     dump_raised,
@@ -49,6 +49,10 @@ FORMAT = 1
 """Of what is recorded. A run of another format is not carried out."""
 A_WEEK = 7 * 86_400.0
 LEFT = "left by its caller"
+REREAD = 2.0
+"""Seconds in which a run whose time is up is read back."""
+STOPPING = 5.0
+"""Seconds that what is under way gets to stop."""
 
 
 class RunCancelled(OrchestratorError):
@@ -116,7 +120,9 @@ class DurableOrchestrator(ReliableOrchestrator):
         self._engine: Runner | None = None
         self._runner: Runner | None = None
         self._starting = asyncio.Lock()
-        self._runs: set[asyncio.Task[Any]] = set()
+        self._closing = False
+        self._for_callers: set[asyncio.Task[Any]] = set()
+        self._for_others: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
 
     @property
@@ -141,14 +147,21 @@ class DurableOrchestrator(ReliableOrchestrator):
         return self._runner
 
     async def aclose(self, drain: float = 0.0) -> None:
-        """Stop. What is not finished, after `drain` seconds for the runs of others, goes on in another process."""
+        """Stop. Runs of others get `drain` seconds to end, and none begins; what is not finished then, or is carried
+        out here for a caller, goes on in another process."""
+        self._closing = True
+        if drain and self._for_others:
+            await asyncio.wait([*self._for_others], timeout=drain)
+        if self._leaving:
+            await asyncio.wait([*self._leaving], timeout=STOPPING)
         runner, self._runner = self._runner, None
-        for task in [*self._runs]:
+        for task in (*self._for_callers, *self._for_others):
             task.cancel()
-        if self._runs or self._leaving:
-            await asyncio.wait([*self._runs, *self._leaving], timeout=5)
+        if self._for_callers or self._for_others:
+            await asyncio.wait([*self._for_callers, *self._for_others], timeout=STOPPING)
         if runner is not None:
-            await runner.close(drain)
+            await runner.close()
+        self._closing = False
         await super().aclose()
 
     # ── runs that are handed in ──────────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +223,7 @@ class DurableOrchestrator(ReliableOrchestrator):
         runner = await self.started()
         task = asyncio.current_task()
         assert task is not None
-        self._runs.add(task)
+        self._for_callers.add(task)
         try:
             if run.options.idempotency_key is None:
                 return await self._execute(runner, run, _unkeyed(run), None, [])
@@ -221,7 +234,7 @@ class DurableOrchestrator(ReliableOrchestrator):
             task.uncancel()
             raise OrchestratorError("the orchestrator was closed; the run goes on in another process") from None
         finally:
-            self._runs.discard(task)
+            self._for_callers.discard(task)
 
     async def _keyed_run(self, runner: Runner, run: Run) -> OrchestrationOutput:
         """Begin the run of this key, or join it, or return what it came to. One that was cut off is begun again with
@@ -302,21 +315,36 @@ class DurableOrchestrator(ReliableOrchestrator):
 
     async def _carry_on(self, run_id: str, asked: Json) -> Json:
         """What the engine carries out: here for a caller, or for nobody in particular after its process has died."""
-        assert self._engine is not None
         here = _here.get()
-        run = self._rebuilt(asked) if here is None else here.run
-        token = journal_of_run.set(Journal(run, self._engine.step))
+        if here is None:
+            return await self._for_another(self._rebuilt(asked))
+        ended, here.output, here.raised = await self._journaled(here.run, super()._work(here.run), math.inf)
+        return ended
+
+    async def _for_another(self, run: Run) -> Json:
+        task = asyncio.current_task()
+        assert task is not None
+        self._for_others.add(task)
         try:
-            output = await (self._in_its_time(run) if here is None else super()._work(run))
+            if self._closing:  # It is cancelled in a moment, and goes on elsewhere.
+                await asyncio.get_running_loop().create_future()
+            ended, _, _ = await self._in_its_time(run)
+            return ended
+        finally:
+            self._for_others.discard(task)
+
+    async def _journaled(
+        self, run: Run, work: Coroutine[Any, Any, OrchestrationOutput], ends: float
+    ) -> tuple[Json, OrchestrationOutput | None, Exception | None]:
+        assert self._engine is not None
+        token = journal_of_run.set(Journal(run, self._engine.step, ends))
+        try:
+            output = await work
         except Exception as error:
-            if here is not None:
-                here.raised = error
-            return dump_raised(error)
+            return dump_raised(error), None, error
         finally:
             journal_of_run.reset(token)
-        if here is not None:
-            here.output = output
-        return dump_output(output)
+        return dump_output(output), output, None
 
     def _rebuilt(self, asked: Json) -> Run:
         """The run as it was accepted: it began when it began, and its deadline is where it was."""
@@ -330,10 +358,15 @@ class DurableOrchestrator(ReliableOrchestrator):
             run.deadline = Deadline(run.started + asked["limit_ms"] / 1000, asked["limit_ms"])
         return run
 
-    async def _in_its_time(self, run: Run) -> OrchestrationOutput:
+    async def _in_its_time(self, run: Run) -> tuple[Json, OrchestrationOutput | None, Exception | None]:
+        """Where the time is up already, no call is made any more, and REREAD seconds are left to read what there is."""
         deadline = run.deadline
         if deadline is None:
-            return await super()._work(run)
+            return await self._journaled(run, super()._work(run), math.inf)
+        ends, deadline.at = deadline.at, max(deadline.at, run.clock() + REREAD)
+        return await self._journaled(run, self._cut_off(run, deadline), ends)
+
+    async def _cut_off(self, run: Run, deadline: Deadline) -> OrchestrationOutput:
         try:
             return await until(deadline.at, super()._work(run))
         except Late as late:
@@ -356,10 +389,11 @@ class DurableOrchestrator(ReliableOrchestrator):
             try:
                 plan = super(DurableOrchestrator, self)._plan_at_once(run)
                 plan = await super(DurableOrchestrator, self)._plan(run) if plan is None else plan
+                record = _dump_plan(plan)
             except Exception as error:
                 return {"error": dump_error(error)}
             made.append(plan)
-            return _dump_plan(plan)
+            return record
 
         record = await journal.once("plan", make)
         if "error" in record:
@@ -454,9 +488,10 @@ async def _earlier(runner: Runner, run: Run, key: Claim, mark: str) -> list[str]
 
 
 def _dump_plan(plan: Plan) -> Json:
-    shown = None if plan.shown is None else plan.shown()
-    steps = [[step.tool.name, dict(step.planned)] for step in plan.steps]
-    record = {"steps": steps, "shown": shown}
-    if not is_json(record):
-        raise Unrecordable("the options of a plan must be JSON")
-    return record
+    for step in plan.steps:
+        if not is_json(dict(step.planned)):
+            raise InvalidRequest(
+                "plan.tool_options", step.planned, "what a durable run is planned with must be JSON, to be recorded"
+            )
+    shown = None if plan.shown is None else json_value(plan.shown())
+    return {"steps": [[step.tool.name, dict(step.planned)] for step in plan.steps], "shown": shown}

@@ -55,8 +55,8 @@ class Runner(Protocol):
         """Connect, and go on with runs whose worker died, from now on until `close`."""
         ...
 
-    async def close(self, drain: float = 0.0) -> None:
-        """Let go of everything: after `drain` seconds, what is not finished is handed to other workers."""
+    async def close(self) -> None:
+        """Let go of everything: what is not finished is handed to other workers."""
         ...
 
     async def claim(self, key: str, fingerprint: str) -> Claim:

@@ -1,0 +1,119 @@
+"""Our two tables, on SQLite and on PostgreSQL: keys, and who lives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from steer_llm_sdk.durable._tables import Store, Tables
+
+LONG = 1000.0
+
+
+@pytest.fixture
+def tables(store: str) -> Iterator[Tables]:
+    made = Tables(Store.of(store))
+    yield made
+    made.close()
+
+
+def at_once(store: str, count: int, do: Callable[[Tables, int], Any]) -> list[Any]:
+    """What each of `count` threads, with connections of their own, gets for the same at the same time."""
+    found: list[Any] = [None] * count
+    ready = threading.Barrier(count)
+
+    def one(number: int) -> None:
+        mine = Tables(Store.of(store))
+        mine.workers()
+        ready.wait()
+        found[number] = do(mine, number)
+        mine.close()
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_the_first_claim_of_a_key_holds(tables: Tables) -> None:
+    assert tables.claim("k", "one", LONG) == ("one", 1)
+    assert tables.claim("k", "two", LONG) == ("one", 1)
+    assert tables.claim("k2", "two", LONG) == ("two", 1)
+
+
+def test_of_claims_at_once_one_holds(store: str) -> None:
+    claims = at_once(store, 8, lambda mine, number: mine.claim("k", f"f{number}", LONG))
+    assert len(set(claims)) == 1
+
+
+def test_a_claim_that_is_too_old_gives_way_to_a_new_generation(tables: Tables) -> None:
+    tables.claim("k", "one", LONG)
+    time.sleep(0.02)
+    assert tables.claim("k", "two", 0.01) == ("two", 2)
+
+
+def test_of_those_who_begin_a_generation_at_once_one_does(store: str, tables: Tables) -> None:
+    tables.claim("k", "one", LONG)
+    assert at_once(store, 8, lambda mine, _: mine.renew("k", 1)) == [("one", 2)] * 8
+    assert tables.renew("k", 2) == ("one", 3)
+
+
+def test_a_dead_worker_is_given_to_one_and_to_the_next_when_that_one_has_died_too(store: str, tables: Tables) -> None:
+    tables.beat("w", "host", 1, "v")
+    assert tables.take_dead("a", LONG) == []
+    time.sleep(0.3)
+    taken = at_once(store, 8, lambda mine, number: mine.take_dead(f"t{number}", 0.2))
+    assert sorted(taken, reverse=True) == [["w"], *[[]] * 7]
+    assert tables.take_dead("b", 0.2) == []
+    time.sleep(0.3)
+    assert tables.take_dead("b", 0.2) == ["w"]
+
+
+def test_only_who_has_taken_a_worker_forgets_it_and_not_when_it_came_back(tables: Tables) -> None:
+    tables.beat("w", "host", 1, "v")
+    time.sleep(0.05)
+    tables.take_dead("a", 0.01)
+    tables.forget("w", "b")
+    assert [worker.id for worker in tables.workers()] == ["w"]
+    tables.beat("w", "host", 1, "v")
+    tables.forget("w", "a")
+    assert [(worker.id, worker.host, worker.pid, worker.version) for worker in tables.workers()] == [
+        ("w", "host", 1, "v")
+    ]
+    tables.forget("w")
+    assert tables.workers() == []
+
+
+def test_a_connection_that_broke_is_replaced(tables: Tables) -> None:
+    tables.beat("w", "host", 1, "v")
+    tables._connection.close()
+    with pytest.raises(Exception, match="closed"):
+        tables.workers()
+    assert [worker.id for worker in tables.workers()] == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user:secret@host:5432/db?sslmode=require", "postgresql://host/db"),
+        ("postgres://user:secret@host/db", "postgresql://host/db"),
+        ("sqlite:////abs/runs.db", "sqlite:////abs/runs.db"),
+    ],
+)
+def test_a_store_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert Store.of(url).shown == shown
+
+
+def test_a_sqlite_file_is_in_wal_mode_from_the_start(sqlite: str) -> None:
+    import sqlite3
+
+    Store.of(sqlite).prepare()
+    connection = sqlite3.connect(sqlite.removeprefix("sqlite:///"))
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
