@@ -74,6 +74,19 @@ _STATES: Mapping[str, State] = {
 }
 
 
+class _Handed(logging.Handler):
+    """What the engine logs goes the way of what this library logs, and not to a console of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _log.handle(record)
+
+
+_engine_log = logging.getLogger("dbos")
+if not _engine_log.handlers:
+    _engine_log.addHandler(_Handed())
+    _engine_log.propagate = False
+
+
 class _Process:
     """DBOS is one for the whole process, and so is what it carries out."""
 
@@ -407,10 +420,8 @@ class DbosRuns:
 
 
 def _client(store: Store) -> DBOSClient:
-    # It is raised, and need not be printed as well.
-    talk = logging.getLogger("dbos")
-    level = talk.level
-    talk.setLevel(logging.CRITICAL)
+    level = _engine_log.level
+    _engine_log.setLevel(logging.CRITICAL)  # What goes wrong is raised, and need not be logged as well.
     try:
         return DBOSClient(
             system_database_url=store.url,
@@ -419,7 +430,7 @@ def _client(store: Store) -> DBOSClient:
             retry_connection_errors=False,
         )
     finally:
-        talk.setLevel(level)
+        _engine_log.setLevel(level)
 
 
 def _unavailable(store: Store, error: Exception) -> StoreUnavailable:

@@ -2,7 +2,8 @@
 
 A thread, so that an event loop which is busy is not taken for a dead process. A worker beats four times in `heartbeat`
 seconds and is dead when it gave no sign for as long; the others look as often. So its runs are with another worker
-1.25 heartbeats after its last sign at the latest, and under way when that one next looks into its queue.
+1.25 heartbeats after its last sign at the latest, and under way when that one next looks into its queue. Each worker
+has said what its heartbeat is, so that those of one store need not have the same.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Heart:
         self._thread = threading.Thread(target=self._work, name="steer-heart", daemon=True)
 
     def beat(self) -> None:
-        self._tables.beat(self._worker, socket.gethostname(), os.getpid(), self._version)
+        self._tables.beat(self._worker, self._heartbeat, socket.gethostname(), os.getpid(), self._version)
 
     def start(self) -> None:
         self._thread.start()
@@ -66,7 +67,7 @@ class Heart:
                 _log.warning("worker %s could not give a sign of life: %r", self._worker, error)
 
     def _look(self) -> None:
-        for dead in self._tables.take_dead(self._worker, self._heartbeat):
+        for dead in self._tables.take_dead(self._worker):
             self._take_over(dead)
         if time.monotonic() - self._tidied > TIDY_EVERY:
             self._tidied = time.monotonic()

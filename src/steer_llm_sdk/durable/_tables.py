@@ -19,7 +19,7 @@ from steer_llm_sdk.durable.runner import Claim
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError
 
 _WORKERS = """CREATE TABLE IF NOT EXISTS steer_workers (
-    id TEXT PRIMARY KEY, beat DOUBLE PRECISION NOT NULL, taken_by TEXT,
+    id TEXT PRIMARY KEY, beat DOUBLE PRECISION NOT NULL, heartbeat DOUBLE PRECISION NOT NULL, taken_by TEXT,
     host TEXT NOT NULL, pid INTEGER NOT NULL, version TEXT NOT NULL)"""
 _KEYS = """CREATE TABLE IF NOT EXISTS steer_keys (
     id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, generation INTEGER NOT NULL, claimed DOUBLE PRECISION NOT NULL)"""
@@ -121,26 +121,27 @@ class Tables:
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def beat(self, worker: str, host: str, pid: int, version: str) -> None:
-        """Say that it lives, also where it was taken for dead."""
+    def beat(self, worker: str, heartbeat: float, host: str, pid: int, version: str) -> None:
+        """Say that it lives, also where it was taken for dead; it is when it says so not for `heartbeat` seconds."""
         with self._transaction() as ask:
             ask(
-                "INSERT INTO steer_workers VALUES (?, ?, NULL, ?, ?, ?) "
+                "INSERT INTO steer_workers VALUES (?, ?, ?, NULL, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET beat = excluded.beat, taken_by = NULL",
                 worker,
                 self._now(ask),
+                heartbeat,
                 host,
                 pid,
                 version,
             )
 
-    def take_dead(self, taker: str, silent: float) -> list[str]:
-        """The workers that gave no sign of life for `silent` seconds. Each is given to one taker, who counts as its
-        sign of life: if he dies too, the next may take it after the same time."""
+    def take_dead(self, taker: str) -> list[str]:
+        """The workers that are dead. Each is given to one taker, whose taking counts as a sign of life of it: if he
+        dies too, the next may take it after the same time."""
         with self._transaction() as ask:
             now = self._now(ask)
-            dead = [name for (name,) in ask("SELECT id FROM steer_workers WHERE beat < ?", now - silent)]
-            return [name for name in dead if self._take(ask, name, taker, now, silent)]
+            dead = [name for (name,) in ask("SELECT id FROM steer_workers WHERE beat < ? - heartbeat", now)]
+            return [name for name in dead if self._take(ask, name, taker, now)]
 
     def forget(self, worker: str, taker: str | None = None) -> None:
         """Take it off the list: itself, or the one who has taken it, unless it came back to life."""
@@ -156,13 +157,13 @@ class Tables:
             rows = ask("SELECT id, beat, host, pid, version FROM steer_workers ORDER BY id")
         return [Worker(name, now - beat, host, pid, version) for name, beat, host, pid, version in rows]
 
-    def _take(self, ask: _Ask, worker: str, taker: str, now: float, silent: float) -> bool:
+    def _take(self, ask: _Ask, worker: str, taker: str, now: float) -> bool:
         taken = ask(
-            "UPDATE steer_workers SET beat = ?, taken_by = ? WHERE id = ? AND beat < ? RETURNING id",
+            "UPDATE steer_workers SET beat = ?, taken_by = ? WHERE id = ? AND beat < ? - heartbeat RETURNING id",
             now,
             taker,
             worker,
-            now - silent,
+            now,
         )
         return bool(taken)
 

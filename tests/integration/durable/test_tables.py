@@ -65,33 +65,39 @@ def test_of_those_who_begin_a_generation_at_once_one_does(store: str, tables: Ta
 
 
 def test_a_dead_worker_is_given_to_one_and_to_the_next_when_that_one_has_died_too(store: str, tables: Tables) -> None:
-    tables.beat("w", "host", 1, "v")
-    assert tables.take_dead("a", LONG) == []
-    time.sleep(0.3)
-    taken = at_once(store, 8, lambda mine, number: mine.take_dead(f"t{number}", 0.2))
+    tables.beat("w", 0.5, "host", 1, "v")
+    assert tables.take_dead("a") == []
+    time.sleep(0.6)
+    taken = at_once(store, 8, lambda mine, number: mine.take_dead(f"t{number}"))
     assert sorted(taken, reverse=True) == [["w"], *[[]] * 7]
-    assert tables.take_dead("b", 0.2) == []
-    time.sleep(0.3)
-    assert tables.take_dead("b", 0.2) == ["w"]
+    assert tables.take_dead("b") == []
+    time.sleep(0.6)
+    assert tables.take_dead("b") == ["w"]
+
+
+def test_each_worker_is_dead_by_its_own_heartbeat(tables: Tables) -> None:
+    tables.beat("slow", LONG, "host", 1, "v")
+    tables.beat("quick", 0.01, "host", 2, "v")
+    time.sleep(0.05)
+    assert tables.take_dead("a") == ["quick"]
 
 
 def test_only_who_has_taken_a_worker_forgets_it_and_not_when_it_came_back(tables: Tables) -> None:
-    tables.beat("w", "host", 1, "v")
+    tables.beat("w", 0.01, "host", 1, "v")
     time.sleep(0.05)
-    tables.take_dead("a", 0.01)
+    tables.take_dead("a")
     tables.forget("w", "b")
     assert [worker.id for worker in tables.workers()] == ["w"]
-    tables.beat("w", "host", 1, "v")
+    tables.beat("w", 0.01, "host", 1, "v")
     tables.forget("w", "a")
-    assert [(worker.id, worker.host, worker.pid, worker.version) for worker in tables.workers()] == [
-        ("w", "host", 1, "v")
-    ]
+    (worker,) = tables.workers()
+    assert (worker.id, worker.host, worker.pid, worker.version) == ("w", "host", 1, "v")
     tables.forget("w")
     assert tables.workers() == []
 
 
 def test_a_connection_that_broke_is_replaced(tables: Tables) -> None:
-    tables.beat("w", "host", 1, "v")
+    tables.beat("w", LONG, "host", 1, "v")
     tables._connection.close()
     with pytest.raises(Exception, match="closed"):
         tables.workers()
