@@ -39,7 +39,7 @@ from dbos import error as engine_errors
 
 from steer_llm_sdk.durable._heart import Heart
 from steer_llm_sdk.durable._records import Json
-from steer_llm_sdk.durable._tables import Store, Tables, Worker
+from steer_llm_sdk.durable._tables import Keys, Store, Worker, Workers
 from steer_llm_sdk.durable.queues import QueueLimits
 from steer_llm_sdk.durable.runner import CarryOut, Claim, RunInfo, State
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, StoreUnavailable
@@ -149,7 +149,7 @@ class DbosRunner:
         self._works = works
         self._keep = keep
         self._own_queue = _queue_of(self.worker)
-        self._tables = Tables(store)
+        self._keys, self._workers = Keys(store), Workers(store)
         self._carry_out: CarryOut | None = None
         self._heart: Heart | None = None
         self._listened: Mapping[str, QueueLimits] = {}
@@ -191,10 +191,10 @@ class DbosRunner:
         return time.time()
 
     async def claim(self, key: str, fingerprint: str) -> Claim:
-        return await asyncio.to_thread(self._tables.claim, key, fingerprint, self._keep)
+        return await asyncio.to_thread(self._keys.claim, key, fingerprint, self._keep)
 
     async def renew(self, key: str, generation: int) -> Claim:
-        return await asyncio.to_thread(self._tables.renew, key, generation)
+        return await asyncio.to_thread(self._keys.renew, key, generation)
 
     async def execute(self, run_id: str, asked: Json, about: Json) -> Json | None:
         token = _begun_here.set(run_id)
@@ -207,7 +207,7 @@ class DbosRunner:
             _begun_here.reset(token)
 
     async def enqueue(self, run_id: str, asked: Json, about: Json, queue: str | None) -> None:
-        name = f"{QUEUE}.{queue}" if queue in self._queues else QUEUE
+        name = _queue_of_provider(queue) if queue is not None and queue in self._queues else QUEUE
         with SetWorkflowID(run_id), SetWorkflowAttributes(about):
             await DBOS.enqueue_workflow_async(name, _workflow, asked)
 
@@ -286,7 +286,7 @@ class DbosRunner:
 
     def _prepare(self) -> None:
         self._store.prepare()
-        self._heart = Heart(self._tables, self.worker, self._version, self._heartbeat, self._adopt, self._tidy_up)
+        self._heart = Heart(self._workers, self.worker, self._version, self._heartbeat, self._adopt, self._tidy_up)
         self._heart.beat()  # Before anything can be begun in its name: whoever begins is watched.
         DBOS.migrate(self._store.url)
 
@@ -302,8 +302,8 @@ class DbosRunner:
             "run_migrations": False,
         }
         DBOS(config=config)
-        names = {QUEUE: QueueLimits(), **{f"{QUEUE}.{name}": limits for name, limits in self._queues.items()}}
-        self._listened = names if self._works else {self._own_queue: QueueLimits()}
+        limits = {_queue_of_provider(name): limits for name, limits in self._queues.items()}
+        self._listened = {QUEUE: QueueLimits(), **limits} if self._works else {self._own_queue: QueueLimits()}
         DBOS.listen_queues(list(self._listened))
         DBOS.launch()
         self._launched = True
@@ -316,6 +316,8 @@ class DbosRunner:
                 worker_concurrency=limits.worker_concurrency,
                 limiter=None if limits.rate is None else {"limit": limits.rate, "period": limits.per},
                 polling_interval_sec=LOOK,
+                # Whoever was told nothing of limits changes none.
+                on_conflict="always_update" if limits != QueueLimits() else "never_update",
             )
         assert self._heart is not None
         self._heart.start()
@@ -328,7 +330,8 @@ class DbosRunner:
             if self._launched:
                 self._hand_over()
         finally:
-            self._tables.close()
+            self._keys.close()
+            self._workers.close()
 
     def _hand_over(self) -> None:
         """What this process has begun and not finished goes on elsewhere, at once."""
@@ -337,7 +340,7 @@ class DbosRunner:
             try:
                 _resume(client, _of_worker(client, self.worker))
                 client.delete_queue(self._own_queue)
-                self._tables.forget(self.worker)
+                self._workers.forget(self.worker)
             finally:
                 client.destroy()
         except Exception as error:
@@ -380,7 +383,7 @@ class DbosRuns:
     def __init__(self, store: Store) -> None:
         if store.path is not None and not Path(store.path).exists():
             raise InvalidRequest("store", store.shown, "there is no such file; the first durable run makes it")
-        self._tables = Tables(store)
+        self._workers = Workers(store)
         try:
             self._client = _client(store)
             self.list(limit=1)
@@ -389,10 +392,10 @@ class DbosRuns:
 
     def close(self) -> None:
         self._client.destroy()
-        self._tables.close()
+        self._workers.close()
 
     def workers(self) -> Sequence[Worker]:
-        return self._tables.workers()
+        return self._workers.all()
 
     def info(self, run_id: str) -> RunInfo | None:
         """With what was asked and how it ended."""
@@ -436,6 +439,10 @@ def _client(store: Store) -> DBOSClient:
 def _unavailable(store: Store, error: Exception) -> StoreUnavailable:
     """By type only: what a database says may quote the URL, and a password in it."""
     return StoreUnavailable(f"{store.shown} cannot be used as a store of runs ({type(error).__name__})")
+
+
+def _queue_of_provider(name: str) -> str:
+    return QUEUE if name == "default" else f"{QUEUE}.{name}"
 
 
 def _queue_of(worker: str) -> str:

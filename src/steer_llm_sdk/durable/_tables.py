@@ -1,7 +1,7 @@
 """The two tables of our own beside those of the engine: which key belongs to which run, and which workers live.
 
-One connection, which any thread may use. On SQLite the time is that of this machine, on PostgreSQL that of the server,
-so that no worker's clock decides who is dead.
+Each has one connection, which any thread may use. On SQLite the time is that of this machine, on PostgreSQL that of the
+server, so that no worker's clock decides who is dead.
 """
 
 from __future__ import annotations
@@ -59,13 +59,19 @@ class Store(NamedTuple):
         if self.path is None:
             return
         Path(self.path).absolute().parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(self.path, timeout=30)) as connection:
-            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-        if mode != "wal":
-            raise OrchestratorError(
-                f"{self.shown}: write-ahead logging cannot be switched on (it says {mode}); "
-                "put the file on a local disk, or use PostgreSQL"
-            )
+        for path in (self.path, self.workers):
+            with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
+                (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            if mode != "wal":
+                raise OrchestratorError(
+                    f"{self.shown}: write-ahead logging cannot be switched on (it says {mode}); "
+                    "put the file on a local disk, or use PostgreSQL"
+                )
+
+    @property
+    def workers(self) -> str:
+        """The SQLite file in which they say that they live."""
+        return f"{self.path}.workers"
 
 
 class Worker(NamedTuple):
@@ -76,9 +82,13 @@ class Worker(NamedTuple):
     version: str
 
 
-class Tables:
+class _Table:
+    TABLE: str
+    SYNCHRONOUS = "FULL"
+
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._path = store.path
         self._lock = threading.Lock()
         self._connection: Any = None
 
@@ -88,7 +98,48 @@ class Tables:
                 self._connection.close()
                 self._connection = None
 
-    # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _now(self, ask: _Ask) -> float:
+        if self._path is not None:
+            return time.time()
+        ((now,),) = ask("SELECT extract(epoch FROM clock_timestamp())")
+        return float(now)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[_Ask]:
+        """A connection that has failed is not used again."""
+        with self._lock:
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = self._postgres() if self._path is None else self._sqlite(self._path)
+            ask = _Ask(connection, "?" if self._path is not None else "%s")
+            try:
+                yield ask
+                connection.commit()
+            except BaseException:
+                self._connection = None
+                with contextlib.suppress(Exception):
+                    connection.close()
+                raise
+
+    def _sqlite(self, path: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=30, isolation_level="IMMEDIATE", check_same_thread=False)
+        connection.execute(f"PRAGMA synchronous={self.SYNCHRONOUS}")
+        connection.execute(self.TABLE)
+        connection.commit()
+        return connection
+
+    def _postgres(self) -> Any:
+        import psycopg
+
+        connection = psycopg.connect(self._store.url, connect_timeout=5)
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute(self.TABLE.encode())
+        connection.commit()
+        return connection
+
+
+class Keys(_Table):
+    TABLE = _KEYS
 
     def claim(self, key: str, fingerprint: str, keep: float) -> Claim:
         """The claim that holds: this one, if the key is new or was claimed more than `keep` seconds ago."""
@@ -119,7 +170,17 @@ class Tables:
             ((known, new),) = ask("SELECT fingerprint, generation FROM steer_keys WHERE id = ?", key)
         return Claim(known, new)
 
-    # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+class Workers(_Table):
+    """On SQLite in a file of its own: SQLite gives its lock to whoever comes at the right moment, and a worker that
+    waits for it behind the steps of all the others would be taken for dead."""
+
+    TABLE = _WORKERS
+    SYNCHRONOUS = "OFF"  # Whoever lives beats again in a moment.
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._path = None if store.path is None else store.workers
 
     def beat(self, worker: str, heartbeat: float, host: str, pid: int, version: str) -> None:
         """Say that it lives, also where it was taken for dead; it is when it says so not for `heartbeat` seconds."""
@@ -151,7 +212,7 @@ class Tables:
             else:
                 ask("DELETE FROM steer_workers WHERE id = ? AND taken_by = ?", worker, taker)
 
-    def workers(self) -> list[Worker]:
+    def all(self) -> list[Worker]:
         with self._transaction() as ask:
             now = self._now(ask)
             rows = ask("SELECT id, beat, host, pid, version FROM steer_workers ORDER BY id")
@@ -166,50 +227,6 @@ class Tables:
             now,
         )
         return bool(taken)
-
-    # ── both databases ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _now(self, ask: _Ask) -> float:
-        if self._store.path is not None:
-            return time.time()
-        ((now,),) = ask("SELECT extract(epoch FROM clock_timestamp())")
-        return float(now)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[_Ask]:
-        """A connection that has failed is not used again."""
-        with self._lock:
-            connection = self._connection
-            if connection is None:
-                connection = self._connection = self._sqlite() if self._store.path is not None else self._postgres()
-            ask = _Ask(connection, "?" if self._store.path is not None else "%s")
-            try:
-                yield ask
-                connection.commit()
-            except BaseException:
-                self._connection = None
-                with contextlib.suppress(Exception):
-                    connection.close()
-                raise
-
-    def _sqlite(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            str(self._store.path), timeout=30, isolation_level="IMMEDIATE", check_same_thread=False
-        )
-        for table in (_WORKERS, _KEYS):
-            connection.execute(table)
-        connection.commit()
-        return connection
-
-    def _postgres(self) -> Any:
-        import psycopg
-
-        connection = psycopg.connect(self._store.url, connect_timeout=5)
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        for table in (_WORKERS, _KEYS):
-            connection.execute(table.encode())
-        connection.commit()
-        return connection
 
 
 class _Ask:

@@ -88,7 +88,8 @@ class DurableOrchestrator(ReliableOrchestrator):
 
     `store`: `sqlite:///file.db` for the processes of one machine, `postgresql://user@host/database` for many machines,
     or a Runner, where the engine is not to be DBOS; the options that follow are those of DBOS. `queues` limits, by
-    provider, the runs that were handed in by `submit`. `works` False: the process carries out what its own callers wait
+    provider, the runs that were handed in by `submit`; "default" serves the other providers, and runs whose tool the
+    planner chooses. `works` False: the process carries out what its own callers wait
     for, and nothing for others. A run is kept for `keep` seconds after its end. A process has one DurableOrchestrator
     on DBOS at a time.
     """
@@ -174,7 +175,8 @@ class DurableOrchestrator(ReliableOrchestrator):
         options: OrchestrationConfig | Mapping[str, Any] | None = None,
     ) -> str:
         """Hand a run to whichever worker comes first, and get its id; `result` waits for it. It waits in the queue of
-        its tool's provider, if `queues` has one of that name and the tool is named; its deadline runs meanwhile.
+        its tool's provider, if `queues` has one of that name and the tool is named, and else in that of all others; its
+        deadline runs meanwhile.
 
         The arguments are those of `run`. With an idempotency_key that is known, it is the id of the run there is.
         """

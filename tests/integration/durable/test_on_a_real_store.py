@@ -61,7 +61,8 @@ async def test_what_is_in_the_store_is_json_and_nothing_is_pickled(sqlite: str) 
     assert "gASV" not in written  # How a pickle begins.
 
 
-async def test_handed_in_runs_of_a_provider_keep_to_its_limit(sqlite: str) -> None:
+@pytest.mark.parametrize(("queue", "tool_name"), [("test", "facts"), ("default", None)])
+async def test_handed_in_runs_of_a_provider_keep_to_its_limit(sqlite: str, queue: str, tool_name: str | None) -> None:
     model = SeededModel(yes, after=0.2)
     running = [0, 0]
 
@@ -75,8 +76,8 @@ async def test_handed_in_runs_of_a_provider_keep_to_its_limit(sqlite: str) -> No
                 running[0] -= 1
 
     tool = Counted("facts", model, k=2)
-    async with durable(sqlite, tool, queues={"test": QueueLimits(concurrency=1)}) as orchestrator:
-        ids = [await orchestrator.submit(f"Why {number}?", "facts") for number in range(3)]
+    async with durable(sqlite, tool, queues={queue: QueueLimits(concurrency=1)}) as orchestrator:
+        ids = [await orchestrator.submit(f"Why {number}?", tool_name) for number in range(3)]
         outputs = await asyncio.gather(*(orchestrator.result(run_id) for run_id in ids))
     assert [output.status for output in outputs] == ["succeeded"] * 3
     assert running == [0, 1]
