@@ -98,6 +98,7 @@ def _durable(
         made.reliability_config,
         registry=made.registry,
         budget_accounts=made.budget_accounts,
+        shared=made.executor.shared,
         heartbeat=heartbeat,
         queues=queues,
     )

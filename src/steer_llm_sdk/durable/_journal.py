@@ -59,13 +59,20 @@ class _Timeline(list[Attempt]):
             heard.lines.append(line)
 
 
-class _Spending(tuple[tuple[str, Usage], ...]):
-    """What the attempts of a run have used, and whose that was."""
+class _HeardRun(Run):
+    """A run whose spending knows which call it belongs to, as its timeline does."""
 
-    def __add__(self, more: Any) -> _Spending:
+    @property
+    def spending(self) -> tuple[tuple[str, Usage], ...]:
+        return self._spending
+
+    @spending.setter
+    def spending(self, spending: tuple[tuple[str, Usage], ...]) -> None:
         if (heard := _heard.get()) is not None:
-            heard.spending += more
-        return _Spending((*self, *more))
+            heard.spending += spending[len(self._spending) :]
+        self._spending = spending
+
+    _spending: tuple[tuple[str, Usage], ...] = ()
 
 
 class Journal:
@@ -77,7 +84,7 @@ class Journal:
         self._ends = ends
         self._calls: dict[str, int] = {}
         run.timeline = _Timeline()
-        run.spending = _Spending()
+        run.__class__ = _HeardRun  # The flow has made it, for runs of any kind.
 
     async def call(self, call: Call, next: Next[Call, Any]) -> Any:
         return await self._recorded(self._name_of(call), call, next)
@@ -116,7 +123,7 @@ class Journal:
         list.extend(run.timeline, record["lines"])
         run.timeline.sort(key=_began)
         spending = [(tool, Spent(usage, cost)) for tool, usage, cost in record["spending"]]
-        run.spending = _Spending((*run.spending, *spending))
+        run.spending = (*run.spending, *spending)
         if run.ledger is not None:
             for _, spent in spending:
                 run.ledger.recharge(Amount(tokens_of(spent.usage), spent.cost_usd))

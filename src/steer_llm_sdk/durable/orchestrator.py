@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -36,12 +36,16 @@ from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner
-from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
+from steer_llm_sdk.orchestration.reliability import ReliabilityConfig
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.canonical import fingerprint
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
+from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
 
 _log = logging.getLogger(__name__)
 
@@ -102,17 +106,25 @@ class DurableOrchestrator(ReliableOrchestrator):
         *,
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
+        shared: SharedState | None = None,
         heartbeat: float = 5.0,
         queues: Mapping[str, QueueLimits] | None = None,
         works: bool = True,
         keep: float = A_WEEK,
     ) -> None:
-        super().__init__(planner, reliability_config, registry=registry, budget_accounts=budget_accounts)
+        super().__init__(
+            planner,
+            reliability_config,
+            IdempotencyManager(),  # For callers of this process; what outlives it is in the engine.
+            registry=registry,
+            budget_accounts=budget_accounts,
+            shared=shared,
+        )
         if not 0.2 <= heartbeat <= 3600:
             raise InvalidRequest("heartbeat", heartbeat, "give seconds, from 0.2 to 3600")
         if not keep > 0:
             raise InvalidRequest("keep", keep, "give a positive number of seconds")
-        self.executor = ReliableToolExecutor(self.reliability_config, outermost=(record_call,))
+        self.executor.outermost = (record_call,)
         self._store = Store.of(store) if isinstance(store, str) else store
         self.heartbeat = heartbeat
         self.queues = dict(queues or {})

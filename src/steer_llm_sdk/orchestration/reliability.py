@@ -116,17 +116,12 @@ class ReliableToolExecutor:
     """Makes calls under the policies. It owns what outlives a call: the circuit breakers, the accounts of rate limits,
     the retry budget and the latencies of one orchestrator; or, with `shared`, its part in what several share."""
 
-    def __init__(
-        self,
-        config: ReliabilityConfig | None = None,
-        shared: SharedState | None = None,
-        *,
-        outermost: Sequence[Policy[Any]] = (),
-    ) -> None:
-        """`outermost` stand round all the others: each sees a call once, however often it is tried."""
+    outermost: Sequence[Policy[Any]] = ()
+    """Policies round all the others: each sees a call once, however often it is tried. Set before the first call."""
+
+    def __init__(self, config: ReliabilityConfig | None = None, shared: SharedState | None = None) -> None:
         self.config = config or ReliabilityConfig()
         self.shared = shared
-        self._outermost = outermost
         self.breakers = self._breakers()
         learn = self.config.learn_rate_limits
         self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
@@ -147,7 +142,7 @@ class ReliableToolExecutor:
             limiters = [limits.policy(breakers) for limits in (self.learned_limits, self.limits) if limits]
             hedges = [self._hedge] if retry and self._hedge is not None else []
             order: list[tuple[bool, Policy[Any]]] = [
-                *((True, policy) for policy in self._outermost),
+                *((True, policy) for policy in self.outermost),
                 (retry, self._retry(breakers)),
                 *((True, hedge) for hedge in hedges),
                 *((True, limiter) for limiter in limiters),
@@ -239,8 +234,8 @@ def begin(call: Call) -> tuple[float, Attempt]:
 
 def succeed(call: Call, began: float, line: Attempt, result: Any) -> None:
     """The attempt has an answer, with which its line is finished."""
-    run = call.run
-    run.spending += ((call.tool, call.measure(result)),)
+    run, spent = call.run, (call.tool, call.measure(result))
+    run.spending = (*run.spending, spent) if run.spending else (spent,)
     ended = call.ended = run.clock()
     line["elapsed_ms"] = int((ended - began) * 10_000 + 0.5) / 10
     line["outcome"] = "succeeded"
