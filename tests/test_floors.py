@@ -48,6 +48,7 @@ FLOORS = {
     "orchestration.base": FLOW,
     "orchestration.orchestrator": FLOW,
     "orchestration.reliable_orchestrator": FLOW,
+    "settings": WAYS,
     "cli": WAYS,
     "testing": WAYS,
 }
@@ -68,12 +69,14 @@ WHEN_USED = {
     "re2",
     "redis",
     "psycopg",
+    "pydantic_settings",
 }
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {"email.utils", "importlib.metadata", "packaging.version"}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = tuple(
-    f"{PACKAGE}.{room}" for room in ("providers._llm", "reliability.stores.redis", "reliability.stores.postgres")
+    f"{PACKAGE}.{room}"
+    for room in ("providers._llm", "reliability.stores.redis", "reliability.stores.postgres", "settings")
 )
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}

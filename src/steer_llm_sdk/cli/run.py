@@ -16,6 +16,7 @@ from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._command import Command, Form, check, command_of, config_of
 from steer_llm_sdk.cli._complete import model_names, tool_names
 from steer_llm_sdk.cli._live import Live
+from steer_llm_sdk.cli._settings import default_options, orchestrator
 from steer_llm_sdk.cli._show import console, show_output, write
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
@@ -23,7 +24,6 @@ from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.providers.models import configured_model
 from steer_llm_sdk.streaming.manager import EventManager
@@ -113,7 +113,8 @@ def run(
     ] = False,
 ) -> None:
     with errors_as_exits(as_json=as_json):
-        limits = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
+        given = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
+        limits = {**default_options(), **{name: limit for name, limit in given.items() if limit is not None}}
         single = {**limits, "idempotency_key": idempotency_key, "streaming": stream}
         if batch is None:
             _refuse_given("it belongs to --batch FILE", out=out, max_parallel=max_parallel, retry_failed=retry_failed)
@@ -152,11 +153,9 @@ async def _carry_out(request: Any, command: Command, *, stream: bool, as_json: b
     command.announce()
     with Live(console(stderr=True), spinner=not stream) as live:
         watcher = _Watcher(command, registry, live, stream=stream, as_json=as_json)
-        async with ReliableOrchestrator(registry=registry) as orchestrator:
+        async with orchestrator(registry) as runner:
             try:
-                output = await orchestrator.run(
-                    request, command.tool_name, command.tool_options, config, watcher.events
-                )
+                output = await runner.run(request, command.tool_name, command.tool_options, config, watcher.events)
             except asyncio.CancelledError:
                 if watcher.deserted:
                     return Exit.NO_READER
