@@ -52,6 +52,7 @@ FLOORS = {
     "orchestration.orchestrator": FLOW,
     "orchestration.reliable_orchestrator": FLOW,
     "durable": WAYS,
+    "settings": WAYS,
     "cli": WAYS,
     "testing": WAYS,
 }
@@ -73,6 +74,7 @@ WHEN_USED = {
     "pydantic_ai",
     "re2",
     "redis",
+    "pydantic_settings",
 }
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {
@@ -91,6 +93,7 @@ HEAVY_ROOMS = tuple(
         "reliability.shared",
         "reliability.stores.postgres",
         "reliability.stores.redis",
+        "settings",
     )
 )
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from steer_llm_sdk.cli._settings import configured, orchestrator
 from steer_llm_sdk.cli.exits import refuse
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
@@ -36,10 +37,12 @@ def required_store(given: str | None) -> str:
 def orchestrator_of(registry: ToolRegistry, store: str | None) -> ReliableOrchestrator:
     """A durable one where there is a store. It carries out its own run only: it is gone when that has ended."""
     if store is None:
-        return ReliableOrchestrator(registry=registry)
+        return orchestrator(registry)
     from steer_llm_sdk.durable import DurableOrchestrator
 
-    return DurableOrchestrator(store, registry=registry, works=False)
+    settings = configured()
+    reliability = None if settings is None else settings.reliability
+    return DurableOrchestrator(store, reliability_config=reliability, registry=registry, works=False)
 
 
 @contextmanager

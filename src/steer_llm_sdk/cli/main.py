@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from steer_llm_sdk import __version__
+from steer_llm_sdk.cli._settings import name_the_model
 from steer_llm_sdk.cli.breakers import breakers
 from steer_llm_sdk.cli.calibrate import calibrate
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
 from steer_llm_sdk.cli.evidence import evidence
-from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing, forget_stdout
+from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, errors_as_exits, flowing, forget_stdout
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
@@ -51,6 +52,8 @@ def common(
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    with errors_as_exits():
+        name_the_model()
 
 
 def main() -> None:

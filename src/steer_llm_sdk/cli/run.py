@@ -17,6 +17,7 @@ from steer_llm_sdk.cli._command import Command, Form, check, command_of, config_
 from steer_llm_sdk.cli._complete import model_names, tool_names
 from steer_llm_sdk.cli._live import Live
 from steer_llm_sdk.cli._runs import orchestrator_of, required_store, store_option
+from steer_llm_sdk.cli._settings import default_options
 from steer_llm_sdk.cli._show import console, show_output, write
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
@@ -122,7 +123,8 @@ def run(
     ] = False,
 ) -> None:
     with errors_as_exits(as_json=as_json):
-        limits = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
+        given = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
+        limits = {**default_options(), **{name: limit for name, limit in given.items() if limit is not None}}
         single = {**limits, "idempotency_key": idempotency_key, "streaming": stream}
         if batch is None:
             _refuse_given("it belongs to --batch FILE", out=out, max_parallel=max_parallel, retry_failed=retry_failed)
@@ -168,11 +170,9 @@ async def _carry_out(request: Any, command: Command, kept_in: str | None, *, str
     command.announce()
     with Live(console(stderr=True), spinner=not stream) as live:
         watcher = _Watcher(command, registry, live, stream=stream, as_json=as_json)
-        async with orchestrator_of(registry, kept_in) as orchestrator:
+        async with orchestrator_of(registry, kept_in) as runner:
             try:
-                output = await orchestrator.run(
-                    request, command.tool_name, command.tool_options, config, watcher.events
-                )
+                output = await runner.run(request, command.tool_name, command.tool_options, config, watcher.events)
             except asyncio.CancelledError:
                 if watcher.deserted:
                     return Exit.NO_READER

@@ -345,17 +345,22 @@ async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
     try:
         await watch(asking, asking.get_loop().time() + PATIENCE)
         if asking.done():
-            return asking.result()
+            return _answer_of(asking, store)
+        raise StoreUnavailable(f"{store!r} did not answer within {PATIENCE:g} s")
+    except BaseException:
+        if type(store) is _PlainCache:
+            asking.cancel()
+        asking.add_done_callback(lambda asked: _give_back(store, work.key, asked))
+        raise
+
+
+def _answer_of(asked: asyncio.Task[Claim], store: Store) -> Claim:
+    try:
+        return asked.result()
     except OrchestratorError:
         raise
     except Exception as error:
         raise StoreUnavailable(f"{store!r} did not answer: {type(error).__name__}") from error
-    finally:
-        if type(store) is _PlainCache:
-            asking.cancel()
-        elif not asking.done():
-            asking.add_done_callback(lambda asked: _give_back(store, work.key, asked))
-    raise StoreUnavailable(f"{store!r} did not answer within {PATIENCE:g} s")
 
 
 def _give_back(store: Store, key: str, asked: asyncio.Task[Claim]) -> None:
