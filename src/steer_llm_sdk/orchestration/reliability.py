@@ -244,20 +244,20 @@ def fail(call: Call, began: float, line: Attempt, error: BaseException) -> async
     ended = call.ended = run.clock()
     line["elapsed_ms"] = tenths((ended - began) * 1000)
     spent: Usage | None = None
-    if isinstance(error, asyncio.CancelledError):
-        line["outcome"] = "cancelled"
+    instead: asyncio.CancelledError | None = None
+    if isinstance(error, (Exception, SystemExit)) and run.asked_to_stop():
+        instead = asyncio.CancelledError()
+    if instead is not None or isinstance(error, asyncio.CancelledError):
         if call.life is not None and call.life.was_lost:  # It is charged what Reserve charges.
             spent = _estimated(call.worst_case)
+        line["outcome"], line["spent"] = "cancelled", "unknown" if spent is None else "estimated"
     elif isinstance(error, (Exception, SystemExit)):
-        if run.asked_to_stop():
-            line["outcome"] = "cancelled"
-            return asyncio.CancelledError()
         line["outcome"], line["error"] = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
             spent = Spent(json_mapping(error.usage))
     if spent is not None:
         run.spending += ((call.tool, spent),)
-    return None
+    return instead
 
 
 class Usual:

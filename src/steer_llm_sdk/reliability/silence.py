@@ -292,6 +292,9 @@ class _Race:
                 for _, life in left.values():
                     life.close()
                 await self._stop(*left)
+                for task, (_, life) in left.items():
+                    if task.done() and not task.cancelled() and task.exception() is None:
+                        life.blamed = False  # It has answered after all, if too late.
 
     def _lose_the_others(self) -> None:
         """At once: who got the place of the winner in a queue would be sent before the race is told."""
