@@ -37,10 +37,11 @@ class Usage(Protocol):
 
 
 class Spent(NamedTuple):
-    """A Usage and nothing else."""
+    """A Usage and nothing else. `simulated`: a recording answered, so nothing was paid."""
 
     usage: Mapping[str, Any]
     cost_usd: float | None = None
+    simulated: bool = False
 
 
 _NOTHING = Spent(MappingProxyType({}))

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import add_usage
-from steer_llm_sdk.orchestration._call import Attempt, Run, Usage
+from steer_llm_sdk.orchestration._call import Attempt, Run, Spent, Usage
 from steer_llm_sdk.orchestration._result import ToolResult, as_json, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -84,7 +84,7 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
         per_agent=tools,
         status="failed",
         errors=errors,
-        metadata=_metadata(run, plan, answer.tool, {}, answer.silent),
+        metadata=_metadata(run, plan, answer.tool, _simulated(run), answer.silent),
     )
     for error in answer.failures.values():
         _let_go(error)
@@ -126,8 +126,15 @@ def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
         per_agent=tools,
         status="failed",
         errors={name: entry["error"] for name, entry in tools.items()},
-        metadata=_metadata(run, shown, answer.tool, {}, ()),
+        metadata=_metadata(run, shown, answer.tool, _simulated(run), ()),
     )
+
+
+def _simulated(run: Run) -> dict[str, Any]:
+    """What a tool would have said of its answer: that recordings gave all that anything is known to have cost."""
+    replies = [spent for _, spent in run.spending]
+    all_are = bool(replies) and all(isinstance(spent, Spent) and spent.simulated for spent in replies)
+    return {"simulated": True} if all_are else {}
 
 
 def elapsed_ms(run: Run) -> float:
