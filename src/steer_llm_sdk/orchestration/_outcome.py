@@ -80,7 +80,7 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
         usage=usage,
         cost_usd=cost,
         cost_breakdown=_costs(tools),
-        elapsed_ms=round(elapsed_ms(run)),
+        elapsed_ms=_whole(elapsed_ms(run)),
         per_agent=tools,
         status="failed",
         errors=errors,
@@ -122,7 +122,7 @@ def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
         usage=usage,
         cost_usd=cost,
         cost_breakdown=_costs(tools),
-        elapsed_ms=round(exceeded.actual),
+        elapsed_ms=_whole(exceeded.actual),
         per_agent=tools,
         status="failed",
         errors={name: entry["error"] for name, entry in tools.items()},
@@ -139,6 +139,11 @@ def _simulated(run: Run) -> dict[str, Any]:
 
 def elapsed_ms(run: Run) -> float:
     return (run.clock() - run.started) * 1000
+
+
+def _whole(number: float) -> int:
+    """Rounded as `answered` does it, a half up: a built-in round() takes three times as long."""
+    return int(number + 0.5)
 
 
 def _described(failures: Mapping[str, Exception]) -> dict[str, dict[str, Any]]:
