@@ -20,6 +20,7 @@ ROOT = Path(steer_llm_sdk.__file__).parent
 
 WORDS, MECHANISMS, NOUNS, VERBS, FLOW, WAYS = range(6)
 FLOORS = {
+    "_install": WORDS,
     "_names": WORDS,
     "errors": WORDS,
     "models": WORDS,

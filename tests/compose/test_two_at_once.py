@@ -317,6 +317,44 @@ async def test_silence_and_deadline__a_deaf_tool_does_not_hold_up_the_answer_of_
     assert (output.content, now()) == ("x", pytest.approx(10.02))
 
 
+async def test_silence_and_fallback__a_deaf_tool_that_answers_too_late_has_not_failed() -> None:
+    first, second = (
+        ScriptedTool("first", stubborn(11, then=OK("late", cost_usd=1))),
+        ScriptedTool("second", OK("x", after=0.99)),
+    )
+    output = await reliable(first, second).run("q")
+    assert (output.content, output.errors, output.metadata["silent_tools"]) == ("x", None, ["first"])
+    assert outcomes(output) == [("first", "succeeded"), ("second", "succeeded")]
+    assert output.per_agent["first"]["cost_usd"] == 1
+
+
+class MakesAnError(Priced):
+    """Makes an error of its cancellation."""
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        try:
+            return await super().execute(request, options, event_manager)
+        except asyncio.CancelledError as error:
+            raise ValueError("stopped") from error
+
+
+@pytest.mark.parametrize(
+    ("kind", "spent", "usage"),
+    [
+        (ScriptedTool, "unknown", {}),
+        (Priced, "estimated", {"total_tokens": 100}),
+        (MakesAnError, "estimated", {"total_tokens": 100}),
+    ],
+)
+async def test_silence_and_fallback__what_the_one_that_is_stopped_took_is_said_to_be_estimated_or_unknown(
+    kind: Any, spent: str, usage: Any
+) -> None:
+    output = await reliable(kind("first", HANG), ScriptedTool("second", OK("x", cost_usd=0.1))).run("q")
+    assert [line.get("spent") for line in output.attempts] == [spent, None]
+    assert [line["outcome"] for line in output.attempts] == ["cancelled", "succeeded"]
+    assert output.per_agent["first"]["usage"] == usage
+
+
 async def test_silence_and_replay__duplicates_wait_for_one_race_and_a_replay_has_what_came_of_it() -> None:
     first, second = ScriptedTool("first", HANG), ScriptedTool("second", OK("x", after=1))
     runner = reliable(first, second)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from steer_llm_sdk.cli._show import cost_of
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.orchestration import (
     OrchestrationOutput,
@@ -80,6 +81,16 @@ async def test_a_question_outside_of_the_recording_is_refused_with_a_sentence() 
     output = await run(LLMTool("t", "recorded:demo"), "What is the capital of France?")
     assert output.status == "failed"
     assert "answers its own 100 questions and no others" in output.content["error"]["message"]
+
+
+async def test_a_run_that_failed_says_that_what_it_cost_was_simulated(server: SimulatedServer) -> None:
+    hopeless = {"type": "object", "properties": {"colour": {}}, "required": ["colour"]}
+    output = await run(LLMTool("t", at(server, SOUND), output_type=hopeless))
+    assert (output.status, output.metadata["simulated"]) == ("failed", True)
+    assert cost_of(output).endswith("list price, not spent")
+    await server.set_faults(["503"])
+    output = await run(LLMTool("t", at(server, SOUND), output_type=hopeless))
+    assert (output.status, "simulated" in output.metadata) == ("failed", False)
 
 
 async def test_each_replicate_is_retried_by_itself(server: SimulatedServer) -> None:
