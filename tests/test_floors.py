@@ -34,6 +34,7 @@ FLOORS = {
     "orchestration.models": NOUNS,
     "orchestration.planning": NOUNS,
     "orchestration.tool_registry": NOUNS,
+    "orchestration.versions": NOUNS,
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
@@ -58,7 +59,7 @@ LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
 WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "openai", "orjson", "pydantic_ai", "re2"}
 """Heavy or optional: imported by the function that needs it."""
-SLOW = {"email.utils", "importlib.metadata", "packaging.version"}
+SLOW = {"email.utils", "importlib.metadata", "packaging.specifiers", "packaging.version"}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = (f"{PACKAGE}.providers._llm",)
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""

@@ -18,11 +18,6 @@ def of_words(words: Iterable[str]) -> tuple[str, ...] | None:
     return tuple(found) if found and all(found) else None  # type: ignore[arg-type]
 
 
-def of_text(text: str) -> tuple[str, ...] | None:
-    """For this text, in its own case."""
-    return (text.casefold(),) if text else None
-
-
 def of_pattern(pattern: str) -> tuple[str, ...] | None:
     """For a pattern in the syntax of RE2: from each of its alternatives the longest run of plain characters that occurs
     in whatever matches. None where there is no such run, or the pattern is written in a way that is not read here."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from steer_llm_sdk.orchestration.planning.planner import PlanRequest, ToolMetadata, declared_number
 from steer_llm_sdk.orchestration.planning.statistics import ENOUGH, UNKNOWN, Estimate
+from steer_llm_sdk.orchestration.versions import wanted
 
 Tools = Mapping[str, ToolMetadata]
 Estimates = Callable[[ToolMetadata], Estimate]
@@ -94,7 +95,9 @@ class Check:
     def __call__(self, name: str) -> str | None:
         tool = self._tools.get(name)
         if tool is None:
-            return "it is not registered"
+            name, tool, missing = at_version(name, self._tools)
+            if tool is None:
+                return missing
         policy = self._policy
         if policy is not NO_POLICY:
             if name in policy.forbidden:
@@ -110,7 +113,7 @@ class Check:
         context = self._context
         assert context is not None
         for demand in self._demands:
-            reason = demand(tool, context, self._estimate)
+            reason = demand(name, tool, context, self._estimate)
             if reason is not None:
                 return reason
         return None
@@ -142,7 +145,17 @@ class Check:
         return self._tokens
 
 
-Demand = Callable[[ToolMetadata, PlanRequest, Estimates], str | None]
+def at_version(name: str, tools: Tools) -> tuple[str, ToolMetadata | None, str]:
+    """The name and the tool that "text_analyzer>=1.2,<2" means; None and the reason where there is none."""
+    asked = wanted(name)
+    tool = None if asked is None else tools.get(asked.name)
+    if asked is None or tool is None:
+        return name, None, "it is not registered"
+    found = tool.at(asked.spec)
+    return asked.name, found, "" if found is not None else f"no version of it that can be chosen satisfies {asked.spec}"
+
+
+Demand = Callable[[str, ToolMetadata, PlanRequest, Estimates], str | None]
 
 
 def demands_of(context: PlanRequest | None) -> list[Demand]:
@@ -167,34 +180,34 @@ def demands_of(context: PlanRequest | None) -> list[Demand]:
     return found
 
 
-def _breaker(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
-    state = context.circuit_breaker_states.get(tool.name)
+def _breaker(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+    state = context.circuit_breaker_states.get(name)
     if state == "open":
         return "its circuit breaker is open"
-    if state == "half_open" and context.probes_left.get(tool.name, 1) <= 0:
+    if state == "half_open" and context.probes_left.get(name, 1) <= 0:
         return "its circuit breaker is half open, and all its probes are under way"
     return None
 
 
-def _capabilities(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+def _capabilities(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
     missing = [wanted for wanted in context.capabilities if wanted not in tool.capabilities]
     return f"it does not declare {_listed(missing)}" if missing else None
 
 
-def _models(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+def _models(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
     if any(model in tool.supported_models for model in context.models):
         return None
     return f"it declares none of the models {_listed(context.models)}"
 
 
-def _version(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
-    wanted = context.versions.get(tool.name)
+def _version(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+    wanted = context.versions.get(name)
     if wanted is None or tool.at(wanted) is not None:
         return None
     return f"no version of it that can be chosen satisfies {wanted} (it is at {tool.version})"
 
 
-def _latency(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+def _latency(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
     limit = (context.quality_requirements or {})["max_latency_ms"]
     p95 = estimate(tool).p95_ms
     if p95 is not None:
@@ -205,7 +218,7 @@ def _latency(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> s
     return None
 
 
-def _quality(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+def _quality(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
     limit = (context.quality_requirements or {})["min_quality"]
     seen = estimate(tool)
     if seen.quality is not None and seen.runs >= ENOUGH:
@@ -216,13 +229,13 @@ def _quality(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> s
     return None
 
 
-def _cost(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+def _cost(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
     limit = (context.quality_requirements or {})["max_cost_usd"]
     cost = _known_cost(tool, estimate)
     return None if cost is None or cost <= limit else f"it costs about ${cost:g}, and max_cost_usd is {limit:g}"
 
 
-def _budget(tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
+def _budget(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estimates) -> str | None:
     budget = context.budget or {}
     left = budget.get("cost_usd")
     if is_number(left):

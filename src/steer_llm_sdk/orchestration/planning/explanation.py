@@ -9,8 +9,9 @@ from typing import Any
 
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration.planning._conditions import checker, reader
+from steer_llm_sdk.orchestration.planning.eligibility import Check
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision, PlanRequest, ToolMetadata
-from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner, default_options, obstacle, reason_of
+from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner, default_options, reason_of
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleCondition
 
 _SHOWN = 120
@@ -77,11 +78,14 @@ def explain(
     decision, refusal = _decision(planner, request, available_tools, context)
     asked = {"query": request} if isinstance(request, str) else request
     options = default_options(None, asked, context) if decision is None else decision.tool_options
+    check = planner.check(asked, available_tools, context)
     return Explanation(
         decision=decision,
         refusal=refusal,
         rules=tuple(_rule(rule, asked, decision) for rule in planner.rules),
-        tools=tuple(_tool(planner, name, available_tools, context, decision, options) for name in available_tools),
+        tools=tuple(
+            _tool(planner, name, available_tools, context, decision, options, check) for name in available_tools
+        ),
     )
 
 
@@ -138,8 +142,9 @@ def _tool(
     context: PlanRequest | None,
     decision: PlanDecision | None,
     options: Mapping[str, Any],
+    check: Check,
 ) -> ToolAccount:
-    tool, reason = tools[name], obstacle(name, tools, context)
+    tool, reason = tools[name], check(name)
     return ToolAccount(
         name=name,
         version=tool.version,

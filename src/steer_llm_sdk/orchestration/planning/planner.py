@@ -6,12 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk._names import looked_up
+from steer_llm_sdk.orchestration.versions import satisfies
 
 DEFAULT_MAX_PARALLEL = 10
 
@@ -54,20 +54,9 @@ class ToolMetadata(BaseModel):
     def at(self, spec: str) -> ToolMetadata | None:
         """This version if it satisfies the specifier (PEP 440, as in ">=1.2,<2"), else the highest other one that does;
         None where none does, or what is given is no specifier."""
-        if _satisfies(self.version, spec):
+        if satisfies(self.version, spec):
             return self
-        return next((other for other in self.versions if _satisfies(other.version, spec)), None)
-
-
-@lru_cache(maxsize=1024)
-def _satisfies(version: str, spec: str) -> bool:
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # 6 ms that only those with a specifier pay
-    from packaging.version import InvalidVersion
-
-    try:
-        return SpecifierSet(spec).contains(version)
-    except (InvalidSpecifier, InvalidVersion):
-        return False
+        return next((other for other in self.versions if satisfies(other.version, spec)), None)
 
 
 class PlanRequest(BaseModel):
