@@ -15,9 +15,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 FEW = 4
 """So many rules lie side by side: to ask them takes no longer than to look them up."""
-FEW_NEEDLES = 16
+FEW_NEEDLES = 64
 """So many words are looked for one by one."""
-GRAMS = (6, 3, 2, 1)
+GRAMS = (4, 3, 2, 1)
 """Lengths of the pieces of words by which more of them are found: the longest that fits into the word."""
 _MERGED_AT_ONCE = 64
 
@@ -72,8 +72,18 @@ class RuleIndex(Generic[E]):
     def candidates(self, request: Any) -> Iterable[E]:
         """All that may hold, in order."""
         root = self._root
-        if not root.branches and root.texts is None:
-            return root.here
+        branches = root.branches
+        if root.texts is None and len(branches) < 2:
+            if not branches:
+                return root.here
+            if not root.here and type(request) is dict:  # Rules for one key of a request, and a plain request.
+                (path, branch), *_ = branches.items()
+                if type(value := request.get(path)) is str and "." not in path:
+                    child = branch.children.get(value)
+                    if child is None:
+                        return ()
+                    if not child.branches and child.texts is None:
+                        return child.here
         found: list[Sequence[E]] = []
         root.collect(_Facts(request), found)
         if len(found) == 1:
@@ -228,23 +238,24 @@ class _Needles(Generic[E]):
     word lies under are looked for, so the work grows with the text and hardly with the words.
     """
 
-    __slots__ = ("_grams", "_pairs", "entries", "path", "read")
+    __slots__ = ("_by_size", "entries", "path", "read")
 
     def __init__(self, path: str, read: Reader) -> None:
         self.path = path
         self.read = read
         self.entries: list[E] = []
-        self._pairs: list[tuple[str, E]] = []
-        self._grams: dict[int, dict[str, list[tuple[str, E]]]] = {}
+        self._by_size: dict[int, _SameSize[E]] = {}
 
     def add(self, entry: E, needles: Iterable[str]) -> None:
         insort(self.entries, entry, key=_by_order)
         for needle in needles:
-            self._pairs.append((needle, entry))
             size = next(size for size in GRAMS if size <= len(needle))
-            known = self._grams.setdefault(size, {})
-            rarest = min(pieces(needle, size), key=lambda piece: len(known.get(piece, ())))
-            known.setdefault(rarest, []).append((needle, entry))
+            known = self._by_size.get(size)
+            if known is None:
+                known = self._by_size[size] = _SameSize({}, [])
+            rarest = min(pieces(needle, size), key=lambda piece: len(known.by_piece.get(piece, ())))
+            known.by_piece.setdefault(rarest, []).append((needle, entry))
+            known.all.append((needle, entry))
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         texts = facts.folded(self.path, self.read)
@@ -260,14 +271,21 @@ class _Needles(Generic[E]):
             found.append([hits[order] for order in sorted(hits)])
 
     def _maybe_in(self, text: str) -> Iterable[tuple[str, E]]:
-        if len(self._pairs) <= FEW_NEEDLES:
-            return self._pairs
-        return [
-            pair
-            for size, known in self._grams.items()
-            for piece in known.keys() & {text[i : i + size] for i in range(len(text) - size + 1)}
-            for pair in known[piece]
-        ]
+        found: list[tuple[str, E]] = []
+        for size, known in self._by_size.items():
+            if len(known.all) <= FEW_NEEDLES:
+                found += known.all
+                continue
+            for pairs in filter(None, map(known.by_piece.get, pieces(text, size))):
+                found += pairs
+        return found
+
+
+class _SameSize(NamedTuple, Generic[E]):
+    """The words that are found by pieces of one length, by these, and all of them."""
+
+    by_piece: dict[str, list[tuple[str, E]]]
+    all: list[tuple[str, E]]
 
 
 def pieces(text: str, size: int) -> Sequence[str]:
