@@ -39,6 +39,8 @@ FLOORS = {
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
     "orchestration._outcome": FLOW,
+    "orchestration._observed": FLOW,
+    "orchestration._versioned": NOUNS,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,
     "orchestration.replay": VERBS,

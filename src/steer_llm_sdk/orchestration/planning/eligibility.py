@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from steer_llm_sdk.orchestration.planning.planner import PlanRequest, ToolMetadata, declared_number
 from steer_llm_sdk.orchestration.planning.statistics import ENOUGH, UNKNOWN, Estimate
@@ -28,7 +28,28 @@ TEXT_KEYS = ("query", "prompt", "text", "messages", "content", "input")
 class OverBudget(str):
     """A reason: the tool costs, or takes, more than is left. Somebody with more could have it."""
 
+    budget_type: Literal["cost", "time"]
+    limit: float
+    actual: float
+
+    @classmethod
+    def of(cls, budget_type: Literal["cost", "time"], limit: float, actual: float, reason: str) -> OverBudget:
+        made = cls(reason)
+        made.budget_type, made.limit, made.actual = budget_type, limit, actual
+        return made
+
+
+class Unrelated(str):
+    """A reason: rules pin other tools, and this one has nothing to do with them."""
+
     __slots__ = ()
+
+
+def over_budget(reasons: Iterable[str]) -> OverBudget | None:
+    """The tool that comes nearest to the budget, where nothing but the budget stands in the way of any."""
+    those = [reason for reason in reasons if not isinstance(reason, Unrelated)]
+    over = [reason for reason in those if isinstance(reason, OverBudget)]
+    return min(over, key=lambda reason: reason.actual / reason.limit) if over and len(over) == len(those) else None
 
 
 class Eligible(NamedTuple):
@@ -241,14 +262,13 @@ def _budget(name: str, tool: ToolMetadata, context: PlanRequest, estimate: Estim
     if is_number(left):
         cost = _known_cost(tool, estimate)
         if cost is not None and cost > left:
-            return OverBudget(f"it costs about ${cost:g}, and the budget has ${left:g} left")
+            return OverBudget.of("cost", left, cost, f"it costs about ${cost:g}, and the budget has ${left:g} left")
     time = budget.get("ms")
     if is_number(time):
         fastest = estimate(tool).fastest_ms
         if fastest is not None and fastest > time:
-            return OverBudget(
-                f"none of its recent runs took less than {fastest:g} ms, and the budget has {time:g} left"
-            )
+            said = f"none of its recent runs took less than {fastest:g} ms, and the budget has {time:g} left"
+            return OverBudget.of("time", time, fastest, said)
     return None
 
 

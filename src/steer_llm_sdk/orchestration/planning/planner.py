@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -111,6 +111,17 @@ class PlanDecision(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+class Outcome(NamedTuple):
+    """How one tool of a decision did in a run. `cost_usd` is None where nobody knows; `duration_ms`, from its first
+    attempt to the end of the last, where it did not answer."""
+
+    tool: str
+    version: str
+    succeeded: bool
+    cost_usd: float | None = None
+    duration_ms: float | None = None
+
+
 class Planner(ABC):
     """Chooses the tool that serves a request."""
 
@@ -122,6 +133,10 @@ class Planner(ABC):
         context: PlanRequest | None = None,
     ) -> PlanDecision:
         """Decide. NoEligibleTool, with a reason per tool, where no tool can serve. Nothing given is ever written."""
+
+    def observe(self, request: Any, decision: PlanDecision, outcomes: Sequence[Outcome]) -> None:  # noqa: B027
+        """Called at the end of each run that went by a decision, before its output is returned. It must not wait, and
+        must not write into what it is given."""
 
     def validate_tool_availability(
         self, decision: PlanDecision | str, available_tools: Mapping[str, ToolMetadata]
@@ -142,6 +157,10 @@ class Planner(ABC):
             return None
         k = _count("k", 1, tool, options)
         return math.ceil(duration * -(-k // _count("max_parallel", DEFAULT_MAX_PARALLEL, tool, options)))
+
+
+Observed = Callable[[Any, PlanDecision, Sequence[Outcome]], None]
+"""Planner.observe of one planner."""
 
 
 def declared_number(tool: ToolMetadata, name: str) -> float | None:

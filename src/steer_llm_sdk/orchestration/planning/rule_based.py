@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -19,8 +19,8 @@ from steer_llm_sdk.orchestration.planning._compiled import CompiledRule
 from steer_llm_sdk.orchestration.planning._conditions import Unfit, reader
 from steer_llm_sdk.orchestration.planning._index import RuleIndex
 from steer_llm_sdk.orchestration.planning._ranking import OPTIMIZE, Group, Ranking
-from steer_llm_sdk.orchestration.planning.eligibility import NO_POLICY, Check, Eligible, Policy, at_version
-from steer_llm_sdk.orchestration.planning.planner import PlanDecision, Planner, PlanRequest, ToolMetadata
+from steer_llm_sdk.orchestration.planning.eligibility import NO_POLICY, Check, Eligible, Policy, Unrelated, at_version
+from steer_llm_sdk.orchestration.planning.planner import Outcome, PlanDecision, Planner, PlanRequest, ToolMetadata
 from steer_llm_sdk.orchestration.planning.rules import (
     PlanningRule,
     RuleAction,
@@ -170,6 +170,11 @@ class RuleBasedPlanner(Planner):
                 made_before.clear()
             made_before[kind] = decision
         return decision
+
+    def observe(self, request: Any, decision: PlanDecision, outcomes: Sequence[Outcome]) -> None:
+        kind, record = task_type_of(request), self.statistics.record
+        for tool, version, succeeded, cost, duration in outcomes:
+            record(kind, tool, version, succeeded=succeeded, cost_usd=cost, duration_ms=duration)
 
     def allowed(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> Allowed:
         """What the rules and the limits of the request leave, for who chooses by himself. The rules that pin are asked
@@ -548,7 +553,7 @@ class _Search:
         rules = ", ".join(entry.rule.name for entry in self.matched)
         unrelated = f"no rule that matches ({rules}) names it, and it shares no declared capability with their tools"
         found = {name: self.passed_over.get(name) for name in [*self.tools, *self.passed_over]}
-        return {name: reason or self.check(name) or unrelated for name, reason in found.items()}
+        return {name: reason or self.check(name) or Unrelated(unrelated) for name, reason in found.items()}
 
 
 _NOBODY = Group((), {})
