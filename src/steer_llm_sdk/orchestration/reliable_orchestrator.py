@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, TypeGuard
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool, ToolNotFound
 from steer_llm_sdk.models.plain import copied, copier
 from steer_llm_sdk.orchestration._call import Call, Run
-from steer_llm_sdk.orchestration._observed import observe
+from steer_llm_sdk.orchestration._observed import Observer
 from steer_llm_sdk.orchestration._outcome import plan_shown
 from steer_llm_sdk.orchestration._versioned import who_of
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
-from steer_llm_sdk.orchestration.fallback import Answer, ToolCall
+from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.planning.eligibility import over_budget
 from steer_llm_sdk.orchestration.planning.planner import (
@@ -99,7 +99,7 @@ class ReliableOrchestrator(BaseOrchestrator):
             return super()._plan_at_once(run)
         view = self._view(run)
         try:
-            decision = planner.decide(run.request, view, self._context(run.options))
+            decision = planner.decide(run.request, view, self._known(run.options))
         except NoEligibleTool as error:
             raise _of_budget(error, run.options) from None
         most = self._most_fallbacks(run.options)
@@ -113,7 +113,8 @@ class ReliableOrchestrator(BaseOrchestrator):
 
     async def _plan(self, run: Run) -> Plan:
         # A planner of somebody else's may write into what it is told, and the next run is told the same.
-        context = PlanRequest.model_construct(**copied(dict(self._context(run.options))))
+        context = self._known(run.options) or _nothing_known()
+        context = PlanRequest.model_construct(**copied(dict(context)))
         try:
             decision = await self.planner.plan(copied(run.request), self._view(run), context)
         except NoEligibleTool as error:
@@ -151,12 +152,12 @@ class ReliableOrchestrator(BaseOrchestrator):
         tool = None if version is None else self.registry.get_tool(name, version)
         return self._find(name, run) if tool is None else tool
 
-    def _observer(self, decision: PlanDecision) -> Callable[[Run, Sequence[ToolCall], Answer], None] | None:
+    def _observer(self, decision: PlanDecision) -> Observer | None:
         """What tells the planner how the run went; None where it has no use for it."""
-        tell = getattr(self.planner, "observe", None)
-        if tell is None or getattr(tell, "__func__", None) is Planner.observe:
+        planner = self.planner
+        if not isinstance(planner, Planner) or type(planner).observe is Planner.observe:
             return None
-        return partial(observe, tell, decision)
+        return Observer(planner, decision)
 
     def _fallbacks(self, decision: PlanDecision, run: Run) -> tuple[list[Tool], list[str]]:
         """The fallbacks of a decision, and the names of those that are not there: they are passed over."""
@@ -184,11 +185,13 @@ class ReliableOrchestrator(BaseOrchestrator):
                 decision.reasoning,
             )
 
-    def _context(self, options: OrchestrationConfig) -> PlanRequest:
+    def _known(self, options: OrchestrationConfig) -> PlanRequest | None:
+        """What a planner is told beside the request; None for a run without budget or requirements while every circuit
+        is closed and every tool serves everybody."""
         all_closed = self.executor.breakers.all_closed
-        if all_closed and options.quality_requirements is None:
+        if all_closed and options.quality_requirements is None and not self.registry.serves_some_only:
             if options.budget is None:
-                return _nothing_known()
+                return None
             known = self._last_context
             if known is None or known.budget != options.budget:
                 known = self._last_context = PlanRequest(budget=options.budget)

@@ -108,6 +108,8 @@ class ToolRegistry:
 
     staged = False
     """Whether any version is anything but active."""
+    serves_some_only = False
+    """Whether a tool names the tenants that it serves; known once a planning view was made."""
 
     def __init__(self, *, today: Callable[[], date] = date.today) -> None:
         self._tools: dict[str, dict[str, Tool]] = {}
@@ -115,7 +117,8 @@ class ToolRegistry:
         self._today = today
         self._changes = 0
         self._targets: tuple[tuple[int, int], Mapping[str, Sequence[Tool]]] | None = None
-        self._views: tuple[tuple[int, int, date | None], dict[Any, Mapping[str, ToolMetadata]]] | None = None
+        self._view: tuple[int, int, Mapping[str, ToolMetadata]] | None = None
+        self._views: tuple[tuple[int, int, date], dict[Any, Mapping[str, ToolMetadata]]] | None = None
 
     def register_tool(self, tool: Tool, replace: bool = False, *, release: Release | None = None) -> None:
         """TypeError if it is no Tool; ValueError if the name is empty or the same name and version is there. `replace`:
@@ -272,18 +275,27 @@ class ToolRegistry:
 
         Built once per change of the registry, and for each set of canaries that a caller is in; never per run.
         """
-        staged = self.staged
-        mark = (self._changes, len(self._tools), self._today() if staged else None)
+        if not self.staged:
+            kept = self._view
+            if kept is not None and kept[0] == self._changes and kept[1] == len(self._tools):
+                return kept[2]
+            view = self._view_of(())
+            self._view = (self._changes, len(self._tools), view)
+            return view
+        mark = (self._changes, len(self._tools), self._today())
         if self._views is None or self._views[0] != mark:
             self._views = (mark, {})
-        cohort = self._cohort(who) if staged else ()
-        views = self._views[1]
-        view = views.get(cohort)
-        if view is None:
+        views, cohort = self._views[1], self._cohort(who)
+        if (found := views.get(cohort)) is None:
             if len(views) >= MAX_VIEWS:
                 views.clear()
-            view = views[cohort] = MappingProxyType(dict(self._metadata(cohort)))
-        return view
+            found = views[cohort] = self._view_of(cohort)
+        return found
+
+    def _view_of(self, cohort: Sequence[tuple[str, str]]) -> Mapping[str, ToolMetadata]:
+        view = dict(self._metadata(cohort))
+        self.serves_some_only = any(tool.tenants for tool in view.values())
+        return MappingProxyType(view)
 
     def _cohort(self, who: Who) -> tuple[tuple[str, str], ...]:
         """The canaries that a caller is in."""

@@ -55,35 +55,37 @@ _by_order = attrgetter("order")
 class RuleIndex(Generic[E]):
     """Rules, in the order they are asked. `reader` makes of a path what follows it into a request."""
 
-    __slots__ = ("_count", "_reader", "_root")
+    __slots__ = ("_by_key", "_reader", "_root")
 
     def __init__(self, reader: Callable[[str], Reader]) -> None:
         self._reader = reader
         self._root: _Node[E] = _Node()
-        self._count = 0
+        self._by_key: tuple[str, dict[Any, _Node[E]]] | None = None
 
     def __len__(self) -> int:
-        return self._count
+        return self._root.count
 
     def add(self, entry: E) -> None:
-        self._root.add(entry, tuple(entry.values), self._reader)
-        self._count += 1
+        root = self._root
+        root.add(entry, tuple(entry.values), self._reader)
+        alone = len(root.branches) == 1 and not root.here and root.texts is None
+        path, branch = next(iter(root.branches.items())) if alone else (".", None)
+        self._by_key = None if branch is None or "." in path else (path, branch.children)
 
     def candidates(self, request: Any) -> Iterable[E]:
         """All that may hold, in order."""
+        by_key = self._by_key
+        if by_key is not None and type(request) is dict:  # All rules ask for a text under one key, and it has one.
+            value = request.get(by_key[0])
+            if type(value) is str:
+                child = by_key[1].get(value)
+                if child is None:
+                    return ()
+                if not child.branches and child.texts is None:
+                    return child.here
         root = self._root
-        branches = root.branches
-        if root.texts is None and len(branches) < 2:
-            if not branches:
-                return root.here
-            if not root.here and type(request) is dict:  # Rules for one key of a request, and a plain request.
-                (path, branch), *_ = branches.items()
-                if type(value := request.get(path)) is str and "." not in path:
-                    child = branch.children.get(value)
-                    if child is None:
-                        return ()
-                    if not child.branches and child.texts is None:
-                        return child.here
+        if not root.branches and root.texts is None:
+            return root.here
         found: list[Sequence[E]] = []
         root.collect(_Facts(request), found)
         if len(found) == 1:

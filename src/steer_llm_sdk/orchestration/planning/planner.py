@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,17 +113,23 @@ class PlanDecision(BaseModel):
 
 class Outcome(NamedTuple):
     """How one tool of a decision did in a run. `cost_usd` is None where nobody knows; `duration_ms`, from its first
-    attempt to the end of the last, where it did not answer."""
+    attempt to the end of the last, where it did not answer. `runs`: so many runs went by of which this is one."""
 
     tool: str
     version: str
     succeeded: bool
     cost_usd: float | None = None
     duration_ms: float | None = None
+    runs: int = 1
 
 
 class Planner(ABC):
-    """Chooses the tool that serves a request."""
+    """Chooses the tool that serves a request.
+
+    `observes_every_run` False: once many runs of one decision went well, `observe` is told of a part of the others.
+    """
+
+    observes_every_run = True
 
     @abstractmethod
     async def plan(
@@ -157,10 +163,6 @@ class Planner(ABC):
             return None
         k = _count("k", 1, tool, options)
         return math.ceil(duration * -(-k // _count("max_parallel", DEFAULT_MAX_PARALLEL, tool, options)))
-
-
-Observed = Callable[[Any, PlanDecision, Sequence[Outcome]], None]
-"""Planner.observe of one planner."""
 
 
 def declared_number(tool: ToolMetadata, name: str) -> float | None:

@@ -87,14 +87,17 @@ class RuleBasedPlanner(Planner):
 
     A rule that cannot be evaluated is skipped; `decision.metadata["skipped_rules"]` says which and why.
 
-    `statistics` is what tools have done, for estimates and limits. An orchestrator tells it of each planned run.
+    `statistics` is what tools have done, for estimates and limits. An orchestrator tells it of the runs it planned.
     """
+
+    observes_every_run = False
 
     def __init__(self, rules: Iterable[PlanningRule] | None = None, *, statistics: Statistics | None = None) -> None:
         self.statistics = Statistics() if statistics is None else statistics
         self._all: list[PlanningRule] = []
         self._pins: RuleIndex[CompiledRule] = RuleIndex(reader)
         self._policies: RuleIndex[CompiledRule] = RuleIndex(reader)
+        self._has_policies = False
         self._catalogs = CatalogCache()
         self._ranking = Ranking(self._expected)
         self._decisions: tuple[Tools, int, dict[Any, PlanDecision]] = ({}, 0, {})
@@ -112,7 +115,9 @@ class RuleBasedPlanner(Planner):
             raise TypeError(f"rule: expected a PlanningRule, got {type(rule).__name__}")
         insort(self._all, rule, key=lambda other: -other.priority)
         if rule.action is not None:
-            index = self._pins if rule.action.effect == "pin" else self._policies
+            is_pin = rule.action.effect == "pin"
+            self._has_policies = self._has_policies or not is_pin
+            index = self._pins if is_pin else self._policies
             index.add(CompiledRule.of(rule, rule.action, len(self._all)))
             self._decisions = ({}, 0, {})
 
@@ -127,7 +132,7 @@ class RuleBasedPlanner(Planner):
             raise NoEligibleTool
         asked = {"query": request} if isinstance(request, str) else request
         search: _Search | None = None  # Nearly always the first rule that matches decides, by what it decided before.
-        if len(self._policies):
+        if self._has_policies:
             search = _Search(self, asked, available_tools, context)
             search.ask_policies(self._policies.candidates(asked))
             made_before = None
@@ -173,8 +178,8 @@ class RuleBasedPlanner(Planner):
 
     def observe(self, request: Any, decision: PlanDecision, outcomes: Sequence[Outcome]) -> None:
         kind, record = task_type_of(request), self.statistics.record
-        for tool, version, succeeded, cost, duration in outcomes:
-            record(kind, tool, version, succeeded=succeeded, cost_usd=cost, duration_ms=duration)
+        for tool, version, succeeded, cost, duration, runs in outcomes:
+            record(kind, tool, version, succeeded=succeeded, cost_usd=cost, duration_ms=duration, runs=runs)
 
     def allowed(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> Allowed:
         """What the rules and the limits of the request leave, for who chooses by himself. The rules that pin are asked

@@ -87,15 +87,17 @@ class Statistics:
         cost_usd: float | None = None,
         duration_ms: float | None = None,
         quality: float | None = None,
+        runs: int = 1,
     ) -> None:
-        """One run of a tool that has ended. A cancelled one says nothing of the tool and is not recorded."""
+        """One run of a tool that has ended, which stands for `runs` like it. A cancelled one says nothing of the tool
+        and is not recorded."""
         now = self._clock()
         arm = _at(self._arms, (tool, version))
-        arm.add(succeeded, cost_usd, duration_ms, quality, now)
+        arm.add(succeeded, cost_usd, duration_ms, quality, now, runs)
         if duration_ms is not None:
             arm.remember(duration_ms)
         if task_type is not None:
-            _at(self._cells, (task_type, tool, version)).add(succeeded, cost_usd, duration_ms, quality, now)
+            _at(self._cells, (task_type, tool, version)).add(succeeded, cost_usd, duration_ms, quality, now, runs)
         if arm.runs >= arm.publish_at:
             arm.publish_at = arm.runs + min(64, max(1, arm.runs // 8))
             self.version += 1
@@ -170,19 +172,23 @@ class _Sums:
         self.recent: deque[float] = deque()
         self.ordered: list[float] = []
 
-    def add(self, succeeded: bool, cost: float | None, ms: float | None, quality: float | None, now: float) -> None:
-        self.runs += 1
-        self.succeeded += succeeded
+    def add(
+        self, succeeded: bool, cost: float | None, ms: float | None, quality: float | None, now: float, runs: int
+    ) -> None:
+        self.runs += runs
         self.last = now
+        if succeeded:
+            self.succeeded += runs
         if cost is not None:
-            self.costs += 1
-            self.cost += cost
+            self.costs += runs
+            self.cost += cost * runs
         if ms is not None:
-            self.ms = self.ms * _FADE + ms
-            self.weight = self.weight * _FADE + 1.0
+            fade = _FADE if runs == 1 else _FADE**runs
+            self.ms = self.ms * fade + ms * runs
+            self.weight = self.weight * fade + runs
         if quality is not None:
-            self.qualities += 1
-            self.quality += quality
+            self.qualities += runs
+            self.quality += quality * runs
 
     def remember(self, ms: float) -> None:
         recent, ordered = self.recent, self.ordered
