@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steer_llm_sdk._names import looked_up
+from steer_llm_sdk.orchestration.planning.eligibility import Eligible, eligible
 from steer_llm_sdk.orchestration.planning.planner import (
     ExecutionStrategy,
+    Outcome,
     PlanDecision,
     Planner,
     PlanRequest,
     ToolMetadata,
 )
-from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
+from steer_llm_sdk.orchestration.planning.rule_based import Allowed, RuleBasedPlanner
 from steer_llm_sdk.orchestration.planning.rules import (
     PlanningRule,
     RuleAction,
@@ -21,6 +23,7 @@ from steer_llm_sdk.orchestration.planning.rules import (
     create_keyword_based_rule,
     create_type_based_rule,
 )
+from steer_llm_sdk.orchestration.planning.statistics import Estimate, Statistics
 
 if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.planning.explanation import (
@@ -32,9 +35,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Allowed",
     "ConditionAccount",
+    "Eligible",
+    "Estimate",
     "ExecutionStrategy",
     "Explanation",
+    "Outcome",
     "PlanDecision",
     "PlanRequest",
     "Planner",
@@ -43,11 +50,13 @@ __all__ = [
     "RuleAction",
     "RuleBasedPlanner",
     "RuleCondition",
+    "Statistics",
     "ToolAccount",
     "ToolMetadata",
     "create_budget_aware_rule",
     "create_keyword_based_rule",
     "create_type_based_rule",
+    "eligible",
     "explain",
 ]
 
