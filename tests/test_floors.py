@@ -59,7 +59,18 @@ FRONTS = {"": FLOW, "orchestration": FLOW}
 
 LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
-WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "openai", "orjson", "pydantic_ai", "re2"}
+WHEN_USED = {
+    "anthropic",
+    "genai_prices",
+    "h11",
+    "httpx2",
+    "jsonschema_rs",
+    "openai",
+    "orjson",
+    "pydantic_ai",
+    "re2",
+    "yaml",
+}
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {"email.utils", "importlib.metadata", "packaging.specifiers", "packaging.version"}
 """Some ms each: imported by the function that needs it, where few runs do."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         ToolAccount,
         explain,
     )
+    from steer_llm_sdk.orchestration.planning.rule_checks import Finding, check_rules
+    from steer_llm_sdk.orchestration.planning.rule_files import RuleFileError, load_rules
 
 __all__ = [
     "Allowed",
@@ -41,6 +43,7 @@ __all__ = [
     "Estimate",
     "ExecutionStrategy",
     "Explanation",
+    "Finding",
     "Outcome",
     "PlanDecision",
     "PlanRequest",
@@ -50,21 +53,28 @@ __all__ = [
     "RuleAction",
     "RuleBasedPlanner",
     "RuleCondition",
+    "RuleFileError",
     "Statistics",
     "ToolAccount",
     "ToolMetadata",
+    "check_rules",
     "create_budget_aware_rule",
     "create_keyword_based_rule",
     "create_type_based_rule",
     "eligible",
     "explain",
+    "load_rules",
 ]
 
-# Explaining is loaded when somebody asks for it: a run does not.
-_LATE = dict.fromkeys(
-    ("ConditionAccount", "Explanation", "RuleAccount", "ToolAccount", "explain"),
-    "steer_llm_sdk.orchestration.planning.explanation",
-)
+# Loaded when somebody asks for it: a run does not.
+_LATE = {
+    **dict.fromkeys(
+        ("ConditionAccount", "Explanation", "RuleAccount", "ToolAccount", "explain"),
+        "steer_llm_sdk.orchestration.planning.explanation",
+    ),
+    **dict.fromkeys(("Finding", "check_rules"), "steer_llm_sdk.orchestration.planning.rule_checks"),
+    **dict.fromkeys(("RuleFileError", "load_rules"), "steer_llm_sdk.orchestration.planning.rule_files"),
+}
 
 if not TYPE_CHECKING:  # A type checker would take any name to be there.
     __getattr__ = looked_up(__name__, _LATE)

@@ -198,6 +198,12 @@ class RuleBasedPlanner(Planner):
             pinned = search.last_resort()
         return Allowed(search.eligible(), pinned, search.policy.weights, tuple(search.applied), search.skipped)
 
+    def looked_at(self, request: Any) -> list[PlanningRule]:
+        """The rules that are asked for a request; what the others ask for it certainly does not have."""
+        asked = {"query": request} if isinstance(request, str) else request
+        found = chain(self._policies.candidates(asked), self._pins.candidates(asked))
+        return [entry.rule for entry in sorted(found, key=lambda entry: entry.order)]
+
     def check(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> Check:
         """Says of one tool at a time why it may not serve this request now, rules that restrict and forbid included."""
         asked = {"query": request} if isinstance(request, str) else request
