@@ -34,6 +34,7 @@ FLOORS = {
     "orchestration.models": NOUNS,
     "orchestration.planning": NOUNS,
     "orchestration.tool_registry": NOUNS,
+    "orchestration.release_files": NOUNS,
     "orchestration.versions": NOUNS,
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
@@ -72,7 +73,7 @@ WHEN_USED = {
     "yaml",
 }
 """Heavy or optional: imported by the function that needs it."""
-SLOW = {"email.utils", "importlib.metadata", "packaging.specifiers", "packaging.version"}
+SLOW = {"email.utils", "importlib.metadata", "packaging.specifiers", "packaging.version", "tempfile", "tomllib"}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = (f"{PACKAGE}.providers._llm",)
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""

@@ -27,9 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, tools, doctor, simulate, record, demo):
+for _command in (run, doctor, simulate, record, demo):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
 app.add_typer(plan, name="plan")
+app.add_typer(tools, name="tools")
 
 
 def _print_version(wanted: bool) -> None:

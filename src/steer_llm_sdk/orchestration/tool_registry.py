@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer_llm_sdk.errors import ToolNotFound, VersionUnavailable
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
+from steer_llm_sdk.orchestration.release_files import read_releases
 from steer_llm_sdk.orchestration.versions import (
     ACTIVE,
     Release,
@@ -115,6 +118,7 @@ class ToolRegistry:
         self._tools: dict[str, dict[str, Tool]] = {}
         self._releases: dict[str, dict[str, Release]] = {}
         self._today = today
+        self._followed: _Followed | None = None
         self._changes = 0
         self._targets: tuple[tuple[int, int], Mapping[str, Sequence[Tool]]] | None = None
         self._view: tuple[int, int, Mapping[str, ToolMetadata]] | None = None
@@ -157,6 +161,29 @@ class ToolRegistry:
         self.staged = any(self._releases.values())
         self._changes += 1
 
+    def follow(self, path: str | Path, every: float = 5.0) -> None:
+        """Take from a file how far versions are released, as `steer-llm tools` writes it, now and whenever it has
+        changed. It is looked at when a tool is looked for, at most once in `every` seconds. A file that cannot be used
+        is an InvalidRequest now, and a warning later: then what was known stays."""
+        self._followed = _Followed(Path(path), every, 0.0, None)
+        self.set_releases(read_releases(path))
+
+    def _look_again(self) -> None:
+        followed, now = self._followed, time.monotonic()
+        if followed is None or now < followed.next_look:
+            return
+        try:
+            stat = followed.path.stat()
+            mark: tuple[int, int, int] | None = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            mark = None
+        self._followed = followed._replace(next_look=now + followed.every, mark=mark)
+        if mark != followed.mark:
+            try:
+                self.set_releases(read_releases(followed.path))
+            except (ValueError, OSError) as error:
+                _log.warning("%s; what was known of releases stays", error)
+
     def canary(self, name: str, version: str, share: float, key: str = "tenant") -> None:
         """Give a version to a share of callers, from 0 to 1. A larger share only adds callers."""
         self.set_release(name, version, Release(state="canary", share=share, key=key))
@@ -191,6 +218,8 @@ class ToolRegistry:
         ToolNotFound where there is none; VersionUnavailable, a kind of it that names the successor, where what would do
         is past its sunset, or a canary that the caller does not get.
         """
+        if self._followed is not None:
+            self._look_again()
         tool = self._resolved(name, who)
         if tool is None:
             check_spec(name)
@@ -228,6 +257,8 @@ class ToolRegistry:
     def get_tool(self, name: str, version: str | None = None) -> Tool | None:
         """The tool of that name, in the highest active version unless one is asked for; None if there is none. `name`
         may ask for versions: "text_analyzer>=1.2,<2"."""
+        if self._followed is not None:
+            self._look_again()
         versions = self._tools.get(name)
         if versions and version is not None:
             return versions.get(version)
@@ -275,6 +306,8 @@ class ToolRegistry:
 
         Built once per change of the registry, and for each set of canaries that a caller is in; never per run.
         """
+        if self._followed is not None:
+            self._look_again()
         if not self.staged:
             kept = self._view
             if kept is not None and kept[0] == self._changes and kept[1] == len(self._tools):
@@ -351,6 +384,15 @@ class ToolRegistry:
 
     def __len__(self) -> int:
         return len(self._tools)
+
+
+class _Followed(NamedTuple):
+    """A file, how often it is looked at, when next (monotonic seconds), and what told its state apart last."""
+
+    path: Path
+    every: float
+    next_look: float
+    mark: tuple[int, int, int] | None
 
 
 def _closed(release: Release) -> Release:

@@ -20,7 +20,7 @@ from steer_llm_sdk.errors import InvalidRequest
 if TYPE_CHECKING:
     from packaging.version import Version
 
-_SPEC = re.compile(r"(?P<name>[^<>=!~@]*[^<>=!~@\s])\s*(?P<spec>(?:===|==|~=|!=|<=|>=|<|>)\s*\S.*|@\s*\S+)")
+_SPEC = re.compile(r"(?P<name>[^<>=!~@]*[^<>=!~@\s])\s*(?P<spec>(?:===|==|~=|!=|<=|>=|<|>)(?![<>=!~])\s*\S.*|@\s*\S+)")
 
 
 class Wanted(NamedTuple):
@@ -49,7 +49,8 @@ def satisfies(version: str, spec: str) -> bool:
     from packaging.version import InvalidVersion
 
     try:
-        return SpecifierSet(spec).contains(version)
+        asked = SpecifierSet(spec)
+        return asked.contains(version, prereleases=bool(asked.prereleases))
     except (InvalidSpecifier, InvalidVersion):
         return False
 
@@ -102,7 +103,7 @@ class Release:
         if not isinstance(self.key, str) or not self.key:
             raise InvalidRequest("key", self.key, 'give "tenant", or a name in the metadata of runs')
         for name in ("since", "sunset"):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), date):
+            if getattr(self, name) is not None and type(getattr(self, name)) is not date:
                 raise InvalidRequest(name, getattr(self, name), "give a date")
         if self.successor is not None and not isinstance(self.successor, str):
             raise InvalidRequest("successor", self.successor, 'give a name, as in "text_analyzer>=2"')
