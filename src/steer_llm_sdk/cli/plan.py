@@ -254,17 +254,22 @@ def _condition(condition: ConditionAccount) -> str:
 
 
 def _tools_table(account: Explanation, context: PlanRequest) -> Table:
-    table = table_of("tool", "cost", "takes", "succeeds", "role")
+    ran = any(tool.runs for tool in account.tools)
+    table = table_of("tool", "cost", "takes", *(["succeeds"] if ran else []), "role")
     for tool in account.tools:
         style = "green" if tool.selected else "" if tool.eligible else "dim"
         table.add_row(
             Text(printable(f"{tool.name} {tool.version}"), style=style),
             "?" if tool.estimated_cost is None else dollars(tool.estimated_cost),
             "?" if tool.estimated_duration_ms is None else f"{tool.estimated_duration_ms / 1000:g} s",
-            "?" if tool.estimated_success is None else f"{tool.estimated_success:.0%} of {tool.runs} runs",
+            *([_success(tool)] if ran else []),
             Text(printable("; ".join(said for said in (_role(tool), _excess(tool, context)) if said))),
         )
     return table
+
+
+def _success(tool: ToolAccount) -> str:
+    return "?" if tool.estimated_success is None else f"{tool.estimated_success:.0%}, {tool.runs} runs seen"
 
 
 def _role(tool: ToolAccount) -> str:

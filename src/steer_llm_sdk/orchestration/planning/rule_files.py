@@ -145,6 +145,8 @@ def _from_yaml(raw: bytes, path: str) -> _Written:
 
         yaml_implicit_resolvers = _resolvers()
 
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten
+
     try:
         node = yaml.compose(raw, Loader)
         content = yaml.load(raw, Loader)
