@@ -1,9 +1,11 @@
-"""What holds for every test: virtual time in unit tests, and no way to anything but this machine."""
+"""What holds for every test: virtual time in unit tests, no way to another machine, and real servers on this one."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from servers import PostgresServer, RedisServer
 from steer_llm_sdk.testing import VirtualTimeLoop
 
 pytest_plugins = ["steer_llm_sdk.testing.fixtures"]
@@ -86,5 +89,69 @@ def reached_out() -> list[str]:
 @pytest.fixture(autouse=True)
 def _no_configuration_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever keys and models the environment names, the tests know nothing of them."""
-    for name in ("STEER_MODEL", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+    for name in ("STEER_MODEL", "STEER_STORE", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis of our own, to stop, kill, pause and start; whatever a test did to it, the next `redis_url` finds it up.
+
+    `TEST_REDIS_URL` does not apply: that one is somebody else's to stop.
+    """
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL of our own, as `redis_server` is."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """An empty database: of `redis_server`, or of TEST_REDIS_URL, whose databases from 0 on are emptied for it."""
+    import redis
+
+    given = os.environ.get("TEST_REDIS_URL")
+    if given is None:
+        server = request.getfixturevalue("redis_server")
+        server.start()
+        server.resume()
+        url = server.url
+    else:
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        url = f"{given.rstrip('/').removesuffix('/0')}/{worker}"
+    with redis.Redis.from_url(url) as connection:
+        connection.flushdb()
+    return url
+
+
+_databases = itertools.count(1)
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A new database, of `postgres_server` or of the server that TEST_POSTGRES_DSN names (a URL, may create one)."""
+    from urllib.parse import urlsplit
+
+    import psycopg
+    from psycopg.sql import SQL, Identifier
+
+    given = os.environ.get("TEST_POSTGRES_DSN")
+    if given is None:
+        server = request.getfixturevalue("postgres_server")
+        server.start()
+        server.resume()
+        given = server.url
+    name = f"steer_{os.getpid()}_{next(_databases)}"
+    with psycopg.connect(given, autocommit=True) as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+    yield urlsplit(given)._replace(path=f"/{name}").geturl()
+    if "TEST_POSTGRES_DSN" not in os.environ:
+        server.start()  # A test may have left it down.
+        server.resume()
+    with psycopg.connect(given, autocommit=True) as connection:
+        connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))

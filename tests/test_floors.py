@@ -68,14 +68,19 @@ WHEN_USED = {
     "jsonschema_rs",
     "openai",
     "orjson",
+    "psycopg",
     "pydantic_ai",
     "re2",
+    "redis",
     "yaml",
 }
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {"email.utils", "importlib.metadata", "packaging.specifiers", "packaging.version", "tempfile", "tomllib"}
 """Some ms each: imported by the function that needs it, where few runs do."""
-HEAVY_ROOMS = (f"{PACKAGE}.providers._llm",)
+HEAVY_ROOMS = tuple(
+    f"{PACKAGE}.{room}"
+    for room in ("providers._llm", "reliability.shared", "reliability.stores.postgres", "reliability.stores.redis")
+)
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}
 """What the command line may import, and nothing else."""

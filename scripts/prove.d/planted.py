@@ -109,8 +109,8 @@ DEFECTS = (
     Planted(
         "a cancelled call counts as a failure",
         BREAKER,
-        "        sent = _now() if breaker.times_calls else None\n        outcome, asked = NEUTRAL, 0.0\n",
-        "        sent = _now() if breaker.times_calls else None\n        outcome, asked = FAILURE, 0.0\n",
+        "        outcome, asked = NEUTRAL, 0.0\n        if isinstance(error, Exception):\n",
+        "        outcome, asked = FAILURE, 0.0\n        if isinstance(error, Exception):\n",
     ),
     Planted(
         "a rate limit trips the breaker",
@@ -140,17 +140,18 @@ DEFECTS = (
     Planted(
         "a sleep after the last attempt",
         RETRY,
-        "                if delay is None:\n                    raise\n",
+        "                if delay is None:\n                    raise error\n",
         "                if delay is None:\n"
         "                    await asyncio.sleep(self._policy.initial_delay)\n"
-        "                    raise\n",
+        "                    raise error\n",
     ),
     Planted(
         "a cancellation is retried",
-        RETRY,
-        "            except Exception as error:\n",
-        "            except (Exception, asyncio.CancelledError) as cause:\n"
-        "                error = cause if isinstance(cause, Exception) else TimeoutError()\n",
+        LIST,
+        "            if not isinstance(error, Exception) or isinstance(error, Rejected):\n",
+        "            if isinstance(error, asyncio.CancelledError):\n"
+        "                error = TimeoutError()\n"
+        "            if not isinstance(error, Exception) or isinstance(error, Rejected):\n",
     ),
     Planted(
         "jitter comes earlier than the server asked",
@@ -308,8 +309,8 @@ DEFECTS = (
     Planted(
         "a key that is held can be had",
         MEMORY,
-        "        if entry is not None and now < entry.until:\n",
-        "        if entry is not None and now < entry.until - 1e9:\n",
+        "                if now < entry.until:\n",
+        "                if now < entry.until - 1e9:\n",
     ),
     Planted(
         "a replay does the work again",
@@ -332,8 +333,8 @@ DEFECTS = (
     Planted(
         "leases are never renewed",
         KEYS,
-        "            beat = loop.create_task(_quietly(self._store.renew(key, token, LEASE)))\n",
-        "            beat = loop.create_task(_quietly(self._store.renew(key, -token, LEASE)))\n",
+        "            beat = loop.create_task(_quietly(self._store.renew(flight.key, flight.token, LEASE)))\n",
+        "            beat = loop.create_task(_quietly(self._store.renew(flight.key, -flight.token, LEASE)))\n",
     ),
     Planted(
         "a key is not given back after a failure",
@@ -356,7 +357,7 @@ DEFECTS = (
     Planted(
         "a handler that hangs holds the run",
         EVENTS,
-        "await asyncio.wait({drain}, timeout=self._patience(until))",
+        "await asyncio.wait({drain}, timeout=min(left, ALLOWANCE))",
         "await asyncio.wait({drain})",
         ("tests/unit/streaming", "tests/contract", "tests/compose"),
     ),

@@ -6,6 +6,7 @@ Exception
 │   ├── BudgetExceeded         time, tokens or cost; .output holds what was finished, or was tried
 │   ├── ConflictError          an idempotency key came back with another request
 │   ├── StoreUnavailable       a keyed run could not reach its store
+│   ├── StoreTooNew            a newer version of this library wrote into the store
 │   ├── AllToolsFailed         .failures holds every cause, in order
 │   ├── InvalidRequest         (also ValueError) .field, .given and what would do
 │   ├── ToolNotFound           (also ValueError) .available
@@ -13,6 +14,7 @@ Exception
 │   ├── NoEligibleTool         (also ValueError) .reasons, one per tool
 │   └── Rejected               a policy said no: the tool did not run
 │       ├── CircuitOpen        (also ProviderError)
+│       ├── InFlight           the same keyed request is under way, and this one was not to wait
 │       ├── QueueFull          (also RateLimited) too many calls wait for this provider already
 │       ├── WaitTooLong        (also RateLimited) its turn would come after the deadline or `max_wait`
 │       └── AttemptsUsedUp     max_total_attempts is reached
@@ -177,6 +179,18 @@ class ConflictError(OrchestratorError):
 
 class StoreUnavailable(OrchestratorError):
     """The store of a keyed run did not answer, so the run could have been bought twice. It was not started."""
+
+
+class StoreTooNew(OrchestratorError):
+    """The store was written to by a newer version of this library, and what it says could be misread."""
+
+    def __init__(self, where: str, what: str, version: int, known: int) -> None:
+        super().__init__(
+            f"{where}: {what} has version {version}, and this library reads up to version {known}; "
+            "upgrade it, or use another store"
+        )
+        self.version = version
+        self.known = known
 
 
 class AllToolsFailed(OrchestratorError):
@@ -402,6 +416,18 @@ class CircuitOpen(Rejected, ProviderError):
             self, f"Circuit breaker {target} is OPEN{when}", target, status_code=503, retry_after=retry_after
         )
         self.target = target
+
+
+class InFlight(Rejected):
+    """The same keyed request is under way elsewhere, and `on_duplicate="raise"` says not to wait for it."""
+
+    def __init__(self, idempotency_key: str, retry_after: float) -> None:
+        super().__init__(
+            f"The request of idempotency key '{idempotency_key}' is under way; ask again in {retry_after:.3g} s"
+        )
+        self.idempotency_key = idempotency_key
+        self.key = idempotency_key
+        self.retry_after = retry_after
 
 
 class QueueFull(Rejected, RateLimited):

@@ -497,6 +497,32 @@ async def test_silence_and_rate_limit__the_time_in_the_queue_is_no_silence() -> 
     assert ((await slow).content, output.content, calls(second)) == ("slow", "x", [0])
 
 
+@pytest.mark.parametrize("options", [{}, {"per_agent_timeout_ms": 60_000}])
+async def test_silence_and_rate_limit__who_gets_the_place_of_the_winner_is_not_sent(options: dict[str, Any]) -> None:
+    first, second = (ScriptedTool(name, OK(name, after=12), OK("x"), provider="p") for name in ("first", "second"))
+    runner = reliable(first, second, rate_limits={"p": RateLimit(max_concurrent=1)})
+    output = await runner.run("q", options=options)
+    assert (output.content, outcomes(output), second.calls) == ("first", [("first", "succeeded")], [])
+    began = now()
+    assert (await runner.run("q", "first")).status == "succeeded"
+    assert now() == began
+
+
+async def test_who_has_lost_is_cancelled_once_and_may_tidy_up() -> None:
+    tidied = []
+
+    class Tidy(ScriptedTool):
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            try:
+                return await super().execute(request, options, event_manager)
+            finally:
+                await asyncio.sleep(0.001)
+                tidied.append(self.name)
+
+    output = await reliable(Tidy("first", HANG), ScriptedTool("second", OK("y"))).run("q")
+    assert (output.content, tidied) == ("y", ["first"])
+
+
 async def test_calls_that_wait_in_one_queue_do_not_pass_the_limit_of_the_run_together() -> None:
     slow = model("a", *["yes"] * 20, after=1)
     limits = {"a": RateLimit(max_concurrent=1, max_wait=60)}

@@ -53,6 +53,12 @@ class Call:
     life: Any = None
     used: Amount = field(default_factory=Amount)
 
+    def promise(self) -> None:
+        """Nobody else is there."""
+
+    def renounce(self) -> None:
+        """Nobody else is there."""
+
     def elapsed(self) -> float:
         return asyncio.get_running_loop().time()
 

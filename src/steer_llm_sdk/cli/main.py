@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from steer_llm_sdk import __version__
+from steer_llm_sdk.cli.breakers import breakers
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
 from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing, forget_stdout
@@ -31,6 +32,7 @@ for _command in (run, doctor, simulate, record, demo):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
 app.add_typer(plan, name="plan")
 app.add_typer(tools, name="tools")
+app.add_typer(breakers, name="breakers")
 
 
 def _print_version(wanted: bool) -> None:

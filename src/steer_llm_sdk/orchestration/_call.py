@@ -139,8 +139,9 @@ class Run:
     `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
     Of the `answers` asked for, `answered` are there; `tools_left` of the plan have not been asked.
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
-    attempt is known to have used, with the tool that it was for. `plan` (steps, and what is
-    shown of it) is kept where a deadline may cut the run off.
+    attempt is known to have used, with the tool that it was for. `promised` has the calls whose next attempt is waited
+    for, with the attempts that each had made by then. `plan` (steps, and what is shown of it) is kept where a deadline
+    may cut the run off.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
@@ -151,6 +152,7 @@ class Run:
     answered: int = 0
     tools_left: int = 0
     spending: tuple[tuple[str, Usage], ...] = ()
+    promised: tuple[tuple[Call, int], ...] = ()
     silence_timeout: float | None = None
     plan: tuple[Sequence[Any], Callable[[], dict[str, Any]] | None] | None = None
 
@@ -161,24 +163,23 @@ class Run:
         tool_options: Mapping[str, Any],
         options: OrchestrationConfig,
         request_id: str,
-        trace_id: str,
-        loop: asyncio.AbstractEventLoop,
         attempt: Next[Call, Any],
         max_attempts: Callable[[OrchestrationConfig], int],
     ) -> None:
+        loop = asyncio.get_running_loop()
         self.request = request
         self.tool_name = tool_name
         self.tool_options = tool_options
         self.options = options
         self.request_id = request_id
-        self.trace_id = trace_id
-        self.clock = loop.time
-        self.started = loop.time()
+        self.trace_id = options.trace_id or request_id
+        self.clock = clock = loop.time
+        self.started = clock()
         self.attempt = attempt
         self._max_attempts = max_attempts
         self.timeline: list[Attempt] = []
-        self.task = asyncio.current_task(loop)
-        self.stops = 0 if self.task is None else self.task.cancelling()
+        self.task = task = asyncio.current_task(loop)
+        self.stops = 0 if task is None else task.cancelling()
 
     @property
     def max_attempts(self) -> int:
@@ -292,7 +293,20 @@ class Call(Scope):
 
     @property
     def sent(self) -> int:
-        return len(self.run.timeline)
+        run = self.run
+        made = len(run.timeline)
+        if not run.promised:
+            return made
+        return made + sum(call is not self and call.attempts == attempts for call, attempts in run.promised)
+
+    def promise(self) -> None:
+        self.renounce()
+        self.run.promised += ((self, self.attempts),)
+
+    def renounce(self) -> None:
+        run = self.run
+        if run.promised:
+            run.promised = tuple(promise for promise in run.promised if promise[0] is not self)
 
     def elapsed(self) -> float:
         return self.run.clock() - self.run.started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from steer_llm_sdk.orchestration._result import ToolResult, as_json, describe_er
 from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision
+from steer_llm_sdk.orchestration.tool_registry import Tool
 
 _Shown: TypeAlias = Callable[[], dict[str, Any]]
 """What is shown of the plan, anew each time."""
@@ -30,35 +31,34 @@ _NO_VALID_REPLICATE = {
 
 def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput:
     """The output of a run in which a tool answered; the failures before it are kept under `errors`."""
-    result = answer.result
+    tool, result, failures, acceptable, silent = answer
     assert result is not None
-    content, failures = result.content, answer.failures
-    errors = _described(failures) if failures else {}
-    status = "succeeded" if result.bundle is None and not result.metadata else result.status
-    if status == "failed":
-        errors[answer.tool.name] = dict(_NO_VALID_REPLICATE)
-        content = {"error": dict(_NO_VALID_REPLICATE), **content}
-    elif not answer.acceptable:
-        status = "partial"
+    content, _, _, breakdown, own, bundle = result
     tools, usage, cost = _account(run, answer, result)
     # Validating a mapping costs half of what keyword arguments do, and what is left out costs nothing.
     output: dict[str, Any] = {
         "content": content,
         "elapsed_ms": int((run.clock() - run.started) * 1000 + 0.5),
         "per_agent": tools,
-        "metadata": _metadata(run, plan, answer, result.metadata),
+        "metadata": _metadata(run, plan, tool, own, silent),
     }
     if usage:
         output["usage"] = copied(usage)
     if cost is not None:
         output["cost_usd"] = cost
         output["cost_breakdown"] = _costs(tools)
-    if result.cost_breakdown:
-        output["cost_breakdown"] = dict(result.cost_breakdown)
+    if breakdown:
+        output["cost_breakdown"] = dict(breakdown)
+    status = "succeeded" if bundle is None and not own else result.status
+    if failures:
+        output["errors"] = _described(failures)
+    if status == "failed":
+        output["errors"] = {**output.get("errors", {}), tool.name: dict(_NO_VALID_REPLICATE)}
+        output["content"] = {"error": dict(_NO_VALID_REPLICATE), **content}
+    elif not acceptable:
+        status = "partial"
     if status != "succeeded":
         output["status"] = status
-    if errors:
-        output["errors"] = errors
     return _validator()(output)
 
 
@@ -84,7 +84,7 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
         per_agent=tools,
         status="failed",
         errors=errors,
-        metadata=_metadata(run, plan, answer, {}),
+        metadata=_metadata(run, plan, answer.tool, {}, answer.silent),
     )
     for error in answer.failures.values():
         _let_go(error)
@@ -126,7 +126,7 @@ def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
         per_agent=tools,
         status="failed",
         errors={name: entry["error"] for name, entry in tools.items()},
-        metadata=_metadata(run, shown, answer, {}),
+        metadata=_metadata(run, shown, answer.tool, {}, ()),
     )
 
 
@@ -155,9 +155,8 @@ def _account(run: Run, answer: Answer, told: ToolResult | None) -> _Account:
     if len(timeline) == 1 and spending and not answer.failures:
         # Most runs. The general way below comes to the same.
         tool, spent = spending[0]
-        usage, cost = {**spent.usage}, spent.cost_usd
-        entry = {"attempts": 1, "usage": usage, "cost_usd": cost, "timeline": [_as_it_stands(timeline[0])]}
-        return {tool: entry}, usage, cost
+        usage, cost = {**spent.usage} if spent.usage else {}, spent.cost_usd  # It may be no dict, which is slower.
+        return {tool: {"attempts": 1, "usage": usage, "cost_usd": cost, "timeline": [timeline[0]]}}, usage, cost
     names = dict.fromkeys((*answer.failures, answer.tool.name, *(line["tool"] for line in timeline)))
     tools = {name: _entry_of(run, name) for name in names}
     for name, error in answer.failures.items():
@@ -199,9 +198,11 @@ def _costs(tools: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {name: entry["cost_usd"] for name, entry in tools.items() if entry["cost_usd"] is not None}
 
 
-def _metadata(run: Run, plan: _Shown | None, answer: Answer, own: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(
+    run: Run, plan: _Shown | None, tool: Tool, own: Mapping[str, Any], silent: Sequence[str]
+) -> dict[str, Any]:
     """Ours first; a tool's own metadata may add to it and not overwrite it."""
-    config, tool = run.options, answer.tool
+    config = run.options
     metadata: dict[str, Any] = {
         "tool_name": tool.name,
         "tool_version": tool.version,
@@ -215,8 +216,8 @@ def _metadata(run: Run, plan: _Shown | None, answer: Answer, own: Mapping[str, A
         metadata["quality_requirements"], _ = as_json(config.quality_requirements)
     if plan is not None:
         metadata["plan"] = plan()
-    if answer.silent:
-        metadata["silent_tools"] = list(answer.silent)
+    if silent:
+        metadata["silent_tools"] = list(silent)
     return {**own, **metadata} if own else metadata
 
 

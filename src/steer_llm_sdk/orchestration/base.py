@@ -3,9 +3,9 @@
     Deadline(Replay(Plan(Fallback(
         Retry(Hedge(RateLimiter(Breaker(Reserve(AttemptLimit(record(Classify(AttemptTimeout(call))))))))) ))))
 
-The first four stand round the run and are here, in `_in_time` and `_work`. The others stand round each call that a
-tool makes to the outside; their list is in `orchestration/reliability.py`. Orchestrators differ in how they plan and in
-which policies they ask for.
+The first four stand round the run and are here, in `_until_deadline` and `_work`. The others stand round each call that
+a tool makes to the outside; their list is in `orchestration/reliability.py`. Orchestrators differ in how they plan and
+in which policies they ask for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from random import getrandbits
 from types import MappingProxyType, TracebackType
@@ -92,7 +92,8 @@ class BaseOrchestrator(ABC):
         self.executor = ReliableToolExecutor() if executor is None else executor
         self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
         self.budget_accounts = BudgetAccounts() if budget_accounts is None else budget_accounts
-        self._used: dict[int, Tool] = {}
+        self._used: dict[int, Tool] = {}  # No more than were ever registered; each is to be closed once.
+        self._last_used: Plan | None = None
 
     @abstractmethod
     async def _plan(self, run: Run) -> Plan:
@@ -124,14 +125,16 @@ class BaseOrchestrator(ABC):
         """Run one request. A tool that fails is an output with status "failed".
 
         Raises BudgetExceeded (time, tokens or cost; what was done is on `.output`), ConflictError, ToolNotFound,
-        NoEligibleTool, StoreUnavailable, InvalidRequest. A str request reaches the tool as {"query": text}.
+        NoEligibleTool, StoreUnavailable, InFlight, InvalidRequest. A str request reaches the tool as {"query": text}.
         """
         run = self._accept(request, tool_name, tool_options, options, event_manager)
         events, deadline = run.events, run.deadline
         if events is None:
-            return self._within_budget(run, await self._in_time(run))
+            if deadline is None and run.options.idempotency_key is None:
+                return self._within_budget(run, await self._work(run))
+            return self._within_budget(run, await self._until_deadline(run))
         try:
-            output = self._within_budget(run, await self._in_time(run))
+            output = self._within_budget(run, await self._until_deadline(run))
             _tell_end(events, output)
             return output
         except Exception as error:
@@ -198,8 +201,9 @@ class BaseOrchestrator(ABC):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what the tools that this orchestrator used have opened."""
-        tools, self._used = self._used, {}
+        """Close what the tools that this orchestrator used have opened, and the store that it opened."""
+        await self.idempotency_manager.aclose()
+        tools, self._used, self._last_used = self._used, {}, None
         for tool in tools.values():
             await _closed(tool)
 
@@ -218,16 +222,12 @@ class BaseOrchestrator(ABC):
             raise InvalidRequest("tool_options", tool_options, "give a mapping of option names to values")
         if tool_name is not None and not isinstance(tool_name, str):
             raise InvalidRequest("tool_name", tool_name, "give the name of a tool as text")
-        request_id = config.request_id or getrandbits(128).to_bytes(16, "big").hex()
-        trace_id = config.trace_id or request_id
         run = Run(
             {"query": request} if isinstance(request, str) else request,
             tool_name,
             _NO_OPTIONS if tool_options is None else tool_options,
             config,
-            request_id,
-            trace_id,
-            asyncio.get_running_loop(),
+            config.request_id or getrandbits(128).to_bytes(16, "big").hex(),
             self._policies(config),
             self._max_attempts,
         )
@@ -239,23 +239,19 @@ class BaseOrchestrator(ABC):
         if budget is not None or config.budgets:
             run.ledger = self._ledger(config)
         if event_manager is not None:
-            run.events = _events_of(event_manager, config, request_id, trace_id)
+            run.events = _events_of(event_manager, config, run.request_id, run.trace_id)
         return run
 
     # ── deadline and replay ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _in_time(self, run: Run) -> Coroutine[Any, Any, OrchestrationOutput]:
-        """Deadline outside, replay inside: whoever waits for a keyed run waits no longer than he said."""
-        if run.deadline is None and run.options.idempotency_key is None:
-            return self._work(run)
-        return self._until_deadline(run)
-
     async def _until_deadline(self, run: Run) -> OrchestrationOutput:
+        """Deadline outside, replay inside: whoever waits for a keyed run waits no longer than he said."""
         deadline = run.deadline
         try:
             if run.options.idempotency_key is not None:
                 return await once(self.idempotency_manager, self._keyed(run), deadline)
-            assert deadline is not None
+            if deadline is None:
+                return await self._work(run)
             return await until(deadline.at, self._work(run))
         except Late as late:
             assert deadline is not None
@@ -273,6 +269,12 @@ class BaseOrchestrator(ABC):
             run.deadline = shared
             return await self._work(run)
 
+        def note(what: str, why: str, output: OrchestrationOutput | None) -> None:
+            if output is None:
+                run.tell("warning", {"idempotency": what, "message": why})
+            else:
+                output.metadata["idempotency"] = what
+
         return keyed(
             run.options.tenant,
             run.options.idempotency_key,
@@ -281,6 +283,8 @@ class BaseOrchestrator(ABC):
             limits=(run.options.budget, run.options.budgets),
             remember_failures=config.remember_failures,
             run_unprotected=config.on_store_down == "run_unprotected",
+            wait=config.on_duplicate == "wait",
+            note=note,
         )
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -290,18 +294,20 @@ class BaseOrchestrator(ABC):
         plan = self._plan_at_once(run) or await self._plan(run)
         if run.deadline is not None:
             run.plan = plan.steps, plan.shown
-        for step in plan.steps:
-            self._used[id(step.tool)] = step.tool
-        if run.events is not None:
-            _tell_start(run.events, plan.steps[0].tool)
+        if plan is not self._last_used:
+            self._used.update((id(step.tool), step.tool) for step in plan.steps)
+            self._last_used = plan
+        events = run.events
+        if events is not None:
+            _tell_start(events, plan.steps[0].tool)
         if self.registry.staged and (farewell := self.registry.farewell(plan.steps[0].tool)) is not None:
             warn_deprecated(run, plan.steps[0].tool, farewell)
         wanted = None if run.options.quality_requirements is None else self._min_confidence(run.options)
         answer = await first_answer(run, plan.steps, wanted)
         if plan.observe is not None:
             plan.observe(run, plan.steps, answer)
-        if run.events is not None and answer.result is not None:
-            run.events.choose(answer.result)
+        if events is not None and answer.result is not None:
+            events.choose(answer.result)
         if answer.result is None:
             return failed(run, plan.shown, answer)
         return answered(run, plan.shown, answer)
@@ -311,8 +317,7 @@ class BaseOrchestrator(ABC):
         own = config.budget or {}
         tokens, cost_usd = own.get("tokens"), own.get("cost_usd")
         if config.budgets:
-            accounts = self.budget_accounts
-            return Ledger(tokens, cost_usd, accounts, accounts.open(config.budgets))
+            return self.budget_accounts.ledger(tokens, cost_usd, config.budgets)
         return None if tokens is None and cost_usd is None else Ledger(tokens, cost_usd)
 
     def _find(self, name: str, run: Run) -> Tool:
@@ -329,7 +334,7 @@ class BaseOrchestrator(ABC):
             exceeded.affected_agents, exceeded.output = list(output.per_agent), output
             raise exceeded
         budget = run.options.budget
-        if not budget:
+        if budget is None:
             return output
         over = excess(budget.get("tokens"), budget.get("cost_usd"), tokens_of(output.usage), output.cost_usd or 0.0)
         if over is not None:

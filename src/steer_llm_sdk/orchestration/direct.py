@@ -39,6 +39,7 @@ class _Direct(ReliableOrchestrator):
             return await self.run(request, tool.name, tool_options, options, event_manager)
         finally:
             _handed.reset(token)
+            self._last_used = None
             self._used.pop(id(tool), None)  # A function has nothing open; keeping it would keep it for ever.
 
 

@@ -72,9 +72,11 @@ class OrchestrationConfig(BaseModel):
     @field_validator("idempotency_key", "request_id", "trace_id", "tenant")
     @classmethod
     def _check_id(cls, value: str | None) -> str | None:
-        if value is not None and any("\ud800" <= character <= "\udfff" for character in value):
+        if value is None:
+            return None
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError("it holds half a character (a lone surrogate); give whole text")
-        if value is not None and not (0 < len(value) <= 512 and value.strip()):
+        if not 0 < len(value) <= 512 or value.isspace():
             raise ValueError("give 1 to 512 characters, not all of them blank")
         return value
 

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from functools import cache
 from types import FunctionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
@@ -24,13 +24,17 @@ from steer_llm_sdk.orchestration._call import Attempt, Call, Spent, Usage, Watch
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve
+from steer_llm_sdk.reliability.circuit import SUCCESS
 from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerConfig, CircuitBreakerManager
 from steer_llm_sdk.reliability.classify import Classify, ErrorClassifier
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
-from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimiter, RateLimits
+from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimits
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
 
 __all__ = ["CircuitBreakerConfig", "ReliabilityConfig", "ReliableToolExecutor", "RetryPolicy"]
 
@@ -61,7 +65,8 @@ class ReliabilityConfig(BaseModel):
     by provider, across runs; None is no such bound. `hedging` None: no call is hedged. Where a tool with a fallback, or
     a model with a next one, gives no byte for `silence_timeout` seconds after a request was sent, the other is asked
     beside it; None: only after it has failed. `on_store_down` says what a keyed run does when its store does not
-    answer. `remember_failures`: a failure that no retry can cure is replayed like an answer. `rate_limits` by
+    answer, `on_duplicate` what it does when the same run is under way: "wait" for its result, or "raise" InFlight.
+    `remember_failures`: a failure that no retry can cure is replayed like an answer. `rate_limits` by
     provider, "default" for the others; without any, nothing is limited. `learn_rate_limits`: what the providers'
     answers say of their limits holds too, for each model; off by default, so that nothing waits that was not told to.
     `error_classifier` says what the exceptions of a tool mean that this library does not know; it is the way to have
@@ -82,6 +87,7 @@ class ReliabilityConfig(BaseModel):
     hedging: HedgingPolicy | None = None
     silence_timeout: float | None = Field(default=10.0, gt=0, allow_inf_nan=False)
     on_store_down: Literal["fail_closed", "run_unprotected"] = "fail_closed"
+    on_duplicate: Literal["wait", "raise"] = "wait"
     remember_failures: bool = True
     error_classifier: InstanceOf[ErrorClassifier] | None = None
 
@@ -108,16 +114,17 @@ def _names_for(target: str) -> tuple[str, ...]:
 
 class ReliableToolExecutor:
     """Makes calls under the policies. It owns what outlives a call: the circuit breakers, the accounts of rate limits,
-    the retry budget and the latencies of one orchestrator."""
+    the retry budget and the latencies of one orchestrator; or, with `shared`, its part in what several share."""
 
-    def __init__(self, config: ReliabilityConfig | None = None) -> None:
+    def __init__(self, config: ReliabilityConfig | None = None, shared: SharedState | None = None) -> None:
         self.config = config or ReliabilityConfig()
-        self.breakers = CircuitBreakerManager(self.config.breaker_for)
+        self.shared = shared
+        self.breakers = self._breakers()
         learn = self.config.learn_rate_limits
         self.learned_limits = RateLimits(self.config.limit_for, learn=True) if learn else None
-        self.limits = RateLimits(self.config.limit_for) if learn or self.config.rate_limits else None
+        self.limits = self._limits() if learn or self.config.rate_limits else None
         budget = self.config.retry_budget
-        self._retry_budget = None if budget is None else RetryBudget(budget)
+        self._retry_budget = None if budget is None else self._budget(budget)
         self._limit = self.config.attempt_limit
         self.silence_timeout = self.config.silence_timeout
         hedging = self.config.hedging
@@ -129,13 +136,13 @@ class ReliableToolExecutor:
         key = (retry, breaker, reserve, timeout)
         if (folded := self._folded.get(key)) is None:
             breakers = self.breakers if breaker else None
-            limiters = [RateLimiter(limits, breakers) for limits in (self.learned_limits, self.limits) if limits]
+            limiters = [limits.policy(breakers) for limits in (self.learned_limits, self.limits) if limits]
             hedges = [self._hedge] if retry and self._hedge is not None else []
             order: list[tuple[bool, Policy[Any]]] = [
                 (retry, self._retry(breakers)),
                 *((True, hedge) for hedge in hedges),
                 *((True, limiter) for limiter in limiters),
-                (breaker, Breaker(self.breakers)),
+                (breaker, self.breakers.policy()),
                 (reserve, Reserve()),
                 (retry and bool(hedges or limiters), self._limit),
                 (True, record),
@@ -149,6 +156,17 @@ class ReliableToolExecutor:
                 folded = compose(policies, execute)
             self._folded[key] = folded
         return folded
+
+    def _breakers(self) -> CircuitBreakerManager:
+        shared, config_for = self.shared, self.config.breaker_for
+        return CircuitBreakerManager(config_for) if shared is None else shared.breakers(config_for)
+
+    def _limits(self) -> RateLimits:
+        shared, limit_for = self.shared, self.config.limit_for
+        return RateLimits(limit_for) if shared is None else shared.limits(limit_for)
+
+    def _budget(self, config: RetryBudgetConfig) -> RetryBudget:
+        return RetryBudget(config) if self.shared is None else self.shared.retry_budget(config)
 
     def _classify(self) -> list[tuple[bool, Policy[Any]]]:
         classifier = self.config.error_classifier
@@ -180,7 +198,8 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
         succeed(call, began, line, result)
         return result
     except BaseException as error:
-        fail(call, began, line, error)
+        if (stopped := fail(call, began, line, error)) is not None:
+            raise stopped from error
         raise
     finally:
         if life is not None:
@@ -197,7 +216,7 @@ def begin(call: Call) -> tuple[float, Attempt]:
         "tool": call.tool,
         "provider": call.target,
         "attempt": number,
-        "started_ms": tenths((began - run.started) * 1000),
+        "started_ms": int((began - run.started) * 10_000 + 0.5) / 10,  # As tenths() has it.
         "elapsed_ms": 0.0,
         "outcome": "running",
     }
@@ -211,16 +230,16 @@ def begin(call: Call) -> tuple[float, Attempt]:
 
 def succeed(call: Call, began: float, line: Attempt, result: Any) -> None:
     """The attempt has an answer, with which its line is finished."""
-    spent, run = call.measure(result), call.run
-    line["outcome"] = "succeeded"
-    run.spending += ((call.tool, spent),)
+    run, spent = call.run, (call.tool, call.measure(result))
+    run.spending = (*run.spending, spent) if run.spending else (spent,)
     ended = call.ended = run.clock()
-    line["elapsed_ms"] = tenths((ended - began) * 1000)
+    line["elapsed_ms"] = int((ended - began) * 10_000 + 0.5) / 10
+    line["outcome"] = "succeeded"
 
 
-def fail(call: Call, began: float, line: Attempt, error: BaseException) -> None:
-    """The attempt has ended with `error`. Raises CancelledError where a tool made an error of its cancellation: then
-    nothing may follow it."""
+def fail(call: Call, began: float, line: Attempt, error: BaseException) -> asyncio.CancelledError | None:
+    """The attempt has ended with `error`. What is to be raised instead, where a tool made an error of its cancellation:
+    nothing may follow that."""
     run = call.run
     ended = call.ended = run.clock()
     line["elapsed_ms"] = tenths((ended - began) * 1000)
@@ -232,12 +251,13 @@ def fail(call: Call, began: float, line: Attempt, error: BaseException) -> None:
     elif isinstance(error, (Exception, SystemExit)):
         if run.asked_to_stop():
             line["outcome"] = "cancelled"
-            raise asyncio.CancelledError from error
+            return asyncio.CancelledError()
         line["outcome"], line["error"] = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
             spent = Spent(json_mapping(error.usage))
     if spent is not None:
         run.spending += ((call.tool, spent),)
+    return None
 
 
 class Usual:
@@ -250,13 +270,13 @@ class Usual:
     def __init__(self, retry: Retry, breaker: Breaker, breakers: CircuitBreakerManager) -> None:
         self._retry = retry
         self._breaker = breaker
-        self._breakers = breakers
+        self._breaker_of = breakers.of_call
         self._next = compose([breaker, record], execute)
 
     async def __call__(self, call: Call, /) -> Any:
-        breaker, retry = self._breakers.of_call(call), self._retry
+        breaker, retry = self._breaker_of(call), self._retry
         permit = breaker.free
-        if permit is None or call.life is not None or not retry.may_begin(call):
+        if permit is None or call.life is not None or (call.run.timeline and not retry.may_begin(call)):
             return await retry(call, self._next)
         began, line = begin(call)
         sent = began if breaker.times_calls else None
@@ -264,15 +284,16 @@ class Usual:
             result = call.received(await call.execute())
             succeed(call, began, line, result)
         except BaseException as error:
-            try:
-                fail(call, began, line, error)
-            finally:
-                self._breaker.failed(call, breaker, permit, error, sent)
+            stopped = fail(call, began, line, error)
+            self._breaker.failed(call, breaker, permit, stopped or error, sent)
+            if stopped is not None:
+                raise stopped from error
             if not isinstance(error, Exception) or isinstance(error, Rejected):
                 raise
             failed = error
         else:
-            self._breaker.succeeded(call, breaker, permit, sent)
+            if (changed := breaker.report(permit, call.part, SUCCESS, sent)) is not None:
+                self._breaker.tell(call, breaker, changed)
             retry.begun(call)
             return result
         retry.begun(call)

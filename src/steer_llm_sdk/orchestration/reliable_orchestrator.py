@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any, TypeGuard
+from functools import cache, lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool, ToolNotFound
 from steer_llm_sdk.models.plain import copied, copier
@@ -16,6 +18,7 @@ from steer_llm_sdk.orchestration._versioned import who_of
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.planning._copies import Copies
 from steer_llm_sdk.orchestration.planning.eligibility import over_budget
 from steer_llm_sdk.orchestration.planning.planner import (
     ExecutionStrategy,
@@ -32,6 +35,11 @@ from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.reliability.stores import Store
+from steer_llm_sdk.reliability.stores._url import shown
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +53,7 @@ def _nothing_known() -> PlanRequest:
 _BEST_FIRST = (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN)
 
 
-def _of_budget(error: NoEligibleTool, options: OrchestrationConfig) -> Exception:
+def _of_budget(error: NoEligibleTool) -> Exception:
     """Where only the budget stands in the way of every tool, the run has exceeded it before it began."""
     nearest = over_budget(error.reasons.values())
     if nearest is None:
@@ -55,11 +63,29 @@ def _of_budget(error: NoEligibleTool, options: OrchestrationConfig) -> Exception
 
 def _plans_by_rule(planner: Planner) -> TypeGuard[RuleBasedPlanner]:
     """Whether `plan` is RuleBasedPlanner's own, and not that of a subclass that means something else."""
-    return type(planner).plan is RuleBasedPlanner.plan
+    kind = type(planner)
+    return kind.plan is RuleBasedPlanner.plan and _is_ours(kind)
+
+
+@lru_cache(maxsize=100)
+def _is_ours(kind: type) -> bool:
+    """Whether a planner is of this package in all that it does. What somebody else wrote may write into what it is
+    told, and may answer the same decision with other things in it."""
+    own = (getattr(kind, name, None) for name in ("plan", "decide"))
+    return all(getattr(method, "__module__", __package__).startswith("steer_llm_sdk.") for method in own)
+
+
+_provider = attrgetter("tool.provider")
+"""Of a step: what its `target` was made of, and may have changed since."""
 
 
 class ReliableOrchestrator(BaseOrchestrator):
-    """Breakers, limits and remembered results belong to this instance."""
+    """Breakers, limits and remembered results belong to this instance, unless `store` says where the results are kept.
+
+    `store` is a URL, see `open_store`, or a Store. Unset, it is what STEER_STORE names; without that, results are
+    remembered in memory. `async with` or `aclose` closes what was opened from a URL. An idempotency_manager has a
+    store of its own.
+    """
 
     def __init__(
         self,
@@ -69,22 +95,34 @@ class ReliableOrchestrator(BaseOrchestrator):
         *,
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
+        store: Store | str | None = None,
+        shared: SharedState | None = None,
     ) -> None:
         check_types(("reliability_config", reliability_config, ReliabilityConfig))
+        if idempotency_manager is None:
+            idempotency_manager = IdempotencyManager(store=store or os.environ.get("STEER_STORE") or None)
+        elif store is not None:
+            raise InvalidRequest(
+                "store",
+                shown(store) if isinstance(store, str) else store,
+                "there is an idempotency_manager, which has one; give it to IdempotencyManager(store=…)",
+            )
         if planner is not None and not callable(getattr(planner, "plan", None)):  # One that is written without the base
             check_types(("planner", planner, Planner))
         self.planner = RuleBasedPlanner() if planner is None else planner
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
             registry,
-            executor=ReliableToolExecutor(self.reliability_config),
+            executor=ReliableToolExecutor(self.reliability_config, shared),
             idempotency_manager=idempotency_manager,
-            budget_accounts=budget_accounts,
+            budget_accounts=shared.budget_accounts()
+            if shared is not None and budget_accounts is None
+            else budget_accounts,
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()
         self._well: tuple[Mapping[str, Sequence[Tool]], tuple[int, int], Mapping[str, str]] | None = None
-        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan] | None = None
+        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan, list[Any]] | None = None
 
     @property
     def breakers(self) -> Mapping[str, Any]:
@@ -94,31 +132,37 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _plan_at_once(self, run: Run) -> Plan | None:
         """The plan of a given tool_name, or of rules: its plan() is decide() with a copy for the caller to keep; the
         flow only reads, and needs none."""
-        planner = self.planner
+        planner, options = self.planner, run.options
         if run.tool_name is not None or not _plans_by_rule(planner):
             return super()._plan_at_once(run)
         view = self._view(run)
         try:
-            decision = planner.decide(run.request, view, self._known(run.options))
+            decision = planner.decide(run.request, view, self._known(options))
         except NoEligibleTool as error:
-            raise _of_budget(error, run.options) from None
-        most = self._most_fallbacks(run.options)
+            raise _of_budget(error) from None
+        most = self._most_fallbacks(options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
-        if last is not None and last[0] is decision and last[1] is view and last[2] == most:
+        if (
+            last is not None
+            and (last[0] is decision and last[1] is view and last[2] == most)
+            and last[4] == list(map(_provider, last[3].steps))
+        ):
             return last[3]
         plan = self._carry_out(decision, most, run)
-        self._last_plan = (decision, view, most, plan)
+        self._last_plan = (decision, view, most, plan, list(map(_provider, plan.steps)))
         return plan
 
     async def _plan(self, run: Run) -> Plan:
         # A planner of somebody else's may write into what it is told, and the next run is told the same.
         context = self._known(run.options) or _nothing_known()
         context = PlanRequest.model_construct(**copied(dict(context)))
+        view = self._view(run)
+        tools = view if _is_ours(type(self.planner)) else Copies(view)
         try:
-            decision = await self.planner.plan(copied(run.request), self._view(run), context)
+            decision = await self.planner.plan(copied(run.request), tools, context)
         except NoEligibleTool as error:
-            raise _of_budget(error, run.options) from None
+            raise _of_budget(error) from None
         return self._carry_out(decision, self._most_fallbacks(run.options), run)
 
     def _most_fallbacks(self, options: OrchestrationConfig) -> int:

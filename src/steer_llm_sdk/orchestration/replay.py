@@ -24,10 +24,12 @@ def keyed(
     limits: object,
     remember_failures: bool,
     run_unprotected: bool,
+    wait: bool,
+    note: Callable[[str, str, OrchestrationOutput | None], None],
 ) -> Work[OrchestrationOutput]:
     """`asked` is what the caller sent: request, tool_name or None, tool_options. It tells requests apart.
 
-    `limits` are the caller's own: one who joins is not ended by those of whoever led.
+    `limits` are the caller's own: one who joins is not ended by those of whoever led. The rest as in Work.
     """
     return Work(
         f"{_quoted(tenant)}:{key}",
@@ -39,6 +41,8 @@ def keyed(
         _copy,
         limits,
         run_unprotected,
+        wait,
+        note,
     )
 
 
@@ -52,7 +56,10 @@ def _dump_all(output: OrchestrationOutput) -> bytes | None:
     """Everything final: a failure that a later try could cure is not remembered."""
     if output.status == "failed" and any(info.get("is_retryable") for info in (output.errors or {}).values()):
         return None
-    return _output().dump_json(output)
+    try:
+        return _encoder()(vars(output))
+    except TypeError:  # An integer past 64 bits, for one, which takes five times as long.
+        return _output().dump_json(output)
 
 
 def _dump_successes(output: OrchestrationOutput) -> bytes | None:
@@ -62,6 +69,13 @@ def _dump_successes(output: OrchestrationOutput) -> bytes | None:
 @cache
 def _output() -> TypeAdapter[OrchestrationOutput]:
     return TypeAdapter(OrchestrationOutput)
+
+
+@cache
+def _encoder() -> Callable[[Any], bytes]:
+    import orjson
+
+    return orjson.dumps
 
 
 def _load(remembered: bytes) -> OrchestrationOutput:

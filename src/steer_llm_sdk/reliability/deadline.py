@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -109,14 +110,16 @@ async def announced(work: Coroutine[Any, Any, R], waiting: Sequence[asyncio.Futu
 
 
 async def woken_by(loop: asyncio.AbstractEventLoop, at: float, waiting: list[asyncio.Future[None]]) -> None:
-    """Wait among `waiting`, until `at` at the longest."""
+    """Wait among `waiting` to be woken, until `at` at the longest."""
     woken: asyncio.Future[None] = loop.create_future()
     waiting.append(woken)
-    timer = loop.call_at(at, wake, woken)
+    timer = loop.call_at(at, wake, woken) if at < math.inf else None
     try:
         await woken
     finally:
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
+        waiting.remove(woken)
 
 
 def wake(woken: asyncio.Future[None]) -> None:
@@ -178,9 +181,14 @@ async def watch(task: asyncio.Task[Any], at: float | None) -> None:
 
 async def stop(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait GRACE for all of them to end; after that they are on their own."""
-    running = [task for task in tasks if not task.done()]
-    for task in running:
+    for task in tasks:
         task.cancel()
+    await stopped(*tasks)
+
+
+async def stopped(*tasks: asyncio.Task[Any]) -> None:
+    """Wait GRACE for tasks that were cancelled to end; after that they are on their own."""
+    running = [task for task in tasks if not task.done()]
     try:
         if running:
             end = running[0].get_loop().time() + GRACE

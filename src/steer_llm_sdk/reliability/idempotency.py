@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from steer_llm_sdk.errors import BudgetExceeded, ConflictError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch
-from steer_llm_sdk.reliability.stores import Claim, IdempotencyStore
+from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch, woken_by
+from steer_llm_sdk.reliability.stores import Claim, Store, open_store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 R = TypeVar("R")
@@ -24,13 +24,17 @@ LEASE = 20.0
 """Seconds for which a key is held without a sign of life from its owner."""
 PATIENCE = 2.0
 """Seconds that a store gets to answer, before it counts as down."""
-_writing: set[asyncio.Task[bool]] = set()
-POLL = 0.05
-"""Seconds between two looks at a key that somebody else holds."""
+AGAIN = 0.5
+"""Seconds between two tries to write a result."""
+ASK_AGAIN = 1.0
+"""Seconds after which one who was told not to wait should ask again, at most."""
+_behind: set[asyncio.Task[Any]] = set()
+"""What goes on behind the back of callers who have their result, or have left."""
 
 
 class IdempotencyManager:
-    """Remembers finished runs for `ttl_seconds`, at most `max_entries` of them.
+    """Remembers finished runs for `ttl_seconds`; in memory, at most `max_entries` of them, or in `store`: a URL or what
+    `open_store` made of it. A store that was opened here is closed by `aclose`.
 
     `get` and `store` are for callers who keep results of their own. A subclass with only these two is used as a plain
     cache of finished runs: without leases, so two processes may do the same work.
@@ -40,22 +44,32 @@ class IdempotencyManager:
     # __init__ of its own that knows nothing of this one.
     ttl_seconds: float = 900
     max_entries: int = 1000
+    _store: Store | None = None
+    _opened = False
 
-    def __init__(self, ttl_seconds: float = 900, max_entries: int = 1000) -> None:
+    def __init__(self, ttl_seconds: float = 900, max_entries: int = 1000, *, store: Store | str | None = None) -> None:
         if not ttl_seconds > 0:
             raise ValueError(f"ttl_seconds: {ttl_seconds!r} cannot be used; give a positive number of seconds")
         if max_entries < 1:
             raise ValueError(f"max_entries: {max_entries!r} cannot be used; give a whole number from 1")
+        if store is not None and self._is_plain_cache():
+            raise ValueError(f"store: {type(self).__name__} keeps results with its own get and store; leave it out")
         self.ttl_seconds = ttl_seconds
         self.max_entries = max_entries
+        if not isinstance(store, (str, Store, type(None))):
+            raise TypeError(f"store: expected a URL or a Store, got {type(store).__name__}")
+        self._opened = isinstance(store, str)
+        self._store = open_store(store) if isinstance(store, str) else store
 
     @cached_property
     def flights(self) -> dict[str, Flight[Any]]:
         return {}
 
     @cached_property
-    def claims(self) -> IdempotencyStore:
-        return _PlainCache(self) if self._is_plain_cache() else MemoryStore(self.max_entries)
+    def claims(self) -> Store:
+        if self._is_plain_cache():
+            return _PlainCache(self)
+        return MemoryStore(self.max_entries) if self._store is None else self._store
 
     @cached_property
     def heart(self) -> Heart:
@@ -82,16 +96,32 @@ class IdempotencyManager:
         while len(self._kept) > self.max_entries:
             self._kept.popitem(last=False)
 
+    async def aclose(self) -> None:
+        """Stop work that no caller here waits for, let what is being written be written, and close the store."""
+        here = asyncio.get_running_loop()
+        for flight in list(self.flights.values()):
+            if not flight.callers and flight.task.get_loop() is here:
+                flight.closing = True
+                await stop(flight.task)
+        behind = [task for task in _behind if task.get_loop() is here]
+        if behind:
+            await asyncio.wait(behind, timeout=PATIENCE)
+        if self._opened and self._store is not None:
+            await self._store.aclose()
+
     def _is_plain_cache(self) -> bool:
         return type(self).get is not IdempotencyManager.get
 
 
-class _PlainCache:
+class _PlainCache(Store):
     """Somebody's `get` and `store` as a store: every claim is ours unless there is a result."""
 
     def __init__(self, manager: IdempotencyManager) -> None:
         self._manager = manager
         self._fingerprints: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return repr(self._manager)
 
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
         kept = await self._manager.get(key)
@@ -121,6 +151,8 @@ class Work(Generic[R]):
     `run` gets the deadline that all waiting callers share; it moves when one joins.
     `dump` gives the bytes to remember, or None where the result is not to be remembered; `load` reads them back;
     `copy` makes the one who joins a result of his own. `terms` are the caller's own limits on the work, a budget.
+    `wait` False: InFlight where somebody does it already. `note` is told, and then with the result once more, what the
+    store did not do: that the run is "unprotected", or its result "not_remembered".
     """
 
     key: str
@@ -132,21 +164,44 @@ class Work(Generic[R]):
     copy: Callable[[R], R]
     terms: Any = None
     run_unprotected: bool = False
+    wait: bool = True
+    note: Callable[[str, str, R | None], None] = lambda what, why, result: None
 
 
 class Flight(Generic[R]):
-    """Work under way and the callers who wait for it.
+    """Work under way and the callers who wait for it: how many, and those among them who have gone to sleep.
 
-    `apart` is a copy of the result, made before any of several callers has the result to write in.
+    `apart` is a copy of the result, made before any of several callers has the result to write in. `wanted` asks the
+    store for how long callers in other processes are going to wait; None where there are none.
     """
 
-    def __init__(self, fingerprint: str, terms: Any, deadline: Deadline) -> None:
-        self.fingerprint = fingerprint
-        self.terms = terms
+    __slots__ = (
+        "apart",
+        "callers",
+        "closing",
+        "deadline",
+        "fingerprint",
+        "key",
+        "loop",
+        "task",
+        "terms",
+        "token",
+        "waiting",
+        "wanted",
+    )
+    task: asyncio.Task[R]
+
+    def __init__(self, work: Work[R], deadline: Deadline, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.key = work.key
+        self.fingerprint = work.fingerprint
+        self.terms = work.terms
         self.deadline = deadline
-        self.callers: list[asyncio.Future[None]] = []
+        self.token = 0
+        self.callers = 0
+        self.waiting: list[asyncio.Future[None]] = []
         self.closing = False
-        self.task: asyncio.Task[R]
+        self.wanted: Callable[[], Awaitable[float]] | None = None
         self.apart: R | None = None
 
     async def wait(self, deadline: Deadline | None) -> R:
@@ -154,38 +209,65 @@ class Flight(Generic[R]):
         task = self.task
         in_time = task.done()
         if not in_time:
-            loop = task.get_loop()
-            woken: asyncio.Future[None] = loop.create_future()
-            self.callers.append(woken)
             at = math.inf if deadline is None else deadline.at
             if at > self.deadline.at:
                 self.deadline.at = at
-            timer = None if deadline is None else loop.call_at(at, wake, woken)
+            self.callers += 1
             try:
-                await woken
+                await asyncio.sleep(0)
+                if not task.done():  # Work that never waits needs no timer.
+                    await woken_by(self.loop, at, self.waiting)
                 in_time = task.done()
             finally:
-                if timer is not None:
-                    timer.cancel()
-                self.callers.remove(woken)
+                self.callers -= 1
                 if not self.callers and not task.done():
-                    self.closing = True  # Nobody may join work that is being cancelled.
-                    await stop(task)
+                    await self._left()
         if in_time:
             return task.result()
         finished = task.done() and not task.cancelled() and task.exception() is None
         raise Late(True, task.result()) if finished else Late
+
+    async def _left(self) -> None:
+        """The last caller here is gone. The work goes on while callers elsewhere wait for it."""
+        if self.wanted is None:
+            self.closing = True  # Nobody may join work that is being cancelled.
+            await stop(self.task)
+        else:
+            await watch(_go_on_behind(self._serve_others(self.wanted)), self.task.get_loop().time() + GRACE)
+
+    async def _serve_others(self, wanted: Callable[[], Awaitable[float]]) -> None:
+        task, loop = self.task, self.task.get_loop()
+        while not (self.callers or task.done()):
+            seconds = await wanted()
+            if self.callers or task.done():
+                return
+            if seconds <= 0:
+                self.closing = True
+                await stop(task)
+                return
+            until = loop.time() + seconds
+            self.deadline.at = max(self.deadline.at, until)
+            await watch(task, until)
+
+
+def _go_on_behind(work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+    task = asyncio.get_running_loop().create_task(work)
+    _behind.add(task)
+    task.add_done_callback(_behind.discard)
+    return task
 
 
 async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
     """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
     while True:
         flight: Flight[R] | None = manager.flights.get(work.key)
-        if flight is None or flight.closing or flight.task.get_loop() is not asyncio.get_running_loop():
+        if flight is None or flight.closing or flight.loop is not asyncio.get_running_loop():
             # If there is one, it ends or runs on another loop: the store tells what becomes of it.
             return await _begin(manager, work, deadline).wait(deadline)
         if flight.fingerprint != work.fingerprint:
             raise ConflictError(work.name)
+        if not work.wait:
+            raise InFlight(work.name, ASK_AGAIN)
         try:
             result = await flight.wait(deadline)
         except BudgetExceeded:
@@ -197,8 +279,9 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
 
 def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
     at, limit_ms = (math.inf, math.inf) if deadline is None else (deadline.at, deadline.limit_ms)
-    flight: Flight[R] = Flight(work.fingerprint, work.terms, Deadline(at, limit_ms, firm=False))
-    flight.task = asyncio.get_running_loop().create_task(_fly(manager, work, flight))
+    loop = asyncio.get_running_loop()
+    flight: Flight[R] = Flight(work, Deadline(at, limit_ms, firm=False), loop)
+    flight.task = loop.create_task(_fly(manager, work, flight))
     if not flight.task.done():  # It is, for work of no time in a loop with an eager task factory.
         manager.flights[work.key] = flight
     return flight
@@ -207,59 +290,143 @@ def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None
 async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     try:
         result = await _lead(manager, work, flight)
-        if len(flight.callers) > 1:
+        if flight.callers > 1:
             flight.apart = work.copy(result)
         return result
     finally:
         if manager.flights.get(work.key) is flight:
             del manager.flights[work.key]
         # A turn of the loop earlier than callbacks of the task would.
-        for woken in flight.callers:
+        for woken in flight.waiting:
             wake(woken)
 
 
 async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     store = manager.claims
-    while True:
-        try:
-            claim = await _in_patience(store, store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds))
-        except Exception as error:
-            return await _without_store(work, flight, error)
-        if claim.kind == "conflict":
-            raise ConflictError(work.name)
-        if claim.kind == "settled":
-            assert claim.result is not None
-            return work.load(claim.result)
-        if claim.kind == "ours":
-            return await _own(manager, claim.token, work, flight)
-        await asyncio.sleep(POLL)
+    try:
+        if type(store) is MemoryStore:
+            claim = await store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
+        else:
+            claim = await _claimed(manager, work)
+        if claim.kind != "ours":
+            claim = await _waited_for(claim, manager, work, flight)
+    except StoreUnavailable as error:
+        return await _without_store(work, flight, error)
+    if claim.kind == "ours":
+        flight.token = claim.token
+        return await _own(manager, work, flight)
+    assert claim.result is not None
+    return work.load(claim.result)
 
 
-async def _without_store(work: Work[R], flight: Flight[R], error: Exception) -> R:
+async def _waited_for(claim: Claim, manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> Claim:
+    """The key, or what it was settled with, after a wait where somebody else has it."""
+    store = manager.claims
+    while claim.kind == "theirs":
+        if not work.wait:
+            raise InFlight(work.name, min(ASK_AGAIN, max(claim.left, GRACE)))
+        at = flight.deadline.at
+        async with store.watch(work.key, max(0.0, at - asyncio.get_running_loop().time())) as changed:
+            claim = await _claimed(manager, work)
+            # Whoever joins here with a later deadline is announced as well.
+            while claim.kind == "theirs" and flight.deadline.at == at:
+                await changed(max(claim.left, GRACE))
+                claim = await _claimed(manager, work)
+    if claim.kind == "conflict":
+        raise ConflictError(work.name)
+    return claim
+
+
+async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
+    """Raises StoreUnavailable also where the store says nothing, or what nobody knows."""
+    store = manager.claims
+    # In a task of its own: a claim that is given up may have been granted, and is then given back.
+    asking = _go_on_behind(store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds))
+    try:
+        await watch(asking, asking.get_loop().time() + PATIENCE)
+        if asking.done():
+            return asking.result()
+    except OrchestratorError:
+        raise
+    except Exception as error:
+        raise StoreUnavailable(f"{store!r} did not answer: {type(error).__name__}") from error
+    finally:
+        if type(store) is _PlainCache:
+            asking.cancel()
+        elif not asking.done():
+            asking.add_done_callback(lambda asked: _give_back(store, work.key, asked))
+    raise StoreUnavailable(f"{store!r} did not answer within {PATIENCE:g} s")
+
+
+def _give_back(store: Store, key: str, asked: asyncio.Task[Claim]) -> None:
+    if not asked.cancelled() and asked.exception() is None and asked.result().kind == "ours":
+        _go_on_behind(_quietly(store.release(key, asked.result().token)))
+
+
+async def _without_store(work: Work[R], flight: Flight[R], error: StoreUnavailable) -> R:
     if not work.run_unprotected:
         raise StoreUnavailable(
-            f"The store of idempotency keys did not answer ({type(error).__name__}), so the run was not started; "
-            'on_store_down="run_unprotected" starts it all the same'
-        ) from error
-    _log.warning("the store of idempotency keys did not answer (%s): the run is unprotected", type(error).__name__)
-    return await work.run(flight.deadline)
+            f'The run was not started: {error}; on_store_down="run_unprotected" starts it all the same'
+        ) from (error.__cause__ or error)
+    _log.warning("the run is unprotected: %s", error)
+    work.note("unprotected", str(error), None)
+    result = await work.run(flight.deadline)
+    work.note("unprotected", str(error), result)
+    return result
 
 
-async def _own(manager: IdempotencyManager, token: int, work: Work[R], flight: Flight[R]) -> R:
+async def _own(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
     store, heart = manager.claims, manager.heart
-    heart.keep(work.key, token)
-    remembered = False
+    heart.keep(flight)
+    shared = type(store) is not MemoryStore
+    if shared:
+        flight.wanted = lambda: _patiently(store.wanted(flight.key, flight.token), 0.0)
+    held = True
     try:
         result = await work.run(flight.deadline)
         kept = _kept(work, result)
         if kept is not None:
-            remembered = await _settle(store, work.key, token, kept, flight.deadline)
+            held = False
+            settled = await _settle(store, flight, kept)
+            if settled is None:
+                work.note("not_remembered", _UNTAKEN.format(store), result)
+            elif not settled:
+                return await _too_late(manager, work, flight, result, kept)
         return result
     finally:
-        heart.let_go(work.key, token)
-        if not remembered:
-            await _quietly(_in_patience(store, store.release(work.key, token)))
+        flight.wanted = None
+        heart.let_go(flight)
+        if held:
+            releasing = store.release(flight.key, flight.token)
+            await (_patiently(releasing, False) if shared else releasing)
+
+
+_UNTAKEN = "{!r} did not take the result in time; it is tried for a while yet"
+
+
+async def _too_late(manager: IdempotencyManager, work: Work[R], flight: Flight[R], result: R, kept: bytes) -> R:
+    """The key was taken from us while we worked, or our result was written and the answer lost: all who ask for the key
+    get the one result that stands, our caller too."""
+    token = flight.token
+    try:
+        claim = await _waited_for(await _claimed(manager, work), manager, work, flight)
+        if claim.kind == "settled":
+            assert claim.result is not None
+            if claim.token == token:
+                return result
+            _log.warning("key %r was taken over meanwhile: its caller gets the result of the other run", work.name)
+            return work.load(claim.result)
+        flight.token = claim.token
+        if await _settle(manager.claims, flight, kept):
+            return result
+        why = _UNTAKEN.format(manager.claims)
+    except asyncio.CancelledError:
+        return result  # It is late, and was paid for.
+    except OrchestratorError as error:
+        why = str(error)
+    work.note("not_remembered", why, result)
+    return result
 
 
 def _kept(work: Work[R], result: R) -> bytes | None:
@@ -271,25 +438,41 @@ def _kept(work: Work[R], result: R) -> bytes | None:
         return None
 
 
-async def _settle(store: IdempotencyStore, key: str, token: int, kept: bytes, deadline: Deadline) -> bool:
-    """A store that is slow to write goes on writing when the caller has his result, which he gets in time."""
-    if isinstance(store, MemoryStore):
-        return await store.settle(key, token, kept)
-    task = asyncio.ensure_future(_quietly(store.settle(key, token, kept)))
+def _settle(store: Store, flight: Flight[Any], kept: bytes) -> Coroutine[Any, Any, bool | None]:
+    """False: the token is stale. None: nobody knows yet."""
+    if type(store) is MemoryStore:
+        return store.settle(flight.key, flight.token, kept)
+    return _settled(_written(store, flight.key, flight.token, kept), flight.deadline)
+
+
+async def _settled(writing: Coroutine[Any, Any, bool | None], deadline: Deadline) -> bool | None:
+    """A store that is slow, or comes back, is written to when the caller has his result, which he gets in time."""
+    task = _go_on_behind(writing)
     await watch(task, min(task.get_loop().time() + PATIENCE, deadline.at - GRACE))
-    if task.done():
-        return task.result()
-    _writing.add(task)
-    task.add_done_callback(_writing.discard)
-    return True
+    return task.result() if task.done() else None
 
 
-async def _in_patience(store: IdempotencyStore, action: Awaitable[R]) -> R:
-    """The memory store answers at once; any other gets PATIENCE and is then as good as down."""
-    if isinstance(store, MemoryStore):
-        return await action
-    async with asyncio.timeout(PATIENCE):
-        return await action
+async def _written(store: Store, key: str, token: int, kept: bytes) -> bool | None:
+    """As long as the lease may last, for a result is not paid for twice because its store was started anew."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LEASE
+    while True:
+        try:
+            return await store.settle(key, token, kept)
+        except Exception as error:
+            _log.warning("a result could not be written: %r", error)
+            if loop.time() + AGAIN > end:
+                return None
+        await asyncio.sleep(AGAIN)
+
+
+async def _patiently(action: Coroutine[Any, Any, R], otherwise: R) -> R:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await action
+    except Exception as error:
+        _log.warning("the store of idempotency keys did not answer: %r", error)
+        return otherwise
 
 
 async def _quietly(action: Awaitable[bool]) -> bool:
@@ -303,29 +486,29 @@ async def _quietly(action: Awaitable[bool]) -> bool:
 class Heart:
     """Renews the leases of all claims of a manager at a third of their length. One timer, and none without claims."""
 
-    def __init__(self, store: IdempotencyStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._claims: dict[tuple[str, int], asyncio.AbstractEventLoop] = {}
+        self._flights: set[Flight[Any]] = set()
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         self._beats: set[asyncio.Task[bool]] = set()
 
-    def keep(self, key: str, token: int) -> None:
-        loop = asyncio.get_running_loop()
-        self._claims[key, token] = loop
+    def keep(self, flight: Flight[Any]) -> None:
+        loop = flight.loop
+        self._flights.add(flight)
         if loop not in self._timers:
             self._timers = {other: timer for other, timer in list(self._timers.items()) if not other.is_closed()}
             self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
 
-    def let_go(self, key: str, token: int) -> None:
-        self._claims.pop((key, token), None)
+    def let_go(self, flight: Flight[Any]) -> None:
+        self._flights.discard(flight)
 
     def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
-        mine = [claim for claim, owner in list(self._claims.items()) if owner is loop]
+        mine = [flight for flight in list(self._flights) if flight.loop is loop]
         if not mine:
             self._timers.pop(loop, None)
             return
         self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
-        for key, token in mine:
-            beat = loop.create_task(_quietly(self._store.renew(key, token, LEASE)))
+        for flight in mine:
+            beat = loop.create_task(_quietly(self._store.renew(flight.key, flight.token, LEASE)))
             self._beats.add(beat)
             beat.add_done_callback(self._beats.discard)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from steer_llm_sdk.errors import ConflictError, StoreUnavailable
+from steer_llm_sdk.errors import ConflictError, InFlight, StoreUnavailable
 from steer_llm_sdk.reliability import IdempotencyManager
 from steer_llm_sdk.reliability.deadline import Deadline, Late
-from steer_llm_sdk.reliability.idempotency import LEASE, POLL, Work, once
-from steer_llm_sdk.reliability.stores import Claim
+from steer_llm_sdk.reliability.idempotency import LEASE, PATIENCE, Heart, Work, once
+from steer_llm_sdk.reliability.stores import POLL, Changed, Claim, Store
+from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import run_in_virtual_time
 
 Result = list[str]
@@ -303,12 +306,16 @@ async def test_work_that_cancels_itself_is_cancelled_and_not_late() -> None:
 # ── stores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Broken:
+class Broken(Store):
     """A store that fails where it is told to."""
 
     def __init__(self, *calls: str) -> None:
         self.calls = calls
         self.released: list[int] = []
+        self.settled: list[bytes] = []
+
+    def __repr__(self) -> str:
+        return "broken://"
 
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
         self._maybe("claim")
@@ -320,6 +327,7 @@ class Broken:
 
     async def settle(self, key: str, token: int, result: bytes) -> bool:
         self._maybe("settle")
+        self.settled.append(result)
         return True
 
     async def release(self, key: str, token: int) -> bool:
@@ -352,15 +360,235 @@ async def test_it_runs_unprotected_where_that_is_asked_for(caplog: pytest.LogCap
     assert "the run is unprotected" in caplog.text
 
 
-@pytest.mark.parametrize("call", ["settle", "renew"])
-async def test_a_store_that_goes_down_meanwhile_does_not_change_the_result(
-    call: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    store, job = Broken(call), Job(seconds=3 * LEASE)
-    with caplog.at_level(logging.WARNING):
-        assert await once(Elsewhere(store), job.work(), None) == ["run 1"]
+async def test_a_store_that_misses_a_renewal_does_not_change_the_result(caplog: pytest.LogCaptureFixture) -> None:
+    store, job = Broken("renew"), Job(seconds=3 * LEASE)
+    assert await once(Elsewhere(store), job.work(), None) == ["run 1"]
     assert "did not answer" in caplog.text
-    assert store.released == ([7] if call == "settle" else [])
+    assert store.released == []
+
+
+Notes = list[tuple[str, Result | None]]
+
+
+def noting(notes: Notes) -> Any:
+    return lambda what, why, result: notes.append((what, result))
+
+
+async def test_a_result_that_the_store_does_not_take_is_handed_over_marked_and_written_when_the_store_is_back() -> None:
+    store, job, notes = Broken("settle"), Job(), Notes()
+    assert await once(Elsewhere(store), job.work(note=noting(notes)), None) == ["run 1"]
+    assert now() == pytest.approx(job.seconds + PATIENCE)
+    assert notes == [("not_remembered", ["run 1"])]
+    store.calls = ()
+    await asyncio.sleep(1)
+    assert not others()
+    assert store.settled == [b"run 1"]
+    assert store.released == []
+
+
+async def test_a_result_that_the_store_never_takes_is_not_tried_for_longer_than_a_lease() -> None:
+    job = Job()
+    await once(Elsewhere(Broken("settle")), job.work(), None)
+    await asyncio.sleep(LEASE)
+    assert not others()
+
+
+async def test_an_unprotected_run_is_noted_before_it_starts_and_in_its_result() -> None:
+    notes, seen = Notes(), []
+    job = Job()
+
+    async def run(deadline: Deadline) -> Result:
+        seen.extend(notes)
+        return await job.run(deadline)
+
+    work = job.work(run=run, run_unprotected=True, note=noting(notes))
+    result = await once(Elsewhere(Broken("claim")), work, None)
+    assert seen == [("unprotected", None)]
+    assert notes == [("unprotected", None), ("unprotected", result)]
+
+
+async def test_a_store_that_says_nothing_is_down_after_its_time_and_a_late_claim_is_given_back() -> None:
+    class Slow(Broken):
+        async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+            await asyncio.sleep(PATIENCE + 1)
+            return Claim("ours", 9)
+
+    store, job = Slow(), Job()
+    with pytest.raises(StoreUnavailable, match="within 2 s"):
+        await once(Elsewhere(store), job.work(), None)
+    assert now() == pytest.approx(PATIENCE)
+    await asyncio.sleep(2)
+    assert (store.released, job.runs) == ([9], 0)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+async def test_a_caller_who_is_cancelled_while_it_claims_leaves_no_claim_behind(seconds: float) -> None:
+    class Slow(Broken):
+        async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+            await asyncio.sleep(1)
+            return Claim("ours", 9)
+
+    store = Slow()
+    caller = asyncio.create_task(once(Elsewhere(store), Job().work(), None))
+    await asyncio.sleep(seconds)
+    caller.cancel()
+    await asyncio.sleep(2)
+    assert store.released == [9]
+    assert not others()
+
+
+async def test_one_who_is_not_to_wait_is_told_when_to_ask_again() -> None:
+    class Theirs(Broken):
+        async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+            return Claim("theirs", left=0.4)
+
+    manager, job = IdempotencyManager(), Job()
+    running = asyncio.create_task(once(manager, job.work(), None))
+    await asyncio.sleep(1)
+    with pytest.raises(InFlight, match="under way; ask again in 1 s") as caught:
+        await once(manager, job.work(wait=False), None)
+    assert (caught.value.key, caught.value.idempotency_key, caught.value.retry_after) == ("k", "k", 1)
+    with pytest.raises(ConflictError):
+        await once(manager, job.work(wait=False, fingerprint="g"), None)
+    await running
+    assert await once(manager, job.work(wait=False), None) == ["loaded", "run 1"]
+    with pytest.raises(InFlight) as caught:
+        await once(Elsewhere(Theirs()), job.work(wait=False), None)
+    assert caught.value.retry_after == 0.4
+
+
+# ── one store, two managers: two processes ───────────────────────────────────────────────────────────────────────────
+
+
+class Apart(Store):
+    """A store that others share, as one on a server is: it says whether somebody waits elsewhere."""
+
+    def __init__(self) -> None:
+        self.keys = MemoryStore(clock=now)
+        self.until = 0.0
+
+    def __repr__(self) -> str:
+        return "apart://"
+
+    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+        return await self.keys.claim(key, fingerprint, lease, ttl)
+
+    async def renew(self, key: str, token: int, lease: float) -> bool:
+        return await self.keys.renew(key, token, lease)
+
+    async def settle(self, key: str, token: int, result: bytes) -> bool:
+        return await self.keys.settle(key, token, result)
+
+    async def release(self, key: str, token: int) -> bool:
+        return await self.keys.release(key, token)
+
+    @asynccontextmanager
+    async def watch(self, key: str, seconds: float) -> AsyncIterator[Changed]:
+        self.until = max(self.until, now() + seconds)
+        yield lambda most: asyncio.sleep(min(most, POLL))
+
+    async def wanted(self, key: str, token: int) -> float:
+        return max(0.0, self.until - now())
+
+
+def two() -> tuple[IdempotencyManager, IdempotencyManager]:
+    store = Apart()
+    return Elsewhere(store), Elsewhere(store)
+
+
+async def test_a_leader_that_leaves_works_on_for_one_who_waits_in_another_process() -> None:
+    here, there = two()
+    mine, theirs = Job(), Job()
+    leader = asyncio.create_task(once(here, mine.work(), within(3)))
+    await asyncio.sleep(1)
+    follower = asyncio.create_task(once(there, theirs.work(), within(60)))
+    with pytest.raises(Late):
+        await leader
+    assert now() == pytest.approx(3, abs=0.05)
+    assert await follower == ["loaded", "run 1"]
+    assert now() == pytest.approx(10, abs=2 * POLL)
+    assert (mine.runs, mine.cancelled, theirs.runs) == (1, 0, 0)
+    assert mine.deadlines[0].at == pytest.approx(61, abs=0.1)
+
+
+async def test_a_leader_that_is_cancelled_works_on_for_one_who_waits_in_another_process() -> None:
+    here, there = two()
+    mine, theirs = Job(), Job()
+    leader = asyncio.create_task(once(here, mine.work(), None))
+    await asyncio.sleep(1)
+    follower = asyncio.create_task(once(there, theirs.work(), None))
+    await asyncio.sleep(1)
+    leader.cancel()
+    assert await follower == ["loaded", "run 1"]
+    assert (mine.runs, mine.cancelled, theirs.runs) == (1, 0, 0)
+
+
+async def test_work_that_goes_on_for_others_can_be_joined_here_again() -> None:
+    here, there = two()
+    mine = Job()
+    leader = asyncio.create_task(once(here, mine.work(), within(3)))
+    await asyncio.sleep(1)
+    follower = asyncio.create_task(once(there, Job().work(), within(60)))
+    await asyncio.gather(leader, return_exceptions=True)
+    assert await once(here, mine.work(), None) == ["copied", "run 1"]
+    assert await follower == ["loaded", "run 1"]
+
+
+async def test_work_that_nobody_waits_for_any_longer_is_given_up() -> None:
+    here, there = two()
+    mine, theirs = Job(seconds=30), Job(seconds=30)
+    leader = asyncio.create_task(once(here, mine.work(), within(3)))
+    await asyncio.sleep(1)
+    follower = asyncio.create_task(once(there, theirs.work(), within(6)))
+    await asyncio.gather(leader, follower, return_exceptions=True)
+    await asyncio.sleep(1)
+    assert (mine.cancelled, theirs.runs) == (1, 0)
+    assert not others()
+    assert (await here.claims.claim("k", "other", 1, 1)).kind == "ours"
+
+
+async def test_who_closes_the_manager_gives_up_what_goes_on_for_others() -> None:
+    here, there = two()
+    mine, theirs = Job(), Job()
+    leader = asyncio.create_task(once(here, mine.work(), within(3)))
+    await asyncio.sleep(1)
+    follower = asyncio.create_task(once(there, theirs.work(), within(60)))
+    await asyncio.gather(leader, return_exceptions=True)
+    await here.aclose()
+    assert await follower == ["run 1"]
+    assert (mine.cancelled, theirs.runs) == (1, 1)
+
+
+async def test_who_lost_the_key_hands_over_the_result_that_stands() -> None:
+    here, there = two()
+    mine, theirs = Job(seconds=2 * LEASE), Job(seconds=1, runs=5)
+    with patch.object(Heart, "keep"):  # The owner gives no sign of life.
+        leader = asyncio.create_task(once(here, mine.work(), None))
+        await asyncio.sleep(LEASE + 1)
+    assert await once(there, theirs.work(), None) == ["run 6"]
+    assert await leader == ["loaded", "run 6"]
+
+
+async def test_who_lost_the_key_to_one_who_gave_it_back_writes_his_result() -> None:
+    here, there = two()
+    mine, theirs = Job(seconds=2 * LEASE), Job(seconds=1, fails=KeyError("x"))
+    with patch.object(Heart, "keep"):
+        leader = asyncio.create_task(once(here, mine.work(), None))
+        await asyncio.sleep(LEASE + 1)
+        with pytest.raises(KeyError):
+            await once(there, theirs.work(), None)
+        assert await leader == ["run 1"]
+    assert await once(there, theirs.work(), None) == ["loaded", "run 1"]
+
+
+async def test_a_write_whose_answer_was_lost_is_no_lost_key() -> None:
+    class Forgetful(Apart):
+        async def settle(self, key: str, token: int, result: bytes) -> bool:
+            await super().settle(key, token, result)
+            return await super().settle(key, token, result)  # as one who did not hear of the first
+
+    store = Forgetful()
+    assert await once(Elsewhere(store), Job().work(), None) == ["run 1"]
 
 
 async def test_a_release_that_fails_does_not_hide_why_the_work_failed() -> None:

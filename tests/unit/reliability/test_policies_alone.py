@@ -46,6 +46,12 @@ class Call:
     def watched(self, life: Life) -> Call:
         return replace(self, life=life)
 
+    def promise(self) -> None:
+        """Nobody else is there."""
+
+    def renounce(self) -> None:
+        """Nobody else is there."""
+
     def elapsed(self) -> float:
         return now() - self.started
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
+from urllib.parse import quote
 
 from steer_llm_sdk.errors import (
     AllToolsFailed,
@@ -321,7 +322,7 @@ class _ModelQuestion:
             first_byte_timeout=asked.first_byte_timeout,
             chunk_timeout=asked.chunk_timeout,
             seed=asked.seed,
-            idempotency_key=asked.idempotency_key,
+            idempotency_key=_of_tenant(asked.idempotency_key),
         )
 
     def _read(self, reply: ModelReply) -> Parsed:
@@ -413,6 +414,13 @@ def fitted(adapter: ModelAdapter, request: ModelRequest, tokens: float, cost_usd
     if one.cost_usd is not None and many.cost_usd is not None and many.cost_usd > one.cost_usd:
         room = min(room, 1 + (cost_usd - one.cost_usd) / (many.cost_usd - one.cost_usd) * 1000)
     return replace(request, max_tokens=math.floor(room)) if room >= 1 else request
+
+
+def _of_tenant(key: str | None) -> str | None:
+    """Tenants that share an account with a provider do not share its answers."""
+    scope = current_scope()
+    tenant = "default" if scope is None else scope.run.options.tenant
+    return key if key is None or tenant == "default" else f"{quote(tenant, safe='')}:{key}"
 
 
 def _sign_of_life() -> Callable[[], None] | None:

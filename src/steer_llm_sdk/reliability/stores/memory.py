@@ -7,7 +7,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from steer_llm_sdk.reliability.stores import Claim
+from steer_llm_sdk.reliability.stores import Claim, Store
+
+_new = tuple.__new__  # Makes a named tuple at half the time.
 
 
 class Entry:
@@ -23,7 +25,7 @@ class Entry:
         self.result: bytes | None = None
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """`max_entries` bounds finished entries, the least recently used going first. Claims are never evicted.
 
     Any number of event loops and threads may use it: between the look at a key and the claim nobody comes.
@@ -38,33 +40,36 @@ class MemoryStore:
         self._finished: OrderedDict[str, Entry] = OrderedDict()
         self._token = 0
 
+    def __repr__(self) -> str:
+        return "memory://"
+
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
         with self._lock:
             now = self._clock()
-            entry = self._find(key, now)
-            if entry is not None and entry.fingerprint != fingerprint:
-                return Claim("conflict")
-            if entry is not None and entry.result is not None:
-                self._finished.move_to_end(key)
-                return Claim("settled", entry.token, entry.result)
-            if entry is not None and now < entry.until:
-                return Claim("theirs")
-            self._token += 1
-            self._claimed[key] = Entry(fingerprint, self._token, ttl, now + lease)
-            return Claim("ours", self._token)
+            if (entry := self._find(key, now)) is not None:
+                if entry.fingerprint != fingerprint:
+                    return Claim("conflict")
+                if entry.result is not None:
+                    self._finished.move_to_end(key)
+                    return Claim("settled", entry.token, entry.result)
+                if now < entry.until:
+                    return Claim("theirs", left=entry.until - now)
+            self._token = token = self._token + 1
+            self._claimed[key] = Entry(fingerprint, token, ttl, now + lease)
+            return _new(Claim, ("ours", token, None, 0.0))
 
     async def renew(self, key: str, token: int, lease: float) -> bool:
         with self._lock:
-            entry = self._claimed.get(key)
-            if entry is None or entry.token != token:
+            entry = self._held(key, token)
+            if entry is None:
                 return False
             entry.until = self._clock() + lease
             return True
 
     async def settle(self, key: str, token: int, result: bytes) -> bool:
         with self._lock:
-            entry = self._claimed.get(key)
-            if entry is None or entry.token != token:
+            entry = self._held(key, token)
+            if entry is None:
                 return False
             del self._claimed[key]
             entry.until, entry.result = self._clock() + entry.ttl, result
@@ -75,11 +80,17 @@ class MemoryStore:
 
     async def release(self, key: str, token: int) -> bool:
         with self._lock:
-            entry = self._claimed.get(key)
-            if entry is None or entry.token != token:
+            entry = self._held(key, token)
+            if entry is None:
                 return False
             del self._claimed[key]
             return True
+
+    def _held(self, key: str, token: int) -> Entry | None:
+        entry = self._claimed.get(key)
+        if entry is None or entry.token != token or self._clock() >= entry.until + entry.ttl:
+            return None
+        return entry
 
     def _find(self, key: str, now: float) -> Entry | None:
         finished = self._finished.get(key)
@@ -93,3 +104,7 @@ class MemoryStore:
             del self._claimed[key]
             claimed = None
         return finished or claimed
+
+
+def opened(url: str) -> Store:
+    return MemoryStore()

@@ -1,0 +1,339 @@
+"""The store in a file: for any number of processes on one machine.
+
+All of SQLite is on one thread per process. What has come in while it was writing is written next in one transaction,
+so that many runs at once cost little more than one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from steer_llm_sdk.errors import InvalidRequest, StoreTooNew, StoreUnavailable
+from steer_llm_sdk.reliability.stores import POLL, VERSION, Changed, Claim, Store
+from steer_llm_sdk.reliability.stores._url import shown
+
+R = TypeVar("R")
+
+BUSY = 2.0
+"""Seconds to wait for another process that is writing."""
+BATCH = 200
+"""Actions in one transaction at most: the first of them waits for the last."""
+SWEEP = 60.0
+"""Seconds between two removals of what is forgotten."""
+SWEPT = 500
+"""Rows removed at a time at most."""
+SCHEMA = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS steer_keys (
+    key TEXT PRIMARY KEY,
+    fingerprint TEXT NOT NULL,
+    token INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    ttl REAL NOT NULL,
+    until REAL NOT NULL,      -- the end of the lease
+    forgotten REAL NOT NULL,  -- the end of everything about the key
+    wanted REAL NOT NULL DEFAULT 0,
+    result TEXT
+);
+CREATE INDEX IF NOT EXISTS steer_keys_forgotten ON steer_keys (forgotten);
+CREATE TABLE IF NOT EXISTS steer_tokens (last INTEGER NOT NULL);
+INSERT INTO steer_tokens SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM steer_tokens);
+"""
+
+
+class Keys:
+    """What happens to a key, within the transaction of the caller, at a moment that the caller names."""
+
+    def __init__(self, database: sqlite3.Connection, where: str = "this store") -> None:
+        self._run = database.execute
+        self._where = where
+
+    def look(self, key: str, fingerprint: str, now: float) -> Claim | None:
+        """What a claim comes to where nothing has to be written for it, which is nearly always when it is not ours."""
+        found = self._run(
+            "SELECT fingerprint, token, version, until, result FROM steer_keys WHERE key = ? AND forgotten > ?",
+            (key, now),
+        ).fetchone()
+        if found is None:
+            return None
+        known, token, version, until, result = found
+        if version > VERSION:
+            raise StoreTooNew(self._where, f"the value of key '{key}'", version, VERSION)
+        if known != fingerprint:
+            return Claim("conflict")
+        if result is not None:
+            return Claim("settled", token, result.encode())
+        return Claim("theirs", left=until - now) if now < until else None
+
+    def claim(self, key: str, fingerprint: str, lease: float, ttl: float, now: float) -> Claim:
+        seen = self.look(key, fingerprint, now)
+        if seen is not None:
+            return seen
+        self._run("UPDATE steer_tokens SET last = last + 1")
+        (token,) = self._run("SELECT last FROM steer_tokens").fetchone()
+        self._run(
+            "INSERT OR REPLACE INTO steer_keys (key, fingerprint, token, version, ttl, until, forgotten)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (key, fingerprint, token, VERSION, ttl, now + lease, now + lease + ttl),
+        )
+        return Claim("ours", token)
+
+    def renew(self, key: str, token: int, lease: float, now: float) -> bool:
+        return self._write("SET until = ?, forgotten = ? + ttl", (now + lease, now + lease), key, token, now)
+
+    def settle(self, key: str, token: int, result: bytes, now: float) -> bool:
+        return self._write("SET result = ?, forgotten = ? + ttl", (result.decode(), now), key, token, now)
+
+    def release(self, key: str, token: int, now: float) -> bool:
+        gone = self._run(
+            "DELETE FROM steer_keys WHERE key = ? AND token = ? AND result IS NULL AND forgotten > ?", (key, token, now)
+        )
+        return gone.rowcount > 0
+
+    def want(self, key: str, seconds: float, now: float) -> None:
+        self._run(
+            "UPDATE steer_keys SET wanted = ? WHERE key = ? AND result IS NULL AND wanted < ?",
+            (now + seconds, key, now + seconds),
+        )
+
+    def wanted(self, key: str, token: int, now: float) -> float:
+        found = self._run(
+            "SELECT wanted FROM steer_keys WHERE key = ? AND token = ? AND result IS NULL", (key, token)
+        ).fetchone()
+        return 0.0 if found is None else max(0.0, float(found[0]) - now)
+
+    def sweep(self, now: float) -> int:
+        return self._run(
+            "DELETE FROM steer_keys WHERE rowid IN (SELECT rowid FROM steer_keys WHERE forgotten <= ? LIMIT ?)",
+            (now, SWEPT),
+        ).rowcount
+
+    def _write(self, change: str, values: tuple[Any, ...], key: str, token: int, now: float) -> bool:
+        done = self._run(
+            f"UPDATE steer_keys {change} WHERE key = ? AND token = ? AND result IS NULL AND forgotten > ?",
+            (*values, key, token, now),
+        )
+        return done.rowcount > 0
+
+
+class Job(NamedTuple):
+    """`look` answers without writing, or gives None; `act` writes. Both get Keys and the moment."""
+
+    look: Callable[[Keys, float], Any] | None
+    act: Callable[[Keys, float], Any]
+    answer: asyncio.Future[Any]
+
+
+class SqliteStore(Store):
+    """`path` is made where it is not there. `synchronous` "normal": a kill of the process costs nothing, a power cut
+    may cost the results of the last moments; "full": neither does, and every write waits for the disk.
+    """
+
+    def __init__(self, path: str, *, synchronous: str = "normal", clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    def __repr__(self) -> str:
+        return f"sqlite:///{self._path}"
+
+    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+        return await self._do(
+            lambda keys, now: keys.claim(key, fingerprint, lease, ttl, now),
+            lambda keys, now: keys.look(key, fingerprint, now),
+        )
+
+    async def renew(self, key: str, token: int, lease: float) -> bool:
+        return await self._do(lambda keys, now: keys.renew(key, token, lease, now))
+
+    async def settle(self, key: str, token: int, result: bytes) -> bool:
+        return await self._do(lambda keys, now: keys.settle(key, token, result, now))
+
+    async def release(self, key: str, token: int) -> bool:
+        return await self._do(lambda keys, now: keys.release(key, token, now))
+
+    @asynccontextmanager
+    async def watch(self, key: str, seconds: float) -> AsyncIterator[Changed]:
+        until = min(seconds, 1e9)
+        await self._do(lambda keys, now: keys.want(key, until, now))
+        yield lambda most: asyncio.sleep(min(most, POLL))
+
+    async def wanted(self, key: str, token: int) -> float:
+        return await self._do(lambda keys, now: keys.wanted(key, token, now))
+
+    async def aclose(self) -> None:
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None and worker.pid == os.getpid():
+            closed = asyncio.get_running_loop().create_future()
+            worker.jobs.put(closed)
+            await closed
+
+    def __del__(self) -> None:
+        if self._worker is not None:
+            self._worker.jobs.put(None)
+
+    async def _do(self, act: Callable[[Keys, float], R], look: Callable[[Keys, float], R | None] | None = None) -> R:
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            # Neither a thread nor a connection comes along when a process is forked.
+            if self._worker is None or self._worker.pid != os.getpid():
+                self._worker = _Worker(self._path, self._synchronous, self._clock)
+            self._worker.jobs.put(Job(look, act, answer))
+        return await answer
+
+
+class _Worker:
+    """The thread, its connection and its queue. It knows no store, so that one that is dropped takes it along."""
+
+    def __init__(self, path: str, synchronous: str, clock: Callable[[], float]) -> None:
+        self.pid = os.getpid()
+        self.jobs: queue.SimpleQueue[Job | asyncio.Future[None] | None] = queue.SimpleQueue()
+        self._where = f"sqlite:///{path}"
+        self._path = path
+        self._synchronous = synchronous
+        self._clock = clock
+        self._database: sqlite3.Connection | None = None
+        self._next_sweep = -math.inf
+        threading.Thread(target=self._serve, name="steer-sqlite", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            batch, end = self._wait()
+            answers = self._carry_out(batch) if batch else []
+            self._sweep()
+            if end is not _GO_ON:
+                self._close()
+                if isinstance(end, asyncio.Future):
+                    answers.append((end, None))
+            _hand_over(answers)
+            if end is not _GO_ON:
+                return
+
+    def _wait(self) -> tuple[list[Job], object]:
+        """The jobs that are there, at least one unless it is time to sweep; and how it is to end, if it is."""
+        batch: list[Job] = []
+        try:
+            item = self.jobs.get(timeout=SWEEP)
+            while isinstance(item, Job):
+                batch.append(item)
+                if len(batch) == BATCH:
+                    return batch, _GO_ON
+                item = self.jobs.get_nowait()
+        except queue.Empty:
+            return batch, _GO_ON
+        return batch, item
+
+    def _carry_out(self, batch: list[Job]) -> list[tuple[asyncio.Future[Any], Any]]:
+        try:
+            database = self._opened()
+            keys = Keys(database, self._where)
+            answers: list[tuple[Job, Any]] = []
+            rest: list[tuple[Job, None]] = []
+            for job in batch:
+                seen = None if job.look is None else _attempt(job.look, keys, self._clock())
+                rest.append((job, None)) if seen is None else answers.append((job, seen))
+            if rest:
+                database.execute("BEGIN IMMEDIATE")
+                now = self._clock()
+                answers += [(job, _attempt(job.act, keys, now)) for job, _ in rest]
+                database.execute("COMMIT")
+            return [(job.answer, answer) for job, answer in answers]
+        except StoreTooNew as error:
+            self._close()
+            return [(job.answer, error) for job in batch]
+        except (sqlite3.Error, OSError) as error:
+            self._close()
+            says = f"{self._where} did not answer: {type(error).__name__}: {error}"
+            return [(job.answer, StoreUnavailable(says)) for job in batch]
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._database is not None:
+            return self._database
+        folder = Path(self._path).absolute().parent
+        if not folder.is_dir():
+            raise OSError(f"the folder {folder} is not there; make it")
+        database = self._database = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"PRAGMA synchronous = {self._synchronous}")
+        (schema,) = database.execute("PRAGMA user_version").fetchone()
+        if schema > SCHEMA:
+            raise StoreTooNew(self._where, "its schema", schema, SCHEMA)
+        if schema < SCHEMA:
+            database.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        return database
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if now < self._next_sweep or self._database is None:
+            return
+        try:
+            swept = Keys(self._database).sweep(now)
+        except sqlite3.Error:
+            swept = 0  # Somebody else writes; there is time.
+        self._next_sweep = now + (1 if swept == SWEPT else SWEEP)
+
+    def _close(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+
+_GO_ON = object()
+
+
+def _attempt(action: Callable[[Keys, float], R], keys: Keys, now: float) -> R | StoreTooNew:
+    """A value that cannot be read is the misfortune of the one who asked for it."""
+    try:
+        return action(keys, now)
+    except StoreTooNew as error:
+        return error
+
+
+def _hand_over(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for future, answer in answers:
+        by_loop.setdefault(future.get_loop(), []).append((future, answer))
+    for loop, those in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_answer, those)
+        except RuntimeError:
+            continue  # The loop is closed, and nobody waits.
+
+
+def _answer(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, answer in answers:
+        if future.done():
+            continue
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+
+def opened(url: str) -> Store:
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    path = unquote(parts.path.removeprefix("/"))
+    synchronous = options.pop("synchronous", "normal")
+    if parts.netloc or not path or path == ":memory:" or synchronous not in ("normal", "full") or options:
+        raise InvalidRequest(
+            "store",
+            shown(url),
+            "give sqlite:///file.db or sqlite:////absolute/file.db, with ?synchronous=full where a power cut must not "
+            "cost the last results; memory:// is a store in memory",
+        )
+    return SqliteStore(path, synchronous=synchronous)
