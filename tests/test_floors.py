@@ -35,6 +35,8 @@ FLOORS = {
     "orchestration.models": NOUNS,
     "orchestration.planning": NOUNS,
     "orchestration.tool_registry": NOUNS,
+    "orchestration.release_files": NOUNS,
+    "orchestration.versions": NOUNS,
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
@@ -42,6 +44,8 @@ FLOORS = {
     "orchestration._evidence_text": NOUNS,
     "orchestration._evidence_page": NOUNS,
     "orchestration._outcome": FLOW,
+    "orchestration._observed": FLOW,
+    "orchestration._versioned": NOUNS,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,
     "orchestration.replay": VERBS,
@@ -76,12 +80,16 @@ WHEN_USED = {
     "re2",
     "redis",
     "pydantic_settings",
+    "yaml",
 }
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {
     "email.utils",
     "importlib.metadata",
+    "packaging.specifiers",
     "packaging.version",
+    "tempfile",
+    "tomllib",
     f"{PACKAGE}.orchestration._evidence_page",
     f"{PACKAGE}.orchestration._evidence_text",
 }

@@ -33,9 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, tools, doctor, simulate, record, calibrate, demo, worker):
+for _command in (run, doctor, simulate, record, calibrate, demo, worker):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
-for _name, _group in (("plan", plan), ("breakers", breakers), ("runs", runs), ("evidence", evidence)):
+for _name, _group in (
+    ("plan", plan),
+    ("tools", tools),
+    ("breakers", breakers),
+    ("runs", runs),
+    ("evidence", evidence),
+):
     app.add_typer(_group, name=_name)
 
 

@@ -194,7 +194,7 @@ class DurableOrchestrator(ReliableOrchestrator):
         """
         runner = await self.started()
         run = self._accept(request, tool_name, tool_options, options, None)
-        queue = None if tool_name is None else self._find(tool_name).targets[0][0].partition("@")[0]
+        queue = None if tool_name is None else self._find(tool_name, run).targets[0][0].partition("@")[0]
         asked = _asked(run, runner.now())
         if run.options.idempotency_key is None:
             run_id = _unkeyed(run)
@@ -412,10 +412,10 @@ class DurableOrchestrator(ReliableOrchestrator):
         record = await journal.once("plan", make)
         if "error" in record:
             raise load_error(record["error"])
-        return made[0] if made else self._load_plan(record)
+        return made[0] if made else self._load_plan(record, run)
 
-    def _load_plan(self, record: Json) -> Plan:
-        steps = tuple(ToolCall.of(self._find(name), planned) for name, planned in record["steps"])
+    def _load_plan(self, record: Json, run: Run) -> Plan:
+        steps = tuple(ToolCall.of(self._find(name, run), planned) for name, planned in record["steps"])
         shown = record["shown"]
         return Plan(steps, None if shown is None else lambda: json.loads(json.dumps(shown)))
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from steer_llm_sdk._names import looked_up
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ToolNotFound
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
     StreamErrorEvent,
@@ -33,7 +33,8 @@ from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
 from steer_llm_sdk.orchestration._result import describe_error
-from steer_llm_sdk.orchestration.fallback import ToolCall, first_answer
+from steer_llm_sdk.orchestration._versioned import warn_deprecated, who_of
+from steer_llm_sdk.orchestration.fallback import Answer, ToolCall, first_answer
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
@@ -62,10 +63,12 @@ def _defaults() -> OrchestrationConfig:
 
 
 class Plan(NamedTuple):
-    """The tools to try, in order; `shown` makes what the output shows of the decision, anew for each run."""
+    """The tools to try, in order; `shown` makes what the output shows of the decision, anew for each run. `observe` is
+    told how the run went."""
 
     steps: Sequence[ToolCall]
     shown: Callable[[], dict[str, Any]] | None = None
+    observe: Callable[[Run, Sequence[ToolCall], Answer], None] | None = None
 
 
 class BaseOrchestrator(ABC):
@@ -98,7 +101,7 @@ class BaseOrchestrator(ABC):
 
     def _plan_at_once(self, run: Run) -> Plan | None:
         """The plan where nothing has to be awaited for it: a given tool_name is the shortest plan."""
-        return None if run.tool_name is None else Plan((ToolCall.of(self._find(run.tool_name), _NO_OPTIONS),))
+        return None if run.tool_name is None else Plan((ToolCall.of(self._find(run.tool_name, run), _NO_OPTIONS),))
 
     @abstractmethod
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
@@ -286,15 +289,19 @@ class BaseOrchestrator(ABC):
         """Plan, ask the tools in order, and say what came of it."""
         plan = self._plan_at_once(run) or await self._plan(run)
         if run.deadline is not None:
-            run.plan = plan
+            run.plan = plan.steps, plan.shown
         if plan is not self._last_used:
             self._used.update((id(step.tool), step.tool) for step in plan.steps)
             self._last_used = plan
         events = run.events
         if events is not None:
             _tell_start(events, plan.steps[0].tool)
+        if self.registry.staged and (farewell := self.registry.farewell(plan.steps[0].tool)) is not None:
+            warn_deprecated(run, plan.steps[0].tool, farewell)
         wanted = None if run.options.quality_requirements is None else self._min_confidence(run.options)
         answer = await first_answer(run, plan.steps, wanted)
+        if plan.observe is not None:
+            plan.observe(run, plan.steps, answer)
         if events is not None and answer.result is not None:
             events.choose(answer.result)
         if answer.result is None:
@@ -309,11 +316,12 @@ class BaseOrchestrator(ABC):
             return self.budget_accounts.ledger(tokens, cost_usd, config.budgets)
         return None if tokens is None and cost_usd is None else Ledger(tokens, cost_usd)
 
-    def _find(self, name: str) -> Tool:
-        tool = self.registry.get_tool(name)
-        if tool is None:
-            raise ToolNotFound(name, self.registry.names())
-        return tool
+    def _find(self, name: str, run: Run) -> Tool:
+        """The version that this caller gets. A run keeps what it found, whatever is promoted or taken out meanwhile."""
+        registry = self.registry
+        if registry.staged:
+            return registry.resolve(name, who_of(run))
+        return registry.get_tool(name) or registry.resolve(name)
 
     def _within_budget(self, run: Run, output: OrchestrationOutput) -> OrchestrationOutput:
         """Every caller is held to his own budget, also where somebody else did the work."""

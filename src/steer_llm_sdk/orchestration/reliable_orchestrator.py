@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool, ToolNotFound
 from steer_llm_sdk.models.plain import copied, copier
 from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration._observed import Observer
 from steer_llm_sdk.orchestration._outcome import plan_shown
+from steer_llm_sdk.orchestration._versioned import who_of
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.planning._copies import Copies
+from steer_llm_sdk.orchestration.planning.eligibility import over_budget
 from steer_llm_sdk.orchestration.planning.planner import (
     ExecutionStrategy,
     PlanDecision,
@@ -30,6 +32,7 @@ from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
+from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.reliability.stores import Store
 from steer_llm_sdk.reliability.stores._url import shown
@@ -46,6 +49,17 @@ def _nothing_known() -> PlanRequest:
     return PlanRequest()
 
 
+_BEST_FIRST = (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN)
+
+
+def _of_budget(error: NoEligibleTool) -> Exception:
+    """Where only the budget stands in the way of every tool, the run has exceeded it before it began."""
+    nearest = over_budget(error.reasons.values())
+    if nearest is None:
+        return error
+    return BudgetExceeded(nearest.budget_type, nearest.limit, nearest.actual)
+
+
 def _plans_by_rule(planner: Planner) -> TypeGuard[RuleBasedPlanner]:
     """Whether `plan` is RuleBasedPlanner's own, and not that of a subclass that means something else."""
     kind = type(planner)
@@ -58,10 +72,6 @@ def _is_ours(kind: type) -> bool:
     told, and may answer the same decision with other things in it."""
     own = (getattr(kind, name, None) for name in ("plan", "decide"))
     return all(method is None or str(method.__module__).startswith("steer_llm_sdk.") for method in own)
-
-
-_provider = attrgetter("tool.provider")
-"""Of a step: what its `target` was made of, and may have changed since."""
 
 
 class ReliableOrchestrator(BaseOrchestrator):
@@ -106,6 +116,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()
+        self._well: tuple[Mapping[str, Sequence[Tool]], tuple[int, int], Mapping[str, str]] | None = None
         self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan, list[Any]] | None = None
 
     @property
@@ -119,61 +130,90 @@ class ReliableOrchestrator(BaseOrchestrator):
         planner, options = self.planner, run.options
         if run.tool_name is not None or not _plans_by_rule(planner):
             return super()._plan_at_once(run)
-        view = self._view()
-        decision = planner.decide(run.request, view, self._context(options))
+        view = self._view(run)
+        try:
+            decision = planner.decide(run.request, view, self._known(options))
+        except NoEligibleTool as error:
+            raise _of_budget(error) from None
         most = self._most_fallbacks(options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
         if (
             last is not None
             and (last[0] is decision and last[1] is view and last[2] == most)
-            and last[4] == list(map(_provider, last[3].steps))
+            and last[4] == [step.tool.provider for step in last[3].steps]
         ):
             return last[3]
-        plan = self._carry_out(decision, most)
-        self._last_plan = (decision, view, most, plan, list(map(_provider, plan.steps)))
+        plan = self._carry_out(decision, most, run)
+        # Of a step: what its `target` was made of, and may have changed since.
+        self._last_plan = (decision, view, most, plan, [step.tool.provider for step in plan.steps])
         return plan
 
     async def _plan(self, run: Run) -> Plan:
         # A planner of somebody else's may write into what it is told, and the next run is told the same.
-        context = PlanRequest.model_construct(**copied(dict(self._context(run.options))))
-        view = self._view()
+        context = self._known(run.options) or _nothing_known()
+        context = PlanRequest.model_construct(**copied(dict(context)))
+        view = self._view(run)
         tools = view if _is_ours(type(self.planner)) else Copies(view)
-        decision = await self.planner.plan(copied(run.request), tools, context)
-        return self._carry_out(decision, self._most_fallbacks(run.options))
+        try:
+            decision = await self.planner.plan(copied(run.request), tools, context)
+        except NoEligibleTool as error:
+            raise _of_budget(error) from None
+        return self._carry_out(decision, self._most_fallbacks(run.options), run)
 
     def _most_fallbacks(self, options: OrchestrationConfig) -> int:
         config = self.reliability_config
         return config.max_fallback_attempts if options.enable_fallback and config.enable_fallback else 0
 
-    def _view(self) -> Mapping[str, ToolMetadata]:
-        view = self.registry.planning_view()
+    def _view(self, run: Run) -> Mapping[str, ToolMetadata]:
+        registry = self.registry
+        view = registry.planning_view(who_of(run)) if registry.staged else registry.planning_view()
         if not view:
             raise NoEligibleTool
         return view
 
-    def _carry_out(self, decision: PlanDecision, most_fallbacks: int) -> Plan:
+    def _carry_out(self, decision: PlanDecision, most_fallbacks: int, run: Run) -> Plan:
         if decision.execution_strategy is not ExecutionStrategy.SINGLE:
             raise InvalidRequest(
                 "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'
             )
-        tools, shown = [self._find(decision.selected_tool)], plan_shown(decision)
+        tools, shown = [self._chosen(decision, run)], plan_shown(decision)
+        shown["tool_version"] = tools[0].version
         if most_fallbacks and decision.fallback_tools:
-            fallbacks, missing = self._fallbacks(decision)
+            fallbacks, missing = self._fallbacks(decision, run)
             tools += fallbacks[:most_fallbacks]
             if missing:
                 shown["missing_tools"] = missing
         steps = tuple(ToolCall.of(tool, decision.tool_options) for tool in tools)
-        return Plan(steps, copier(shown))
+        return Plan(steps, copier(shown), self._observer(decision))
 
-    def _fallbacks(self, decision: PlanDecision) -> tuple[list[Tool], list[str]]:
+    def _chosen(self, decision: PlanDecision, run: Run) -> Tool:
+        name, version = decision.selected_tool, decision.tool_version
+        tool = None if version is None else self.registry.get_tool(name, version)
+        return self._find(name, run) if tool is None else tool
+
+    def _observer(self, decision: PlanDecision) -> Observer | None:
+        """What tells the planner how the run went; None where it has no use for it."""
+        planner = self.planner
+        if not isinstance(planner, Planner) or type(planner).observe is Planner.observe:
+            return None
+        before = None if self._last_plan is None else self._last_plan[3].observe
+        return Observer(planner, decision, before if isinstance(before, Observer) else None)
+
+    def _fallbacks(self, decision: PlanDecision, run: Run) -> tuple[list[Tool], list[str]]:
         """The fallbacks of a decision, and the names of those that are not there: they are passed over."""
         names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
-        found = {name: self.registry.get_tool(name) for name in names}
+        found = {name: self._found(name, run) for name in names}
         missing = [name for name, tool in found.items() if tool is None]
         for name in missing:
             self._warn_of_missing(name, decision)
         return [tool for tool in found.values() if tool is not None], missing
+
+    def _found(self, name: str, run: Run) -> Tool | None:
+        try:
+            return self._find(name, run)
+        except ToolNotFound:
+            return None
 
     def _warn_of_missing(self, name: str, decision: PlanDecision) -> None:
         """Once for each name: a typo in a rule would show itself only on the day when the first tool fails."""
@@ -186,40 +226,54 @@ class ReliableOrchestrator(BaseOrchestrator):
                 decision.reasoning,
             )
 
-    def _context(self, options: OrchestrationConfig) -> PlanRequest:
+    def _known(self, options: OrchestrationConfig) -> PlanRequest | None:
+        """What a planner is told beside the request; None for a run without budget or requirements while every circuit
+        is closed and every tool serves everybody."""
         all_closed = self.executor.breakers.all_closed
-        if all_closed and options.quality_requirements is None:
+        if all_closed and options.quality_requirements is None and not self.registry.serves_some_only:
             if options.budget is None:
-                return _nothing_known()
+                return None
             known = self._last_context
             if known is None or known.budget != options.budget:
                 known = self._last_context = PlanRequest(budget=options.budget)
             return known
-        states = self._breaker_states() if options.enable_circuit_breaker and not all_closed else {}
+        states, probes = self._breaker_states() if options.enable_circuit_breaker and not all_closed else ({}, {})
         return PlanRequest(
             budget=options.budget,
             quality_requirements=options.quality_requirements,
             circuit_breaker_states=states,
+            probes_left=probes,
+            tenant=options.tenant,
         )
 
-    def _breaker_states(self) -> dict[str, str]:
-        """By provider and by tool."""
-        breakers = self.executor.breakers
+    def _breaker_states(self) -> tuple[dict[str, str], dict[str, int]]:
+        """By provider and by tool; and the tools that no further probe may try. Only the tools of a provider that is
+        not well are asked about each time."""
+        breakers, by_target = self.executor.breakers, self.registry.by_target()
         states = {name: stats["state"] for name, stats in breakers.get_all_stats().items()}
-        for tool in self.registry:
-            state = self._state_of(tool)
-            if state is not None:
-                states[tool.name] = state
-        return states
+        states.update(self._when_well(by_target))
+        probes: dict[str, int] = {}
+        for tool in {id(tool): tool for target in breakers.unwell for tool in by_target.get(target, ())}.values():
+            known = self._breakers_of(tool)
+            found = {CircuitState.CLOSED if breaker is None else breaker.get_state(part) for breaker, part in known}
+            # A tool with several ways to be served is as healthy as the best of them.
+            states[tool.name] = next(state.value for state in _BEST_FIRST if state in found)
+            if not any(breaker is None or breaker.would_admit(part) for breaker, part in known):
+                probes[tool.name] = 0
+        return states, probes
 
-    def _state_of(self, tool: Tool) -> str | None:
-        """A tool with several ways to be served is as healthy as the best of them."""
-        known = [(self.executor.breakers.of_part(target, part), part) for target, part in tool.targets]
-        states = [CircuitState.CLOSED if breaker is None else breaker.get_state(part) for breaker, part in known]
-        if all(breaker is None for breaker, _ in known):
-            return None
-        order = (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN)
-        return next(state.value for state in order if state in states)
+    def _when_well(self, by_target: Mapping[str, Sequence[Tool]]) -> Mapping[str, str]:
+        """The tools that have a circuit, as if all were closed."""
+        known = self.executor.breakers.known
+        kept = self._well
+        if kept is None or kept[0] is not by_target or kept[1] != known:
+            tools = {id(tool): tool for tools in by_target.values() for tool in tools}.values()
+            having = [tool.name for tool in tools if any(breaker for breaker, _ in self._breakers_of(tool))]
+            kept = self._well = (by_target, known, dict.fromkeys(having, CircuitState.CLOSED.value))
+        return kept[2]
+
+    def _breakers_of(self, tool: Tool) -> list[tuple[CircuitBreaker | None, str]]:
+        return [(self.executor.breakers.of_part(target, part), part) for target, part in tool.targets]
 
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
         return self.executor.pipeline(
