@@ -28,8 +28,8 @@ class Observer:
         self._decision = decision
         self._stride = 1 if planner.observes_every_run else STRIDE
         same = before is not None and before.of == self.of
-        self._left = before._left if before is not None and same else 0
-        self._told = before._told if before is not None and same else 0
+        self._left: int = before._left if before is not None and same else 0
+        self._told: int = before._told if before is not None and same else 0
 
     @property
     def of(self) -> tuple[str, str | None]:
