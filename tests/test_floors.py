@@ -41,6 +41,7 @@ FLOORS = {
     "orchestration._html": NOUNS,
     "orchestration._outcome": FLOW,
     "orchestration._observed": FLOW,
+    "orchestration._pinned": FLOW,
     "orchestration._versioned": NOUNS,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,
