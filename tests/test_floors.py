@@ -45,6 +45,7 @@ FLOORS = {
     "orchestration._evidence_page": NOUNS,
     "orchestration._outcome": FLOW,
     "orchestration._observed": FLOW,
+    "orchestration._pinned": FLOW,
     "orchestration._versioned": NOUNS,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,

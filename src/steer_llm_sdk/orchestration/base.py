@@ -32,6 +32,7 @@ from steer_llm_sdk.models.events import (
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
+from steer_llm_sdk.orchestration._pinned import is_worth_it, pinned
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration._versioned import warn_deprecated, who_of
 from steer_llm_sdk.orchestration.fallback import Answer, ToolCall, first_answer
@@ -263,7 +264,13 @@ class BaseOrchestrator(ABC):
 
         async def work(shared: Deadline) -> OrchestrationOutput:
             run.deadline = shared
-            return await self._work(run)
+            if not is_worth_it(self.registry, self.idempotency_manager):
+                return await self._work(run)
+            plan = await pinned(self.idempotency_manager, claim.key, claim.fingerprint, self.registry, make)
+            return await self._work(run, plan)
+
+        async def make() -> Plan:
+            return self._plan_at_once(run) or await self._plan(run)
 
         def note(what: str, why: str, output: OrchestrationOutput | None) -> None:
             if output is None:
@@ -271,7 +278,7 @@ class BaseOrchestrator(ABC):
             else:
                 output.metadata["idempotency"] = what
 
-        return keyed(
+        claim = keyed(
             run.options.tenant,
             run.options.idempotency_key,
             {"request": run.request, "tool_name": run.tool_name, "tool_options": dict(run.tool_options)},
@@ -282,12 +289,13 @@ class BaseOrchestrator(ABC):
             wait=config.on_duplicate == "wait",
             note=note,
         )
+        return claim
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _work(self, run: Run) -> OrchestrationOutput:
-        """Plan, ask the tools in order, and say what came of it."""
-        plan = self._plan_at_once(run) or await self._plan(run)
+    async def _work(self, run: Run, plan: Plan | None = None) -> OrchestrationOutput:
+        """Plan, unless a plan was made already, ask the tools in order, and say what came of it."""
+        plan = plan or self._plan_at_once(run) or await self._plan(run)
         if run.deadline is not None:
             run.plan = plan.steps, plan.shown
         if plan is not self._last_used:

@@ -111,6 +111,8 @@ class ToolRegistry:
 
     staged = False
     """Whether any version is anything but active."""
+    several = False
+    """Whether any tool has been registered in several versions."""
     serves_some_only = False
     """Whether a tool names the tenants that it serves; known once a planning view was made."""
 
@@ -140,6 +142,7 @@ class ToolRegistry:
                 "register it with replace=True, or give the new one another version"
             )
         versions = {**versions, tool.version: tool}
+        self.several = self.several or len(versions) > 1
         # The highest last, so that no run has to compare them.
         self._tools[tool.name] = versions if len(versions) == 1 else dict(sorted(versions.items(), key=_rank))
         self._changes += 1

@@ -16,6 +16,8 @@ from steer_llm_sdk.orchestration import Orchestrator, ReliableOrchestrator, Tool
 from steer_llm_sdk.orchestration.planning import PlanningRule, PlanRequest, RuleAction, RuleBasedPlanner
 from steer_llm_sdk.orchestration.release_files import read_releases, write_releases
 from steer_llm_sdk.orchestration.versions import ACTIVE, Release, is_in_share, place_of, satisfies, wanted
+from steer_llm_sdk.reliability import IdempotencyManager
+from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
@@ -302,6 +304,43 @@ async def test_a_replay_is_of_the_version_that_answered_and_a_deploy_is_no_confl
     again = await runner.run("q", options=options)
     assert again == first
     assert (again.replayed, again.metadata["tool_version"]) == (True, "1.0")
+
+
+class SharedStore(MemoryStore):
+    """A store that another process could share."""
+
+
+async def test_whoever_takes_a_key_over_goes_by_the_versions_of_who_had_it() -> None:
+    store = SharedStore()
+
+    async def died(tools: ToolRegistry) -> None:
+        """A process that planned and then was gone: its claim is given back, and no result is remembered."""
+        async with ReliableOrchestrator(registry=tools, store=store) as runner:
+            output = await runner.run("q", options={"idempotency_key": "k", "max_retries": 0})
+            assert (output.status, output.metadata["tool_version"]) == ("failed", "1.0")
+
+    old = ToolRegistry()
+    old.register_tool(ScriptedTool("t", OK(), version="0.9"))
+    old.register_tool(ScriptedTool("t", err(503), version="1.0"))
+    await died(old)
+    new = registry("0.9", "1.0", "2.0")
+    async with ReliableOrchestrator(registry=new, store=store) as runner:
+        output = await runner.run("q", options={"idempotency_key": "k"})
+        assert (output.content, output.metadata["plan"]["tool_version"]) == ("1.0", "1.0")
+        assert (await runner.run("q", options={"idempotency_key": "other"})).content == "2.0"
+        assert (await runner.run("q", options={"idempotency_key": "k"})).replayed
+
+
+async def test_a_pinned_version_that_is_gone_is_replaced() -> None:
+    store = SharedStore()
+    options = {"idempotency_key": "k", "max_retries": 0}
+    old = ToolRegistry()
+    old.register_tool(ScriptedTool("t", OK(), version="0.9"))
+    old.register_tool(ScriptedTool("t", err(503), version="1.0"))
+    async with Orchestrator(old, idempotency_manager=IdempotencyManager(store=store)) as runner:
+        assert (await runner.run("q", "t", options=options)).status == "failed"
+    async with Orchestrator(registry("2.0", "3.0"), idempotency_manager=IdempotencyManager(store=store)) as runner:
+        assert (await runner.run("q", "t", options=options)).content == "3.0"
 
 
 async def test_whoever_gets_a_deprecated_version_is_warned_where_he_stands_and_by_an_event() -> None:
