@@ -73,6 +73,8 @@ class PlanRequest(BaseModel):
 
     `user_preferences` may hold preferred_tools and avoid_tools (names), preferred_models, and optimize: "cost",
     "latency" or "quality". They order the tools that may serve, and exclude none.
+
+    `explore` False: a planner that learns takes what it knows to be best.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
@@ -88,6 +90,7 @@ class PlanRequest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     input_tokens: int | None = Field(default=None, ge=0)
     tenant: str | None = None
+    explore: bool = True
 
 
 class PlanDecision(BaseModel):
