@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 BOLD = 0.8
 """The width of a draw in standard deviations of the belief. Below 1 less is spent on looking; chosen on recordings."""
 LOOK_AT_LEAST = 20
 """Runs of a tool in its cell from which the gate holds for exploratory draws too."""
-FLOOR = 0.05
+FLOOR = 0.02
 """The share of a cell's first decision that goes to any tool; it falls as 1/sqrt(n)."""
-_GRID = 24
+_GRID = 16
 
 
 class Candidate(NamedTuple):
@@ -66,35 +66,38 @@ def chances(candidates: Sequence[Candidate], default: int | None, z: float, deci
 
 def chances_to_be_best(means: Sequence[float], sds: Sequence[float]) -> list[float]:
     """The chance of each of several independent normal variables to be the greatest, by the midpoint rule."""
-    count = len(means)
-    if count == 1:
-        return [1.0]
+    found = [0.0] * len(means)
     sds = [max(sd, 1e-6) for sd in sds]
-    low = max(mean - 3 * sd for mean, sd in zip(means, sds, strict=True))
-    near = [i for i in range(count) if means[i] + 3 * sds[i] > low]
-    found = [0.0] * count
-    high = max(means[i] + 3.5 * sds[i] for i in near)
-    step = (high - low) / _GRID
-    if len(near) == 1 or step <= 0:
-        found[max(near, key=lambda i: means[i])] = 1.0
+    low = max([mean - 3 * sd for mean, sd in zip(means, sds, strict=True)])
+    near = [(i, mean, sd) for i, (mean, sd) in enumerate(zip(means, sds, strict=True)) if mean + 3 * sd > low]
+    if len(near) == 1:
+        found[near[0][0]] = 1.0
         return found
-    scales = [1 / (sds[i] * _ROOT2) for i in near]
-    erf, places = math.erf, list(range(len(near)))
-    middles = [means[i] for i in near]
-    before = [0.5 + 0.5 * erf((low - middle) * scale) for middle, scale in zip(middles, scales, strict=True)]
-    for tick in range(1, _GRID + 1):
-        x = low + step * tick
-        after = [0.5 + 0.5 * erf((x - middle) * scale) for middle, scale in zip(middles, scales, strict=True)]
-        half = [(a + b) / 2 + 1e-12 for a, b in zip(before, after, strict=True)]
-        product = math.prod(half)
-        for place in places:
-            found[near[place]] += (after[place] - before[place]) * product / half[place]
-        before = after
-    total = sum(found)
+    step = (max([mean + 3 * sd for _, mean, sd in near]) - low) / _GRID
+    ticks = [low + step * tick for tick in range(_GRID + 1)]
+    erf = math.erf
+    shares = []
+    for _, mean, sd in near:
+        scale = _ROOT2 * sd
+        shares.append([erf((x - mean) / scale) + _ONE for x in ticks])
+    middles = [[a + b for a, b in pairwise(share)] for share in shares]
+    together = [math.prod(column) for column in zip(*middles, strict=True)]
+    total = 0.0
+    for (i, _, _), share, middle in zip(near, shares, middles, strict=True):
+        found[i] = sum([(b - a) * all_ / m for (a, b), all_, m in zip(pairwise(share), together, middle, strict=True)])
+        total += found[i]
     return [chance / total for chance in found]
 
 
+def chance_to_beat(one: Candidate, other: Candidate) -> float:
+    """Of one to be worth more than another."""
+    spread = math.hypot(one.sd, other.sd)
+    return 0.5 + 0.5 * math.erf((one.utility - other.utility) / (spread * _ROOT2)) if spread else 0.5
+
+
 _ROOT2 = math.sqrt(2)
+_ONE = 1 + 1e-12
+"""Twice a distribution function is erf + 1; a little more, so that nothing is divided by 0."""
 
 
 def drawn(chances: Sequence[float], number: float) -> int:

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool
 from steer_llm_sdk.orchestration.planning.beliefs import Beliefs, Line, Seen
 from steer_llm_sdk.orchestration.planning.change import Watch, kept, watched
-from steer_llm_sdk.orchestration.planning.choosing import Candidate, best, chances, chances_to_be_best, drawn
+from steer_llm_sdk.orchestration.planning.choosing import Candidate, best, chance_to_beat, chances, drawn
 from steer_llm_sdk.orchestration.planning.eligibility import characters_of
 from steer_llm_sdk.orchestration.planning.learning_log import Decided, line_of
 from steer_llm_sdk.orchestration.planning.neighbours import Nearby, Neighbours, Outcome, Prompt
@@ -44,7 +44,7 @@ __all__ = ["LearnedPlanner", "Neighbours", "Pacing"]
 MOST_CANDIDATES = 12
 """Tools that are weighed for one request. With more of them, those that promise most are looked for now and then."""
 LOOK_AROUND = 64
-"""Observations after which the promising ones are looked for again."""
+"""Decisions of a task type, and an eighth of those before, after which the promising ones are looked for again."""
 MOST_PENDING = 100_000
 """Decisions whose feedback is waited for; the oldest go first."""
 STILL_COMES = 1_000
@@ -74,7 +74,7 @@ class _Pending:
     cost: float | None = None
     ms: float | None = None
     row: int | None = None
-    shared: bool = False
+    decided: bool = True
 
 
 class _Choice(NamedTuple):
@@ -180,12 +180,23 @@ class LearnedPlanner(Planner):
         home = self._home(asked, available_tools, context)
         characters = characters_of(asked)
         prompt = None if self.neighbours is None else Prompt.of(_text_of(asked))
-        nearby = self._nearby(prompt)
+        nearby = self._nearby(task, prompt)
         few = self._few(task, names, home, available_tools, allowed)
         weighed = self._weighed(task, few, home, available_tools, characters, nearby, allowed.weights)
         affordable = self._affordable(task, weighed, names, available_tools, characters)
         choice = self._choose(task, affordable, home, available_tools, context)
         return self._decision(choice, task, asked, available_tools, context, characters, prompt, allowed)
+
+    def expected(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> list[Candidate]:
+        """What is believed of each tool that may serve the request, the one worth most first. Nothing is decided."""
+        asked = {"query": request} if isinstance(request, str) else request
+        allowed = self.rules.allowed(asked, available_tools, context)
+        names, task = self._usable(allowed, context), task_type_of(asked) or ""
+        home = self.default_tool or names[0]
+        nearby = self._nearby(task, None if self.neighbours is None else Prompt.of(_text_of(asked)))
+        weights = allowed.weights
+        found = self._weighed(task, names, home, available_tools, characters_of(asked), nearby, weights)
+        return sorted(found, key=lambda candidate: -candidate.utility)
 
     def _usable(self, allowed: Allowed, context: PlanRequest | None) -> Sequence[str]:
         names = allowed.eligible.names
@@ -205,29 +216,35 @@ class LearnedPlanner(Planner):
         """Those that are weighed: all of a few; of many the default and those that promise most."""
         if len(names) <= MOST_CANDIDATES:
             return names
-        known = self._promising.get(task)
-        if known is not None and self.beliefs.seen - known[1] < LOOK_AROUND and known[0] == names:
+        known, decided = self._promising.get(task), self._decided.get(task, 0)
+        if known is not None and decided < known[1] and known[0] == names:
             return known[2]
         found = self._most_promising(task, names, home, tools, allowed.weights)
         if len(self._promising) >= MOST_PENDING // 100:
             self._promising.clear()
-        self._promising[task] = (names, self.beliefs.seen, found)
+        self._promising[task] = (names, decided + LOOK_AROUND + decided // 8, found)
         return found
 
     def _most_promising(
         self, task: str, names: Sequence[str], home: str, tools: Tools, weights: Mapping[str, float]
     ) -> list[str]:
-        beliefs, scale = self.beliefs, self._cost_scale(home, names, tools)
+        """Those that nothing is known of promise the same: some are taken by chance, and each has its turn."""
+        beliefs, price = self.beliefs, self._price()
+        scale = self._cost_scale(home, (), tools) if price else 0.0
+        known, unknown = [], []
+        for name in names:
+            (known if _arm(tools[name]) in beliefs.arms or name in weights else unknown).append(name)
 
         def promise(name: str) -> float:
             arm = _arm(tools[name])
             belief = beliefs.reward(task, arm)
-            cost = self._cost(task, tools[name], arm, 0)
-            price = self._price() * cost / scale if cost is not None and scale else 0.0
-            return belief.mean + 2 * belief.sd - price + weights.get(name, 0.0) + 1e-6 * self._chance()
+            cost = self._cost(task, tools[name], arm, 0) if scale else None
+            return belief.mean + 2 * belief.sd - (price * cost / scale if cost else 0.0) + weights.get(name, 0.0)
 
-        found = sorted(names, key=promise, reverse=True)[:MOST_CANDIDATES]
-        return found if home in found or home not in tools or home not in names else [home, *found[:-1]]
+        first = int(self._chance() * len(unknown))
+        some = [unknown[(first + n) % len(unknown)] for n in range(min(MOST_CANDIDATES // 2, len(unknown)))]
+        found = sorted([*known, *some], key=promise, reverse=True)[:MOST_CANDIDATES]
+        return found if home in found or home not in names else [home, *found[:-1]]
 
     def _weighed(
         self,
@@ -292,10 +309,15 @@ class LearnedPlanner(Planner):
             return weighed
         most = [self._most(task, tools[candidate.name], characters) for candidate in weighed]
         kept = [candidate for candidate, cost in zip(weighed, most, strict=True) if paced.admits(cost)]
+        # What the others will need at least is not spent on this one.
+        least = min([self._usual_cost(tools[name]) or 0.0 for name in (c.name for c in weighed)])
+        for_all = [c for c, cost in zip(weighed, most, strict=True) if paced.leaves_enough(cost, least)]
+        if for_all:
+            return for_all
         if not kept:
             used = paced.spent + paced.reserved
             raise BudgetExceeded("cost", paced.pacing.budget_usd, used + min(most), [c.name for c in weighed])
-        return kept
+        return [min(zip(weighed, most, strict=True), key=lambda pair: pair[1])[0]]
 
     def _most(self, task: str, tool: ToolMetadata, characters: int) -> float:
         """USD that a request is held to cost at most: what is reserved for it."""
@@ -303,10 +325,10 @@ class LearnedPlanner(Planner):
         expected = self._cost(task, tool, arm, characters) or 0.0
         return expected * MARGIN * self._worst.get(arm, 1.0)
 
-    def _nearby(self, prompt: Prompt | None) -> Mapping[str, Nearby]:
+    def _nearby(self, task: str, prompt: Prompt | None) -> Mapping[str, Nearby]:
         if prompt is None or self.neighbours is None:
             return {}
-        return self.neighbours.near(prompt, lambda task, arm: self.beliefs.reward(task, arm).mean)
+        return self.neighbours.near(prompt, task, lambda of, arm: self.beliefs.reward(of, arm).mean)
 
     def _explores(self, context: PlanRequest | None) -> bool:
         if self.explore == "off" or (context is not None and not context.explore):
@@ -380,7 +402,7 @@ class LearnedPlanner(Planner):
                 "estimated_duration_ms": self.estimate_duration(tool, options)
                 if duration is None
                 else math.ceil(duration),
-                "confidence": min(1.0, _confidence(choice, chosen)),
+                "confidence": _confidence(choice, chosen),
                 "reasoning": _reasoning(choice, chosen, self.shadow),
                 "metadata": metadata,
             }
@@ -481,7 +503,7 @@ class LearnedPlanner(Planner):
         pending.ms = ms if told_ms else pending.ms
         if reward is not None:
             pending.reward = reward
-            if first:
+            if first and pending.decided:
                 self._look_for_change(cell, reward)
         return more, line, freed
 
@@ -494,7 +516,7 @@ class LearnedPlanner(Planner):
         return cost / by_line if by_line else 1.0
 
     def _settle(self, pending: _Pending, cost: float | None) -> float:
-        if self._paced is None or cost is None or pending.cost is not None:
+        if self._paced is None or cost is None or pending.cost is not None or not pending.decided:
             return 0.0
         self._paced = self._paced.settle(pending.reserved, cost)
         freed, pending.reserved = cost - pending.reserved, 0.0
@@ -554,7 +576,7 @@ class LearnedPlanner(Planner):
             at: int | None = None
             for name, reward in row["scores"].items():
                 arm = name if "@" in name else f"{name}@1.0.0"
-                pending = _Pending(task, arm, len(text), None, 0.0, prompt, None, row=at)
+                pending = _Pending(task, arm, len(text), None, 0.0, prompt, None, row=at, decided=False)
                 self._learn(pending, _told("reward", reward, 1.0), costs.get(name), None)
                 at = pending.row
                 count += 1
@@ -566,9 +588,10 @@ def _arm(tool: ToolMetadata) -> str:
 
 
 def _confidence(choice: _Choice, chosen: int) -> float:
-    """The chance that it is the best of those that were weighed."""
-    candidates = choice.candidates
-    return chances_to_be_best([c.utility for c in candidates], [c.sd for c in candidates])[chosen]
+    """The chance that it is worth more than the best of the others."""
+    taken = choice.candidates[chosen]
+    others = [candidate for candidate in choice.candidates if candidate is not taken]
+    return min(1.0, chance_to_beat(taken, max(others, key=lambda other: other.utility))) if others else 1.0
 
 
 def _reasoning(choice: _Choice, chosen: int, shadow: bool) -> str:

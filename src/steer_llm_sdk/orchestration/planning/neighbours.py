@@ -5,6 +5,8 @@ prompts, w = exp(beta (cos - 0.55)), and with r the reward less what was expecte
 
     p_m(x) = theta_gm + slope_m z(x) + sum w r / (n1 + sum w)
 
+A prompt of another task type counts w^2 / 4: only where it reads nearly the same.
+
 z is the standardised logarithm of the prompt's length; its slope is fitted per tool by ridge regression on r. Words are
 hashed by CRC-32, the same in every process.
 """
@@ -15,7 +17,7 @@ import math
 import re
 import zlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -61,7 +63,7 @@ class Neighbours:
     """`k` nearest prompts count, with `beta` and `prior` as in the formula above. Of more than `capacity` known prompts
     the older half is forgotten."""
 
-    def __init__(self, k: int = 100, beta: float = 10.0, prior: float = 20.0, capacity: int = 20_000) -> None:
+    def __init__(self, k: int = 50, beta: float = 5.0, prior: float = 5.0, capacity: int = 20_000) -> None:
         if k < 1 or capacity < 2 * k or beta < 0 or prior <= 0:
             raise ValueError(
                 f"Neighbours(k={k}, beta={beta}, prior={prior}, capacity={capacity}): "
@@ -143,17 +145,18 @@ class Neighbours:
         spread = math.sqrt(max(squares / n - mean * mean, 0.0))
         return max(-3.0, min(3.0, (length - mean) / spread)) if spread > 1e-9 else 0.0
 
-    def near(self, prompt: Prompt, expected: Mapping[tuple[str, str], float] | Any) -> Mapping[str, Nearby]:
+    def near(self, prompt: Prompt, task: str, expected: Callable[[str, str], float]) -> Mapping[str, Nearby]:
         """By arm. `expected(task, arm)` is what is believed without neighbours."""
         z = self._standard(prompt.length)
         slopes = {arm: z * xr / (xx + _RIDGE) for arm, (xr, xx) in self._slopes.items()}
         sums: dict[str, list[float]] = {}
         known: dict[tuple[str, str], float] = {}
-        for row, weight in self._nearest(prompt):
-            for task, arm, reward in self._outcomes[row].values():
-                base = known.get((task, arm))
+        for row, weight_of_alike in self._nearest(prompt):
+            for of, arm, reward in self._outcomes[row].values():
+                weight = weight_of_alike if of == task else weight_of_alike**2 / 4
+                base = known.get((of, arm))
                 if base is None:
-                    base = known[task, arm] = expected(task, arm)
+                    base = known[of, arm] = expected(of, arm)
                 z_of = self._standard(self._prompts[row].length)
                 xr, xx = self._slopes[arm]
                 residual = reward - base - z_of * xr / (xx + _RIDGE)

@@ -1,6 +1,6 @@
 """Spending a budget over the requests it is for: a price that rises while too much is spent, and falls after.
 
-    price <- max(0, price + 0.01 (c / cbar - 1)),   cbar = what is left / requests still expected
+    price <- max(0, price + eta (c / cbar - 1)),   cbar = what is left / requests still expected
 
 (dual descent; Balseiro and Gur 2019). What a request may cost at most is reserved before it is sent, so the limit holds
 whatever the price does.
@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 RATE = 0.01
+ENDING = 0.5
+CUSHION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,17 @@ class Paced:
     def admits(self, most: float) -> bool:
         return most <= self.left
 
+    def leaves_enough(self, most: float, least: float) -> bool:
+        """Whether each of the requests that are still expected could have `least` after it, some a little more."""
+        expected = self.pacing.requests - self.admitted - 1
+        return most + (least * (expected + CUSHION) if expected > 0 else 0.0) <= self.left
+
     def admit(self, expected: float, most: float) -> Paced:
         """One more request, expected to cost `expected` and at most `most`."""
         share = self.fair_share
-        step = RATE * (expected / share - 1) if share > 0 else RATE
+        # Towards the end little is left to make up for a price that is wrong.
+        rate = max(RATE, ENDING / max(self.pacing.requests - self.admitted, 1))
+        step = rate * (expected / share - 1) if share > 0 else rate
         return replace(
             self, reserved=self.reserved + most, admitted=self.admitted + 1, price=max(0.0, self.price + step)
         )
