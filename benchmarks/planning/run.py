@@ -120,7 +120,7 @@ class Kept(Neighbours):
 
 
 def taught(rows: Sequence[Row], typed: bool, neighbours: Neighbours | None, **options: Any) -> LearnedPlanner:
-    planner = LearnedPlanner(default_tool=best_single(rows), explore="off", neighbours=neighbours or False, **options)
+    planner = LearnedPlanner(default_tool=best_single(rows), explore="off", neighbours=neighbours, **options)
     planner.learn(row.taught(typed) for row in rows)
     return planner
 

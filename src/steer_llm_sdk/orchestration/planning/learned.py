@@ -115,7 +115,7 @@ class LearnedPlanner(Planner):
         latency_target_ms: float | None = None,
         gate: float = 1.0,
         pacing: Pacing | None = None,
-        neighbours: Neighbours | bool = False,
+        neighbours: Neighbours | bool | None = None,
         shadow: bool = False,
         log: Callable[[str], object] | None = None,
         space: str = "planner",
@@ -132,7 +132,7 @@ class LearnedPlanner(Planner):
         self.explore: Explore = _explore(explore)
         self.shadow = shadow
         self.beliefs = Beliefs()
-        self.neighbours = Neighbours() if neighbours is True else neighbours or None
+        self.neighbours = Neighbours() if neighbours is True else None if neighbours is False else neighbours
         self._paced = None if pacing is None else Paced(pacing)
         self._log = log
         self._chance = chance
@@ -231,7 +231,8 @@ class LearnedPlanner(Planner):
         """Those that nothing is known of promise the same: some are taken by chance, and each has its turn."""
         beliefs, price = self.beliefs, self._price()
         scale = self._cost_scale(home, (), tools) if price else 0.0
-        known, unknown = [], []
+        known: list[str] = []
+        unknown: list[str] = []
         for name in names:
             (known if _arm(tools[name]) in beliefs.arms or name in weights else unknown).append(name)
 

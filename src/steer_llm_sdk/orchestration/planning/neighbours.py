@@ -82,9 +82,6 @@ class Neighbours:
         self._rows: dict[int, array[int]] = {}
         self._aged = 0
 
-    def __len__(self) -> int:
-        return len(self._prompts)
-
     def add(self, prompt: Prompt, outcome: Outcome, expected: float, row: int | None = None) -> int:
         """An outcome of a prompt, known as `row` if it has others. `expected` is what was believed without it."""
         if row is None or row >= len(self._prompts) or self._prompts[row] is not prompt:
