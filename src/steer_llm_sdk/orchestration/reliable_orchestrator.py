@@ -159,6 +159,8 @@ class ReliableOrchestrator(BaseOrchestrator):
         context = PlanRequest.model_construct(**copied(dict(context)))
         view = self._view(run)
         tools = view if _is_ours(type(self.planner)) else Copies(view)
+        if run.options.deterministic:
+            context.explore = False
         try:
             decision = await self.planner.plan(copied(run.request), tools, context)
         except NoEligibleTool as error:

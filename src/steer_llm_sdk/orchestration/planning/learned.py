@@ -9,13 +9,15 @@ Rules come first: what they pin is not chosen again, and what they forbid is not
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import logging
 import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +27,10 @@ from steer_llm_sdk.orchestration.planning.change import Watch, kept, watched
 from steer_llm_sdk.orchestration.planning.choosing import Candidate, best, chance_to_beat, chances, drawn
 from steer_llm_sdk.orchestration.planning.eligibility import characters_of
 from steer_llm_sdk.orchestration.planning.learning_log import Decided, line_of
-from steer_llm_sdk.orchestration.planning.neighbours import Nearby, Neighbours, Outcome, Prompt
+from steer_llm_sdk.orchestration.planning.neighbours import Known, Nearby, Neighbours, Prompt
 from steer_llm_sdk.orchestration.planning.pacing import Paced, Pacing
 from steer_llm_sdk.orchestration.planning.planner import (
+    Outcome,
     PlanDecision,
     Planner,
     PlanRequest,
@@ -55,6 +58,7 @@ MOST_FALLBACKS = 10
 
 Tools = Mapping[str, ToolMetadata]
 Explore = Literal["auto", "thompson", "off"]
+Evaluator = Callable[[Any, Any], float | Awaitable[float | None] | None]
 _log = logging.getLogger(__name__)
 _NO_NEIGHBOUR = Nearby()
 
@@ -100,6 +104,10 @@ class LearnedPlanner(Planner):
     the rules' own choice, or the default, is what is decided; what would have been chosen is in
     `metadata["shadow"]`. `log` gets a line of JSON for each decision with a reward, for `steer-llm plan evaluate`.
 
+    Of runs that an orchestrator made it learns cost and duration by itself, and that a failure is worth 0. How good an
+    answer was says `evaluator(request, content)`, 0 to 1 or None, which may be async; with `trust_confidence` the
+    confidence of an evidence bundle; and `feedback`, from whoever knows, whose word replaces the others.
+
     A decision's `metadata` has `decision_id` and `propensity`, the chance with which the tool was chosen.
     """
 
@@ -117,6 +125,8 @@ class LearnedPlanner(Planner):
         pacing: Pacing | None = None,
         neighbours: Neighbours | bool | None = None,
         shadow: bool = False,
+        evaluator: Evaluator | None = None,
+        trust_confidence: bool = False,
         log: Callable[[str], object] | None = None,
         space: str = "planner",
         chance: Callable[[], float] = random.random,
@@ -134,6 +144,9 @@ class LearnedPlanner(Planner):
         self.beliefs = Beliefs()
         self.neighbours = Neighbours() if neighbours is True else None if neighbours is False else neighbours
         self._paced = None if pacing is None else Paced(pacing)
+        self._evaluator = evaluator
+        self._trust_confidence = trust_confidence
+        self._telling: set[asyncio.Task[Any]] = set()
         self._log = log
         self._chance = chance
         self._watches: dict[tuple[str, str], Watch] = {}
@@ -469,15 +482,85 @@ class LearnedPlanner(Planner):
         if pending is None:
             _log.debug("feedback for the decision %s, which is not known", decision_id)
             return False
-        more, line, freed = self._learn(pending, reward, cost_usd, latency_ms)
-        if reward is not None:
-            self._last_feedback = self._decisions
-            if self._log is not None and pending.logged is not None:
-                self._log(line_of(decision_id, pending.logged, reward, pending.cost, pending.ms))
+        more, line, freed = self._feed(decision_id, pending, reward, cost_usd, latency_ms)
         if shared is not None:
             await shared.add((pending.task, pending.arm), pending.arm, more, line, freed)
             await shared.keep(decision_id, _packed(pending))
         return True
+
+    def _feed(
+        self, decision_id: str, pending: _Pending, reward: float | None, cost: float | None, ms: float | None
+    ) -> tuple[Seen, Line | None, float]:
+        added = self._learn(pending, reward, cost, ms)
+        if reward is not None:
+            self._last_feedback = self._decisions
+            if self._log is not None and pending.logged is not None:
+                self._log(line_of(decision_id, pending.logged, reward, pending.cost, pending.ms))
+        return added
+
+    def observe(self, request: Any, decision: PlanDecision, outcomes: Sequence[Outcome]) -> None:
+        self.rules.observe(request, decision, outcomes)
+        decision_id = decision.metadata.get("decision_id", "")
+        pending = self._pending.get(decision_id)
+        if pending is None:
+            return
+        for outcome in outcomes:
+            arm = f"{outcome.tool}@{outcome.version}"
+            if outcome.tool != decision.selected_tool or arm != pending.arm:
+                self._beside(pending, arm, outcome)
+                continue
+            reward = self._judged(request, outcome)
+            if self._shared is None and not inspect.isawaitable(reward):
+                self._feed(decision_id, pending, reward, outcome.cost_usd, outcome.duration_ms)
+            else:
+                self._tell(self._observed(decision_id, reward, outcome))
+
+    def _judged(self, request: Any, outcome: Outcome) -> float | Awaitable[float | None] | None:
+        if not outcome.succeeded:
+            return 0.0
+        if self._evaluator is None:
+            return outcome.confidence if self._trust_confidence else None
+        try:
+            found = self._evaluator(request, outcome.content)
+            return found if inspect.isawaitable(found) else _told("the evaluator's reward", found, 1.0)
+        except Exception:
+            _log.warning("the evaluator failed; nothing is learned of the answer of %r", outcome.tool, exc_info=True)
+            return None
+
+    async def _observed(
+        self, decision_id: str, reward: float | Awaitable[float | None] | None, outcome: Outcome
+    ) -> None:
+        try:
+            known = await reward if inspect.isawaitable(reward) else reward
+            _told("the evaluator's reward", known, 1.0)
+        except Exception:
+            _log.warning("the evaluator failed; nothing is learned of the answer of %r", outcome.tool, exc_info=True)
+            known = None
+        await self.feedback(decision_id, known, outcome.cost_usd, outcome.duration_ms)
+
+    def _beside(self, pending: _Pending, arm: str, outcome: Outcome) -> None:
+        """A fallback: what it cost is spent from the same budget, and that it failed is known of it too."""
+        other = _Pending(pending.task, arm, pending.characters, None, 0.0, None, None)
+        reward = None if outcome.succeeded else 0.0
+        more, line, freed = self._learn(other, reward, outcome.cost_usd, outcome.duration_ms)
+        if self._shared is not None:
+            self._tell(self._shared.add((other.task, arm), arm, more, line, freed))
+
+    def _tell(self, work: Coroutine[Any, Any, Any]) -> None:
+        """No run waits for what is learned of it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._was_told)
+
+    def _was_told(self, task: asyncio.Task[Any]) -> None:
+        self._telling.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.warning("what a run told could not be learned", exc_info=task.exception())
+
+    async def settled(self) -> None:
+        """Wait until everything that runs told has been learned."""
+        while self._telling:
+            await asyncio.wait(self._telling)
 
     def _learn(
         self, pending: _Pending, reward: float | None, cost: float | None, ms: float | None
@@ -487,7 +570,7 @@ class LearnedPlanner(Planner):
         first = pending.reward is None
         if pending.prompt is not None and reward is not None and self.neighbours is not None:
             expected = self.beliefs.reward(*cell).mean
-            outcome = Outcome(pending.task, pending.arm, reward)
+            outcome = Known(pending.task, pending.arm, reward)
             pending.row = self.neighbours.add(pending.prompt, outcome, expected, pending.row)
         runs = float(first) if reward is not None else 0.0
         gain = 0.0 if reward is None else reward - (pending.reward or 0.0)

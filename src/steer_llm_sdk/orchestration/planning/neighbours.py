@@ -43,7 +43,7 @@ class Prompt(NamedTuple):
         return cls(frozenset(grams), math.log1p(len(text)))
 
 
-class Outcome(NamedTuple):
+class Known(NamedTuple):
     """The reward of one tool for a known prompt of a task type."""
 
     task: str
@@ -77,12 +77,12 @@ class Neighbours:
 
     def _clear(self) -> None:
         self._prompts: list[Prompt] = []
-        self._outcomes: list[dict[str, Outcome]] = []
+        self._outcomes: list[dict[str, Known]] = []
         self._norms = array("f")
         self._rows: dict[int, array[int]] = {}
         self._aged = 0
 
-    def add(self, prompt: Prompt, outcome: Outcome, expected: float, row: int | None = None) -> int:
+    def add(self, prompt: Prompt, outcome: Known, expected: float, row: int | None = None) -> int:
         """An outcome of a prompt, known as `row` if it has others. `expected` is what was believed without it."""
         if row is None or row >= len(self._prompts) or self._prompts[row] is not prompt:
             row = self._append(prompt)
@@ -105,7 +105,7 @@ class Neighbours:
             self._norms[self._aged] = self._norm(self._prompts[self._aged])
         return row
 
-    def _index(self, prompt: Prompt, outcomes: dict[str, Outcome]) -> None:
+    def _index(self, prompt: Prompt, outcomes: dict[str, Known]) -> None:
         row = len(self._prompts)
         self._prompts.append(prompt)
         self._outcomes.append(outcomes)

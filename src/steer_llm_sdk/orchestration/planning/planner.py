@@ -116,7 +116,8 @@ class PlanDecision(BaseModel):
 
 class Outcome(NamedTuple):
     """How one tool of a decision did in a run. `cost_usd` is None where nobody knows; `duration_ms`, from its first
-    attempt to the end of the last, where it did not answer. `runs`: so many runs went by of which this is one."""
+    attempt to the end of the last, where it did not answer. `runs`: so many runs went by of which this is one. Of the
+    tool that answered, `content` is its answer, and `confidence` that of its evidence bundle, if it gave one."""
 
     tool: str
     version: str
@@ -124,6 +125,8 @@ class Outcome(NamedTuple):
     cost_usd: float | None = None
     duration_ms: float | None = None
     runs: int = 1
+    content: Any = None
+    confidence: float | None = None
 
 
 class Planner(ABC):
