@@ -311,8 +311,8 @@ class _Judge:
         return (statistics.fmean(gains), *self._bounds(gains))
 
     def at_fixed_quality(self, reference: str) -> Mapping[str, float] | None:
-        """The cheapest policy whose lower bound has FIXED_QUALITY of the reference's reward, with shares of its reward and
-        cost; None where the log shows none."""
+        """The cheapest policy whose lower bound has FIXED_QUALITY of the reference's reward, with shares of that reward
+        and of its cost; None where the log shows none."""
         home = self.value(_always(reference))
         if not home.cost_usd or not home.dr:
             return None
