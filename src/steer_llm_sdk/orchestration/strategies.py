@@ -28,7 +28,6 @@ from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer, NotAcceptable, ToolCall, answer_of_one
 from steer_llm_sdk.orchestration.models.evidence_bundle import (
     BundleMetadata,
-    BundleSummary,
     EvidenceBundle,
     Replicate,
     ReplicateQuality,
@@ -362,7 +361,7 @@ def _bundle(done: Mapping[int, Done], fields: Sequence[str] | None, elapsed_ms: 
     return EvidenceBundle(
         meta=BundleMetadata(task="merge", k=len(done), total_elapsed_ms=round(elapsed_ms, 1)),
         replicates=replicates,
-        summary=summary if isinstance(summary, BundleSummary) else BundleSummary.of(summary),
+        summary=summary,
         usage_total=usage,
         cost_total_usd=cost,
     )
