@@ -51,7 +51,8 @@ class Observer:
             self._left = self._stride - 1
         tool, spending = answer.tool, run.spending
         cost = spending[0][1].cost_usd if spending else None
-        outcome = Outcome(tool.name, tool.version, True, cost, timeline[0]["elapsed_ms"], self._stride if many else 1)
+        stood_for, took = self._stride if many else 1, timeline[0]["elapsed_ms"]
+        outcome = Outcome(tool.name, tool.version, True, cost, took, stood_for, *_said(answer))
         self._planner.observe(run.request, self._decision, (outcome,))
 
 
@@ -72,7 +73,16 @@ def _outcomes(run: Run, steps: Sequence[ToolCall], answer: Answer) -> Iterator[O
         took = max(line["started_ms"] + line["elapsed_ms"] for line in lines) - min(
             line["started_ms"] for line in lines
         )
-        yield Outcome(name, version, answered, sum(costs) if costs else None, took if answered else None)
+        said = _said(answer) if answered else ()
+        yield Outcome(name, version, answered, sum(costs) if costs else None, took if answered else None, 1, *said)
+
+
+def _said(answer: Answer) -> tuple[Any, float | None]:
+    """The content, and the confidence of a bundle."""
+    result = answer.result
+    if result is None:
+        return None, None
+    return result.content, None if result.bundle is None else result.bundle.summary.confidence
 
 
 def _is_its_own(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool, ToolNotFound
 from steer_llm_sdk.models.plain import copied, copier
 from steer_llm_sdk.orchestration._call import Call, Run
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from steer_llm_sdk.reliability.shared.state import SharedState
 
 _log = logging.getLogger(__name__)
+
+# Loaded by the first run that uses several tools for one answer.
+_late = looked_up(__name__, {"of_decision": "steer_llm_sdk.orchestration.strategies"})
 
 
 @cache
@@ -155,6 +159,8 @@ class ReliableOrchestrator(BaseOrchestrator):
         context = PlanRequest.model_construct(**copied(dict(context)))
         view = self._view(run)
         tools = view if _is_ours(type(self.planner)) else Copies(view)
+        if run.options.deterministic:
+            context.explore = False
         try:
             decision = await self.planner.plan(copied(run.request), tools, context)
         except NoEligibleTool as error:
@@ -173,19 +179,20 @@ class ReliableOrchestrator(BaseOrchestrator):
         return view
 
     def _carry_out(self, decision: PlanDecision, most_fallbacks: int, run: Run) -> Plan:
-        if decision.execution_strategy is not ExecutionStrategy.SINGLE:
-            raise InvalidRequest(
-                "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'
-            )
+        single = decision.execution_strategy is ExecutionStrategy.SINGLE
         tools, shown = [self._chosen(decision, run)], plan_shown(decision)
         shown["tool_version"] = tools[0].version
-        if most_fallbacks and decision.fallback_tools:
+        if decision.fallback_tools and (most_fallbacks or not single):
             fallbacks, missing = self._fallbacks(decision, run)
-            tools += fallbacks[:most_fallbacks]
+            tools += fallbacks[:most_fallbacks] if single else fallbacks
             if missing:
                 shown["missing_tools"] = missing
         steps = tuple(ToolCall.of(tool, decision.tool_options) for tool in tools)
-        return Plan(steps, copier(shown), self._observer(decision))
+        if single:
+            return Plan(steps, copier(shown), self._observer(decision))
+        shown["execution_strategy"] = decision.execution_strategy.value
+        strategy = _late("of_decision")(decision, steps, self._min_confidence(run.options))
+        return Plan(steps, copier(shown), self._observer(decision), strategy)
 
     def _chosen(self, decision: PlanDecision, run: Run) -> Tool:
         name, version = decision.selected_tool, decision.tool_version

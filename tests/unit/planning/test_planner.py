@@ -52,6 +52,7 @@ def test_a_plan_request_starts_empty() -> None:
         "versions": {},
         "input_tokens": None,
         "tenant": None,
+        "explore": True,
     }
 
 
