@@ -230,10 +230,10 @@ class DurableOrchestrator(ReliableOrchestrator):
 
     # ── one run ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _work(self, run: Run) -> OrchestrationOutput:
+    async def _work(self, run: Run, plan: Plan | None = None) -> OrchestrationOutput:
         # Within a run, and so within one of its steps, another run is a part of it.
         if journal_of_run.get() is not None:
-            return await super()._work(run)
+            return await super()._work(run, plan)
         runner = await self.started()
         task = asyncio.current_task()
         assert task is not None
