@@ -241,7 +241,8 @@ def selective_risk(tasks: Tasks) -> Iterable[Section]:
         ]
         right = fmean(fmean(each) for each in shares.values() if each) if acted else math.nan
         pooled = fmean(acted) if acted else math.nan
-        cells = [f"{100 * pooled:.1f}", f"{100 * right:.1f}", f"{100 * found.coverage(0.95):.1f}"]
+        cells = [f"{100 * pooled:.1f}", f"{100 * right:.1f}"] if acted else ["–", "–"]
+        cells.append(f"{100 * found.coverage(0.95):.1f}")
         rows.append([name, len(found.told), *cells, "; ".join(below)])
         if "refused" not in name:
             marks[f"{name}: 95 % right"] = not acted or pooled >= 0.95 - 2 * trusting.standard_error(
