@@ -465,8 +465,8 @@ async def budget(found: Scene, rounds: int) -> str:
     account = await found.account("team")
     made = sum(map(len, ends))
     told = (
-        f"{succeeded} of {made} calls paid; at most {_usd(found.provider.most_spent)} spent or under way at the provider, "
-        f" {_usd(most_there)} spent or reserved in the store ({looks} looks); "
+        f"{succeeded} of {made} calls paid; at most {_usd(found.provider.most_spent)} spent or under way at the "
+        f"provider, {_usd(most_there)} spent or reserved in the store ({looks} looks); "
         f"{_usd(account['spent_usd'])} at the end"
     )
     limit = round(LIMIT * PICO)
