@@ -348,3 +348,6 @@ class Call(Scope):
 
 
 current: ContextVar[Scope | None] = ContextVar("steer_llm_sdk.scope", default=None)
+
+replicate: ContextVar[str] = ContextVar("steer_llm_sdk.replicate", default="")
+"""Which answer of a bundle the running code is after ("r3"), so that its calls can be told from those of the others."""

@@ -530,6 +530,11 @@ class RateLimits:
         # Another thread may have been faster; then its gate is everybody's.
         return self.gates.setdefault(key, None if limit is None else _Gate(target, limit))
 
+    def waiting(self) -> dict[str, int]:
+        """How many calls wait in the queue of each target."""
+        gates = list(self.gates.items())
+        return {str(key): len(gate.state.line.waiters) for key, gate in gates if gate is not None}
+
 
 class RateLimiter:
     """The policy. `breakers` are looked at before a call queues, and when one that was sent has failed."""

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded, OrchestratorError
 from steer_llm_sdk.evidence import Summary, summarize
 from steer_llm_sdk.models.usage import add_usage
-from steer_llm_sdk.orchestration._call import time_left
+from steer_llm_sdk.orchestration._call import replicate, time_left
 from steer_llm_sdk.orchestration.models.evidence_bundle import (
     BundleMetadata,
     BundleSummary,
@@ -179,6 +179,7 @@ class _Making:
         return bool(self._running)
 
     async def _replicate(self, slot: Slot) -> _Made:
+        replicate.set(slot.id)
         await self._job.tell("replicate_started", {"replicate_id": slot.id, "seed": slot.seed})
         started = self._clock()
         outcome = await _undisturbed(self._job.produce(slot))
