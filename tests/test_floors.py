@@ -51,6 +51,7 @@ FLOORS = {
     "cli": WAYS,
     "testing": WAYS,
     "telemetry": WAYS,
+    "service": WAYS,
 }
 FRONTS = {"": FLOW, "orchestration": FLOW}
 """Packages that only say what is public of the floors below them."""
@@ -61,7 +62,7 @@ WHEN_USED = {"anthropic", "genai_prices", "h11", "httpx2", "jsonschema_rs", "ope
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {"email.utils", "importlib.metadata", "packaging.version"}
 """Some ms each: imported by the function that needs it, where few runs do."""
-HEAVY_ROOMS = (f"{PACKAGE}.providers._llm", f"{PACKAGE}.telemetry")
+HEAVY_ROOMS = (f"{PACKAGE}.providers._llm", f"{PACKAGE}.service", f"{PACKAGE}.telemetry")
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}
 """What the command line may import, and nothing else."""

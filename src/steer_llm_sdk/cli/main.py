@@ -15,6 +15,7 @@ from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
+from steer_llm_sdk.cli.serve import keys, serve
 from steer_llm_sdk.cli.simulate import simulate
 from steer_llm_sdk.cli.tools import tools
 
@@ -27,9 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, tools, doctor, simulate, record, demo):
+for _command in (run, serve, tools, doctor, simulate, record, demo):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
 app.add_typer(plan, name="plan")
+app.add_typer(keys, name="keys")
 
 
 def _print_version(wanted: bool) -> None:
