@@ -2,7 +2,8 @@
 
 A circuit shared by three instances that call two tools, with lost and late calls, in several configurations; an
 account with three attempts at once; a rate limit with two tenants; a retry budget; the claims of an idempotency key
-with zombies; the bound on attempts. Then defects are planted in the reducers, in memory, one at a time: each must break
+with zombies; the bound on attempts; a circuit that two instances share through a store, over a line that loses requests
+and answers. Then defects are planted in the reducers, in memory, one at a time: each must break
 a promise.
 
     sh scripts/prove explore [--depth N] [--states N]
@@ -27,19 +28,25 @@ from invariants.account_model import account_models
 from invariants.attempts_model import WAYS
 from invariants.circuit_model import circuit_models, unknown_fields
 from invariants.claim_model import ClaimModel
-from invariants.explore import Broken, Exploration, Explored
+from invariants.explore import LEAST_DEPTH, Broken, Exploration, Explored
 from invariants.limit_model import limit_models
 from invariants.retry_budget_model import retry_budget_models
+from invariants.sharing_model import SharingModel, sharing_models
 from steer_llm_sdk.reliability import circuit as breaker
 from steer_llm_sdk.reliability import rate_limit, retry_budget
 from steer_llm_sdk.reliability.budget import Account, Claim
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Open, Outcome
 from steer_llm_sdk.reliability.rate_limit import Line
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
+from steer_llm_sdk.reliability.shared import breaker as shared_breaker
+from steer_llm_sdk.reliability.shared import cell as shared_cell
+from steer_llm_sdk.reliability.shared import circuit as shared_circuit
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 PLANTED_DEPTH = 12
 PLANTED_STATES = 6_000
+SHARED_DEPTH = 7
+"""Of what two instances may do there are ten times as many worlds at each step."""
 
 # ── planted defects ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -310,6 +317,61 @@ def an_invalid_request_is_retried() -> Any:
     return patch.object(RetryPolicy, "allows", lambda self, error: True)
 
 
+@planted("shared circuit")
+def who_was_slower_writes_what_he_had() -> Any:
+    def lose(self: Any, tried: int, entry: Any) -> None:
+        self.version = entry.version
+
+    return patch.object(shared_cell.Cell, "_lose", lose)
+
+
+@planted("shared circuit")
+def what_is_told_late_is_believed() -> Any:
+    return patch.object(shared_cell, "newer", lambda known, entry: entry.text is not None)
+
+
+@planted("shared circuit")
+def who_is_alone_counts_as_the_store_does() -> Any:
+    def parted(shared: Any, time: int) -> Any:
+        return shared._replace(alone=shared_circuit.Alone({}))
+
+    return patch.object(shared_breaker, "parted", parted)
+
+
+@planted("shared circuit")
+def who_comes_back_overwrites_what_stands_there() -> Any:
+    return patch.object(shared_breaker, "rejoined", lambda stored, local, now: local._replace(alone=None))
+
+
+@planted("shared circuit")
+def what_failed_while_alone_is_forgotten() -> Any:
+    return patch.object(shared_breaker, "rejoined", lambda stored, local, now: stored)
+
+
+@planted("shared circuit")
+def a_probe_of_one_that_is_alone_answers_for_the_stores() -> Any:
+    whole = shared_breaker.parted
+
+    def parted(shared: Any, time: int) -> Any:
+        local = whole(shared, time)
+        return local._replace(circuit=replace(local.circuit, serial=shared.circuit.serial))
+
+    return patch.object(shared_breaker, "parted", parted)
+
+
+@planted("shared circuit")
+def a_probe_is_admitted_by_who_knows_of_no_other() -> Any:
+    whole = shared_cell.Cell._make
+
+    async def make(self: Any, pending: Any) -> None:
+        if any(isinstance(step, shared_circuit.Admission) for step, _ in pending):
+            self._alone(pending)
+        else:
+            await whole(self, pending)
+
+    return patch.object(shared_cell.Cell, "_make", make)
+
+
 for model, defect in (
     ("circuit", defects.half_open_admits_everybody),
     ("rate limit", defects.the_end_of_a_call_frees_no_place),
@@ -326,11 +388,16 @@ for model, defect in (
 
 
 def models() -> list[Any]:
-    return [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
+    found = [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
+    return [*found, *sharing_models()]
 
 
 def search(depth: int, states: int | None, only: str = "") -> Iterator[Explored]:
-    return (Exploration(model).run(depth, states) for model in models() if only in model.name)
+    return (
+        Exploration(model).run(depth, states, SHARED_DEPTH if isinstance(model, SharingModel) else LEAST_DEPTH)
+        for model in models()
+        if only in model.name
+    )
 
 
 def ways(only: str = "") -> Mapping[str, int | str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -104,16 +105,26 @@ def cancels(_: Any) -> Any:
     raise asyncio.CancelledError
 
 
+def exits(_: Any) -> Any:
+    sys.exit("enough")
+
+
+async def exits_later(_: Any) -> Any:
+    await asyncio.sleep(0.01)
+    sys.exit("enough")
+
+
 def writes(event: Any) -> Any:
     for payload in (getattr(event, name, None) for name in ("usage", "error", "delta", "metadata")):
         if isinstance(payload, dict):
             payload.clear()
 
 
-HANDLERS = [raises, raises_later, hangs, hangs_deaf, cancels, writes, lambda: None]
+HANDLERS = [raises, raises_later, hangs, hangs_deaf, cancels, exits, exits_later, writes, lambda: None]
 REDACTORS: list[Callable[..., Any]] = [
     raises,
     cancels,
+    exits,
     lambda content: content.clear(),
     lambda content: {},
     lambda: None,

@@ -191,6 +191,76 @@ async def test_a_tool_registered_later_is_planned_from_then_on() -> None:
     assert (await runner.run("q")).metadata["tool_name"] == "b"
 
 
+async def test_a_tool_that_moves_to_another_provider_is_planned_as_one_of_that() -> None:
+    a, b = ScriptedTool("a", err(503), OK("back"), provider="p"), ScriptedTool("b", provider="p")
+    runner = ruled(rule("r", "a", "b"), tools=(a, b))
+    await runner.run("q", options=NO_RETRY)
+    a.provider = "elsewhere"
+    output = await runner.run("q", options=NO_RETRY)
+    assert [(line["tool"], line["provider"]) for line in output.attempts] == [("a", "elsewhere")]
+    a._steps = [err(503)]
+    b.provider = "there"
+    output = await runner.run("q", options=NO_RETRY)
+    assert [(line["tool"], line["provider"]) for line in output.attempts] == [("a", "elsewhere"), ("b", "there")]
+
+
+class Same(RuleBasedPlanner):
+    """Answers with the same decision always, and changes it in place."""
+
+    decision = PlanDecision(selected_tool="a")
+
+    def decide(self, request: Any, available_tools: Any, context: Any = None) -> PlanDecision:
+        self.decision.selected_tool = request["query"]
+        self.decision.tool_options["n"] = len(self.decision.tool_options)
+        return self.decision
+
+
+async def test_a_decision_that_is_changed_in_place_is_carried_out_as_it_is_now() -> None:
+    a, b = ScriptedTool("a"), ScriptedTool("b")
+    runner = reliable(a, b, planner=Same())
+    names = [(await runner.run(name)).metadata["tool_name"] for name in ("a", "b", "a")]
+    assert (names, calls(a, b)) == (["a", "b", "a"], [2, 1])
+
+
+class Writes(Planner):
+    """Writes into what it is told of the tools."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    async def plan(self, request: Any, available_tools: Any, context: Any = None) -> PlanDecision:
+        tool = available_tools["a"]
+        self.seen.append((len(available_tools), [*available_tools], "b" in available_tools, tool.model_dump()))
+        assert available_tools["a"] is tool
+        tool.capabilities.append("flying")
+        tool.default_options["a"]["b"] = 2
+        tool.version = "9"
+        return PlanDecision(selected_tool="a")
+
+
+class WritesByRule(RuleBasedPlanner):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def decide(self, request: Any, available_tools: Any, context: Any = None) -> PlanDecision:
+        self.seen.append(available_tools["a"].model_dump())
+        available_tools["a"].capabilities.append("flying")
+        return super().decide(request, available_tools, context)
+
+
+@pytest.mark.parametrize("planner", [Writes(), WritesByRule()], ids=["planner", "rules"])
+async def test_a_planner_that_writes_into_what_it_is_told_changes_nothing(planner: Any) -> None:
+    tool = ScriptedTool("a", default_options={"a": {"b": 1}})
+    runner = reliable(tool, planner=planner)
+    for _ in range(2):
+        await runner.run("q")
+    first, second = planner.seen
+    assert first == second
+    assert runner.registry.get_tool_metadata("a")["capabilities"] == []
+    assert tool.default_options == {"a": {"b": 1}}
+
+
 async def test_a_fallback_that_is_not_registered_is_named_in_the_output_and_warned_of_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

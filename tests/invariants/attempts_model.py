@@ -106,9 +106,10 @@ def attempts_of_two_at_once(total: int = 4) -> int:
     def body(choices: Choices) -> None:
         given: list[tuple[float, str]] = []
         tool = _Pair("a", _Chosen(choices, given), provider="p")
-        output, _ = _run([tool], total)
+        output, ended = _run([tool], total)
         promise(len(tool.calls) <= total, f"at most {total} calls in all, and not {len(tool.calls)}")
         promise(len(output.attempts) == len(tool.calls), "every call is in the timeline")
+        promise(ended == max(at for at, _ in given), "nobody sleeps after the last attempt")
 
     return every_way(body)
 

@@ -67,9 +67,11 @@ class Exploration(Generic[W]):
         self._steps = 0
         self._last = ""
 
-    def run(self, depth: int, most_states: int | None = None) -> Explored:
-        """To `depth` steps, or until `most_states` are known, but LEAST_DEPTH steps at least. `depth` in the answer is
-        that of the last whole level."""
+    def run(self, depth: int, most_states: int | None = None, least_depth: int = LEAST_DEPTH) -> Explored:
+        """To `depth` steps, or until `most_states` are known, but `least_depth` steps at least.
+
+        `depth` in the answer is that of the last whole level.
+        """
         model = self._model
         first = model.start()
         key = self._key(first)
@@ -85,7 +87,7 @@ class Exploration(Generic[W]):
                     return self._result(reached, broken, came_from)
             level = found
             enough = most_states is not None and len(self._seen) > most_states
-            if not level or (enough and reached >= LEAST_DEPTH):
+            if not level or (enough and reached >= least_depth):
                 break
         return self._result(reached)
 

@@ -17,6 +17,7 @@ from invariants.claim_model import ClaimModel
 from invariants.explore import Exploration, Explored, Model
 from invariants.limit_model import limit_models
 from invariants.retry_budget_model import retry_budget_models
+from invariants.sharing_model import sharing_models
 from steer_llm_sdk.reliability.circuit import Circuit
 
 MODELS: list[Model[Any]] = [*circuit_models(), *account_models(), *limit_models(), *retry_budget_models(), ClaimModel()]
@@ -27,6 +28,13 @@ def test_no_short_history_breaks_a_promise(model: Model[Any]) -> None:
     explored = Exploration(model).run(depth=7)
     assert explored.broken is None, show(explored)
     assert explored.states > 50
+
+
+@pytest.mark.parametrize("model", sharing_models(), ids=lambda model: model.name)
+def test_no_short_history_of_instances_that_share_a_circuit_breaks_a_promise(model: Model[Any]) -> None:
+    explored = Exploration(model).run(depth=5)
+    assert explored.broken is None, show(explored)
+    assert explored.states > 500
 
 
 @pytest.mark.parametrize("name", WAYS)

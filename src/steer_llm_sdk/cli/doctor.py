@@ -15,6 +15,7 @@ import typer
 from rich.text import Text
 
 from steer_llm_sdk import __version__
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.cli._settings import configured
 from steer_llm_sdk.cli._show import WIDTH, console, printable
 from steer_llm_sdk.cli._who import which_tool, who_answers
@@ -23,7 +24,7 @@ from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, message_of
 from steer_llm_sdk.orchestration.planning import RuleBasedPlanner
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry, installed_tools
 from steer_llm_sdk.providers.discover import found_keys, local_servers, price_table_date
-from steer_llm_sdk.providers.models import APIS, INSTALL, MODEL_VARIABLE, configured_model, resolve_model
+from steer_llm_sdk.providers.models import APIS, MODEL_VARIABLE, configured_model, resolve_model
 from steer_llm_sdk.providers.simulated.recording import shipped_recording
 from steer_llm_sdk.reliability.idempotency import PATIENCE
 from steer_llm_sdk.reliability.stores import open_store
@@ -139,10 +140,10 @@ def _told(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"answers of {recorded['models']} models to {recorded['questions']} questions, in the package",
     )
     yield "tools", ", ".join(f"{name} {number}" for name, number in found["tools"].items()) or "none"
-    yield "prices", f"as of {found['price_table']}" if found["price_table"] else f"not installed: {INSTALL}"
+    yield "prices", f"as of {found['price_table']}" if found["price_table"] else f"not installed: {install_line('llm')}"
     yield "idempotency", _told_of(found["idempotency_store"])
     for name, number in found["clients"].items():
-        yield name, number or f"not installed: {INSTALL}"
+        yield name, number or f"not installed: {install_line('llm')}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -37,10 +37,11 @@ class Usage(Protocol):
 
 
 class Spent(NamedTuple):
-    """A Usage and nothing else."""
+    """A Usage and nothing else. `simulated`: a recording answered, so nothing was paid."""
 
     usage: Mapping[str, Any]
     cost_usd: float | None = None
+    simulated: bool = False
 
 
 _NOTHING = Spent(MappingProxyType({}))
@@ -119,7 +120,8 @@ def expect_answers(count: int) -> None:
 class Attempt(TypedDict):
     """One line of a run's timeline, as the output shows it. Times are ms; `started_ms` counts from the run's start.
 
-    `queued_ms`, before that, went by in the queue of a rate limit.
+    `queued_ms`, before that, went by in the queue of a rate limit. `spent` is there where an attempt was cancelled: its
+    worst case is in usage and cost, or nothing is, for nobody knows.
     """
 
     tool: str
@@ -130,6 +132,7 @@ class Attempt(TypedDict):
     outcome: Literal["running", "succeeded", "failed", "cancelled"]
     model: NotRequired[str]
     queued_ms: NotRequired[float]
+    spent: NotRequired[Literal["estimated", "unknown"]]
     error: NotRequired[dict[str, Any]]
 
 
@@ -139,8 +142,9 @@ class Run:
     `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
     Of the `answers` asked for, `answered` are there; `tools_left` of the plan have not been asked.
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
-    attempt is known to have used, with the tool that it was for. `plan` (steps, and what is
-    shown of it) is kept where a deadline may cut the run off.
+    attempt is known to have used, with the tool that it was for. `promised` has the calls whose next attempt is waited
+    for, with the attempts that each had made by then. `plan` (steps, and what is shown of it) is kept where a deadline
+    may cut the run off.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
@@ -151,6 +155,7 @@ class Run:
     answered: int = 0
     tools_left: int = 0
     spending: tuple[tuple[str, Usage], ...] = ()
+    promised: tuple[tuple[Call, int], ...] = ()
     silence_timeout: float | None = None
     plan: tuple[Sequence[Any], Callable[[], dict[str, Any]] | None] | None = None
 
@@ -291,7 +296,20 @@ class Call(Scope):
 
     @property
     def sent(self) -> int:
-        return len(self.run.timeline)
+        run = self.run
+        made = len(run.timeline)
+        if not run.promised:
+            return made
+        return made + sum(call is not self and call.attempts == attempts for call, attempts in run.promised)
+
+    def promise(self) -> None:
+        self.renounce()
+        self.run.promised += ((self, self.attempts),)
+
+    def renounce(self) -> None:
+        run = self.run
+        if run.promised:
+            run.promised = tuple(promise for promise in run.promised if promise[0] is not self)
 
     def elapsed(self) -> float:
         return self.run.clock() - self.run.started
@@ -333,3 +351,6 @@ class Call(Scope):
 
 
 current: ContextVar[Scope | None] = ContextVar("steer_llm_sdk.scope", default=None)
+
+replicate: ContextVar[str] = ContextVar("steer_llm_sdk.replicate", default="")
+"""Which answer of a bundle the running code is after ("r3"), so that its calls can be told from those of the others."""

@@ -89,7 +89,7 @@ class BaseOrchestrator(ABC):
         self.executor = ReliableToolExecutor() if executor is None else executor
         self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
         self.budget_accounts = BudgetAccounts() if budget_accounts is None else budget_accounts
-        self._used: dict[int, Tool] = {}
+        self._used: dict[int, Tool] = {}  # No more than were ever registered; each is to be closed once.
         self._last_used: Plan | None = None
 
     @abstractmethod
@@ -252,11 +252,7 @@ class BaseOrchestrator(ABC):
             return await until(deadline.at, self._work(run))
         except Late as late:
             assert deadline is not None
-            agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
-            exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
-            if exceeded.output is None and run.timeline:
-                exceeded.output = cut_off(run, exceeded)
-            raise exceeded from None
+            raise exceeded_by(late, run, deadline) from None
 
     def _keyed(self, run: Run) -> Any:
         assert run.options.idempotency_key is not None
@@ -310,8 +306,7 @@ class BaseOrchestrator(ABC):
         own = config.budget or {}
         tokens, cost_usd = own.get("tokens"), own.get("cost_usd")
         if config.budgets:
-            accounts = self.budget_accounts
-            return Ledger(tokens, cost_usd, accounts, accounts.open(config.budgets))
+            return self.budget_accounts.ledger(tokens, cost_usd, config.budgets)
         return None if tokens is None and cost_usd is None else Ledger(tokens, cost_usd)
 
     def _find(self, name: str) -> Tool:
@@ -333,6 +328,15 @@ class BaseOrchestrator(ABC):
         if over is not None:
             raise BudgetExceeded(*over, list(output.per_agent), output=output)
         return output
+
+
+def exceeded_by(late: Late, run: Run, deadline: Deadline) -> BudgetExceeded:
+    """What a run that its deadline ended is answered with."""
+    agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
+    exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
+    if exceeded.output is None and run.timeline:
+        exceeded.output = cut_off(run, exceeded)
+    return exceeded
 
 
 def check_types(*arguments: tuple[str, object, type]) -> None:

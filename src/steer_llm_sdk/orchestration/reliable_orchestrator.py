@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, TypeGuard
+from functools import cache, lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
 from steer_llm_sdk.models.plain import copied, copier
@@ -15,6 +16,7 @@ from steer_llm_sdk.orchestration._outcome import plan_shown
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.planning._copies import Copies
 from steer_llm_sdk.orchestration.planning.planner import (
     ExecutionStrategy,
     PlanDecision,
@@ -32,6 +34,9 @@ from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.reliability.stores import Store
 from steer_llm_sdk.reliability.stores._url import shown
 
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.shared.state import SharedState
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +48,20 @@ def _nothing_known() -> PlanRequest:
 
 def _plans_by_rule(planner: Planner) -> TypeGuard[RuleBasedPlanner]:
     """Whether `plan` is RuleBasedPlanner's own, and not that of a subclass that means something else."""
-    return type(planner).plan is RuleBasedPlanner.plan
+    kind = type(planner)
+    return kind.plan is RuleBasedPlanner.plan and _is_ours(kind)
+
+
+@lru_cache(maxsize=100)
+def _is_ours(kind: type) -> bool:
+    """Whether a planner is of this package in all that it does. What somebody else wrote may write into what it is
+    told, and may answer the same decision with other things in it."""
+    own = (getattr(kind, name, None) for name in ("plan", "decide"))
+    return all(method is None or str(method.__module__).startswith("steer_llm_sdk.") for method in own)
+
+
+_provider = attrgetter("tool.provider")
+"""Of a step: what its `target` was made of, and may have changed since."""
 
 
 class ReliableOrchestrator(BaseOrchestrator):
@@ -63,6 +81,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         registry: ToolRegistry | None = None,
         budget_accounts: BudgetAccounts | None = None,
         store: Store | str | None = None,
+        shared: SharedState | None = None,
     ) -> None:
         check_types(("reliability_config", reliability_config, ReliabilityConfig))
         if idempotency_manager is None:
@@ -79,13 +98,15 @@ class ReliableOrchestrator(BaseOrchestrator):
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
         super().__init__(
             registry,
-            executor=ReliableToolExecutor(self.reliability_config),
+            executor=ReliableToolExecutor(self.reliability_config, shared),
             idempotency_manager=idempotency_manager,
-            budget_accounts=budget_accounts,
+            budget_accounts=shared.budget_accounts()
+            if shared is not None and budget_accounts is None
+            else budget_accounts,
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()
-        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan] | None = None
+        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan, list[Any]] | None = None
 
     @property
     def breakers(self) -> Mapping[str, Any]:
@@ -103,16 +124,22 @@ class ReliableOrchestrator(BaseOrchestrator):
         most = self._most_fallbacks(options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
-        if last is not None and last[0] is decision and last[1] is view and last[2] == most:
+        if (
+            last is not None
+            and (last[0] is decision and last[1] is view and last[2] == most)
+            and last[4] == list(map(_provider, last[3].steps))
+        ):
             return last[3]
         plan = self._carry_out(decision, most)
-        self._last_plan = (decision, view, most, plan)
+        self._last_plan = (decision, view, most, plan, list(map(_provider, plan.steps)))
         return plan
 
     async def _plan(self, run: Run) -> Plan:
         # A planner of somebody else's may write into what it is told, and the next run is told the same.
         context = PlanRequest.model_construct(**copied(dict(self._context(run.options))))
-        decision = await self.planner.plan(copied(run.request), self._view(), context)
+        view = self._view()
+        tools = view if _is_ours(type(self.planner)) else Copies(view)
+        decision = await self.planner.plan(copied(run.request), tools, context)
         return self._carry_out(decision, self._most_fallbacks(run.options))
 
     def _most_fallbacks(self, options: OrchestrationConfig) -> int:

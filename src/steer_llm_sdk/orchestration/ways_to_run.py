@@ -9,16 +9,17 @@ import contextvars
 import itertools
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.models.events import StreamEvent
+from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.reliability.deadline import stop
-from steer_llm_sdk.streaming.manager import EventManager
+from steer_llm_sdk.streaming.manager import BACKLOG, EventManager
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ class RunStream:
     reader has is then the beginning of what one attempt said, and in the end the answer. A restart stands before the
     text of a retry, a fallback, another model, a repair. Text that was shown before an error is no answer.
 
+    Where the redactor, or a reader who is 10,000 events behind, is too slow, events are left out. A delta whose
+    `event_type` is "dropped" then stands in their place, with their number as `data["events"]`: the text has a hole,
+    and the answer is in `output` only. `dropped` is the number so far.
+
     What the run raises is raised after its last event. `async with` and `aclose()` cancel a run that has not ended; so
     does a `break` out of `async for event in orchestrator.stream(…)`, where nothing else holds the stream.
     """
@@ -45,6 +50,7 @@ class RunStream:
     def __init__(self, start: Callable[[EventManager], Awaitable[OrchestrationOutput]]) -> None:
         self._start = start
         self._events: AsyncGenerator[StreamEvent, None] | None = None
+        self._manager = EventManager()
         self._outputs: list[OrchestrationOutput] = []
 
     @property
@@ -54,10 +60,15 @@ class RunStream:
             raise RuntimeError("the run has not ended; iterate over its events first")
         return self._outputs[0]
 
+    @property
+    def dropped(self) -> int:
+        """How many events were left out so far."""
+        return self._manager.dropped
+
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         if self._events is not None:
             raise RuntimeError("a stream can be iterated over once; start another run")
-        self._events = _events_of(self._start, self._outputs)
+        self._events = _events_of(self._start, self._manager, self._outputs)
         return self._events
 
     async def __aenter__(self) -> Self:
@@ -74,18 +85,47 @@ class RunStream:
 
 
 async def _events_of(
-    start: Callable[[EventManager], Awaitable[OrchestrationOutput]], outputs: list[OrchestrationOutput]
+    start: Callable[[EventManager], Awaitable[OrchestrationOutput]],
+    manager: EventManager,
+    outputs: list[OrchestrationOutput],
 ) -> AsyncGenerator[StreamEvent, None]:
     # It does not know the RunStream: a cycle would keep an abandoned run alive until the next garbage collection.
-    queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
-    run = asyncio.ensure_future(start(EventManager(on_create_event=queue.put_nowait)))
-    run.add_done_callback(lambda _: queue.put_nowait(None))
+    queue: asyncio.Queue[tuple[StreamEvent | None, int]] = asyncio.Queue()
+
+    def hear(event: StreamEvent) -> None:
+        if queue.qsize() < BACKLOG:
+            queue.put_nowait((event, manager.dropped))
+        else:
+            manager.dropped += 1
+
+    manager.on_create_event = hear
+    run = asyncio.ensure_future(start(manager))
+    run.add_done_callback(lambda _: queue.put_nowait((None, manager.dropped)))
+    told, request_id = 0, ""
     try:
-        while (event := await queue.get()) is not None:
+        while True:
+            event, dropped = await queue.get()
+            request_id = request_id if event is None else event.request_id
+            if dropped > told:
+                yield _left_out(dropped - told, request_id)
+                told = dropped
+            if event is None:
+                break
             yield event
         outputs.append(await run)
     finally:
         await stop(run)
+
+
+def _left_out(events: int, request_id: str) -> StreamDeltaEvent:
+    """What stands in the place of events that are not there."""
+    return StreamDeltaEvent(
+        {"event_type": "dropped", "data": {"events": events}},
+        provider="orchestrator",
+        model="orchestrator",
+        request_id=request_id,
+        timestamp=time.time(),
+    )
 
 
 # ── many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -54,7 +54,15 @@ class Call(Protocol):
     def ledger(self) -> Ledger | None: ...
     @property
     def sent(self) -> int:
-        """Upstream calls that the run has made so far, this call's among them."""
+        """Upstream calls that the run has made so far, this call's among them, and those promised to its others."""
+        ...
+
+    def promise(self) -> None:
+        """Count the next attempt of this call as made for the others of the run, until it is, or `renounce`."""
+        ...
+
+    def renounce(self) -> None:
+        """Let the others have what was promised, where this call has not made it. Nothing may be."""
         ...
 
     def elapsed(self) -> float:

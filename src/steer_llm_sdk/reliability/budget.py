@@ -14,14 +14,16 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from weakref import WeakValueDictionary
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderError
 from steer_llm_sdk.models.usage import Amount, tokens_of
+from steer_llm_sdk.reliability._kept import Kept
 from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.reliability.deadline import attempt_left_behind
 
@@ -263,27 +265,20 @@ _EMPTY = Account()
 class _Shared:
     """One shared account and its limits."""
 
-    __slots__ = ("account", "budget", "limits")
+    __slots__ = ("__weakref__", "account", "budget", "limits")
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.limits = Limits(budget.tokens, picos(budget.usd), budget.per)
         self.account = _EMPTY
 
-    def settle(self, claim: Claim, actual: Claim, now: float) -> _Settled | None:
+    def settle(self, claim: Claim, actual: Claim, now: float) -> Settled | None:
         """None where there is nothing to be told."""
-        before, limits = self.account, self.limits
-        self.account, overrun = before.settle(claim, actual, now, limits)
-        past = self.account.excess(limits)
-        if past is None and overrun is None:
-            return None
-        if past is None or before.at(now, limits).excess(limits) is not None:
-            return None if overrun is None else _Settled(self.budget.name, overrun)
-        resets_in = self.account.resets_in(now, self.limits)
-        return _Settled(self.budget.name, overrun, BudgetExceeded(*past, budget=self.budget.name, resets_in=resets_in))
+        self.account, told = settle(self.account, self.budget.name, self.limits, claim, actual, now)
+        return told
 
 
-class _Settled(NamedTuple):
+class Settled(NamedTuple):
     """What a settlement came to. `exceeded`: it took the account beyond its limit."""
 
     name: str
@@ -291,16 +286,33 @@ class _Settled(NamedTuple):
     exceeded: BudgetExceeded | None = None
 
 
+def settle(
+    before: Account, name: str, limits: Limits, claim: Claim, actual: Claim, now: float
+) -> tuple[Account, Settled | None]:
+    """The account of a shared budget after a settlement, and what is to be told of it; None where nothing is."""
+    after, overrun = before.settle(claim, actual, now, limits)
+    past = after.excess(limits)
+    if past is None and overrun is None:
+        return after, None
+    if past is None or before.at(now, limits).excess(limits) is not None:
+        return after, None if overrun is None else Settled(name, overrun)
+    resets_in = after.resets_in(now, limits)
+    return after, Settled(name, overrun, BudgetExceeded(*past, budget=name, resets_in=resets_in))
+
+
 class BudgetAccounts:
     """The accounts of shared budgets, by name. An orchestrator has its own, unless it is given one to share.
 
+    An account is kept as long as something is spent or reserved in its window: for ever, where it has no window.
     `clock` gives seconds since the epoch; windows follow it. Any number of event loops and threads may use it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._accounts: dict[str, _Shared] = {}
+        self._accounts: dict[str, _Shared] = Kept(self._is_as_new)
+        # Those that were forgotten while a run has them.
+        self._known: WeakValueDictionary[str, _Shared] = WeakValueDictionary()
         self._last: tuple[Sequence[Budget], tuple[_Shared, ...]] = ((), ())
 
     def open(self, budgets: Sequence[Budget]) -> tuple[_Shared, ...]:
@@ -311,15 +323,22 @@ class BudgetAccounts:
             return opened
         with self._lock:
             for budget in budgets:
-                known = self._accounts.get(budget.name)
+                known = self._known.get(budget.name)
                 if known is not None and known.budget != budget:
                     raise InvalidRequest(
                         "budgets", budget, f"its name is taken by {known.budget}; give the same numbers or another name"
                     )
-            opened = tuple(self._accounts.setdefault(budget.name, _Shared(budget)) for budget in budgets)
+            opened = tuple(self._known.get(budget.name) or self._made(budget) for budget in budgets)
+            for each in opened:
+                self._known[each.budget.name] = each
+                self._accounts.setdefault(each.budget.name, each)
         if type(budgets) is tuple:
             self._last = budgets, opened
         return opened
+
+    def ledger(self, tokens: float | None, cost_usd: float | None, budgets: Sequence[Budget]) -> Ledger:
+        """Of a run with limits of its own, which draws on these budgets too."""
+        return Ledger(tokens, cost_usd, self, self.open(budgets))
 
     def view(self) -> dict[str, dict[str, Any]]:
         """Of each budget: `limit`, `spent` and `reserved` as {"tokens", "usd"}, `resets_in` in seconds (None for ever),
@@ -342,20 +361,29 @@ class BudgetAccounts:
             for each in held:
                 account, refused = each.account.reserve(claim, now, each.limits)
                 if refused is not None:
-                    _refuse(refused, each.budget.name)
+                    refuse(refused, each.budget.name)
                 moved.append(account)
             for each, account in zip(held, moved, strict=True):
                 each.account = account
+                if each.budget.name not in self._accounts:
+                    self._accounts[each.budget.name] = each
 
-    def settle(self, held: Sequence[_Shared], claim: Claim, actual: Claim) -> list[_Settled]:
+    def settle(self, held: Sequence[_Shared], claim: Claim, actual: Claim) -> list[Settled]:
         """What is to be told of it, of those of which something is."""
-        told: list[_Settled] = []
+        told: list[Settled] = []
         with self._lock:
             now = self._clock()
             for each in held:
                 if (settled := each.settle(claim, actual, now)) is not None:
                     told.append(settled)
         return told
+
+    def _is_as_new(self, held: _Shared) -> bool:
+        account = held.account.at(self._clock(), held.limits)
+        return not (account.spent_tokens or account.spent_usd or account.reserved_tokens or account.reserved_usd)
+
+    def _made(self, budget: Budget) -> _Shared:
+        return _Shared(budget)
 
     def left(self, held: Sequence[_Shared]) -> tuple[float, float]:
         """Tokens and USD that all of them have left."""
@@ -384,6 +412,9 @@ class Ledger:
     """
 
     __slots__ = ("_account", "_accounts", "_limits", "_shared", "exceeded")
+
+    elsewhere: Callable[[Call, Next[Any, Any]], Coroutine[Any, Any, Any]] | None = None
+    """What puts the reservation round a call, where an account is in a store, which takes time to answer."""
 
     def __init__(
         self,
@@ -434,7 +465,7 @@ class Ledger:
         claim = Claim.of(worst)
         account, refused = self._account.reserve(claim, 0.0, self._limits)
         if refused is not None:
-            _refuse(refused)
+            refuse(refused)
         if self._accounts is not None:
             self._accounts.reserve(self._shared, claim)
         self._account = account
@@ -453,6 +484,10 @@ class Ledger:
                     overruns[name] = overrun
                 self.exceeded = self.exceeded or exceeded
         return overruns
+
+    def recharge(self, amount: Amount) -> None:
+        """Charge the run's own account for what was paid before: the shared budgets were charged then."""
+        self._account, _ = self._account.settle(Claim(), Claim.of(amount), 0.0, self._limits)
 
     def _left(self) -> tuple[float, float]:
         tokens, usd = self._account.left(self._limits)
@@ -480,7 +515,7 @@ class Reservation:
         return self._ledger.settle(self._claim, actual)
 
 
-def _refuse(refused: Refusal, name: str | None = None) -> NoReturn:
+def refuse(refused: Refusal, name: str | None = None) -> NoReturn:
     kind, limit, actual, resets_in, overrun = refused
     if kind == "price":
         raise InvalidRequest(
@@ -508,34 +543,41 @@ class Reserve:
     An attempt that is left behind, because it is deaf to its cancellation, keeps its reservation until it ends.
     """
 
-    async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
+    def __call__(self, call: Call, next: Next[Any, Any], /) -> Coroutine[Any, Any, Any]:
         ledger = call.ledger
         if ledger is None:
-            return await next(call)
-        worst = call.worst_case
+            return next(call)
+        return reserved(call, next, ledger) if ledger.elsewhere is None else ledger.elsewhere(call, next)
+
+
+async def reserved(call: Call, next: Next[Any, Any], ledger: Ledger, held: Reservation | None = None) -> Any:
+    """The call, for which something is set aside until it ends, or for longer where it is left behind; by now, where
+    `held` says so."""
+    worst = call.worst_case
+    if held is None:
         held = ledger.reserve(worst)
-        left: list[asyncio.Task[Any]] = []
-        token = None
-        if call.attempt_timeout is not None:  # Else nobody gives the attempt up.
-            token = attempt_left_behind.set((call, left.append))
-        actual: Amount = worst
-        try:
-            result = await next(call)
-            actual = call.spent(result)
-            return result
-        except BaseException as error:
-            actual = charge_of_failure(error, worst)
-            raise
-        finally:
-            if token is not None:
-                attempt_left_behind.reset(token)
-            if left:
-                left[0].add_done_callback(partial(_settle_late, call, held, worst))
-            elif overruns := held.settle(actual):
-                _tell(call, overruns)
+    left: list[asyncio.Task[Any]] = []
+    token = None
+    if call.attempt_timeout is not None:  # Else nobody gives the attempt up.
+        token = attempt_left_behind.set((call, left.append))
+    actual: Amount = worst
+    try:
+        result = await next(call)
+        actual = call.spent(result)
+        return result
+    except BaseException as error:
+        actual = charge_of_failure(error, worst)
+        raise
+    finally:
+        if token is not None:
+            attempt_left_behind.reset(token)
+        if left:
+            left[0].add_done_callback(partial(_settle_late, call, held, worst))
+        elif overruns := held.settle(actual):
+            tell(call, overruns)
 
 
-def _tell(call: Call, overruns: Mapping[str | None, Overrun]) -> None:
+def tell(call: Call, overruns: Mapping[str | None, Overrun]) -> None:
     for name, over in overruns.items():
         call.emit("budget_overrun", {"budget": name, **over._asdict()})
 
@@ -550,4 +592,4 @@ def _settle_late(call: Call, held: Reservation, worst: Amount, task: asyncio.Tas
         elif error is None and not task.cancelled():
             actual = call.spent(task.result())
     finally:
-        _tell(call, held.settle(actual))
+        tell(call, held.settle(actual))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import CircuitOpen, ErrorCategory
+from steer_llm_sdk.reliability._kept import Kept
 from steer_llm_sdk.reliability.circuit import (
     FAILURE,
     NEUTRAL,
@@ -131,6 +133,7 @@ class CircuitBreaker:
         self._lock = threading.RLock()
         self.free: Permit | None = self._free()
         self._successes = self._failures = self._refusals = 0
+        self._told_at = -math.inf
         self._callbacks: set[asyncio.Task[Any]] = set()
 
     async def call(self, func: Callable[[], Awaitable[R]]) -> R:
@@ -196,7 +199,7 @@ class CircuitBreaker:
                 return None
         elif outcome is FAILURE:
             self._failures += 1
-        now = _now()
+        now = self._told_at = self._time()
         took = 0.0 if sent is None else now - sent
         with self._lock:
             circuit = self._circuit
@@ -234,7 +237,7 @@ class CircuitBreaker:
         forced = _FORCED.get(self._mode)
         if forced is not None:
             return forced
-        now = _now()
+        now = self._time()
         state = self._circuit.state(now, part)
         if state is CircuitState.OPEN and self._panics(now):
             return CircuitState.HALF_OPEN
@@ -243,7 +246,7 @@ class CircuitBreaker:
     def get_stats(self) -> dict[str, Any]:
         """name, state, mode, what the circuit alone would say (`observed`), generation, counts since the start, and the
         parts that are cut off alone. While it only observes, `refusals` are those there would have been."""
-        now, circuit = _now(), self._circuit
+        now, circuit = self._time(), self._circuit
         return {
             "name": self.name,
             "state": self.get_state().value,
@@ -265,7 +268,7 @@ class CircuitBreaker:
     def refuses_all(self) -> bool:
         """Open: forced, or of itself with its time not yet over."""
         if self._mode is BreakerMode.AUTO:
-            return self._circuit.state(_now()) is CircuitState.OPEN
+            return self._circuit.state(self._time()) is CircuitState.OPEN
         return self._mode is BreakerMode.FORCED_OPEN
 
     @property
@@ -280,16 +283,25 @@ class CircuitBreaker:
     def is_half_open(self) -> bool:
         return self.get_state() is CircuitState.HALF_OPEN
 
+    @property
+    def idle(self) -> bool:
+        """It is as good as new: closed, in its first mode, and told nothing that would count for a whole window."""
+        closed = isinstance(self._circuit.whole, Closed) and not self._circuit.narrowed
+        return closed and self._mode is self.config.mode and self._time() - self._told_at > self.config.window_size
+
     def reset(self) -> None:
         """Closed, with nothing remembered. Calls under way report to nobody. The mode stays."""
         with self._lock:
             generation = self._circuit.generation + 1
             self._move(Circuit(Closed(generation), serial=self._circuit.serial, generation=generation))
 
+    def _time(self) -> float:
+        return _now()
+
     def _ask(self, part: str, within: float | None) -> tuple[Circuit, Permit | Refusal]:
         if self._mode is BreakerMode.FORCED_OPEN:
             return self._circuit, Refusal(None)
-        now = _now()
+        now = self._time()
         return self._circuit.admit(part, now, self.config, within=within, panic=self._panics(now))
 
     def _panics(self, now: float) -> bool:
@@ -373,20 +385,25 @@ class CircuitBreakerManager:
 
     def __init__(self, config_for: Callable[[str], CircuitBreakerConfig] | None = None) -> None:
         self._config_for = config_for or (lambda name: CircuitBreakerConfig())
-        self._breakers: dict[str, CircuitBreaker] = {}
+        self._breakers: dict[str, CircuitBreaker] = Kept(lambda breaker: breaker.idle, self._forget_models)
         self._not_closed: set[str] = set()
         self._configs: dict[str, CircuitBreakerConfig] = {}
         self._of_model: dict[tuple[str, str], CircuitBreaker] = {}
         self._of_part: dict[tuple[str, str], CircuitBreaker] = {}
 
+    def policy(self) -> Breaker:
+        """What puts them round a call."""
+        return Breaker(self)
+
     def get_or_create(self, name: str, config: CircuitBreakerConfig | None = None) -> CircuitBreaker:
         breaker = self._breakers.get(name)
         if breaker is None:
-            config = config or self._config_for(name)
-            breaker = CircuitBreaker(name, config, on_change=self._note, all_open=self._all_open)
-            self._breakers[name] = breaker
+            breaker = self._breakers[name] = self._made(name, config or self._config_for(name))
             self._note(breaker)
         return breaker
+
+    def _made(self, name: str, config: CircuitBreakerConfig) -> CircuitBreaker:
+        return CircuitBreaker(name, config, on_change=self._note, all_open=self._all_open)
 
     def of_call(self, call: Call) -> CircuitBreaker:
         """The breaker that a call has to pass."""
@@ -432,6 +449,13 @@ class CircuitBreakerManager:
         self._of_part[target, part] = breaker
         return breaker
 
+    def _forget_models(self) -> None:
+        self._configs.clear()
+        for known in (self._of_model, self._of_part):
+            for key, breaker in list(known.items()):
+                if self._breakers.get(breaker.name) is not breaker:
+                    known.pop(key, None)
+
     def _all_open(self) -> bool:
         """Every provider, of at least two, refuses all its calls: those it has had, of a circuit for each model."""
         if len(self._not_closed) < len(self._breakers):
@@ -472,14 +496,18 @@ class Breaker:
         self, call: Call, breaker: CircuitBreaker, permit: Permit, error: BaseException, sent: float | None
     ) -> None:
         """Give the permit back: also what ends a call without saying anything about the provider does."""
-        outcome, asked = NEUTRAL, 0.0
-        if isinstance(error, Exception):
-            outcome, asked = breaker.verdict(classify(error))
-        elif isinstance(error, asyncio.CancelledError) and call.life is not None and call.life.timed_out:
-            # Stopped because another answered while it had not given a byte in all its time: that is a timeout.
-            outcome = FAILURE
+        outcome, asked = self._verdict(call, breaker, error)
         if (changed := breaker.report(permit, call.part, outcome, sent, asked)) is not None:
             self.tell(call, breaker, changed)
+
+    @staticmethod
+    def _verdict(call: Call, breaker: CircuitBreaker, error: BaseException) -> tuple[Outcome, float]:
+        if isinstance(error, Exception):
+            return breaker.verdict(classify(error))
+        if isinstance(error, asyncio.CancelledError) and call.life is not None and call.life.timed_out:
+            # Stopped because another answered while it had not given a byte in all its time: that is a timeout.
+            return FAILURE, 0.0
+        return NEUTRAL, 0.0
 
     @staticmethod
     def tell(call: Call, breaker: CircuitBreaker, state: CircuitState, **more: Any) -> None:

@@ -94,8 +94,17 @@ async def until(
         finally:
             del task  # It holds what it raised, and the traceback of that this frame: nobody would free the three.
     await _stopped(task, left_behind)
-    finished = task.done() and not task.cancelled() and task.exception() is None
-    raise Late(True, task.result()) if finished else Late
+    raise too_late(task)
+
+
+def too_late(task: asyncio.Task[Any]) -> Late:
+    """What there is to be raised of work that was stopped."""
+    return Late(True, task.result()) if has_answered(task) else Late()
+
+
+def has_answered(task: asyncio.Task[Any]) -> bool:
+    """It has ended, and well."""
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 async def announced(work: Coroutine[Any, Any, R], waiting: Sequence[asyncio.Future[None]]) -> R:
@@ -181,9 +190,14 @@ async def watch(task: asyncio.Task[Any], at: float | None) -> None:
 
 async def stop(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait GRACE for all of them to end; after that they are on their own."""
-    running = [task for task in tasks if not task.done()]
-    for task in running:
+    for task in tasks:
         task.cancel()
+    await stopped(*tasks)
+
+
+async def stopped(*tasks: asyncio.Task[Any]) -> None:
+    """Wait GRACE for tasks that were cancelled to end; after that they are on their own."""
+    running = [task for task in tasks if not task.done()]
     try:
         if running:
             end = running[0].get_loop().time() + GRACE

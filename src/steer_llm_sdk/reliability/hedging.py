@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from steer_llm_sdk.reliability._kept import Kept
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 from steer_llm_sdk.reliability.silence import Life, first_of
 
@@ -99,7 +100,7 @@ class Hedge:
         self._limit = limit
         self._budget = budget
         self._share = RetryBudget(RetryBudgetConfig(ratio=policy.max_ratio, minimum=1, window=_MINUTE))
-        self._latencies: dict[tuple[str, str], Latencies] = {}
+        self._latencies: dict[tuple[str, str], Latencies] = Kept(lambda _: True)
         self._lock = threading.Lock()
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
@@ -111,6 +112,8 @@ class Hedge:
         if latencies is None:
             latencies = self._latencies.setdefault(key, Latencies())
         with self._lock:
+            # The last to be used is the last to be forgotten.
+            self._latencies[key] = self._latencies.pop(key, latencies)
             delay = self._policy.delay(latencies)
         parent = call.life
         try:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch, woken_by
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, stop, too_late, wake, watch, woken_by
 from steer_llm_sdk.reliability.stores import Claim, Store, open_store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -224,8 +224,7 @@ class Flight(Generic[R]):
                     await self._left()
         if in_time:
             return task.result()
-        finished = task.done() and not task.cancelled() and task.exception() is None
-        raise Late(True, task.result()) if finished else Late
+        raise too_late(task)
 
     async def _left(self) -> None:
         """The last caller here is gone. The work goes on while callers elsewhere wait for it."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import CircuitOpen, ErrorCategory, QueueFull, WaitTooLong
+from steer_llm_sdk.reliability._kept import Kept
 from steer_llm_sdk.reliability.budget import charge_of_failure
 from steer_llm_sdk.reliability.classify import classify
 
@@ -352,6 +353,17 @@ class _Gate:
         self._places: dict[int, _Place] = {}
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
 
+    @property
+    def idle(self) -> bool:
+        """It is as good as new: nobody runs or waits, and all that it may hold is there."""
+        state, now = self.state, asyncio.get_running_loop().time()
+        return (
+            not state.running
+            and not state.line.waiters
+            and now >= state.blocked_until
+            and all(bucket is None or bucket.level(now) >= bucket.capacity for bucket in (state.requests, state.tokens))
+        )
+
     def enter(self, tokens: float, now: float) -> bool:
         """Take what a call needs, if it is there and nobody waits."""
         with self._lock:
@@ -509,14 +521,21 @@ class RateLimits:
     def __init__(self, limit_for: Callable[[str], RateLimit | None], *, learn: bool = False) -> None:
         self.learn = learn
         self.limit_for = limit_for
-        self.gates: dict[Any, _Gate | None] = {}
+        self.gates: dict[Any, _Gate | None] = Kept(lambda gate: gate is None or gate.idle)
 
     def open(self, key: Any, target: str) -> _Gate | None:
         limit = self.limit_for(target)
         if limit is not None and self.learn:
             limit = RateLimit(max_queue=limit.max_queue, max_wait=limit.max_wait)
         # Another thread may have been faster; then its gate is everybody's.
-        return self.gates.setdefault(key, None if limit is None else _Gate(target, limit))
+        return self.gates.setdefault(key, None if limit is None else self._made(target, limit))
+
+    def policy(self, breakers: CircuitBreakerManager | None = None) -> RateLimiter:
+        """What puts them round a call."""
+        return RateLimiter(self, breakers)
+
+    def _made(self, target: str, limit: RateLimit) -> _Gate:
+        return _Gate(target, limit)
 
 
 class RateLimiter:

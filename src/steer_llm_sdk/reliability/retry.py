@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from steer_llm_sdk.reliability.retry_budget import RetryBudget
 
 
+MAX_TOTAL_ATTEMPTS, MAX_TOTAL_TIME = 10, 300.0
+"""Of one run, where nothing else is said; the time in seconds."""
+
+
 class CategoryRetry(BaseModel):
     """What is different for the errors of one category; None is as the policy has it. Delays in seconds.
 
@@ -166,7 +170,7 @@ class Retry:
         self,
         policy: RetryPolicy,
         *,
-        max_total_time: float = 300.0,
+        max_total_time: float = MAX_TOTAL_TIME,
         limit: AttemptLimit | None = None,
         budget: RetryBudget | None = None,
         check: Callable[[Call], None] | None = None,
@@ -174,7 +178,7 @@ class Retry:
     ) -> None:
         self._policy = policy
         self._max_total_time = max_total_time
-        self._limit = limit or AttemptLimit(10)
+        self._limit = limit or AttemptLimit(MAX_TOTAL_ATTEMPTS)
         self._max_total_attempts = self._limit.limit
         self._budget = budget
         self._check = check
@@ -217,10 +221,11 @@ class Retry:
                     raise error
                 if (refused := self._refused_for_longer(call, delay)) is not None:
                     raise error from refused
-                if not self._afford(call, error):
+                if not await self._afford(call, error):
                     raise error
                 call.emit("retry_attempt", {**_told(call, error), "delay_ms": round(delay * 1000, 1)})
                 waited += delay
+                call.promise()  # Else another call of the run could take the last attempt meanwhile.
                 await asyncio.sleep(delay)
                 if not self._limit.left_for_another(call):
                     raise error from AttemptsUsedUp(call.sent)
@@ -232,6 +237,7 @@ class Retry:
                 except Exception as another:
                     error = another
         finally:
+            call.renounce()
             # Its traceback holds this frame. While the frame holds it too, only the garbage collector frees them, and
             # the request with them.
             del error
@@ -265,8 +271,8 @@ class Retry:
         own = self._policy.by_category.get(error.category, _AS_THE_POLICY).max_attempts
         return call.attempts < (call.max_attempts if own is None else min(own, call.max_attempts))
 
-    def _afford(self, call: Call, error: Exception) -> bool:
-        if self._budget is None or self._budget.draw(call.target):
+    async def _afford(self, call: Call, error: Exception) -> bool:
+        if self._budget is None or await self._budget.ask(call.target):
             return True
         call.emit("retry_refused", {**_told(call, error), "reason": "retry_budget"})
         note = f"not tried again: the retry budget of {call.target} is used up"

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from steer_llm_sdk.reliability._kept import Kept
+
 SLICES = 10
 """The window moves on in steps of a tenth of it."""
 
@@ -79,8 +81,8 @@ class RetryBudget:
     def __init__(self, config: RetryBudgetConfig) -> None:
         self._config = config
         self._per_second = SLICES / config.window
-        self._windows: dict[str, Window] = {}
-        self._counts: dict[str, _Count] = {}
+        self._windows: dict[str, Window] = Kept(self._is_over)
+        self._counts: dict[str, _Count] = Kept(self._is_over)
 
     def first(self, target: str, now: float) -> None:
         """A first attempt at `target` has ended at `now`, well or not."""
@@ -96,6 +98,14 @@ class RetryBudget:
         now = asyncio.get_running_loop().time()
         self._windows[target], allowed = draw(self._window(target), now, self._config)
         return allowed
+
+    def _is_over(self, counted: Window | _Count) -> bool:
+        """Nothing of it is within the window any more."""
+        return int(asyncio.get_running_loop().time() * self._per_second) - counted.slice >= SLICES
+
+    async def ask(self, target: str) -> bool:
+        """`draw`, for who can wait for the answer."""
+        return self.draw(target)
 
     def _window(self, target: str) -> Window:
         """With what was counted since."""

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from steer_llm_sdk.reliability.deadline import Exited, stop
+from steer_llm_sdk.reliability.deadline import Exited, has_answered, stop, stopped, wake
 
 R = TypeVar("R")
 
@@ -225,6 +225,7 @@ class _Race:
         "_loop",
         "_may_start",
         "_next",
+        "_over",
         "_parent",
         "_running",
         "_silent",
@@ -252,6 +253,7 @@ class _Race:
         self._answers_silence = answers_silence
         self._covering = answers_silence and parent is not None
         self._woken: asyncio.Future[None] | None = None
+        self._over = False
 
     async def run(self) -> tuple[int, Any] | None:
         if self._covering and self._parent is not None:
@@ -261,14 +263,11 @@ class _Race:
             while self._running:
                 self._woken = self._loop.create_future()
                 await self._woken
-                for task in [task for task in self._running if task.done()]:
+                for task in [task for task, (_, life) in self._running.items() if task.done() and not life.lost]:
                     number, life = self._running.pop(task)
                     life.close()
                     try:
-                        answer = task.result()
-                        if self._running:
-                            self._lose_the_others()
-                        return number, answer
+                        return number, task.result()
                     except Exited as exited:
                         raise exited.exit from None
                     except Exception as error:
@@ -280,9 +279,9 @@ class _Race:
         except asyncio.CancelledError:
             # Who ignores a cancellation and answers all the same has been paid for.
             running = [(task, number) for task, (number, _) in self._running.items() if not task.done()]
-            await stop(*self._running)
+            await self._stop(*self._running)
             for task, number in running:
-                if task.done() and not task.cancelled() and task.exception() is None:
+                if has_answered(task):
                     return number, task.result()
             raise
         finally:
@@ -292,12 +291,28 @@ class _Race:
                 left, self._running = self._running, {}
                 for _, life in left.values():
                     life.close()
-                await stop(*left)
+                await self._stop(*left)
+                for task, (_, life) in left.items():
+                    if has_answered(task):
+                        life.blamed = False  # It has answered after all, if too late.
 
     def _lose_the_others(self) -> None:
-        for _, life in self._running.values():
-            life.lost = True
-            life.blamed = life.silent and self._answers_silence
+        """At once: who got the place of the winner in a queue would be sent before the race is told."""
+        winner = asyncio.current_task()
+        self._over = True
+        for task, (_, life) in self._running.items():
+            if task is not winner and not task.done():
+                life.lost = True
+                life.blamed = life.silent and self._answers_silence
+                task.cancel()
+
+    async def _stop(self, *tasks: asyncio.Task[Any]) -> None:
+        """Everybody is cancelled once: who was already may be tidying up."""
+        if self._over:
+            await stopped(*tasks)
+        else:
+            self._over = True
+            await stop(*tasks)
 
     def _somebody_is_silent(self) -> bool:
         silent, self._silent = self._silent, None
@@ -322,7 +337,10 @@ class _Race:
 
     async def _work(self, number: int, life: Life) -> Any:
         try:
-            return await self._candidates[number](life)
+            answer = await self._candidates[number](life)
+            if not self._over and len(self._running) > 1:
+                self._lose_the_others()
+            return answer
         except SystemExit as exit:
             raise Exited(exit) from exit
         finally:
@@ -342,6 +360,5 @@ class _Race:
         self._wake()
 
     def _wake(self) -> None:
-        woken = self._woken
-        if woken is not None and not woken.done():
-            woken.set_result(None)
+        if self._woken is not None:
+            wake(self._woken)

@@ -29,7 +29,11 @@ Redactor = Callable[[dict[str, Any]], dict[str, Any]]
 _log = logging.getLogger(__name__)
 
 ALLOWANCE = 0.25
-"""Seconds of a run's time that its handlers may take in all; after that they are dropped with a warning."""
+"""Seconds of a run's time that its handlers and redactor may take in all, and EACH more for every event; after that
+they are dropped with a warning. At the end of the run a handler that is behind has as long, if it goes on."""
+EACH = 0.001
+_FAILED = (Exception, asyncio.CancelledError, SystemExit)
+"""What a handler may come up with: an exit() in it ends no run, and no event loop."""
 BACKLOG = 10_000
 """Events that may wait for a slow handler; more are dropped with a warning."""
 
@@ -37,8 +41,11 @@ BACKLOG = 10_000
 class EventManager:
     """One handler per kind of event, sync or async; `on_create_event` sees every event before its own handler does.
 
-    An async handler runs beside the run, in order; a sync one runs in the loop and should be short.
+    An async handler runs beside the run, in order; a sync one runs in the loop and should be short. `dropped` counts
+    what handlers were not given, because they or the redactor were too slow or the redactor failed; the log says why.
     """
+
+    dropped: int = 0
 
     def __init__(
         self,
@@ -111,7 +118,7 @@ class EventManager:
                 result = handler(event)
                 if inspect.isawaitable(result):
                     await result
-            except Exception:
+            except (Exception, SystemExit):
                 _log.warning("a handler of %s events failed", event.type, exc_info=True)
 
     def _filled(self, event: StreamEvent) -> StreamEvent:
@@ -146,7 +153,10 @@ class RunEvents(EventManager):
         self._queue: deque[tuple[Handler, StreamEvent]] = deque()
         self._drain: asyncio.Task[None] | None = None
         self._taken = 0.0
+        self._told = 0
+        self._handled = 0
         self._dropped = False
+        self._over = False
         self._stage: Stage | None = None
 
     def stage(self) -> Stage:
@@ -188,34 +198,47 @@ class RunEvents(EventManager):
             self._stage.choose(result)
 
     def tell(self, event: StreamEvent) -> None:
-        if self._dropped:
+        if self._over:
             return
         handlers = self._source.handlers_of(event)
         if not handlers:
             return
-        complete = self._redacted(self._filled(event))
+        self._told += 1
+        complete = None if self._dropped else self._redacted(self._filled(event))
         if complete is None:
+            self._source.dropped += len(handlers)
             return
         for handler in handlers:
             self._hand_over(handler, complete)
 
     async def flush(self, until: float | None = None) -> None:
-        """Let async handlers catch up, for what is left of ALLOWANCE and never past `until` (loop time).
+        """Let async handlers catch up, for what is left of their time and never past `until` (loop time).
 
         Then the run is over: what is told after that, by work that was left behind, is no part of it.
         """
         drain = self._drain
         try:
             if drain is not None and not drain.done():
-                await asyncio.wait({drain}, timeout=self._patience(until))
+                await self._catch_up(drain, until)
         finally:
             if drain is not None and not drain.done():
                 self._drop("they had not finished when the run was over")
-            self._dropped = True
+            self._over = True
 
-    def _patience(self, until: float | None) -> float:
-        left = max(ALLOWANCE - self._taken, 0.0)
-        return left if until is None else min(left, max(until - asyncio.get_running_loop().time(), 0.01))
+    async def _catch_up(self, drain: asyncio.Task[None], until: float | None) -> None:
+        """One that hangs at an event is not waited for as long as one that is slow."""
+        now = asyncio.get_running_loop().time
+        end = now() + max(self._allowed - self._taken, 0.0)
+        if until is not None:
+            end = min(end, max(until, now() + 0.01))
+        before = -1
+        while not drain.done() and self._handled > before and (left := end - now()) > 0:
+            before = self._handled
+            await asyncio.wait({drain}, timeout=min(left, ALLOWANCE))
+
+    @property
+    def _allowed(self) -> float:
+        return ALLOWANCE + EACH * self._told
 
     async def _emit(self, event: StreamEvent) -> None:
         self.tell(event)
@@ -246,7 +269,7 @@ class RunEvents(EventManager):
                 if name is not None:
                     changes[name] = self._clean_payload(name, getattr(event, name))
             return replace(event, **changes)
-        except (Exception, asyncio.CancelledError):
+        except _FAILED:
             _log.warning("the redactor failed: a %s event is withheld", event.type, exc_info=True)
             return None
 
@@ -264,9 +287,11 @@ class RunEvents(EventManager):
 
     def _hand_over(self, handler: Handler, event: StreamEvent) -> None:
         if self._dropped:
+            self._source.dropped += 1
             return
         if self._drain is not None and not self._drain.done():
             if len(self._queue) >= BACKLOG:
+                self._source.dropped += 1
                 self._drop(f"{BACKLOG} events were waiting for them")
                 return
             self._queue.append((handler, event))
@@ -281,7 +306,7 @@ class RunEvents(EventManager):
         try:
             with self._timed():
                 result = handler(event)
-        except (Exception, asyncio.CancelledError):  # It may have asked a future that was cancelled.
+        except _FAILED:  # It may have asked a future that was cancelled.
             _log.warning("a handler of %s events failed", event.type, exc_info=True)
             return None
         return result if inspect.isawaitable(result) else None
@@ -294,7 +319,7 @@ class RunEvents(EventManager):
             yield
         finally:
             self._taken += time.perf_counter() - started
-            if self._taken > ALLOWANCE:
+            if self._taken > self._allowed:
                 self._drop(f"they held the run for {self._taken:.2g} s")
 
     async def _work_off(self, result: Awaitable[Any] | None, event: StreamEvent) -> None:
@@ -303,10 +328,11 @@ class RunEvents(EventManager):
             if result is not None:
                 try:
                     await result
-                except (Exception, asyncio.CancelledError):
+                except _FAILED:
                     if task is not None and task.cancelling():
                         return
                     _log.warning("a handler of %s events failed", event.type, exc_info=True)
+            self._handled += 1
             if not self._queue:
                 return
             handler, event = self._queue.popleft()
@@ -316,6 +342,7 @@ class RunEvents(EventManager):
         if self._dropped:
             return
         self._dropped = True
+        self._source.dropped += len(self._queue)
         self._queue.clear()
         if self._drain is not None:
             self._drain.cancel()

@@ -126,24 +126,35 @@ async def test_max_total_attempts_holds_for_the_run_and_each_answer_may_be_asked
         assert sum(upstream.calls for upstream in upstreams) == made
 
 
-async def test_a_call_that_others_left_no_attempt_for_ends_with_its_own_failure() -> None:
-    """While it waits to try again, its neighbours use up what the run may call."""
-    ends: list[BaseException] = []
-    slow, quick = Upstream(9), Upstream(0)
+async def test_the_attempt_that_a_call_waits_to_make_is_not_made_by_another() -> None:
+    slow, quick, ends = Upstream(1), Upstream(0), []
 
-    async def work() -> str:
+    async def work() -> Any:
         patient = asyncio.create_task(protected(slow, target="a", part="x"))
         await asyncio.sleep(0)
-        await asyncio.gather(*(protected(quick, target="b", part="y") for _ in range(3)))
-        ends.extend(await asyncio.gather(patient, return_exceptions=True))
-        return "done"
+        for _ in range(3):
+            ends.extend(await asyncio.gather(protected(quick, target="b", part="y"), return_exceptions=True))
+        return await patient
 
     runner = running(work, max_total_attempts=4, retry_policy=RetryPolicy(jitter_factor=0))
-    await runner.run("q", "composite")
-    (error,) = ends
-    assert isinstance(error, ProviderError)
-    assert type(error.__cause__).__name__ == "AttemptsUsedUp"
-    assert (slow.calls, quick.calls) == (1, 3)
+    output = await runner.run("q", "composite")
+    assert (output.content, slow.calls, quick.calls) == ("answer", 2, 2)
+    assert [type(end).__name__ for end in ends] == ["str", "str", "AttemptsUsedUp"]
+
+
+async def test_the_attempt_of_a_call_that_waits_no_longer_is_there_for_others() -> None:
+    slow, quick = Upstream(1), Upstream(0)
+
+    async def work() -> Any:
+        impatient = asyncio.create_task(protected(slow, target="a", part="x"))
+        await asyncio.sleep(0.5)
+        impatient.cancel()
+        await asyncio.wait({impatient})
+        return await protected(quick, target="b", part="y")
+
+    runner = running(work, max_total_attempts=2, retry_policy=RetryPolicy(jitter_factor=0))
+    output = await runner.run("q", "composite")
+    assert (output.content, slow.calls) == ("answer", 1)
 
 
 async def test_budget_and_time_that_are_left_can_be_asked() -> None:

@@ -6,11 +6,13 @@ import asyncio
 import atexit
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
-from steer_llm_sdk.orchestration import ReliableOrchestrator, ToolRegistry
+from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
+from steer_llm_sdk.orchestration import ReliableOrchestrator, ToolRegistry, ways_to_run
 from steer_llm_sdk.orchestration.ways_to_run import _BackgroundLoop
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
@@ -28,6 +30,61 @@ async def test_a_stream_gives_the_events_in_order_and_then_the_output() -> None:
     assert (kinds[0], kinds[-1]) == ("start", "complete")
     assert kinds.count("delta") == 1
     assert stream.output.content == "done"
+
+
+class Talker(ScriptedTool):
+    """Says numbers, and waits a second after each tenth."""
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        for n in range(20):
+            await event_manager.emit_delta(StreamDeltaEvent(f"{n} "))
+            if n % 10 == 9:
+                await asyncio.sleep(1)
+        return "all of them"
+
+
+def heard(event: StreamEvent) -> Any:
+    return event.delta if isinstance(event, StreamDeltaEvent) else event.type
+
+
+def dropped(events: int) -> dict[str, Any]:
+    return {"event_type": "dropped", "data": {"events": events}}
+
+
+async def test_what_a_slow_reader_was_not_given_is_told_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways_to_run, "BACKLOG", 4)
+    stream, seen = orchestrator(Talker("t")).stream("q"), []
+    async for event in stream:
+        seen.append(heard(event))
+        if event.type == "start":
+            await asyncio.sleep(0.5)
+    assert seen[:5] == ["start", "0 ", "1 ", "2 ", dropped(7)]
+    assert seen[5:] == ["10 ", "11 ", "12 ", "13 ", dropped(6), "complete"]
+    assert (stream.dropped, stream.output.content) == (13, "all of them")
+
+
+async def test_what_the_redactor_withheld_of_a_stream_is_told_in_its_place() -> None:
+    def redactor(content: dict[str, Any]) -> dict[str, Any]:
+        if content.get("delta") == "3 ":
+            raise ValueError("what is this?")
+        return content
+
+    stream = orchestrator(Talker("t")).stream("q", options={"redactor_cb": redactor})
+    events = [event async for event in stream]
+    assert [heard(event) for event in events][:6] == ["start", "0 ", "1 ", "2 ", dropped(1), "4 "]
+    assert len({event.request_id for event in events}) == 1
+    assert all(event.timestamp for event in events)
+    assert stream.dropped == 1
+
+
+async def test_what_is_missing_at_the_end_of_a_stream_is_told_there() -> None:
+    def redactor(content: dict[str, Any]) -> dict[str, Any]:
+        if "status" in content:
+            raise ValueError("what is this?")
+        return content
+
+    stream = orchestrator(ScriptedTool("t", OK())).stream("q", options={"redactor_cb": redactor})
+    assert [heard(event) async for event in stream] == ["start", dropped(1)]
 
 
 async def test_the_output_of_a_stream_is_not_there_before_its_end() -> None:

@@ -21,7 +21,7 @@ from steer_llm_sdk.models.events import (
     StreamUsageEvent,
 )
 from steer_llm_sdk.streaming import manager as module
-from steer_llm_sdk.streaming.manager import ALLOWANCE, EventManager, RunEvents
+from steer_llm_sdk.streaming.manager import ALLOWANCE, EACH, EventManager, RunEvents
 
 
 def events_of(
@@ -264,7 +264,7 @@ async def test_what_a_handler_held_the_loop_for_is_part_of_the_allowance(held: H
     events.tell(StreamStartEvent())
     events.tell(StreamDeltaEvent("a"))
     await events.flush()
-    assert now() == pytest.approx(0.05)
+    assert now() == pytest.approx(ALLOWANCE + 2 * EACH - 0.2)
 
 
 async def test_a_handler_that_is_dropped_at_its_own_hand_is_called_no_more(held: HeldLoop) -> None:
@@ -281,6 +281,67 @@ async def test_a_handler_that_is_dropped_at_its_own_hand_is_called_no_more(held:
     await events.flush()
     await asyncio.sleep(1)
     assert seen == ["0", "1"]
+
+
+async def test_the_allowance_grows_with_the_events(held: HeldLoop, warnings: Callable[[], list[str]]) -> None:
+    def quick(content: dict[str, Any]) -> dict[str, Any]:
+        held.hold(0.0004)  # twice an event
+        return content
+
+    seen: list[StreamEvent] = []
+    source = EventManager(on_delta=seen.append)
+    events = source.for_run("r", "t", {}, quick)
+    for _ in range(2000):
+        events.tell(StreamDeltaEvent("a"))
+    assert (len(seen), source.dropped, warnings()) == (2000, 0, [])
+
+
+async def test_a_handler_that_is_behind_at_the_end_has_the_time_of_all_events() -> None:
+    seen: list[StreamEvent] = []
+
+    async def slow(event: StreamEvent) -> None:
+        await asyncio.sleep(0.001)
+        seen.append(event)
+
+    source = EventManager(on_delta=slow)
+    events = source.for_run("r", "t")
+    for _ in range(1000):
+        events.tell(StreamDeltaEvent("a"))
+    await events.flush()
+    assert (len(seen), source.dropped) == (1000, 0)
+
+
+async def test_a_handler_that_hangs_at_the_end_of_many_events_is_not_waited_for_longer() -> None:
+    source = EventManager(on_delta=lambda _: asyncio.sleep(3600))
+    events = source.for_run("r", "t")
+    for _ in range(1000):
+        events.tell(StreamDeltaEvent("a"))
+    await events.flush()
+    assert (now(), source.dropped) == (ALLOWANCE, 999)
+
+
+async def test_what_is_told_after_the_run_was_dropped_by_nobody() -> None:
+    source = EventManager(on_delta=lambda _: None)
+    events = source.for_run("r", "t")
+    await events.flush()
+    events.tell(StreamDeltaEvent("a"))
+    assert source.dropped == 0
+
+
+async def test_what_handlers_were_not_given_is_counted(held: HeldLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(tell: int, redactor: Any = None, **handlers: Any) -> int:
+        source = EventManager(**handlers)
+        events = source.for_run("r", "t", {}, redactor)
+        for _ in range(tell):
+            events.tell(StreamDeltaEvent("a"))
+        return source.dropped
+
+    heavy, seen = (lambda _: held.hold(0.1)), (lambda _: None)
+    assert told(10, on_delta=heavy) == 7
+    assert told(10, on_create_event=heavy, on_delta=seen) == 1 + 2 * 7
+    assert told(10, lambda _: None, on_create_event=seen, on_delta=seen) == 20
+    monkeypatch.setattr(module, "BACKLOG", 3)
+    assert told(10, on_delta=lambda _: asyncio.sleep(1)) == 9
 
 
 async def test_a_redactor_that_holds_the_loop_is_dropped_too(held: HeldLoop, warnings: Callable[[], list[str]]) -> None:

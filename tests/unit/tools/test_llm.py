@@ -26,7 +26,7 @@ from steer_llm_sdk.orchestration import (
     ReliableOrchestrator,
     ToolRegistry,
 )
-from steer_llm_sdk.orchestration.tools import LLMTool
+from steer_llm_sdk.orchestration.tools import LLMTool, _model_tool
 from steer_llm_sdk.providers.models import Model
 from steer_llm_sdk.reliability import RetryPolicy
 from steer_llm_sdk.reliability.classify import classify
@@ -515,6 +515,36 @@ async def test_it_does_not_close_what_it_was_given() -> None:
     given = ScriptedModel()
     await LLMTool("t", [given, "recorded:demo", "recorded:demo"]).aclose()
     assert given.closed == 0
+
+
+async def test_of_the_models_that_options_named_the_latest_keep_their_connections(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: dict[str, list[ScriptedModel]] = {}
+
+    class Stuck(ScriptedModel):
+        async def aclose(self) -> None:
+            await super().aclose()
+            if self is made["test:1"][0]:
+                raise OSError("stuck")
+
+    def resolve(spec: str) -> ScriptedModel:
+        made.setdefault(spec, []).append(Stuck(name=spec))
+        return made[spec][-1]
+
+    monkeypatch.setattr(_model_tool, "resolve_model", resolve)
+    tool = LLMTool("t", "test:own")
+    for n in range(_model_tool.KEPT + 1):
+        await tool.execute({"query": "q"}, {"model": f"test:{n}"})
+        await tool.execute({"query": "q"}, {"model": "test:0"})
+    await asyncio.sleep(0.1)
+    closed = [name for name, models in made.items() if models[0].closed]
+    assert closed == ["test:1"]
+    assert "could not be closed: OSError('stuck')" in caplog.text
+    await tool.execute({"query": "q"}, {"model": "test:1"})
+    assert len(made["test:1"]) == 2
+    await tool.aclose()
+    assert {name: models[-1].closed for name, models in made.items()} == dict.fromkeys(made, 1)
 
 
 async def test_the_plain_orchestrator_runs_it_too() -> None:

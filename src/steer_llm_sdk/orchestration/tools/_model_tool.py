@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -34,11 +36,32 @@ class ModelCallOptions(BaseModel):
     idempotency_key: str | None = None
 
 
+KEPT = 32
+"""So many models that options named keep their connections."""
+
+_log = logging.getLogger(__name__)
+
+
 class Models:
-    """The adapters of a tool. There is one for each name or Model, kept because it holds connections."""
+    """The adapters of a tool. There is one for each name or Model, kept because it holds connections: all of the tool's
+    `own`, and the KEPT latest that an option named."""
 
     def __init__(self) -> None:
         self._made: dict[str | Model, ModelAdapter] = {}
+        self._own: Sequence[ModelAdapter] = ()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def own(self, spec: Any, price: Price | None) -> Sequence[ModelAdapter]:
+        """The adapters of the tool, made as `adapters` makes them."""
+        self._own = self.adapters(spec, price)
+        return self._own
+
+    def named(self, spec: Any) -> list[ModelAdapter]:
+        """The adapters for what an option names."""
+        adapters = self.adapters(spec)
+        if len(self._made) - len(self._own) > KEPT:
+            self._close_the_oldest()
+        return adapters
 
     def adapters(self, spec: Any, price: Price | None = None) -> list[ModelAdapter]:
         """An adapter for each model that `spec` names. Raises InvalidRequest if it names none, or one is not usable.
@@ -54,15 +77,33 @@ class Models:
         """Close the adapters that were made here. An adapter that was given is its owner's to close."""
         for adapter in self._made.values():
             await adapter.aclose()
+        here = asyncio.get_running_loop()
+        for closing in [task for task in self._closing if task.get_loop() is here]:
+            await asyncio.wait({closing})
 
     def _adapter(self, spec: Any, price: Price | None) -> ModelAdapter:
         if isinstance(spec, ModelAdapter):
             return spec
         if not isinstance(spec, (str, Model)):
             raise InvalidRequest("model", spec, "give a name such as openai:gpt-5-mini, a Model, or a list of them")
-        if spec not in self._made:
-            self._made[spec] = resolve_model(spec if price is None else _priced(spec, price))
-        return self._made[spec]
+        adapter = self._made.pop(spec, None)
+        if adapter is None:
+            adapter = resolve_model(spec if price is None else _priced(spec, price))
+        self._made[spec] = adapter
+        return adapter
+
+    def _close_the_oldest(self) -> None:
+        """What is asked of it now, it still answers."""
+        named = [spec for spec, adapter in self._made.items() if adapter not in self._own]
+        for spec in named[:-KEPT]:
+            closing = asyncio.get_running_loop().create_task(self._made.pop(spec).aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            _log.warning("a model that is no longer asked could not be closed: %r", error)
 
 
 def _priced(spec: str | Model, price: Price) -> Model:
@@ -98,10 +139,10 @@ class ModelTool(Tool):
             "chunk_timeout": chunk_timeout,
         }
         self._name = name
-        self._models = Models()
         if price is not None and not isinstance(price, Price):
             raise InvalidRequest("price", price, "give Price(input=..., output=...), in USD per million tokens")
-        adapters = self._models.adapters(model, price)
+        self._models = Models()
+        adapters = self._models.own(model, price)
         self._own_routes = _routes(name, adapters, alone=name)
         self._questions = _QuestionBuilder(instructions, OutputSchema.of(output_type), defaults)
         self.version = version
@@ -126,7 +167,7 @@ class ModelTool(Tool):
 
     def _routes(self, model: Any) -> Sequence[Route]:
         """The routes to the models that an option names, or to the tool's own."""
-        return self._own_routes if model is None else _routes(self._name, self._models.adapters(model))
+        return self._own_routes if model is None else _routes(self._name, self._models.named(model))
 
 
 class _QuestionBuilder:

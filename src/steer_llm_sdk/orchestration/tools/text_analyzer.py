@@ -174,7 +174,7 @@ class TextAnalyzer(Tool):
         return {**result, "metadata": {**result["metadata"], "read": _report(read, text)}}
 
     def _adapters_of(self, model: Any) -> list[ModelAdapter]:
-        return [] if model is None else self._models.adapters(model)
+        return [] if model is None else self._models.named(model)
 
 
 # ── the request ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,1 @@
+"""State that several instances share on Redis or PostgreSQL: breakers, rate limits, retry budgets and budgets."""
