@@ -46,9 +46,9 @@ from steer_llm_sdk.reliability.stores.sqlite import Keys
 LEASE = 3.0
 """Seconds; the library's own 20 would make this a matter of hours, and changes nothing else."""
 WORKERS, AT_ONCE = 3, 6
-KEYS_PER_KILL = 12
+KEYS_PER_KILL = 8
 """So many are worked on between two kills, about."""
-ROUNDS = 5
+ROUNDS = 8
 """Of 14 kills and stops each, to catch a planted defect in."""
 SETTLING = 240.0
 """Seconds in which all keys must be answered once the killing is over."""
@@ -69,7 +69,7 @@ class Log:
 
 
 class Effect(Tool):
-    """Work whose beginning and end are on record. One in seven fails in a way that a later try may cure."""
+    """Work whose beginning and end are on record. One in five fails in a way that a later try may cure."""
 
     name = "effect"
 
@@ -80,8 +80,8 @@ class Effect(Tool):
         key, value = request["query"], uuid.uuid4().hex
         self._log.add("begins", key, value)
         # A few take longer than a lease, which must not matter.
-        await asyncio.sleep(1.5 * LEASE if random.random() < 0.04 else random.uniform(0.1, 0.5))
-        if random.random() < 1 / 7:
+        await asyncio.sleep(1.5 * LEASE if random.random() < 0.04 else random.uniform(0.2, 1.0))
+        if random.random() < 1 / 5:
             self._log.add("fails", key, value)
             raise ProviderUnavailable("so it is", "effect", status_code=503)
         self._log.add("ends", key, value)
@@ -169,7 +169,7 @@ def disturb(url: str, server: Server | None, log: Log, kills: int, chance: rando
                 if chance.random() < stops and len(running) > 1:
                     log.add("stopped", pid=victim)
                     os.kill(victim, signal.SIGSTOP)
-                    stopped[victim] = time.monotonic() + LEASE + chance.uniform(0.2, 0.8)
+                    stopped[victim] = time.monotonic() + LEASE * chance.uniform(0.75, 1.3)
                     toll.stopped += 1
                     done += 1 if stops > 0.5 else 0
                     continue
