@@ -35,6 +35,8 @@ FLOORS = {
     "orchestration.models": NOUNS,
     "orchestration.planning": NOUNS,
     "orchestration.tool_registry": NOUNS,
+    "orchestration.release_files": NOUNS,
+    "orchestration.versions": NOUNS,
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
@@ -42,10 +44,14 @@ FLOORS = {
     "orchestration._evidence_text": NOUNS,
     "orchestration._evidence_page": NOUNS,
     "orchestration._outcome": FLOW,
+    "orchestration._observed": FLOW,
+    "orchestration._pinned": FLOW,
+    "orchestration._versioned": NOUNS,
     "orchestration.reliability": VERBS,
     "orchestration.fallback": VERBS,
     "orchestration.replay": VERBS,
     "orchestration.tools": VERBS,
+    "orchestration.strategies": VERBS,
     "orchestration.ways_to_run": FLOW,
     "orchestration.direct": FLOW,
     "orchestration.orchestrator_v2": FLOW,
@@ -56,6 +62,8 @@ FLOORS = {
     "settings": WAYS,
     "cli": WAYS,
     "testing": WAYS,
+    "telemetry": WAYS,
+    "service": WAYS,
 }
 FRONTS = {"": FLOW, "orchestration": FLOW}
 """Packages that only say what is public of the floors below them."""
@@ -69,6 +77,7 @@ WHEN_USED = {
     "h11",
     "httpx2",
     "jsonschema_rs",
+    "numpy",
     "openai",
     "orjson",
     "psycopg",
@@ -76,12 +85,16 @@ WHEN_USED = {
     "re2",
     "redis",
     "pydantic_settings",
+    "yaml",
 }
 """Heavy or optional: imported by the function that needs it."""
 SLOW = {
     "email.utils",
     "importlib.metadata",
+    "packaging.specifiers",
     "packaging.version",
+    "tempfile",
+    "tomllib",
     f"{PACKAGE}.orchestration._evidence_page",
     f"{PACKAGE}.orchestration._evidence_text",
 }
@@ -94,7 +107,9 @@ HEAVY_ROOMS = tuple(
         "reliability.shared",
         "reliability.stores.postgres",
         "reliability.stores.redis",
+        "service",
         "settings",
+        "telemetry",
     )
 )
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""

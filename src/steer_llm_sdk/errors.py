@@ -10,6 +10,7 @@ Exception
 │   ├── AllToolsFailed         .failures holds every cause, in order
 │   ├── InvalidRequest         (also ValueError) .field, .given and what would do
 │   ├── ToolNotFound           (also ValueError) .available
+│   │   └── VersionUnavailable  the version is withdrawn, or not for this caller; .successor
 │   ├── NoEligibleTool         (also ValueError) .reasons, one per tool
 │   └── Rejected               a policy said no: the tool did not run
 │       ├── CircuitOpen        (also ProviderError)
@@ -242,6 +243,16 @@ class ToolNotFound(OrchestratorError, ValueError):
         self.tool_name = tool_name
         self.available = sorted(available)
         super().__init__(f"Tool '{tool_name}' not found. Available tools: {', '.join(self.available) or 'none'}")
+
+
+class VersionUnavailable(ToolNotFound):
+    """The versions that would do are there, and the caller cannot have them. `successor` is what to ask for instead."""
+
+    def __init__(self, tool_name: str, reason: str, successor: str | None = None) -> None:
+        super().__init__(tool_name)
+        self.reason = reason
+        self.successor = successor
+        self.args = (reason,)
 
 
 class NoEligibleTool(OrchestratorError, ValueError):

@@ -61,6 +61,15 @@ def imported(path: str, option: str, example: str) -> Any:
         refuse(option, path, f"name a module that can be imported from here, and what is in it ({error!r})")
 
 
+def imported_module(name: str, option: str) -> None:
+    """Import a module for what it does then. It is looked for in the folder of the call first."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        import_module(name)
+    except Exception as error:  # Whatever the module does when it is imported.
+        refuse(option, name, f"name a module that can be imported from here ({error!r})")
+
+
 def read_schema(given: str | None) -> dict[str, Any] | None:
     """The JSON Schema in a file, or `given` itself where it begins with a brace."""
     if given is None:

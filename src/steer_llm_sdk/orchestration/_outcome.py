@@ -111,7 +111,8 @@ def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
     assert run.plan is not None
     (steps, shown), info = run.plan, describe_error(exceeded)
     asked = dict.fromkeys(line["tool"] for line in run.timeline)
-    answer = Answer(next(step.tool for step in steps if step.tool.name == list(asked)[-1]), None, {})
+    last = next((step.tool for step in steps if step.tool.name == list(asked)[-1]), steps[-1].tool)
+    answer = Answer(last, None, {})
     found, usage, cost = _account(run, answer, None)
     tools = {name: found[name] for name in asked}
     for name, entry in tools.items():

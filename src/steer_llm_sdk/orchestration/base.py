@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from random import getrandbits
 from types import MappingProxyType, TracebackType
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from steer_llm_sdk._names import looked_up
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ToolNotFound
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
     StreamErrorEvent,
@@ -32,8 +32,10 @@ from steer_llm_sdk.models.events import (
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run
 from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
+from steer_llm_sdk.orchestration._pinned import is_worth_it, pinned
 from steer_llm_sdk.orchestration._result import describe_error
-from steer_llm_sdk.orchestration.fallback import ToolCall, first_answer
+from steer_llm_sdk.orchestration._versioned import warn_deprecated, who_of
+from steer_llm_sdk.orchestration.fallback import Answer, ToolCall, first_answer
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
@@ -62,10 +64,14 @@ def _defaults() -> OrchestrationConfig:
 
 
 class Plan(NamedTuple):
-    """The tools to try, in order; `shown` makes what the output shows of the decision, anew for each run."""
+    """The tools to try, in order; `shown` makes what the output shows of the decision, anew for each run. `observe` is
+    told how the run went. `strategy` comes to the answer where more than
+    one tool is to be used for it."""
 
     steps: Sequence[ToolCall]
     shown: Callable[[], dict[str, Any]] | None = None
+    observe: Callable[[Run, Sequence[ToolCall], Answer], None] | None = None
+    strategy: Callable[[Run, float | None], Awaitable[Answer]] | None = None
 
 
 class BaseOrchestrator(ABC):
@@ -98,7 +104,7 @@ class BaseOrchestrator(ABC):
 
     def _plan_at_once(self, run: Run) -> Plan | None:
         """The plan where nothing has to be awaited for it: a given tool_name is the shortest plan."""
-        return None if run.tool_name is None else Plan((ToolCall.of(self._find(run.tool_name), _NO_OPTIONS),))
+        return None if run.tool_name is None else Plan((ToolCall.of(self._find(run.tool_name, run), _NO_OPTIONS),))
 
     @abstractmethod
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
@@ -260,7 +266,13 @@ class BaseOrchestrator(ABC):
 
         async def work(shared: Deadline) -> OrchestrationOutput:
             run.deadline = shared
-            return await self._work(run)
+            if not is_worth_it(self.registry, self.idempotency_manager):
+                return await self._work(run)
+            plan = await pinned(self.idempotency_manager, claim.key, claim.fingerprint, self.registry, make)
+            return await self._work(run, plan)
+
+        async def make() -> Plan:
+            return self._plan_at_once(run) or await self._plan(run)
 
         def note(what: str, why: str, output: OrchestrationOutput | None) -> None:
             if output is None:
@@ -268,7 +280,7 @@ class BaseOrchestrator(ABC):
             else:
                 output.metadata["idempotency"] = what
 
-        return keyed(
+        claim = keyed(
             run.options.tenant,
             run.options.idempotency_key,
             {"request": run.request, "tool_name": run.tool_name, "tool_options": dict(run.tool_options)},
@@ -279,22 +291,28 @@ class BaseOrchestrator(ABC):
             wait=config.on_duplicate == "wait",
             note=note,
         )
+        return claim
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _work(self, run: Run) -> OrchestrationOutput:
-        """Plan, ask the tools in order, and say what came of it."""
-        plan = self._plan_at_once(run) or await self._plan(run)
+    async def _work(self, run: Run, plan: Plan | None = None) -> OrchestrationOutput:
+        """Plan, unless a plan was made already, ask the tools in order, and say what came of it."""
+        plan = plan or self._plan_at_once(run) or await self._plan(run)
         if run.deadline is not None:
-            run.plan = plan
+            run.plan = plan.steps, plan.shown
         if plan is not self._last_used:
             self._used.update((id(step.tool), step.tool) for step in plan.steps)
             self._last_used = plan
         events = run.events
         if events is not None:
             _tell_start(events, plan.steps[0].tool)
+        if self.registry.staged and (farewell := self.registry.farewell(plan.steps[0].tool)) is not None:
+            warn_deprecated(run, plan.steps[0].tool, farewell)
         wanted = None if run.options.quality_requirements is None else self._min_confidence(run.options)
-        answer = await first_answer(run, plan.steps, wanted)
+        strategy = plan.strategy
+        answer = await (first_answer(run, plan.steps, wanted) if strategy is None else strategy(run, wanted))
+        if plan.observe is not None:
+            plan.observe(run, plan.steps, answer)
         if events is not None and answer.result is not None:
             events.choose(answer.result)
         if answer.result is None:
@@ -309,11 +327,12 @@ class BaseOrchestrator(ABC):
             return self.budget_accounts.ledger(tokens, cost_usd, config.budgets)
         return None if tokens is None and cost_usd is None else Ledger(tokens, cost_usd)
 
-    def _find(self, name: str) -> Tool:
-        tool = self.registry.get_tool(name)
-        if tool is None:
-            raise ToolNotFound(name, self.registry.names())
-        return tool
+    def _find(self, name: str, run: Run) -> Tool:
+        """The version that this caller gets. A run keeps what it found, whatever is promoted or taken out meanwhile."""
+        registry = self.registry
+        if registry.staged:
+            return registry.resolve(name, who_of(run))
+        return registry.get_tool(name) or registry.resolve(name)
 
     def _within_budget(self, run: Run, output: OrchestrationOutput) -> OrchestrationOutput:
         """Every caller is held to his own budget, also where somebody else did the work."""

@@ -13,6 +13,7 @@ from steer_llm_sdk.errors import (
     StoreUnavailable,
     ToolExecutionError,
     ToolNotFound,
+    VersionUnavailable,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "StoreUnavailable",
     "ToolExecutionError",
     "ToolNotFound",
+    "VersionUnavailable",
 ]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
+from steer_llm_sdk._names import looked_up
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool, ToolNotFound
 from steer_llm_sdk.models.plain import copied, copier
 from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration._observed import Observer
 from steer_llm_sdk.orchestration._outcome import plan_shown
+from steer_llm_sdk.orchestration._versioned import who_of
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan, check_types
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.planning._copies import Copies
+from steer_llm_sdk.orchestration.planning.eligibility import over_budget
 from steer_llm_sdk.orchestration.planning.planner import (
     ExecutionStrategy,
     PlanDecision,
@@ -30,6 +34,7 @@ from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
+from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.reliability.stores import Store
 from steer_llm_sdk.reliability.stores._url import shown
@@ -39,11 +44,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Loaded by the first run that uses several tools for one answer.
+_late = looked_up(__name__, {"of_decision": "steer_llm_sdk.orchestration.strategies"})
+
 
 @cache
 def _nothing_known() -> PlanRequest:
     """The context of a run without budget or requirements while every circuit is closed; planners read it only."""
     return PlanRequest()
+
+
+_BEST_FIRST = (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN)
+
+
+def _of_budget(error: NoEligibleTool) -> Exception:
+    """Where only the budget stands in the way of every tool, the run has exceeded it before it began."""
+    nearest = over_budget(error.reasons.values())
+    if nearest is None:
+        return error
+    return BudgetExceeded(nearest.budget_type, nearest.limit, nearest.actual)
 
 
 def _plans_by_rule(planner: Planner) -> TypeGuard[RuleBasedPlanner]:
@@ -60,16 +79,24 @@ def _is_ours(kind: type) -> bool:
     return all(method is None or str(method.__module__).startswith("steer_llm_sdk.") for method in own)
 
 
-_provider = attrgetter("tool.provider")
-"""Of a step: what its `target` was made of, and may have changed since."""
+_SERVERS = ("redis://", "rediss://", "postgres://", "postgresql://")
+"""How the URL of a store begins that several machines can reach."""
+
+
+def _shared_at(url: str) -> SharedState:
+    from steer_llm_sdk.reliability.shared.state import SharedState
+
+    return SharedState(url)
 
 
 class ReliableOrchestrator(BaseOrchestrator):
-    """Breakers, limits and remembered results belong to this instance, unless `store` says where the results are kept.
+    """Breakers, limits and remembered results belong to this instance, unless `store` says where they are kept.
 
     `store` is a URL, see `open_store`, or a Store. Unset, it is what STEER_STORE names; without that, results are
-    remembered in memory. `async with` or `aclose` closes what was opened from a URL. An idempotency_manager has a
-    store of its own.
+    remembered in memory. The URL of a server (Redis or PostgreSQL) means that breakers, rate limits, retry budgets and
+    budgets are those of all instances with this URL; `shared` is for who wants that without remembered results, or
+    several orchestrators on one connection. `async with` or `aclose` closes what was opened from a URL. An
+    idempotency_manager has a store of its own.
     """
 
     def __init__(
@@ -84,8 +111,12 @@ class ReliableOrchestrator(BaseOrchestrator):
         shared: SharedState | None = None,
     ) -> None:
         check_types(("reliability_config", reliability_config, ReliabilityConfig))
+        self._opened: SharedState | None = None
         if idempotency_manager is None:
-            idempotency_manager = IdempotencyManager(store=store or os.environ.get("STEER_STORE") or None)
+            store = store or os.environ.get("STEER_STORE") or None
+            idempotency_manager = IdempotencyManager(store=store)
+            if shared is None and isinstance(store, str) and store.startswith(_SERVERS):
+                shared = self._opened = _shared_at(store)
         elif store is not None:
             raise InvalidRequest(
                 "store",
@@ -96,17 +127,23 @@ class ReliableOrchestrator(BaseOrchestrator):
             check_types(("planner", planner, Planner))
         self.planner = RuleBasedPlanner() if planner is None else planner
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
+        if shared is not None and budget_accounts is None:
+            budget_accounts = shared.budget_accounts()
         super().__init__(
             registry,
             executor=ReliableToolExecutor(self.reliability_config, shared),
             idempotency_manager=idempotency_manager,
-            budget_accounts=shared.budget_accounts()
-            if shared is not None and budget_accounts is None
-            else budget_accounts,
+            budget_accounts=budget_accounts,
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()
+        self._well: tuple[Mapping[str, Sequence[Tool]], tuple[int, int], Mapping[str, str]] | None = None
         self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan, list[Any]] | None = None
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._opened is not None:
+            await asyncio.to_thread(self._opened.close)
 
     @property
     def breakers(self) -> Mapping[str, Any]:
@@ -119,61 +156,93 @@ class ReliableOrchestrator(BaseOrchestrator):
         planner, options = self.planner, run.options
         if run.tool_name is not None or not _plans_by_rule(planner):
             return super()._plan_at_once(run)
-        view = self._view()
-        decision = planner.decide(run.request, view, self._context(options))
+        view = self._view(run)
+        try:
+            decision = planner.decide(run.request, view, self._known(options))
+        except NoEligibleTool as error:
+            raise _of_budget(error) from None
         most = self._most_fallbacks(options)
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
         if (
             last is not None
             and (last[0] is decision and last[1] is view and last[2] == most)
-            and last[4] == list(map(_provider, last[3].steps))
+            and last[4] == [step.tool.provider for step in last[3].steps]
         ):
             return last[3]
-        plan = self._carry_out(decision, most)
-        self._last_plan = (decision, view, most, plan, list(map(_provider, plan.steps)))
+        plan = self._carry_out(decision, most, run)
+        # Of a step: what its `target` was made of, and may have changed since.
+        self._last_plan = (decision, view, most, plan, [step.tool.provider for step in plan.steps])
         return plan
 
     async def _plan(self, run: Run) -> Plan:
         # A planner of somebody else's may write into what it is told, and the next run is told the same.
-        context = PlanRequest.model_construct(**copied(dict(self._context(run.options))))
-        view = self._view()
+        context = self._known(run.options) or _nothing_known()
+        context = PlanRequest.model_construct(**copied(dict(context)))
+        view = self._view(run)
         tools = view if _is_ours(type(self.planner)) else Copies(view)
-        decision = await self.planner.plan(copied(run.request), tools, context)
-        return self._carry_out(decision, self._most_fallbacks(run.options))
+        if run.options.deterministic:
+            context.explore = False
+        try:
+            decision = await self.planner.plan(copied(run.request), tools, context)
+        except NoEligibleTool as error:
+            raise _of_budget(error) from None
+        return self._carry_out(decision, self._most_fallbacks(run.options), run)
 
     def _most_fallbacks(self, options: OrchestrationConfig) -> int:
         config = self.reliability_config
         return config.max_fallback_attempts if options.enable_fallback and config.enable_fallback else 0
 
-    def _view(self) -> Mapping[str, ToolMetadata]:
-        view = self.registry.planning_view()
+    def _view(self, run: Run) -> Mapping[str, ToolMetadata]:
+        registry = self.registry
+        view = registry.planning_view(who_of(run)) if registry.staged else registry.planning_view()
         if not view:
             raise NoEligibleTool
         return view
 
-    def _carry_out(self, decision: PlanDecision, most_fallbacks: int) -> Plan:
-        if decision.execution_strategy is not ExecutionStrategy.SINGLE:
-            raise InvalidRequest(
-                "execution_strategy", decision.execution_strategy.value, 'only "single" is carried out; plan that'
-            )
-        tools, shown = [self._find(decision.selected_tool)], plan_shown(decision)
-        if most_fallbacks and decision.fallback_tools:
-            fallbacks, missing = self._fallbacks(decision)
-            tools += fallbacks[:most_fallbacks]
+    def _carry_out(self, decision: PlanDecision, most_fallbacks: int, run: Run) -> Plan:
+        single = decision.execution_strategy is ExecutionStrategy.SINGLE
+        tools, shown = [self._chosen(decision, run)], plan_shown(decision)
+        shown["tool_version"] = tools[0].version
+        if decision.fallback_tools and (most_fallbacks or not single):
+            fallbacks, missing = self._fallbacks(decision, run)
+            tools += fallbacks[:most_fallbacks] if single else fallbacks
             if missing:
                 shown["missing_tools"] = missing
         steps = tuple(ToolCall.of(tool, decision.tool_options) for tool in tools)
-        return Plan(steps, copier(shown))
+        if single:
+            return Plan(steps, copier(shown), self._observer(decision))
+        shown["execution_strategy"] = decision.execution_strategy.value
+        strategy = _late("of_decision")(decision, steps, self._min_confidence(run.options))
+        return Plan(steps, copier(shown), self._observer(decision), strategy)
 
-    def _fallbacks(self, decision: PlanDecision) -> tuple[list[Tool], list[str]]:
+    def _chosen(self, decision: PlanDecision, run: Run) -> Tool:
+        name, version = decision.selected_tool, decision.tool_version
+        tool = None if version is None else self.registry.get_tool(name, version)
+        return self._find(name, run) if tool is None else tool
+
+    def _observer(self, decision: PlanDecision) -> Observer | None:
+        """What tells the planner how the run went; None where it has no use for it."""
+        planner = self.planner
+        if not isinstance(planner, Planner) or type(planner).observe is Planner.observe:
+            return None
+        before = None if self._last_plan is None else self._last_plan[3].observe
+        return Observer(planner, decision, before if isinstance(before, Observer) else None)
+
+    def _fallbacks(self, decision: PlanDecision, run: Run) -> tuple[list[Tool], list[str]]:
         """The fallbacks of a decision, and the names of those that are not there: they are passed over."""
         names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
-        found = {name: self.registry.get_tool(name) for name in names}
+        found = {name: self._found(name, run) for name in names}
         missing = [name for name, tool in found.items() if tool is None]
         for name in missing:
             self._warn_of_missing(name, decision)
         return [tool for tool in found.values() if tool is not None], missing
+
+    def _found(self, name: str, run: Run) -> Tool | None:
+        try:
+            return self._find(name, run)
+        except ToolNotFound:
+            return None
 
     def _warn_of_missing(self, name: str, decision: PlanDecision) -> None:
         """Once for each name: a typo in a rule would show itself only on the day when the first tool fails."""
@@ -186,40 +255,54 @@ class ReliableOrchestrator(BaseOrchestrator):
                 decision.reasoning,
             )
 
-    def _context(self, options: OrchestrationConfig) -> PlanRequest:
+    def _known(self, options: OrchestrationConfig) -> PlanRequest | None:
+        """What a planner is told beside the request; None for a run without budget or requirements while every circuit
+        is closed and every tool serves everybody."""
         all_closed = self.executor.breakers.all_closed
-        if all_closed and options.quality_requirements is None:
+        if all_closed and options.quality_requirements is None and not self.registry.serves_some_only:
             if options.budget is None:
-                return _nothing_known()
+                return None
             known = self._last_context
             if known is None or known.budget != options.budget:
                 known = self._last_context = PlanRequest(budget=options.budget)
             return known
-        states = self._breaker_states() if options.enable_circuit_breaker and not all_closed else {}
+        states, probes = self._breaker_states() if options.enable_circuit_breaker and not all_closed else ({}, {})
         return PlanRequest(
             budget=options.budget,
             quality_requirements=options.quality_requirements,
             circuit_breaker_states=states,
+            probes_left=probes,
+            tenant=options.tenant,
         )
 
-    def _breaker_states(self) -> dict[str, str]:
-        """By provider and by tool."""
-        breakers = self.executor.breakers
+    def _breaker_states(self) -> tuple[dict[str, str], dict[str, int]]:
+        """By provider and by tool; and the tools that no further probe may try. Only the tools of a provider that is
+        not well are asked about each time."""
+        breakers, by_target = self.executor.breakers, self.registry.by_target()
         states = {name: stats["state"] for name, stats in breakers.get_all_stats().items()}
-        for tool in self.registry:
-            state = self._state_of(tool)
-            if state is not None:
-                states[tool.name] = state
-        return states
+        states.update(self._when_well(by_target))
+        probes: dict[str, int] = {}
+        for tool in {id(tool): tool for target in breakers.unwell for tool in by_target.get(target, ())}.values():
+            known = self._breakers_of(tool)
+            found = {CircuitState.CLOSED if breaker is None else breaker.get_state(part) for breaker, part in known}
+            # A tool with several ways to be served is as healthy as the best of them.
+            states[tool.name] = next(state.value for state in _BEST_FIRST if state in found)
+            if not any(breaker is None or breaker.would_admit(part) for breaker, part in known):
+                probes[tool.name] = 0
+        return states, probes
 
-    def _state_of(self, tool: Tool) -> str | None:
-        """A tool with several ways to be served is as healthy as the best of them."""
-        known = [(self.executor.breakers.of_part(target, part), part) for target, part in tool.targets]
-        states = [CircuitState.CLOSED if breaker is None else breaker.get_state(part) for breaker, part in known]
-        if all(breaker is None for breaker, _ in known):
-            return None
-        order = (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN)
-        return next(state.value for state in order if state in states)
+    def _when_well(self, by_target: Mapping[str, Sequence[Tool]]) -> Mapping[str, str]:
+        """The tools that have a circuit, as if all were closed."""
+        known = self.executor.breakers.known
+        kept = self._well
+        if kept is None or kept[0] is not by_target or kept[1] != known:
+            tools = {id(tool): tool for tools in by_target.values() for tool in tools}.values()
+            having = [tool.name for tool in tools if any(breaker for breaker, _ in self._breakers_of(tool))]
+            kept = self._well = (by_target, known, dict.fromkeys(having, CircuitState.CLOSED.value))
+        return kept[2]
+
+    def _breakers_of(self, tool: Tool) -> list[tuple[CircuitBreaker | None, str]]:
+        return [(self.executor.breakers.of_part(target, part), part) for target, part in tool.targets]
 
     def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
         return self.executor.pipeline(

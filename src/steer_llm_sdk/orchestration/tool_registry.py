@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from steer_llm_sdk.errors import ToolNotFound, VersionUnavailable
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
+from steer_llm_sdk.orchestration.release_files import read_releases
+from steer_llm_sdk.orchestration.versions import (
+    ACTIVE,
+    Release,
+    Who,
+    check_spec,
+    choose,
+    is_in_share,
+    rank,
+    satisfies,
+    wanted,
+)
 
 if TYPE_CHECKING:
-    from packaging.version import Version
-
     from steer_llm_sdk.streaming.manager import EventManager
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NOBODY: Who = MappingProxyType({})
+MAX_VIEWS = 64
+"""Sets of canaries whose view is kept: with six canaries at once, all."""
 _log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "steer_llm_sdk.tools"
@@ -29,6 +47,7 @@ class Tool(ABC):
     `resource_requirements` declares `estimated_cost_per_run` (USD) and `estimated_duration_ms`.
     `composite` True: `execute` makes its calls through `protected()`, so retry, breaker, budget and attempt timeout
     stand round each of them and not round the whole.
+    `context_window` is in tokens; a longer request is planned for another tool. `tenants`: whom it serves; none: all.
     `takes_options` False: a run with `tool_options` for it is refused by `validate_options`, where they would be lost.
     """
 
@@ -39,6 +58,8 @@ class Tool(ABC):
     default_options: Mapping[str, Any] = _NOTHING
     capabilities: Sequence[str] = ()
     resource_requirements: Mapping[str, Any] = _NOTHING
+    context_window: int | None = None
+    tenants: Sequence[str] = ()
     composite: bool = False
     takes_options: bool = True
 
@@ -82,16 +103,33 @@ _FREE = Amount()
 
 
 class ToolRegistry:
-    """Tools by name and version. Names that are not registered are looked for among the installed tools."""
+    """Tools by name and version. Names that are not registered are looked for among the installed tools.
 
-    def __init__(self) -> None:
+    Of several versions a caller gets the highest active one that his request names; see `versions.choose`. `today` is
+    asked for the date where a version has a sunset.
+    """
+
+    staged = False
+    """Whether any version is anything but active."""
+    several = False
+    """Whether any tool has been registered in several versions."""
+    serves_some_only = False
+    """Whether a tool names the tenants that it serves; known once a planning view was made."""
+
+    def __init__(self, *, today: Callable[[], date] = date.today) -> None:
         self._tools: dict[str, dict[str, Tool]] = {}
+        self._releases: dict[str, dict[str, Release]] = {}
+        self._today = today
+        self._followed: _Followed | None = None
         self._changes = 0
-        self._view: tuple[tuple[int, int], Mapping[str, ToolMetadata]] | None = None
+        self._targets: tuple[tuple[int, int], Mapping[str, Sequence[Tool]]] | None = None
+        self._view: tuple[int, int, Mapping[str, ToolMetadata]] | None = None
+        self._views: tuple[tuple[int, int, date], dict[Any, Mapping[str, ToolMetadata]]] | None = None
 
-    def register_tool(self, tool: Tool, replace: bool = False) -> None:
+    def register_tool(self, tool: Tool, replace: bool = False, *, release: Release | None = None) -> None:
         """TypeError if it is no Tool; ValueError if the name is empty or the same name and version is there. `replace`:
-        take the place of that one, so that a cell of a notebook can be run again."""
+        take the place of that one, so that a cell of a notebook can be run again. `release`: how far it is released;
+        None: as it was set before, else it is active."""
         if not isinstance(tool, Tool):
             raise TypeError(f"tool: expected a Tool, got {type(tool).__name__}; subclass Tool or use @tool")
         if not isinstance(tool.name, str) or not tool.name.strip():
@@ -104,18 +142,137 @@ class ToolRegistry:
                 "register it with replace=True, or give the new one another version"
             )
         versions = {**versions, tool.version: tool}
+        self.several = self.several or len(versions) > 1
         # The highest last, so that no run has to compare them.
         self._tools[tool.name] = versions if len(versions) == 1 else dict(sorted(versions.items(), key=_rank))
         self._changes += 1
+        if release is not None:
+            self.set_release(tool.name, tool.version, release)
+
+    # ── versions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_release(self, name: str, version: str, release: Release) -> None:
+        """Say how far a version is released, whether or not it is registered yet."""
+        of_tool = {**self._releases.get(name, {}), version: release}
+        self._releases = {**self._releases, name: {v: r for v, r in of_tool.items() if r != ACTIVE}}
+        self.staged = any(self._releases.values())
+        self._changes += 1
+
+    def set_releases(self, releases: Mapping[str, Mapping[str, Release]]) -> None:
+        """Say it of all versions at once; those that are not named are active."""
+        self._releases = {name: {v: r for v, r in some.items() if r != ACTIVE} for name, some in releases.items()}
+        self.staged = any(self._releases.values())
+        self._changes += 1
+
+    def follow(self, path: str | Path, every: float = 5.0) -> None:
+        """Take from a file how far versions are released, as `steer-llm tools` writes it, now and whenever it has
+        changed. It is looked at when a tool is looked for, at most once in `every` seconds. A file that cannot be used
+        is an InvalidRequest now, and a warning later: then what was known stays."""
+        self._followed = _Followed(Path(path), every, 0.0, None)
+        self.set_releases(read_releases(path))
+
+    def _look_again(self) -> None:
+        followed, now = self._followed, time.monotonic()
+        if followed is None or now < followed.next_look:
+            return
+        try:
+            stat = followed.path.stat()
+            mark: tuple[int, int, int] | None = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            mark = None
+        self._followed = followed._replace(next_look=now + followed.every, mark=mark)
+        if mark != followed.mark:
+            try:
+                self.set_releases(read_releases(followed.path))
+            except (ValueError, OSError) as error:
+                _log.warning("%s; what was known of releases stays", error)
+
+    def canary(self, name: str, version: str, share: float, key: str = "tenant") -> None:
+        """Give a version to a share of callers, from 0 to 1. A larger share only adds callers."""
+        self.set_release(name, version, Release(state="canary", share=share, key=key))
+
+    def promote(self, name: str, version: str) -> None:
+        """Make a version active."""
+        self.set_release(name, version, ACTIVE)
+
+    def deprecate(
+        self,
+        name: str,
+        version: str,
+        *,
+        since: date | None = None,
+        sunset: date | None = None,
+        successor: str | None = None,
+    ) -> None:
+        """Warn whoever gets a version, and give it to nobody from `sunset` on."""
+        since = self._today() if since is None else since
+        self.set_release(name, version, Release(state="deprecated", since=since, sunset=sunset, successor=successor))
+
+    def release_of(self, name: str, version: str) -> Release:
+        return self._releases.get(name, {}).get(version, ACTIVE)
+
+    def versions(self, name: str) -> Mapping[str, Tool]:
+        """The registered versions of a tool, the highest last."""
+        return MappingProxyType(self._tools.get(name, {}))
+
+    def resolve(self, name: str, who: Who = _NOBODY) -> Tool:
+        """The tool that a caller gets for a name, or for a name and versions ("text_analyzer>=1.2,<2").
+
+        ToolNotFound where there is none; VersionUnavailable, a kind of it that names the successor, where what would do
+        is past its sunset, or a canary that the caller does not get.
+        """
+        if self._followed is not None:
+            self._look_again()
+        tool = self._resolved(name, who)
+        if tool is None:
+            check_spec(name)
+            asked = wanted(name)
+            versions = () if asked is None else self._tools.get(asked.name, ())
+            raise ToolNotFound(name, [f"{asked.name}@{v}" for v in versions] if asked and versions else self.names())
+        return tool
+
+    def _resolved(self, name: str, who: Who) -> Tool | None:
+        asked = None if name in self._tools else wanted(name)
+        base, spec = (name, None) if asked is None else asked
+        versions = self._tools.get(base)
+        if not versions:
+            tool = _installed().get(base)
+            return tool if tool is not None and (spec is None or satisfies(tool.version, spec)) else None
+        releases = self._releases.get(base, {})
+        found = choose(base, versions, releases, spec, who, self._today() if releases else date.min)
+        if found.version is not None:
+            return versions[found.version]
+        if found.closed:
+            version = found.closed[-1]
+            release = releases[version]
+            raise VersionUnavailable(base, release.why_closed(base, version, self._today()), release.successor)
+        return None
+
+    def farewell(self, tool: Tool) -> str | None:
+        """What whoever gets a deprecated tool is to be told; None for any other."""
+        release = self.release_of(tool.name, tool.version)
+        if release.state != "deprecated":
+            return None
+        return release.farewell(tool.name, tool.version)
+
+    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get_tool(self, name: str, version: str | None = None) -> Tool | None:
-        """The tool of that name, in the highest version unless one is asked for; None if there is none."""
+        """The tool of that name, in the highest active version unless one is asked for; None if there is none. `name`
+        may ask for versions: "text_analyzer>=1.2,<2"."""
+        if self._followed is not None:
+            self._look_again()
         versions = self._tools.get(name)
-        if not versions:
-            return None if version is not None else _installed().get(name)
-        if version is not None:
+        if versions and version is not None:
             return versions.get(version)
-        return next(reversed(versions.values()))
+        if versions and name not in self._releases:
+            return next(reversed(versions.values()))
+        if version is not None:
+            return None
+        try:
+            return self._resolved(name, _NOBODY)
+        except VersionUnavailable:
+            return None
 
     def has_tool(self, name: str) -> bool:
         return self.get_tool(name) is not None
@@ -144,16 +301,83 @@ class ToolRegistry:
         self._tools.clear()
         self._changes += 1
 
-    def planning_view(self) -> Mapping[str, ToolMetadata]:
-        """What a planner may choose from: the registered tools, or the installed ones where nothing is registered.
+    # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-        Built once per change of the registry, never per run.
+    def planning_view(self, who: Who = _NOBODY) -> Mapping[str, ToolMetadata]:
+        """What a planner may choose from for a caller: the registered tools, or the installed ones where nothing is
+        registered.
+
+        Built once per change of the registry, and for each set of canaries that a caller is in; never per run.
         """
+        if self._followed is not None:
+            self._look_again()
+        if not self.staged:
+            kept = self._view
+            if kept is not None and kept[0] == self._changes and kept[1] == len(self._tools):
+                return kept[2]
+            view = self._view_of(())
+            self._view = (self._changes, len(self._tools), view)
+            return view
+        mark = (self._changes, len(self._tools), self._today())
+        if self._views is None or self._views[0] != mark:
+            self._views = (mark, {})
+        views, cohort = self._views[1], self._cohort(who)
+        if (found := views.get(cohort)) is None:
+            if len(views) >= MAX_VIEWS:
+                views.clear()
+            found = views[cohort] = self._view_of(cohort)
+        return found
+
+    def _view_of(self, cohort: Sequence[tuple[str, str]]) -> Mapping[str, ToolMetadata]:
+        view = dict(self._metadata(cohort))
+        self.serves_some_only = any(tool.tenants for tool in view.values())
+        return MappingProxyType(view)
+
+    def _cohort(self, who: Who) -> tuple[tuple[str, str], ...]:
+        """The canaries that a caller is in."""
+        return tuple(
+            (name, version)
+            for name, releases in self._releases.items()
+            for version, release in releases.items()
+            if release.state == "canary" and is_in_share(name, version, release, who)
+        )
+
+    def _metadata(self, cohort: Sequence[tuple[str, str]]) -> Iterator[tuple[str, ToolMetadata]]:
+        if not self._tools:
+            yield from ((tool.name, metadata_of(tool)) for tool in _installed().values())
+        for name, versions in list(self._tools.items()):
+            releases = {
+                version: ACTIVE if (name, version) in cohort else _closed(release)
+                for version, release in self._releases.get(name, {}).items()
+            }
+            today = self._today() if releases else date.min
+            found = choose(name, versions, releases, None, _NOBODY, today)
+            states = {
+                v: releases.get(v, ACTIVE).state
+                for v in reversed(versions)
+                if not releases.get(v, ACTIVE).is_gone(today)
+            }
+            usable = [
+                versions[v] for wanted in ("active", "deprecated") for v, state in states.items() if state == wanted
+            ]
+            first = versions[found.version] if found.version is not None else next(reversed(versions.values()))
+            told = metadata_of(first)
+            if found.version is None:
+                version = found.closed[-1]
+                told.unavailable = self._releases[name][version].why_closed(name, version, today)
+            told.versions = [metadata_of(tool) for tool in usable if tool is not first]
+            yield name, told
+
+    def by_target(self) -> Mapping[str, Sequence[Tool]]:
+        """The tools by the providers that they call, as they were at the last change of the registry."""
         mark = (self._changes, len(self._tools))
-        if self._view is None or self._view[0] != mark:
-            tools = list(self) or list(_installed().values())
-            self._view = (mark, MappingProxyType({tool.name: metadata_of(tool) for tool in tools}))
-        return self._view[1]
+        if self._targets is None or self._targets[0] != mark:
+            found: dict[str, list[Tool]] = {}
+            for tool in self:
+                for target in dict.fromkeys(target for target, _ in tool.targets):
+                    found.setdefault(target, []).append(tool)
+            self._targets = (mark, found)
+        return self._targets[1]
 
     def names(self) -> list[str]:
         return sorted({*self._tools, *_installed()})
@@ -163,6 +387,20 @@ class ToolRegistry:
 
     def __len__(self) -> int:
         return len(self._tools)
+
+
+class _Followed(NamedTuple):
+    """A file, how often it is looked at, when next (monotonic seconds), and what told its state apart last."""
+
+    path: Path
+    every: float
+    next_look: float
+    mark: tuple[int, int, int] | None
+
+
+def _closed(release: Release) -> Release:
+    """A canary that nobody is in; any other as it is."""
+    return replace(release, share=0.0) if release.state == "canary" else release
 
 
 def _check_declared_cost(tool: Tool) -> None:
@@ -186,6 +424,9 @@ def metadata_of(tool: Tool) -> ToolMetadata:
         default_options=dict(tool.default_options),
         capabilities=list(tool.capabilities),
         resource_requirements=dict(tool.resource_requirements),
+        provider=tool.provider,
+        context_window=tool.context_window,
+        tenants=list(tool.tenants),
     )
 
 
@@ -219,20 +460,11 @@ def _load(points: Iterable[Any]) -> Iterator[tuple[str, Tool]]:
 
 
 def _describe(tool: Tool) -> dict[str, Any]:
-    view = metadata_of(tool).model_dump()
-    view.pop("name")
-    return {**view, "provider": tool.provider}
+    return metadata_of(tool).model_dump(exclude={"name", "unavailable", "versions"})
 
 
-def _rank(item: tuple[str, Tool]) -> tuple[bool, Version, str]:
-    """Order by PEP 440; what is no version comes below every one that is."""
-    from packaging.version import InvalidVersion, Version  # 6 ms that only those with two versions of a tool pay
-
-    version, _ = item
-    try:
-        return True, Version(version), version
-    except InvalidVersion:
-        return False, Version("0"), version
+def _rank(item: tuple[str, Tool]) -> Any:
+    return rank(item[0])
 
 
 _global = ToolRegistry()

@@ -183,6 +183,13 @@ class CircuitBreaker:
             self._refusals += 1
         raise CircuitOpen(self.name, answer.retry_after)
 
+    def would_admit(self, part: str) -> bool:
+        """Whether a call would be admitted now; nothing is taken or counted."""
+        if self.free is not None or self._mode is BreakerMode.OBSERVE_ONLY:
+            return True
+        with self._lock:
+            return isinstance(self._ask(part, None)[1], Permit)
+
     def report(
         self, permit: Permit, part: str, outcome: Outcome, sent: float | None = None, asked: float = 0.0
     ) -> CircuitState | None:
@@ -441,6 +448,17 @@ class CircuitBreakerManager:
     def all_closed(self) -> bool:
         """Whether every circuit is closed with no part cut off; known without looking at them."""
         return not self._not_closed
+
+    @property
+    def unwell(self) -> set[str]:
+        """The providers of which a circuit is not closed, or has a part cut off."""
+        names = set(self._not_closed)
+        return names | {target for (target, _), breaker in list(self._of_model.items()) if breaker.name in names}
+
+    @property
+    def known(self) -> tuple[int, int]:
+        """Changes when a circuit, or a part that has one, becomes known."""
+        return len(self._breakers), len(self._of_part)
 
     def _of_model_of(self, target: str, model: str, part: str, config: CircuitBreakerConfig) -> CircuitBreaker:
         breaker = self._of_model.get((target, model))

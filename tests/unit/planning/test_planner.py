@@ -27,6 +27,7 @@ def test_a_decision_needs_only_its_tool() -> None:
     decision = PlanDecision(selected_tool="t")
     assert decision.model_dump() == {
         "selected_tool": "t",
+        "tool_version": None,
         "tool_options": {},
         "fallback_tools": [],
         "execution_strategy": ExecutionStrategy.SINGLE,
@@ -45,6 +46,13 @@ def test_a_plan_request_starts_empty() -> None:
         "previous_failures": [],
         "circuit_breaker_states": {},
         "user_preferences": {},
+        "probes_left": {},
+        "capabilities": [],
+        "models": [],
+        "versions": {},
+        "input_tokens": None,
+        "tenant": None,
+        "explore": True,
     }
 
 

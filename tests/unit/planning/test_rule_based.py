@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tracemalloc
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -48,6 +48,7 @@ async def test_a_match_says_which_rule_decided() -> None:
     decision = await planner.plan({"query": "x"}, tools(a="", b="", c=""))
     assert decision == PlanDecision(
         selected_tool="b",
+        tool_version="1.0.0",
         fallback_tools=["c", "a"],
         reasoning="Matched rule: everything",
         metadata={"matched_rule": "everything", "selection_method": "rule"},
@@ -238,10 +239,11 @@ async def test_a_default_takes_the_first_registered_tool() -> None:
     decision = await RuleBasedPlanner().plan({"query": "x"}, tools(b="", a=""))
     assert decision == PlanDecision(
         selected_tool="b",
+        tool_version="1.0.0",
         tool_options={"k": 3, "epsilon": 0.2, "max_parallel": 10},
         confidence=0.5,
         reasoning="No matching rules, using default selection",
-        metadata={"selection_method": "default"},
+        metadata={"selection_method": "default", "order_of_registration": ["selected_tool"]},
     )
 
 
@@ -336,6 +338,7 @@ async def test_mixed_types_skip_the_rule_for_this_request_only() -> None:
     assert decision.selected_tool == "a"
     assert decision.metadata == {
         "selection_method": "default",
+        "order_of_registration": ["selected_tool"],
         "skipped_rules": {"big": "gt: the value is a str, compared with a int"},
     }
     assert (await planner.plan({"n": 6}, tools(a="", b=""))).metadata["matched_rule"] == "big"
@@ -596,26 +599,29 @@ async def test_a_plain_mapping_of_tools_may_change_between_plans() -> None:
     assert (await planner.plan({"type": "z"}, some)).selected_tool == "b"
 
 
-class CountingView(dict[str, ToolMetadata]):
-    """Counts how many tools are looked at."""
+class WatchedView(dict[str, ToolMetadata]):
+    """Remembers which tools are looked at."""
 
-    looked = 0
+    looked: ClassVar[set[str]] = set()
 
     def __iter__(self) -> Any:
         for name in super().__iter__():
-            type(self).looked += 1
+            self.looked.add(name)
             yield name
 
     def get(self, key: Any, default: Any = None) -> Any:
-        type(self).looked += 1
+        self.looked.add(key)
         return super().get(key, default)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.looked.add(key)
+        return super().__getitem__(key)
 
 
 async def test_a_rule_that_matches_looks_at_its_own_tool_only() -> None:
-    many = CountingView(tools(**{f"t{i}": "x" for i in range(500)}))
-    CountingView.looked = 0
+    many = WatchedView(tools(**{f"t{i}": "x" for i in range(500)}))
     await RuleBasedPlanner([always("r", "t7")]).plan({}, many)
-    assert CountingView.looked == 1
+    assert many.looked == {"t7"}
 
 
 # Totality

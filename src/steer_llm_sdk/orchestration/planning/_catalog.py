@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from types import MappingProxyType
 
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
 
 
 class Catalog:
-    """One set of tools, in the order they were registered."""
-
-    __slots__ = ("_related", "by_capability", "names", "tools")
+    """One set of tools, in the order they were registered. `limited`: one of them serves not everybody, or not every
+    length of request, or nobody now."""
 
     def __init__(self, tools: Mapping[str, ToolMetadata]) -> None:
         self.tools = tools
         self.names = tuple(tools)
+        self.limited = any(t.tenants or t.context_window is not None or t.unavailable for t in tools.values())
         by_capability: dict[str, list[str]] = {}
         for name, tool in tools.items():
             for capability in tool.capabilities:
@@ -25,6 +26,26 @@ class Catalog:
 
     def with_capability(self, capability: object) -> list[str]:
         return self.by_capability.get(capability, []) if isinstance(capability, str) else []
+
+    @cached_property
+    def classes(self) -> Mapping[frozenset[str], list[str]]:
+        """The tools that declare the same capabilities, by these; the class of the tool registered first is first."""
+        classes: dict[frozenset[str], list[str]] = {}
+        for name, tool in self.tools.items():
+            classes.setdefault(frozenset(tool.capabilities), []).append(name)
+        return classes
+
+    @cached_property
+    def by_model(self) -> Mapping[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, tool in self.tools.items():
+            for model in tool.supported_models:
+                found.setdefault(model, []).append(name)
+        return found
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        return {name: place for place, name in enumerate(self.names)}
 
     def related(self, name: str) -> tuple[str, ...]:
         """The other tools that share a declared capability with this one, in the order they were registered."""
@@ -38,7 +59,7 @@ class Catalog:
         if tool is None:
             return
         sharing = {other for capability in tool.capabilities for other in self.by_capability.get(capability, ())}
-        yield from (other for other in self.names if other in sharing and other != name)
+        yield from sorted(sharing - {name}, key=self.position.__getitem__)
 
 
 class CatalogCache:

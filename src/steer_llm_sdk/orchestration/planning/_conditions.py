@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from steer_llm_sdk.orchestration.planning import _needles
+from steer_llm_sdk.orchestration.planning._index import Value, Words
 from steer_llm_sdk.orchestration.planning.rules import RuleCondition
 
 Test = Callable[[Any], bool]
@@ -28,13 +31,23 @@ def compiled(condition: RuleCondition) -> Test:
     return lambda request: check(request.get(key) if type(request) is dict else read(request))
 
 
-def guard_of(conditions: Sequence[RuleCondition]) -> tuple[str, str] | None:
-    """(key, text) where the first condition is that a key of the request has that text, which can be asked without a
-    call; None where it is anything else."""
-    first = conditions[0] if conditions else None
-    if first is None or first.operator != "equals" or first.custom_matcher is not None:
+def guard_of(condition: RuleCondition) -> Value | Words | None:
+    """What a request must have for the condition to hold, where the index can look for that. A condition that is no use
+    guards nothing: its rule has to be met to be told of."""
+    if condition.custom_matcher is not None:
         return None
-    return (first.attribute_path, first.value) if "." not in first.attribute_path and type(first.value) is str else None
+    path, expected = condition.attribute_path, condition.value
+    if condition.operator == "equals":
+        return Value(path, expected) if type(expected) in _SCALARS else None
+    needles: tuple[str, ...] | None = None
+    if condition.operator == "keywords":
+        needles = _needles.of_words(expected)
+    elif condition.operator == "regex":
+        needles = _needles.of_pattern(expected)
+    return None if needles is None else Words(path, needles)
+
+
+_SCALARS = (str, int, float, bool, type(None))
 
 
 def reader(path: str) -> Callable[[Any], Any]:
@@ -122,6 +135,12 @@ def _regex(pattern: Any) -> Test:
     return check
 
 
+def _keywords(words: Any) -> Test:
+    if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) and word for word in words):
+        raise Unfit("keywords: give a list of words that are not empty")
+    return _regex(f"(?i:{'|'.join(map(re.escape, words))})")
+
+
 def _searcher(pattern: Any) -> Callable[[str], bool]:
     import re2  # type: ignore[import-untyped]  # 7 ms that only those who write patterns pay
 
@@ -178,6 +197,7 @@ _CHECKERS: Mapping[str, Callable[[Any], Test]] = {
     "equals": _equals,
     "contains": _contains,
     "regex": _regex,
+    "keywords": _keywords,
     "exists": _exists,
     "gt": _greater,
     "lt": _less,

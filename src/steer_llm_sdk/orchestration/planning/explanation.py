@@ -5,12 +5,14 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration.planning._conditions import checker, reader
+from steer_llm_sdk.orchestration.planning.eligibility import Check
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision, PlanRequest, ToolMetadata
-from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner, default_options, obstacle, reason_of
+from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner, default_options, reason_of, task_type_of
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleCondition
 
 _SHOWN = 120
@@ -31,10 +33,14 @@ class ConditionAccount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleAccount:
-    """`decides`: the decision is this rule's. `problem` says why the rule is skipped, or has no say."""
+    """`decides`: the decision is this rule's; of one that restricts, forbids or prefers, that it was applied. `problem`
+    says why the rule is skipped, or has no say. `looked_at` False: the index knew without asking that it does not
+    match."""
 
     name: str
     priority: int
+    effect: str | None
+    looked_at: bool
     matches: bool
     decides: bool
     tools: tuple[str, ...]
@@ -44,7 +50,8 @@ class RuleAccount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolAccount:
-    """`reason` says why the tool is not eligible. Cost in USD and duration in ms with the decision's options."""
+    """`reason` says why the tool is not eligible. Cost in USD, duration in ms and success (0 to 1) as they are expected
+    with the decision's options: after `runs` that were seen, of what was seen; with none, of what is declared."""
 
     name: str
     version: str
@@ -55,6 +62,8 @@ class ToolAccount:
     fallback: bool
     estimated_cost: float | None
     estimated_duration_ms: int | None
+    estimated_success: float | None
+    runs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +86,16 @@ def explain(
     decision, refusal = _decision(planner, request, available_tools, context)
     asked = {"query": request} if isinstance(request, str) else request
     options = default_options(None, asked, context) if decision is None else decision.tool_options
+    looked_at = {id(rule) for rule in planner.looked_at(asked)}
+    kind = task_type_of(asked)
+    check = planner.check(asked, available_tools, context)
     return Explanation(
         decision=decision,
         refusal=refusal,
-        rules=tuple(_rule(rule, asked, decision) for rule in planner.rules),
-        tools=tuple(_tool(planner, name, available_tools, context, decision, options) for name in available_tools),
+        rules=tuple(_rule(rule, asked, decision, id(rule) in looked_at) for rule in planner.rules),
+        tools=tuple(
+            _tool(planner, name, available_tools, context, decision, options, check, kind) for name in available_tools
+        ),
     )
 
 
@@ -95,7 +109,7 @@ def _decision(
         return None, str(error)
 
 
-def _rule(rule: PlanningRule, request: Any, decision: PlanDecision | None) -> RuleAccount:
+def _rule(rule: PlanningRule, request: Any, decision: PlanDecision | None, looked_at: bool) -> RuleAccount:
     conditions = tuple(_condition(condition, request) for condition in rule.conditions)
     told = {} if decision is None else decision.metadata
     skipped = told.get("skipped_rules", {}).get(rule.name)
@@ -104,8 +118,10 @@ def _rule(rule: PlanningRule, request: Any, decision: PlanDecision | None) -> Ru
     return RuleAccount(
         name=rule.name,
         priority=rule.priority,
+        effect=None if action is None else action.effect,
+        looked_at=looked_at,
         matches=all(account.holds for account in conditions),
-        decides=action is not None and told.get("matched_rule") == rule.name,
+        decides=action is not None and rule.name in (told.get("matched_rule"), *told.get("applied_rules", ())),
         tools=() if action is None else (action.tool_name, *action.fallback_tools),
         conditions=conditions,
         problem="it has no action" if action is None else problem,
@@ -138,8 +154,11 @@ def _tool(
     context: PlanRequest | None,
     decision: PlanDecision | None,
     options: Mapping[str, Any],
+    check: Check,
+    kind: str | None,
 ) -> ToolAccount:
-    tool, reason = tools[name], obstacle(name, tools, context)
+    tool, reason = tools[name], check(name)
+    expected = planner.expected(tool, options, kind)
     return ToolAccount(
         name=name,
         version=tool.version,
@@ -148,8 +167,10 @@ def _tool(
         failed_before=context is not None and name in context.previous_failures,
         selected=decision is not None and decision.selected_tool == name,
         fallback=decision is not None and name in decision.fallback_tools,
-        estimated_cost=planner.estimate_cost(tool, options),
-        estimated_duration_ms=planner.estimate_duration(tool, options),
+        estimated_cost=expected.cost_usd,
+        estimated_duration_ms=None if expected.duration_ms is None else ceil(expected.duration_ms),
+        estimated_success=expected.success if expected.runs else None,
+        runs=expected.runs,
     )
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy, PlanRequest
 
-Operator = Literal["equals", "contains", "regex", "exists", "gt", "lt"]
+Operator = Literal["equals", "contains", "regex", "keywords", "exists", "gt", "lt"]
+Effect = Literal["pin", "restrict", "prefer", "forbid"]
 
 _NAME_LENGTH = 40
 
@@ -40,6 +40,7 @@ class RuleCondition(_Positional):
         equals    the same value; true is not 1
         contains  a text within a text, an item of a list, a key of a mapping
         regex     the pattern (RE2 syntax, linear time) occurs in a text, or in one of the texts of a list
+        keywords  one of a list of words occurs there, in capitals or not
         exists    the value is not None; `value=False` turns it round
         gt, lt    greater, less than `value`
 
@@ -64,7 +65,15 @@ class RuleCondition(_Positional):
 
 
 class RuleAction(_Positional):
-    """What a matching rule decides.
+    """What a matching rule decides, by its `effect`:
+
+        pin       the tool serves; where it cannot, its fallbacks stand in. The first rule that matches and can, decides
+        restrict  only the tool and `fallback_tools` may serve
+        forbid    none of them may
+        prefer    they go before others of which no rule says more: the highest sum of `weight` first; below 0, last
+
+    What is restricted or forbidden is so whatever the priority: no pin gets round it. A name may ask for versions, as
+    in "text_analyzer>=1.2,<2"; restrict and forbid then look at the version that would be used.
 
     `option_transformer` returns the tool's options. It is given what it asks for by name of `request`, `options` (a
     copy of `tool_options`) and `context`; under other names, in this order; a function of one argument the options.
@@ -75,6 +84,8 @@ class RuleAction(_Positional):
     fallback_tools: list[str] = Field(default_factory=list)
     execution_strategy: ExecutionStrategy = ExecutionStrategy.SINGLE
     option_transformer: Callable[..., Mapping[str, Any]] | None = None
+    effect: Effect = "pin"
+    weight: float = Field(default=1.0, allow_inf_nan=False)
 
     if TYPE_CHECKING:
 
@@ -85,7 +96,42 @@ class RuleAction(_Positional):
             fallback_tools: Sequence[str] = ...,
             execution_strategy: ExecutionStrategy = ...,
             option_transformer: Callable[..., Mapping[str, Any]] | None = None,
+            effect: Effect = "pin",
+            weight: float = 1.0,
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> RuleAction:
+        of_a_pin = {
+            "tool_options": bool(self.tool_options),
+            "execution_strategy": self.execution_strategy is not ExecutionStrategy.SINGLE,
+            "option_transformer": self.option_transformer is not None,
+        }
+        for name, given in of_a_pin.items():
+            if given and self.effect != "pin":
+                raise ValueError(f"{name}: only a pin has it, and the effect is {self.effect!r}; leave it out")
+        if self.weight != 1.0 and self.effect != "prefer":
+            raise ValueError(f"weight: only prefer has one, and the effect is {self.effect!r}; leave it out")
+        return self
+
+    @classmethod
+    def restrict(cls, *tools: str) -> RuleAction:
+        """Only these tools may serve."""
+        return cls(tool_name=tools[0], fallback_tools=tools[1:], effect="restrict")
+
+    @classmethod
+    def forbid(cls, *tools: str) -> RuleAction:
+        """None of these tools may serve."""
+        return cls(tool_name=tools[0], fallback_tools=tools[1:], effect="forbid")
+
+    @classmethod
+    def prefer(cls, *tools: str, weight: float = 1.0) -> RuleAction:
+        """These tools go before others."""
+        return cls(tool_name=tools[0], fallback_tools=tools[1:], effect="prefer", weight=weight)
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return (self.tool_name, *self.fallback_tools)
 
 
 class PlanningRule(_Positional):
@@ -137,7 +183,7 @@ def create_keyword_based_rule(
     return PlanningRule(
         name=f"keyword_{'_'.join(words)[:_NAME_LENGTH]}",
         priority=priority,
-        conditions=[RuleCondition(attribute, "regex", f"(?i:{'|'.join(map(re.escape, words))})")],
+        conditions=[RuleCondition(attribute, "keywords", words)],
         action=RuleAction(tool_name, opts, list(fallback_tools)),
         description=f"{attribute} has one of: {', '.join(words)}",
     )

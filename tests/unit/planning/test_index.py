@@ -1,0 +1,243 @@
+"""The guard index finds exactly what asking every rule would find."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+from typing import Any
+
+import pytest
+import re2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steer_llm_sdk.orchestration.planning import PlanningRule, RuleAction, RuleBasedPlanner, RuleCondition, ToolMetadata
+from steer_llm_sdk.orchestration.planning import _needles as needles
+from steer_llm_sdk.orchestration.planning._compiled import CompiledRule
+from steer_llm_sdk.orchestration.planning._conditions import reader
+from steer_llm_sdk.orchestration.planning._index import RuleIndex
+from steer_llm_sdk.orchestration.planning.rule_based import reason_of
+
+WORDS = ["urgent", "asap", "ur", "a", "straße", "ÜBER", "日本", "plan b", "kelvin", "K\u212ay"]
+VALUES: list[Any] = ["a", "b", "", 0, 1, True, False, None, 1.5, "1", ["a"], {"a": 1}]
+PATHS = ["type", "tenant", "n", "deep.type"]
+PATTERNS = ["urgent|asap", "(?i)URG.nt", "^a", "b+c", "(x|y)z", "u[r]gent", r"\bplan\b", "colou?r", "(", "a{2}", ""]
+
+
+def compiled(conditions: list[RuleCondition], number: int, priority: int = 0) -> CompiledRule:
+    action = RuleAction("t")
+    return CompiledRule.of(PlanningRule(f"r{number}", priority, conditions, action), action, number)
+
+
+def outcomes(rules: Any, request: Any) -> list[tuple[tuple[int, int], str | None]]:
+    """The rules that match, in order, and those that cannot be asked, with the reason."""
+    found: list[tuple[tuple[int, int], str | None]] = []
+    for rule in rules:
+        try:
+            if rule.holds(request):
+                found.append((rule.order, None))
+        except Exception as error:
+            found.append((rule.order, reason_of(error)))
+    return found
+
+
+def a_condition(chance: random.Random) -> RuleCondition:
+    kind = chance.choice(["equals"] * 5 + ["keywords"] * 3 + ["regex"] * 2 + ["gt", "exists", "contains"])
+    path = chance.choice(PATHS)
+    if kind == "keywords":
+        return RuleCondition(chance.choice(["query", "tags"]), kind, chance.sample(WORDS, chance.randint(1, 3)))
+    if kind == "regex":
+        return RuleCondition(chance.choice(["query", "tags"]), kind, chance.choice(PATTERNS))
+    if kind == "gt":
+        return RuleCondition("n", kind, chance.choice([0, 1, "a"]))
+    if kind == "contains":
+        return RuleCondition("query", kind, chance.choice(WORDS))
+    return RuleCondition(path, kind, chance.choice(VALUES) if kind == "equals" else None)
+
+
+def a_text(chance: random.Random) -> Any:
+    words = [chance.choice([word, word.upper(), word.lower(), word[:-1], "abbc", "xz"]) for word in WORDS]
+    return chance.choice([" ", "", "x"]).join(chance.sample(words, chance.randint(0, 3)))
+
+
+def a_request(chance: random.Random) -> Any:
+    request = {path: chance.choice(VALUES) for path in ("type", "tenant", "n") if chance.random() < 0.8}
+    request["deep"] = {"type": chance.choice(VALUES)}
+    request["query"] = chance.choice([a_text(chance), a_text(chance), a_text(chance), 5, None, {"a": 1}])
+    request["tags"] = [a_text(chance) for _ in range(chance.randint(0, 3))] + chance.choice([[], [1], [None]])
+    return chance.choice([request, request, request, a_text(chance), None, [request]])
+
+
+def test_the_index_agrees_with_asking_every_rule_in_ten_thousand_cases() -> None:
+    chance = random.Random(7)
+    cases = matches = 0
+    for _ in range(200):
+        index: RuleIndex[CompiledRule] = RuleIndex(reader)
+        rules: list[CompiledRule] = []
+        for number in range(chance.choice([3, 10, 40, 120])):
+            conditions = [a_condition(chance) for _ in range(chance.choice([0, 1, 1, 2, 3]))]
+            rule = compiled(conditions, number, chance.randint(-2, 2))
+            index.add(rule)
+            rules.append(rule)
+        rules.sort(key=lambda rule: rule.order)
+        for _ in range(55):
+            request = a_request(chance)
+            expected = outcomes(rules, request)
+            assert outcomes(index.candidates(request), request) == expected
+            cases, matches = cases + 1, matches + len(expected)
+    assert cases >= 10_000
+    assert matches > cases
+
+
+def test_rules_may_be_added_between_two_requests() -> None:
+    chance = random.Random(11)
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    rules: list[CompiledRule] = []
+    for number in range(400):
+        rule = compiled([a_condition(chance) for _ in range(chance.randint(0, 3))], number, chance.randint(-2, 2))
+        index.add(rule)
+        rules.append(rule)
+        request = a_request(chance)
+        expected = outcomes(sorted(rules, key=lambda rule: rule.order), request)
+        assert outcomes(index.candidates(request), request) == expected
+
+
+scalars = st.sampled_from(["a", "b", 0, 1, True, False, None, 1.5])
+conditions = st.one_of(
+    st.builds(RuleCondition, st.sampled_from(["x", "y", "z"]), st.just("equals"), scalars),
+    st.builds(RuleCondition, st.just("q"), st.just("keywords"), st.lists(st.text("aAbßs", min_size=1), min_size=1)),
+    st.builds(RuleCondition, st.just("q"), st.just("regex"), st.text("ab|()[]*+?.\\dQE{}1^$,:i", max_size=8)),
+    st.builds(RuleCondition, st.just("x"), st.just("gt"), scalars),
+)
+requests = st.fixed_dictionaries(
+    {},
+    optional={
+        "x": scalars | st.lists(scalars, max_size=2),
+        "y": scalars,
+        "z": scalars,
+        "q": st.text("aAbBßsS1", max_size=8) | st.lists(st.text("ab1", max_size=4), max_size=2) | scalars,
+    },
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.lists(conditions, max_size=3), max_size=30), st.lists(requests, min_size=1, max_size=5))
+def test_the_index_agrees_with_asking_every_rule(all_conditions: list[list[RuleCondition]], asked: list[Any]) -> None:
+    rules = [compiled(some, number) for number, some in enumerate(all_conditions)]
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for rule in rules:
+        index.add(rule)
+    for request in asked:
+        assert outcomes(index.candidates(request), request) == outcomes(rules, request)
+
+
+class Equals:
+    """Equals one value, and hashes like no other."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.value == other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_an_object_that_equals_what_it_likes_is_shown_to_every_rule_that_asks_for_a_value() -> None:
+    rules = [compiled([RuleCondition("type", "equals", f"t{number}")], number) for number in range(50)]
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for rule in rules:
+        index.add(rule)
+    request = {"type": Equals("t7")}
+    assert outcomes(index.candidates(request), request) == outcomes(rules, request) == [((0, 7), None)]
+
+
+def test_one_type_of_ten_thousand_is_found_without_looking_at_the_others() -> None:
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for number in range(10_000):
+        index.add(compiled([RuleCondition("type", "equals", f"t{number}")], number))
+    assert [rule.order for rule in index.candidates({"type": "t77"})] == [(0, 77)]
+    assert list(index.candidates({"type": "none"})) == []
+    assert list(index.candidates({})) == []
+
+
+def test_a_word_of_ten_thousand_is_found_without_looking_at_the_others() -> None:
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for number in range(10_000):
+        index.add(compiled([RuleCondition("query", "keywords", [f"word{number:05}"])], number))
+    found = [rule.order for rule in index.candidates({"query": "a WORD00077 in a text"})]
+    assert found == [(0, 77)]
+
+
+# What a text must have
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("urgent", ("urgent",)),
+        ("urgent|asap", ("urgent", "asap")),
+        ("(?i:urgent|asap)", ("urgent", "asap")),
+        ("(?i)Urgent", ("urgent",)),
+        ("(?:a|b)|c", None),
+        ("^invoice [0-9]+", ("invoice ",)),
+        (r"\d+ euros?", (" euro",)),
+        (r"c\+\+", ("c++",)),
+        ("colou?r", ("colo",)),
+        ("ab{2,3}cd", ("cd",)),
+        ("ab{x", None),
+        (r"\Qa|b\E", None),
+        (r"\x41b", None),
+        (r"\pN+ab", None),
+        ("[]abc]d", ("d",)),
+        ("[[:alpha:]]x", ("x",)),
+        ("(abc", None),
+        ("", None),
+        ("a|", None),
+        (".*", None),
+        ("日本", ("日本",)),
+        ("\U0001e900x", ("x",)),
+    ],
+)
+def test_the_words_that_a_pattern_needs(pattern: str, found: tuple[str, ...] | None) -> None:
+    assert needles.of_pattern(pattern) == found
+
+
+@settings(max_examples=500)
+@given(
+    st.text("abAB|()[]^$*+?.\\{},-:1dwQExp ", max_size=12) | st.from_regex(r"(\(\?i\))?[ab|]{1,5}[*+?]?[a(b)]{0,5}"),
+    st.text("abAB|1. ()[]{}Qx-", max_size=10),
+)
+def test_whatever_matches_a_pattern_has_one_of_its_words(pattern: str, text: str) -> None:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        matches = re2.compile(pattern, options).search(text) is not None
+    except re2.error:
+        return
+    found = needles.of_pattern(pattern)
+    if matches and found is not None:
+        assert any(needle in text.casefold() for needle in found)
+
+
+def test_letters_that_are_the_same_to_re2_are_folded_alike() -> None:
+    cased = [chr(code) for code in range(0x20, 0x30000) if unicodedata.category(chr(code)) in ("Lu", "Ll", "Lt")]
+    everything = "".join(cased)
+    ranges = needles._FOLDED_ALIKE
+    mine = [char for char in cased if any(low <= ord(char) <= high for low, high in ranges)]
+    assert len(mine) > 400
+    for char in mine:
+        same = re2.compile(f"(?i:{re.escape(char)})").findall(everything)
+        assert {other.casefold() for other in same} == {char.casefold()}
+
+
+def test_a_planner_of_many_rules_decides_as_one_that_is_built_the_other_way_round() -> None:
+    tools = {f"t{number}": ToolMetadata(name=f"t{number}") for number in range(60)}
+    rules = [
+        PlanningRule(f"r{n}", n, [RuleCondition("type", "equals", f"k{n % 7}")], RuleAction(f"t{n}")) for n in range(60)
+    ]
+    one, other = RuleBasedPlanner(rules), RuleBasedPlanner(reversed(rules))
+    for kind in range(8):
+        request = {"type": f"k{kind}"}
+        assert one.decide(request, tools) == other.decide(request, tools)
