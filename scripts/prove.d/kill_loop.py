@@ -259,7 +259,7 @@ def judge(log: Log, keys: int) -> Found:
         elif what == "refused":
             found.refused += 1
         elif what == "crashed":
-            found.broken.append(f"{at}: worker {pid} crashed: {value}")
+            raise RuntimeError(f"worker {pid} crashed, which is no finding: {value}")
     found.answered = len(answers)
     found.broken += [f"key {key} has {len(those)} answers" for key, those in answers.items() if len(those) > 1]
     found.broken += [f"key {key} was never answered" for key in map(str, range(keys)) if key not in answers]

@@ -301,10 +301,8 @@ DEFECTS = (
     Planted(
         "a zombie settles",
         MEMORY,
-        "            if entry is None or entry.token != token:\n                return False\n"
-        "            del self._claimed[key]\n            entry.until",
-        "            if entry is None:\n                return False\n"
-        "            del self._claimed[key]\n            entry.until",
+        "        if entry is None or entry.token != token or",
+        "        if entry is None or",
     ),
     Planted(
         "a key that is held can be had",
@@ -339,8 +337,8 @@ DEFECTS = (
     Planted(
         "a key is not given back after a failure",
         KEYS,
-        "        if not remembered:\n            await _quietly",
-        "        if remembered:\n            await _quietly",
+        "        if held:\n            releasing",
+        "        if not held:\n            releasing",
     ),
     # ── the flow ──
     Planted(
