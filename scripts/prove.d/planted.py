@@ -301,10 +301,8 @@ DEFECTS = (
     Planted(
         "a zombie settles",
         MEMORY,
-        "            entry = self._held(key, token)\n            if entry is None:\n                return False\n"
-        "            del self._claimed[key]\n            entry.until",
-        "            entry = self._claimed.get(key)\n            if entry is None:\n                return False\n"
-        "            del self._claimed[key]\n            entry.until",
+        "        if entry is None or entry.token != token or",
+        "        if entry is None or",
     ),
     Planted(
         "a key that is held can be had",
