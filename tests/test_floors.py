@@ -20,6 +20,7 @@ ROOT = Path(steer_llm_sdk.__file__).parent
 
 WORDS, MECHANISMS, NOUNS, VERBS, FLOW, WAYS = range(6)
 FLOORS = {
+    "_install": WORDS,
     "_names": WORDS,
     "errors": WORDS,
     "models": WORDS,
@@ -39,6 +40,9 @@ FLOORS = {
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
+    "orchestration._evidence_view": NOUNS,
+    "orchestration._evidence_text": NOUNS,
+    "orchestration._evidence_page": NOUNS,
     "orchestration._outcome": FLOW,
     "orchestration._observed": FLOW,
     "orchestration._pinned": FLOW,
@@ -47,14 +51,19 @@ FLOORS = {
     "orchestration.fallback": VERBS,
     "orchestration.replay": VERBS,
     "orchestration.tools": VERBS,
+    "orchestration.strategies": VERBS,
     "orchestration.ways_to_run": FLOW,
     "orchestration.direct": FLOW,
     "orchestration.orchestrator_v2": FLOW,
     "orchestration.base": FLOW,
     "orchestration.orchestrator": FLOW,
     "orchestration.reliable_orchestrator": FLOW,
+    "durable": WAYS,
+    "settings": WAYS,
     "cli": WAYS,
     "testing": WAYS,
+    "telemetry": WAYS,
+    "service": WAYS,
 }
 FRONTS = {"": FLOW, "orchestration": FLOW}
 """Packages that only say what is public of the floors below them."""
@@ -63,24 +72,45 @@ LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
 WHEN_USED = {
     "anthropic",
+    "dbos",
     "genai_prices",
     "h11",
     "httpx2",
     "jsonschema_rs",
+    "numpy",
     "openai",
     "orjson",
     "psycopg",
     "pydantic_ai",
     "re2",
     "redis",
+    "pydantic_settings",
     "yaml",
 }
 """Heavy or optional: imported by the function that needs it."""
-SLOW = {"email.utils", "importlib.metadata", "packaging.specifiers", "packaging.version", "tempfile", "tomllib"}
+SLOW = {
+    "email.utils",
+    "importlib.metadata",
+    "packaging.specifiers",
+    "packaging.version",
+    "tempfile",
+    "tomllib",
+    f"{PACKAGE}.orchestration._evidence_page",
+    f"{PACKAGE}.orchestration._evidence_text",
+}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = tuple(
     f"{PACKAGE}.{room}"
-    for room in ("providers._llm", "reliability.shared", "reliability.stores.postgres", "reliability.stores.redis")
+    for room in (
+        "durable._dbos",
+        "providers._llm",
+        "reliability.shared",
+        "reliability.stores.postgres",
+        "reliability.stores.redis",
+        "service",
+        "settings",
+        "telemetry",
+    )
 )
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}
@@ -237,7 +267,7 @@ def test_importing_orchestration_loads_none_of_its_modules_before_a_name_of_thei
 def test_the_orchestrators_load_nothing_that_only_some_runs_need() -> None:
     loaded = _loaded_by(f"from {PACKAGE}.orchestration import Orchestrator, ReliableOrchestrator, Tool")
     assert f"{PACKAGE}.orchestration.base" in loaded
-    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._report", f"{PACKAGE}.orchestration.tools.base"}
+    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._limits", f"{PACKAGE}.orchestration.tools.base"}
     rare = {"csv", "statistics", "zipfile", f"{PACKAGE}.orchestration.tools.function", f"{PACKAGE}.providers.discover"}
     assert not loaded & (SLOW | bundles | rare)
 

@@ -38,7 +38,7 @@ from steer_llm_sdk.reliability import budget, idempotency, rate_limit
 from steer_llm_sdk.reliability.budget import Account
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
-from steer_llm_sdk.reliability.deadline import AttemptTimeout
+from steer_llm_sdk.reliability.deadline import AttemptTimeout, Late
 from steer_llm_sdk.reliability.idempotency import Flight
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
@@ -116,14 +116,13 @@ def a_rate_limit_counts_as_a_failure() -> Any:
 
 
 def a_cancelled_reservation_is_not_settled() -> Any:
-    whole = budget._settle
+    whole = budget.Reservation.settle
 
-    def settle(call: Any, held: Any, actual: Any) -> None:
+    def settle(self: budget.Reservation, actual: Any) -> Any:
         task = asyncio.current_task()
-        if task is None or not task.cancelling():
-            whole(call, held, actual)
+        return {} if task is not None and task.cancelling() else whole(self, actual)
 
-    return patch.object(budget, "_settle", settle)
+    return patch.object(budget.Reservation, "settle", settle)
 
 
 def check_then_spend() -> Any:
@@ -235,8 +234,9 @@ def another_request_joins_the_work() -> Any:
 
         __hash__ = str.__hash__
 
-    def init(self: Flight[Any], fingerprint: str, terms: Any, deadline: Any) -> None:
-        whole(self, Anything(fingerprint), terms, deadline)
+    def init(self: Flight[Any], work: Any, *rest: Any) -> None:
+        whole(self, work, *rest)
+        self.fingerprint = Anything(work.fingerprint)
 
     return patch.object(Flight, "__init__", init)
 
@@ -253,7 +253,7 @@ def work_goes_on_when_nobody_waits() -> Any:
         await idempotency.watch(self.task, None if deadline is None else deadline.at)
         if self.task.done():
             return self.task.result()
-        raise idempotency.Late
+        raise Late
 
     return patch.object(Flight, "wait", wait)
 

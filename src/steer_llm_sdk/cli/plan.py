@@ -13,6 +13,7 @@ from rich.text import Text
 
 from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._show import console, dollars, printable, table_of
+from steer_llm_sdk.cli._show_evaluation import show_evaluation
 from steer_llm_sdk.cli.exits import Exit, Group, OneCommand, complain, errors_as_exits, flowing, refuse
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration._result import describe_error
@@ -28,6 +29,7 @@ from steer_llm_sdk.orchestration.planning import (
     check_rules,
     explain,
 )
+from steer_llm_sdk.orchestration.planning.evaluation import evaluate, read_log
 from steer_llm_sdk.orchestration.planning.rule_files import Placed, Problem, read_rules
 from steer_llm_sdk.orchestration.tool_registry import get_global_registry
 
@@ -107,6 +109,43 @@ def explain_request(
         else:
             _show(account, context)
         raise typer.Exit(Exit.BAD_INPUT if account.decision is None else Exit.OK)
+
+
+def evaluate_log(
+    log: Annotated[
+        str,
+        typer.Argument(
+            metavar="LOG",
+            help="Lines that LearnedPlanner(log=...) wrote, or of {type, query, scores, costs}; - reads standard "
+            "input.",
+            show_default=False,
+        ),
+    ],
+    default: Annotated[
+        str | None, typer.Option(metavar="TOOL", help="What to compare with; else the log's default tool.")
+    ] = None,
+    cost_weight: Annotated[float, typer.Option(metavar="NUMBER", help="That of the planner to be judged.")] = 0.0,
+    margin: Annotated[
+        float, typer.Option(metavar="NUMBER", help="How much reward (of 0 to 1) may be lost at worst.")
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say from a log whether the planner that learned from it should be trusted, and how sure that is.
+
+    Nothing is run and nothing is spent. The exit code is 0 where it may be promoted, 1 where the lower bound forbids
+    it, and 2 where the log cannot say.
+    """
+    with errors_as_exits(as_json=as_json):
+        lines = read_log(inputs.bytes_of(log, "LOG").splitlines())
+        found = evaluate(lines, default=default, cost_weight=cost_weight, margin=margin)
+        if as_json:
+            print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        else:
+            show_evaluation(found)
+        raise typer.Exit(Exit.OK if found.promote else Exit.FAILED)
+
+
+plan.command("evaluate", cls=OneCommand, help=flowing(evaluate_log.__doc__))(evaluate_log)
 
 
 def check_files(

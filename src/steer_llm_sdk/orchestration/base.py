@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from random import getrandbits
 from types import MappingProxyType, TracebackType
@@ -65,11 +65,13 @@ def _defaults() -> OrchestrationConfig:
 
 class Plan(NamedTuple):
     """The tools to try, in order; `shown` makes what the output shows of the decision, anew for each run. `observe` is
-    told how the run went."""
+    told how the run went. `strategy` comes to the answer where more than
+    one tool is to be used for it."""
 
     steps: Sequence[ToolCall]
     shown: Callable[[], dict[str, Any]] | None = None
     observe: Callable[[Run, Sequence[ToolCall], Answer], None] | None = None
+    strategy: Callable[[Run, float | None], Awaitable[Answer]] | None = None
 
 
 class BaseOrchestrator(ABC):
@@ -256,11 +258,7 @@ class BaseOrchestrator(ABC):
             return await until(deadline.at, self._work(run))
         except Late as late:
             assert deadline is not None
-            agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
-            exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
-            if exceeded.output is None and run.timeline:
-                exceeded.output = cut_off(run, exceeded)
-            raise exceeded from None
+            raise exceeded_by(late, run, deadline) from None
 
     def _keyed(self, run: Run) -> Any:
         assert run.options.idempotency_key is not None
@@ -311,7 +309,8 @@ class BaseOrchestrator(ABC):
         if self.registry.staged and (farewell := self.registry.farewell(plan.steps[0].tool)) is not None:
             warn_deprecated(run, plan.steps[0].tool, farewell)
         wanted = None if run.options.quality_requirements is None else self._min_confidence(run.options)
-        answer = await first_answer(run, plan.steps, wanted)
+        strategy = plan.strategy
+        answer = await (first_answer(run, plan.steps, wanted) if strategy is None else strategy(run, wanted))
         if plan.observe is not None:
             plan.observe(run, plan.steps, answer)
         if events is not None and answer.result is not None:
@@ -348,6 +347,15 @@ class BaseOrchestrator(ABC):
         if over is not None:
             raise BudgetExceeded(*over, list(output.per_agent), output=output)
         return output
+
+
+def exceeded_by(late: Late, run: Run, deadline: Deadline) -> BudgetExceeded:
+    """What a run that its deadline ended is answered with."""
+    agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
+    exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
+    if exceeded.output is None and run.timeline:
+        exceeded.output = cut_off(run, exceeded)
+    return exceeded
 
 
 def check_types(*arguments: tuple[str, object, type]) -> None:

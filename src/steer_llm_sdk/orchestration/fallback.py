@@ -141,6 +141,20 @@ async def _one_after_the_other(run: Run, plan: Sequence[ToolCall], min_confidenc
     return _best_of(plan, failures)
 
 
+async def answer_of_one(run: Run, step: ToolCall, min_confidence: float | None, life: Life | None = None) -> Answer:
+    """Ask one tool, as a part of something larger that `life` may stop."""
+    tool = step.tool
+    try:
+        if (objection := _objection(tool, run)) is not None:
+            raise objection
+        result = await _ask(run, step, life)
+        if result.bundle is not None:
+            _check(tool, result, result.bundle.summary.confidence, min_confidence)
+        return Answer(tool, result, {})
+    except Exception as error:
+        return _best_of((step,), {tool.name: error})
+
+
 class _Beside:
     """The tools of a plan, where one that is silent does not hold up the next."""
 

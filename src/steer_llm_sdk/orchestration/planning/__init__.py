@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ToolAccount,
         explain,
     )
+    from steer_llm_sdk.orchestration.planning.learned import LearnedPlanner, Neighbours, Pacing
     from steer_llm_sdk.orchestration.planning.rule_checks import Finding, check_rules
     from steer_llm_sdk.orchestration.planning.rule_files import RuleFileError, load_rules
 
@@ -44,7 +45,10 @@ __all__ = [
     "ExecutionStrategy",
     "Explanation",
     "Finding",
+    "LearnedPlanner",
+    "Neighbours",
     "Outcome",
+    "Pacing",
     "PlanDecision",
     "PlanRequest",
     "Planner",
@@ -72,6 +76,7 @@ _LATE = {
         ("ConditionAccount", "Explanation", "RuleAccount", "ToolAccount", "explain"),
         "steer_llm_sdk.orchestration.planning.explanation",
     ),
+    **dict.fromkeys(("LearnedPlanner", "Neighbours", "Pacing"), "steer_llm_sdk.orchestration.planning.learned"),
     **dict.fromkeys(("Finding", "check_rules"), "steer_llm_sdk.orchestration.planning.rule_checks"),
     **dict.fromkeys(("RuleFileError", "load_rules"), "steer_llm_sdk.orchestration.planning.rule_files"),
 }

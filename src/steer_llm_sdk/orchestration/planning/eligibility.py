@@ -285,7 +285,12 @@ def _known_cost(tool: ToolMetadata, estimate: Estimates) -> float | None:
 
 def estimated_tokens(request: Any) -> int:
     """The length of the text of a request in tokens, at CHARACTERS_PER_TOKEN. Other values count for nothing."""
-    return _characters(request, 0) // CHARACTERS_PER_TOKEN
+    return characters_of(request) // CHARACTERS_PER_TOKEN
+
+
+def characters_of(request: Any) -> int:
+    """The length of the text of a request."""
+    return _characters(request, 0)
 
 
 def _characters(value: Any, depth: int) -> int:

@@ -73,6 +73,8 @@ class PlanRequest(BaseModel):
 
     `user_preferences` may hold preferred_tools and avoid_tools (names), preferred_models, and optimize: "cost",
     "latency" or "quality". They order the tools that may serve, and exclude none.
+
+    `explore` False: a planner that learns takes what it knows to be best.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
@@ -88,6 +90,7 @@ class PlanRequest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     input_tokens: int | None = Field(default=None, ge=0)
     tenant: str | None = None
+    explore: bool = True
 
 
 class PlanDecision(BaseModel):
@@ -113,7 +116,8 @@ class PlanDecision(BaseModel):
 
 class Outcome(NamedTuple):
     """How one tool of a decision did in a run. `cost_usd` is None where nobody knows; `duration_ms`, from its first
-    attempt to the end of the last, where it did not answer. `runs`: so many runs went by of which this is one."""
+    attempt to the end of the last, where it did not answer. `runs`: so many runs went by of which this is one. Of the
+    tool that answered, `content` is its answer, and `confidence` that of its evidence bundle, if it gave one."""
 
     tool: str
     version: str
@@ -121,6 +125,8 @@ class Outcome(NamedTuple):
     cost_usd: float | None = None
     duration_ms: float | None = None
     runs: int = 1
+    content: Any = None
+    confidence: float | None = None
 
 
 class Planner(ABC):

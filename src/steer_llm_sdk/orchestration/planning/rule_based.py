@@ -178,7 +178,7 @@ class RuleBasedPlanner(Planner):
 
     def observe(self, request: Any, decision: PlanDecision, outcomes: Sequence[Outcome]) -> None:
         kind, record = task_type_of(request), self.statistics.record
-        for tool, version, succeeded, cost, duration, runs in outcomes:
+        for tool, version, succeeded, cost, duration, runs, *_ in outcomes:
             record(kind, tool, version, succeeded=succeeded, cost_usd=cost, duration_ms=duration, runs=runs)
 
     def allowed(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> Allowed:

@@ -1,0 +1,195 @@
+"""Sums that several processes add to, and small notes that any of them may read: what learned state is kept in.
+
+Sums commute, so nobody has to wait for anybody: who adds needs no lock, and who reads sees the total of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+Row = Sequence[float]
+
+
+class SumStore(Protocol):
+    """Rows of numbers and notes by key, in named spaces. Rows that are added to a key are of one length."""
+
+    async def add(self, space: str, rows: Mapping[str, Row]) -> None:
+        """Add each row to what is there, all of them at once."""
+        ...
+
+    async def since(self, space: str, mark: int) -> tuple[int, Mapping[str, Row]]:
+        """The totals of the rows that have changed after `mark`, and the mark for the next time. From 0: all."""
+        ...
+
+    async def add_within(self, space: str, key: str, amount: float, limit: float) -> bool:
+        """Add to a row of one number, unless it would come above the limit: then False, and nothing is added."""
+        ...
+
+    async def keep(self, space: str, key: str, note: bytes, ttl: float) -> None:
+        """Keep a note for `ttl` seconds, in place of the one that may be there."""
+        ...
+
+    async def kept(self, space: str, key: str) -> bytes | None: ...
+
+
+def total(row: Row | None, more: Row) -> tuple[float, ...]:
+    return tuple(more) if row is None else tuple(a + b for a, b in zip(row, more, strict=True))
+
+
+class MemorySums:
+    """For one process; any number of its threads and event loops. `max_notes`: of more, the oldest go first."""
+
+    def __init__(self, max_notes: int = 100_000, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_notes = max_notes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._mark = 0
+        self._rows: dict[tuple[str, str], tuple[int, tuple[float, ...]]] = {}
+        self._notes: OrderedDict[tuple[str, str], tuple[float, bytes]] = OrderedDict()
+
+    async def add(self, space: str, rows: Mapping[str, Row]) -> None:
+        with self._lock:
+            self._add(space, rows)
+
+    def _add(self, space: str, rows: Mapping[str, Row]) -> None:
+        self._mark += 1
+        for key, more in rows.items():
+            known = self._rows.get((space, key))
+            self._rows[space, key] = (self._mark, total(None if known is None else known[1], more))
+
+    async def since(self, space: str, mark: int) -> tuple[int, Mapping[str, Row]]:
+        with self._lock:
+            changed = {key: row for (of, key), (at, row) in self._rows.items() if of == space and at > mark}
+            return self._mark, changed
+
+    async def add_within(self, space: str, key: str, amount: float, limit: float) -> bool:
+        with self._lock:
+            known = self._rows.get((space, key), (0, (0.0,)))[1][0]
+            if known + amount > limit:
+                return False
+            self._add(space, {key: (amount,)})
+            return True
+
+    async def keep(self, space: str, key: str, note: bytes, ttl: float) -> None:
+        with self._lock:
+            self._notes[space, key] = (self._clock() + ttl, note)
+            self._notes.move_to_end((space, key))
+            if len(self._notes) > self._max_notes:
+                self._notes.popitem(last=False)
+
+    async def kept(self, space: str, key: str) -> bytes | None:
+        with self._lock:
+            until, note = self._notes.get((space, key), (0.0, b""))
+            return note if self._clock() < until else None
+
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS sums
+    (space TEXT, key TEXT, mark INTEGER, row TEXT, PRIMARY KEY (space, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sums_changed ON sums (space, mark);
+CREATE TABLE IF NOT EXISTS sum_notes
+    (space TEXT, key TEXT, until REAL, note BLOB, PRIMARY KEY (space, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sum_notes_until ON sum_notes (until);
+"""
+_SWEEP = 1000
+"""Notes are looked through for old ones once in so many."""
+
+
+class SQLiteSums:
+    """One file, for the processes of one machine. Each call is a transaction in a thread; `clock` is wall time."""
+
+    def __init__(self, path: str, timeout: float = 5.0, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._timeout, self._clock = path, timeout, clock
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._kept = 0
+
+    async def add(self, space: str, rows: Mapping[str, Row]) -> None:
+        await asyncio.to_thread(self._in_one, lambda db: _add(db, space, rows))
+
+    async def since(self, space: str, mark: int) -> tuple[int, Mapping[str, Row]]:
+        return await asyncio.to_thread(self._in_one, lambda db: _since(db, space, mark), False)
+
+    async def add_within(self, space: str, key: str, amount: float, limit: float) -> bool:
+        return await asyncio.to_thread(self._in_one, lambda db: _add_within(db, space, key, amount, limit))
+
+    async def keep(self, space: str, key: str, note: bytes, ttl: float) -> None:
+        now = self._clock()
+        self._kept += 1
+        sweep = self._kept % _SWEEP == 0
+        await asyncio.to_thread(
+            self._in_one, lambda db: _keep(db, (space, key, now + ttl, note), now if sweep else None)
+        )
+
+    async def kept(self, space: str, key: str) -> bytes | None:
+        now = self._clock()
+        return await asyncio.to_thread(self._in_one, lambda db: _kept(db, space, key, now), False)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _in_one(self, work: Callable[[sqlite3.Connection], Any], writes: bool = True) -> Any:
+        with self._lock:
+            db = self._connection or self._opened()
+            if not writes:
+                return work(db)
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                done = work(db)
+                db.execute("COMMIT")
+                return done
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+
+    def _opened(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.executescript(_TABLES)
+        self._connection = db
+        return db
+
+
+def _add(db: sqlite3.Connection, space: str, rows: Mapping[str, Row]) -> None:
+    (mark,) = db.execute("SELECT COALESCE(MAX(mark), 0) + 1 FROM sums WHERE space = ?", (space,)).fetchone()
+    for key, more in rows.items():
+        known = db.execute("SELECT row FROM sums WHERE space = ? AND key = ?", (space, key)).fetchone()
+        row = total(None if known is None else json.loads(known[0]), more)
+        db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?)", (space, key, mark, json.dumps(row)))
+
+
+def _since(db: sqlite3.Connection, space: str, mark: int) -> tuple[int, Mapping[str, Row]]:
+    found = db.execute("SELECT key, mark, row FROM sums WHERE space = ? AND mark > ?", (space, mark)).fetchall()
+    return max((at for _, at, _ in found), default=mark), {key: json.loads(row) for key, _, row in found}
+
+
+def _add_within(db: sqlite3.Connection, space: str, key: str, amount: float, limit: float) -> bool:
+    known = db.execute("SELECT row FROM sums WHERE space = ? AND key = ?", (space, key)).fetchone()
+    if (0.0 if known is None else json.loads(known[0])[0]) + amount > limit:
+        return False
+    _add(db, space, {key: (amount,)})
+    return True
+
+
+def _keep(db: sqlite3.Connection, note: tuple[str, str, float, bytes], sweep: float | None) -> None:
+    db.execute("INSERT OR REPLACE INTO sum_notes VALUES (?, ?, ?, ?)", note)
+    if sweep is not None:
+        db.execute("DELETE FROM sum_notes WHERE until < ?", (sweep,))
+
+
+def _kept(db: sqlite3.Connection, space: str, key: str, now: float) -> bytes | None:
+    found = db.execute(
+        "SELECT note FROM sum_notes WHERE space = ? AND key = ? AND until > ?", (space, key, now)
+    ).fetchone()
+    return None if found is None else bytes(found[0])
