@@ -89,7 +89,7 @@ def reached_out() -> list[str]:
 @pytest.fixture(autouse=True)
 def _no_configuration_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever keys and models the environment names, the tests know nothing of them."""
-    for name in ("STEER_MODEL", "STEER_STORE", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+    for name in ("STEER_MODEL", "STEER_STORE", "STEER_CONFIG", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 

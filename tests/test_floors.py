@@ -20,6 +20,7 @@ ROOT = Path(steer_llm_sdk.__file__).parent
 
 WORDS, MECHANISMS, NOUNS, VERBS, FLOW, WAYS = range(6)
 FLOORS = {
+    "_install": WORDS,
     "_names": WORDS,
     "errors": WORDS,
     "models": WORDS,
@@ -39,6 +40,9 @@ FLOORS = {
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._html": NOUNS,
+    "orchestration._evidence_view": NOUNS,
+    "orchestration._evidence_text": NOUNS,
+    "orchestration._evidence_page": NOUNS,
     "orchestration._outcome": FLOW,
     "orchestration._observed": FLOW,
     "orchestration._pinned": FLOW,
@@ -54,6 +58,8 @@ FLOORS = {
     "orchestration.base": FLOW,
     "orchestration.orchestrator": FLOW,
     "orchestration.reliable_orchestrator": FLOW,
+    "durable": WAYS,
+    "settings": WAYS,
     "cli": WAYS,
     "testing": WAYS,
 }
@@ -64,6 +70,7 @@ LIGHT = {"packaging", "pydantic", "pydantic_core", "rfc8785"}
 """What any module may import when it is loaded."""
 WHEN_USED = {
     "anthropic",
+    "dbos",
     "genai_prices",
     "h11",
     "httpx2",
@@ -75,14 +82,31 @@ WHEN_USED = {
     "pydantic_ai",
     "re2",
     "redis",
+    "pydantic_settings",
     "yaml",
 }
 """Heavy or optional: imported by the function that needs it."""
-SLOW = {"email.utils", "importlib.metadata", "packaging.specifiers", "packaging.version", "tempfile", "tomllib"}
+SLOW = {
+    "email.utils",
+    "importlib.metadata",
+    "packaging.specifiers",
+    "packaging.version",
+    "tempfile",
+    "tomllib",
+    f"{PACKAGE}.orchestration._evidence_page",
+    f"{PACKAGE}.orchestration._evidence_text",
+}
 """Some ms each: imported by the function that needs it, where few runs do."""
 HEAVY_ROOMS = tuple(
     f"{PACKAGE}.{room}"
-    for room in ("providers._llm", "reliability.shared", "reliability.stores.postgres", "reliability.stores.redis")
+    for room in (
+        "durable._dbos",
+        "providers._llm",
+        "reliability.shared",
+        "reliability.stores.postgres",
+        "reliability.stores.redis",
+        "settings",
+    )
 )
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""
 AT_THE_TERMINAL = {"rich", "typer"}
@@ -239,7 +263,7 @@ def test_importing_orchestration_loads_none_of_its_modules_before_a_name_of_thei
 def test_the_orchestrators_load_nothing_that_only_some_runs_need() -> None:
     loaded = _loaded_by(f"from {PACKAGE}.orchestration import Orchestrator, ReliableOrchestrator, Tool")
     assert f"{PACKAGE}.orchestration.base" in loaded
-    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._report", f"{PACKAGE}.orchestration.tools.base"}
+    bundles = {f"{PACKAGE}.evidence.summary", f"{PACKAGE}.evidence._limits", f"{PACKAGE}.orchestration.tools.base"}
     rare = {"csv", "statistics", "zipfile", f"{PACKAGE}.orchestration.tools.function", f"{PACKAGE}.providers.discover"}
     assert not loaded & (SLOW | bundles | rare)
 

@@ -286,8 +286,8 @@ DEFECTS = (
     Planted(
         "what finished just after its deadline is lost",
         DEADLINE,
-        "    finished = task.done() and not task.cancelled() and task.exception() is None\n",
-        "    finished = False\n",
+        "    return Late(True, task.result()) if has_answered(task) else Late()\n",
+        "    return Late()\n",
     ),
     Planted(
         "a wake-up is lost",

@@ -38,7 +38,7 @@ from steer_llm_sdk.reliability import budget, idempotency, rate_limit
 from steer_llm_sdk.reliability.budget import Account
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
-from steer_llm_sdk.reliability.deadline import AttemptTimeout
+from steer_llm_sdk.reliability.deadline import AttemptTimeout, Late
 from steer_llm_sdk.reliability.idempotency import Flight
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
@@ -253,7 +253,7 @@ def work_goes_on_when_nobody_waits() -> Any:
         await idempotency.watch(self.task, None if deadline is None else deadline.at)
         if self.task.done():
             return self.task.result()
-        raise idempotency.Late
+        raise Late
 
     return patch.object(Flight, "wait", wait)
 

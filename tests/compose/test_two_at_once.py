@@ -317,6 +317,44 @@ async def test_silence_and_deadline__a_deaf_tool_does_not_hold_up_the_answer_of_
     assert (output.content, now()) == ("x", pytest.approx(10.02))
 
 
+async def test_silence_and_fallback__a_deaf_tool_that_answers_too_late_has_not_failed() -> None:
+    first, second = (
+        ScriptedTool("first", stubborn(11, then=OK("late", cost_usd=1))),
+        ScriptedTool("second", OK("x", after=0.99)),
+    )
+    output = await reliable(first, second).run("q")
+    assert (output.content, output.errors, output.metadata["silent_tools"]) == ("x", None, ["first"])
+    assert outcomes(output) == [("first", "succeeded"), ("second", "succeeded")]
+    assert output.per_agent["first"]["cost_usd"] == 1
+
+
+class MakesAnError(Priced):
+    """Makes an error of its cancellation."""
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        try:
+            return await super().execute(request, options, event_manager)
+        except asyncio.CancelledError as error:
+            raise ValueError("stopped") from error
+
+
+@pytest.mark.parametrize(
+    ("kind", "spent", "usage"),
+    [
+        (ScriptedTool, "unknown", {}),
+        (Priced, "estimated", {"total_tokens": 100}),
+        (MakesAnError, "estimated", {"total_tokens": 100}),
+    ],
+)
+async def test_silence_and_fallback__what_the_one_that_is_stopped_took_is_said_to_be_estimated_or_unknown(
+    kind: Any, spent: str, usage: Any
+) -> None:
+    output = await reliable(kind("first", HANG), ScriptedTool("second", OK("x", cost_usd=0.1))).run("q")
+    assert [line.get("spent") for line in output.attempts] == [spent, None]
+    assert [line["outcome"] for line in output.attempts] == ["cancelled", "succeeded"]
+    assert output.per_agent["first"]["usage"] == usage
+
+
 async def test_silence_and_replay__duplicates_wait_for_one_race_and_a_replay_has_what_came_of_it() -> None:
     first, second = ScriptedTool("first", HANG), ScriptedTool("second", OK("x", after=1))
     runner = reliable(first, second)
@@ -450,7 +488,7 @@ async def test_a_silent_model_is_answered_by_the_next_and_is_charged() -> None:
 
 async def test_each_answer_of_a_bundle_is_asked_of_the_next_model_beside_a_silent_one() -> None:
     a, b = model("a", after=1000), model("b", "yes", after=1)
-    output = await reliable(LLMBundleTool("t", [a, b], k=5)).run("q", "t")
+    output = await reliable(LLMBundleTool("t", [a, b], k=5, options={"latency": "min"})).run("q", "t")
     assert output.evidence is not None
     assert [replicate.model for replicate in output.evidence.replicates] == ["test:b"] * 5
     assert (output.status, len(a.requests), len(b.requests), now()) == ("succeeded", 5, 5, 11)
@@ -458,7 +496,7 @@ async def test_each_answer_of_a_bundle_is_asked_of_the_next_model_beside_a_silen
 
 async def test_what_a_bundle_may_call_is_enough_for_a_next_model() -> None:
     a, b = model("a", after=1000), model("b", "yes", after=1)
-    output = await reliable(LLMBundleTool("t", [a, b], k=10)).run("q", "t")
+    output = await reliable(LLMBundleTool("t", [a, b], k=10, options={"latency": "min"})).run("q", "t")
     assert (output.status, len(a.requests), len(b.requests)) == ("succeeded", 10, 10)
 
 
@@ -526,10 +564,14 @@ async def test_who_has_lost_is_cancelled_once_and_may_tidy_up() -> None:
 async def test_calls_that_wait_in_one_queue_do_not_pass_the_limit_of_the_run_together() -> None:
     slow = model("a", *["yes"] * 20, after=1)
     limits = {"a": RateLimit(max_concurrent=1, max_wait=60)}
-    output = await reliable(LLMBundleTool("t", slow, k=3), rate_limits=limits, max_total_attempts=1).run("q", "t")
+    output = await reliable(
+        LLMBundleTool("t", slow, k=3, options={"latency": "min"}), rate_limits=limits, max_total_attempts=1
+    ).run("q", "t")
     assert (output.status, len(slow.requests)) == ("succeeded", 3)
     down = model("b", ConnectionResetError(), after=1)
     limits = {"b": RateLimit(max_concurrent=1, max_wait=60)}
-    runner = reliable(LLMBundleTool("t", down, k=3), rate_limits=limits, max_total_attempts=4)
+    runner = reliable(
+        LLMBundleTool("t", down, k=3, options={"latency": "min"}), rate_limits=limits, max_total_attempts=4
+    )
     await runner.run("q", "t", None, {"enable_circuit_breaker": False})
     assert len(down.requests) == 4

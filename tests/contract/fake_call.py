@@ -13,7 +13,7 @@ from steer_llm_sdk.reliability.deadline import Deadline
 from steer_llm_sdk.reliability.silence import Life
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FakeCall:
     """What `reliability._pipeline.Call` says, alone in its run, which began at `started`.
 
@@ -21,7 +21,7 @@ class FakeCall:
     """
 
     target: str = "p"
-    part: str = "x"
+    part: str = "a"
     model: str | None = None
     tenant: str = "default"
     worst_case: Amount = field(default_factory=Amount)

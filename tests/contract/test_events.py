@@ -109,7 +109,9 @@ async def test_an_event_of_a_tool_keeps_what_the_tool_said_and_gets_the_rest(orc
 @BOTH
 async def test_bundle_events_arrive_as_deltas_with_event_type_and_data(orchestrator: Any) -> None:
     events = RecordedEvents()
-    await orchestrator(LLMBundleTool("t", Model(), k=3)).run("q", "t", None, {"max_parallel": 1}, events)
+    await orchestrator(LLMBundleTool("t", Model(), k=3, options={"latency": "min"})).run(
+        "q", "t", None, {"max_parallel": 1}, events
+    )
     assert events.types == [
         "start",
         "bundle_started",
@@ -146,7 +148,9 @@ async def test_a_bundle_that_meets_the_deadline_tells_timeout_and_hands_over_wha
             return await super().request(request, on_text)
 
     events = RecordedEvents()
-    output = await orchestrator(LLMBundleTool("t", Uneven(), k=3)).run("q", "t", None, {"timeout_ms": 1000}, events)
+    output = await orchestrator(LLMBundleTool("t", Uneven(), k=3, options={"latency": "min"})).run(
+        "q", "t", None, {"timeout_ms": 1000}, events
+    )
     assert output.status == "partial"
     assert "timeout" in events.types
     assert events.types[-1] == "complete"

@@ -43,7 +43,7 @@ async def test_max_parallel_is_handed_to_the_tool(orchestrator: Any) -> None:
 @pytest.mark.parametrize(("at_once", "seconds"), [(1, 6), (2, 3), (6, 1)])
 async def test_max_parallel_bounds_replicates(orchestrator: Any, at_once: int, seconds: float) -> None:
     model = Model(after=1)
-    tool = LLMBundleTool("t", model, k=6)
+    tool = LLMBundleTool("t", model, k=6, options={"latency": "min"})
     output = await once(orchestrator, tool, {"max_parallel": at_once})
     assert (output.status, model.most_running, now()) == ("succeeded", at_once, seconds)
 
@@ -181,7 +181,9 @@ async def test_per_agent_timeout_ms_bounds_each_replicate(orchestrator: Any) -> 
 
     model = Uneven()
     output = await once(
-        orchestrator, LLMBundleTool("t", model, k=3), {"per_agent_timeout_ms": 500, "retry_on_failure": False}
+        orchestrator,
+        LLMBundleTool("t", model, k=3, options={"latency": "min"}),
+        {"per_agent_timeout_ms": 500, "retry_on_failure": False},
     )
     assert (output.status, model.cancelled, now()) == ("partial", 1, 0.5)
 

@@ -69,14 +69,16 @@ async def test_a_truncated_stream_is_never_success(orchestrator: Any) -> None:
 @BOTH
 async def test_a_bundle_of_truncated_streams_has_failed(orchestrator: Any) -> None:
     model = Model(TruncatedStream("the stream stopped without its end marker", "p"))
-    output = await orchestrator(LLMBundleTool("t", model, k=3)).run("q", "t", None, {"retry_on_failure": False})
+    output = await orchestrator(LLMBundleTool("t", model, k=3, options={"latency": "min"})).run(
+        "q", "t", None, {"retry_on_failure": False}
+    )
     assert output.status == "failed"
 
 
 @BOTH
 async def test_a_model_that_dies_in_the_middle_of_a_bundle_makes_it_partial(orchestrator: Any) -> None:
     model = Model("yes", "yes", ProviderError("down", "p", 503))
-    output = await orchestrator(LLMBundleTool("t", model, k=4)).run(
+    output = await orchestrator(LLMBundleTool("t", model, k=4, options={"latency": "min"})).run(
         "q", "t", None, {"retry_on_failure": False, "max_parallel": 1}
     )
     assert (output.status, output.evidence.meta.k_completed) == ("partial", 2)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from contract.fake_call import FakeCall
 from steer_llm_sdk.errors import BudgetExceeded, CircuitOpen, ConflictError, ProviderError
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.reliability import CircuitBreakerConfig, CircuitBreakerManager, IdempotencyManager, RetryPolicy
@@ -32,41 +33,9 @@ SHORT = settings(max_examples=30, stateful_step_count=25, deadline=None)
 WORST = Amount(5, 0.5)
 
 
-@dataclass
-class Call:
-    """What a policy may know of a call."""
-
-    target: str = "p"
-    part: str = "a"
-    model: str | None = None
-    tenant: str = "default"
+@dataclass(kw_only=True)
+class Call(FakeCall):
     worst_case: Amount = WORST
-    deadline: Deadline | None = None
-    ledger: Ledger | None = None
-    max_attempts: int = 3
-    attempt_timeout: float | None = None
-    answers: int = 1
-    kept_for_others: int = 0
-    attempts: int = 0
-    sent: int = 0
-    ended: float | None = None
-    life: Any = None
-    used: Amount = field(default_factory=Amount)
-
-    def promise(self) -> None:
-        """Nobody else is there."""
-
-    def renounce(self) -> None:
-        """Nobody else is there."""
-
-    def elapsed(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def spent(self, result: Any) -> Amount:
-        return self.used
-
-    def emit(self, event_type: str, data: dict[str, Any]) -> None:
-        """Nobody listens."""
 
 
 class InVirtualTime(RuleBasedStateMachine):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +76,14 @@ class Command:
         if self.tool is not None:
             registry.register_tool(self.tool)
         return registry
+
+    def pinned(self) -> Command:
+        """With a version of the tool that says what it was made of: a run goes on with the same only."""
+        if self.tool is None or self.tool_name != ASK:
+            return self
+        made_of = hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:12]
+        self.tool.version = f"1.0.0+{made_of}"
+        return self
 
     def announce(self) -> None:
         """Say which models answer, where any are named, and load what talks to them."""

@@ -129,7 +129,7 @@ def reliable(models: list[ModelSpec], k: int) -> ReliableOrchestrator:
 
 
 def solver(models: list[ModelSpec], k: int) -> LLMBundleTool:
-    return LLMBundleTool(TOOL, models, output_type=Solved, k=k, fields=["answer"])
+    return LLMBundleTool(TOOL, models, output_type=Solved, k=k, fields=["answer"], options={"latency": "min"})
 
 
 async def solve(

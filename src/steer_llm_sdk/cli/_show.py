@@ -22,7 +22,21 @@ VALUE_WIDTH = 46
 VALUES_SHOWN = 3
 FIELDS_SHOWN = 20
 
-_STOPPED = {"budget": "the budget allowed no more", "deadline": "the time was up"}
+_STOPPED = {
+    "budget": "the budget allowed no more",
+    "deadline": "the time was up",
+    "decided": "they could not have changed the answer",
+    "converged": "they would hardly have changed the answer",
+    "certified": "the others are proof enough",
+    "distance": "the others are near each other",
+    "futile": "no answer could have had the support asked for",
+    "too_many_invalid": "too many of the others are not valid",
+}
+_NUMBERS = {
+    "support": "share of all {n}: stability, not truth",
+    "stability": "stability, not truth",
+    "trust": "trust: how likely it is right",
+}
 
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -117,7 +131,8 @@ def agreement_line(evidence: EvidenceBundle) -> str:
     if confidence is None:
         why = "one answer alone is" if valid == 1 else "no two of them agree, so there is"
         return f"{said}; {why} no consensus"
-    return f"{said}; confidence {confidence:.2f} (share of all {len(came)}: stability, not truth)"
+    means = _NUMBERS[evidence.summary.confidence_is or "support"].format(n=len(came))
+    return f"{said}; confidence {confidence:.2f} ({means})"
 
 
 def shortfall(evidence: EvidenceBundle) -> Iterator[str]:

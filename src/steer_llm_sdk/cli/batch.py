@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from steer_llm_sdk.cli._batch_lines import Defaults, Line, read_lines
 from steer_llm_sdk.cli._batch_results import Results
 from steer_llm_sdk.cli._command import Command
+from steer_llm_sdk.cli._settings import orchestrator
 from steer_llm_sdk.cli._show import console, dollars
 from steer_llm_sdk.cli.exits import Exit, complain
 from steer_llm_sdk.errors import BudgetExceeded
@@ -77,9 +78,9 @@ class Batch:
 
     async def ask(self, registry: ToolRegistry, max_parallel: int) -> None:
         """Ask what is not done, with a bar on a terminal. OSError where a result cannot be written."""
-        async with ReliableOrchestrator(registry=registry) as orchestrator:
+        async with orchestrator(registry) as runner:
             with _bar(self, console(stderr=True)) as tell:
-                await self._work(orchestrator, max_parallel, tell)
+                await self._work(runner, max_parallel, tell)
 
     async def _work(self, orchestrator: ReliableOrchestrator, max_parallel: int, tell: Callable[[], None]) -> None:
         waiting = deque(self.todo)

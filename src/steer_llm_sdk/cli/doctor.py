@@ -15,19 +15,23 @@ import typer
 from rich.text import Text
 
 from steer_llm_sdk import __version__
+from steer_llm_sdk._install import install_line
+from steer_llm_sdk.cli._settings import configured
 from steer_llm_sdk.cli._show import WIDTH, console, printable
 from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.cli.exits import errors_as_exits
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, message_of
 from steer_llm_sdk.orchestration.planning import RuleBasedPlanner
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry, installed_tools
 from steer_llm_sdk.providers.discover import found_keys, local_servers, price_table_date
-from steer_llm_sdk.providers.models import APIS, INSTALL, MODEL_VARIABLE, configured_model, resolve_model
+from steer_llm_sdk.providers.models import APIS, MODEL_VARIABLE, configured_model, resolve_model
 from steer_llm_sdk.providers.simulated.recording import shipped_recording
+from steer_llm_sdk.reliability.idempotency import PATIENCE
+from steer_llm_sdk.reliability.stores import open_store
 
 CLIENTS = ("pydantic-ai-slim", "openai", "anthropic", "httpx2", "genai-prices")
 _TITLE = 17
-STORE = "memory: results are remembered within one process, and gone with it"
+MEMORY = "memory: results are remembered within one process, and gone with it"
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
@@ -62,7 +66,7 @@ def _examined() -> dict[str, Any]:
         "plain_run": _plain_run(),
         "tools": {name: tool.version for name, tool in installed_tools().items()},
         "price_table": None if prices is None else prices.isoformat(),
-        "idempotency_store": "memory",
+        "idempotency_store": asyncio.run(_store()),
         "clients": {name: _version(name) for name in CLIENTS},
     }
 
@@ -77,6 +81,30 @@ def _plain_run() -> dict[str, Any]:
     tool = registry.get_tool(name)
     assert tool is not None
     return {"by": name, "said": which_tool(tool, None), "problem": None}
+
+
+async def _store() -> dict[str, Any]:
+    """Where keyed runs are remembered, and whether that answers: one key that does not exist is looked for."""
+    settings = configured()
+    url = None if settings is None else settings.store
+    if url is None:
+        return {"store": "memory", "problem": None}
+    store = open_store(url)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await store.wanted("steer-llm doctor", 0)
+        problem = None
+    except (OrchestratorError, TimeoutError) as error:
+        problem = message_of(error)
+    finally:
+        await store.aclose()
+    return {"store": repr(store), "problem": problem}
+
+
+def _told_of(store: Mapping[str, Any]) -> str:
+    if store["store"] == "memory":
+        return MEMORY
+    return f"{store['store']}; but {store['problem']}" if store["problem"] else f"{store['store']}, which answers"
 
 
 def _problem(model: str) -> str | None:
@@ -112,10 +140,10 @@ def _told(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"answers of {recorded['models']} models to {recorded['questions']} questions, in the package",
     )
     yield "tools", ", ".join(f"{name} {number}" for name, number in found["tools"].items()) or "none"
-    yield "prices", f"as of {found['price_table']}" if found["price_table"] else f"not installed: {INSTALL}"
-    yield "idempotency", STORE
+    yield "prices", f"as of {found['price_table']}" if found["price_table"] else f"not installed: {install_line('llm')}"
+    yield "idempotency", _told_of(found["idempotency_store"])
     for name, number in found["clients"].items():
-        yield name, number or f"not installed: {INSTALL}"
+        yield name, number or f"not installed: {install_line('llm')}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -94,6 +94,12 @@ def errors_as_exits(*, as_json: bool = False) -> Iterator[None]:
         if as_json:
             _print_json(error)
         raise typer.Exit(_code_of_error(error)) from error
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # A bug: its traceback is for whoever mends it.
+        if as_json:
+            _print_json(error)
+        raise
     except KeyboardInterrupt as error:
         complain("interrupted")
         raise typer.Exit(Exit.INTERRUPTED) from error
@@ -130,11 +136,32 @@ def flowing(text: str | None) -> str:
     return "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text or ""))
 
 
+@contextmanager
+def _quiet_without_reader() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        forget_stdout()
+        raise typer.Exit(Exit.NO_READER) from None
+
+
+@contextmanager
+def _quiet_help() -> Iterator[None]:
+    try:
+        yield
+    except SystemExit:  # What shows the help leaves with 1 where its reader has left, as if the command had failed.
+        raise typer.Exit(Exit.NO_READER) from None
+
+
 class OneCommand(TyperCommand):
     """A command whose help does not say of a flag that it is a <bool>."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_type_of_flags(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _quiet_help():
+            super().format_help(ctx, formatter)
 
 
 class Group(TyperGroup):
@@ -142,6 +169,10 @@ class Group(TyperGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_type_of_flags(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _quiet_help():
+            super().format_help(ctx, formatter)
 
 
 class Commands(Group):
@@ -153,14 +184,13 @@ class Commands(Group):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # Before parsing: a command line that cannot be parsed has no options that could be asked for.
         ctx.meta[_WANTS_JSON] = "--json" in args[: args.index("--") if "--" in args else None]
-        return super().parse_args(ctx, args)
+        with _quiet_without_reader():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            forget_stdout()
-            raise typer.Exit(Exit.NO_READER) from None
+            with _quiet_without_reader():
+                return super().invoke(ctx)
         except typer.TyperException as error:
             if ctx.meta[_WANTS_JSON]:
                 _print_json(UsageError(error.format_message()))

@@ -9,15 +9,20 @@ from typing import Annotated
 import typer
 
 from steer_llm_sdk import __version__
+from steer_llm_sdk.cli._settings import name_the_model
 from steer_llm_sdk.cli.breakers import breakers
+from steer_llm_sdk.cli.calibrate import calibrate
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
-from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, flowing, forget_stdout
+from steer_llm_sdk.cli.evidence import evidence
+from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, errors_as_exits, flowing, forget_stdout
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
+from steer_llm_sdk.cli.runs import runs
 from steer_llm_sdk.cli.simulate import simulate
 from steer_llm_sdk.cli.tools import tools
+from steer_llm_sdk.cli.worker import worker
 
 app = typer.Typer(
     name="steer-llm",
@@ -28,11 +33,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, doctor, simulate, record, demo):
+for _command in (run, doctor, simulate, record, calibrate, demo, worker):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
-app.add_typer(plan, name="plan")
-app.add_typer(tools, name="tools")
-app.add_typer(breakers, name="breakers")
+_groups = (("plan", plan), ("tools", tools), ("breakers", breakers), ("runs", runs), ("evidence", evidence))
+for _name, _group in _groups:
+    app.add_typer(_group, name=_name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,6 +53,8 @@ def common(
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    with errors_as_exits():
+        name_the_model()
 
 
 def main() -> None:

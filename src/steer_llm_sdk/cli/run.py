@@ -16,6 +16,8 @@ from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._command import Command, Form, check, command_of, config_of
 from steer_llm_sdk.cli._complete import model_names, tool_names
 from steer_llm_sdk.cli._live import Live
+from steer_llm_sdk.cli._runs import orchestrator_of, required_store, store_option
+from steer_llm_sdk.cli._settings import default_options
 from steer_llm_sdk.cli._show import console, show_output, write
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
@@ -23,7 +25,6 @@ from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.providers.models import configured_model
 from steer_llm_sdk.streaming.manager import EventManager
@@ -89,6 +90,15 @@ def run(
         bool,
         typer.Option("--json", help="The whole output as JSON; with --stream one event per line, the output last."),
     ] = False,
+    durable: Annotated[
+        bool,
+        typer.Option(
+            "--durable",
+            help="Record each answer in --store as it comes: after a kill, the same command with its --idempotency-key "
+            "goes on from there, or a `steer-llm worker` does.",
+        ),
+    ] = False,
+    store: Annotated[str | None, store_option("Of --durable: ")] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -113,18 +123,26 @@ def run(
     ] = False,
 ) -> None:
     with errors_as_exits(as_json=as_json):
-        limits = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
+        given = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
+        limits = {**default_options(), **{name: limit for name, limit in given.items() if limit is not None}}
         single = {**limits, "idempotency_key": idempotency_key, "streaming": stream}
         if batch is None:
             _refuse_given("it belongs to --batch FILE", out=out, max_parallel=max_parallel, retry_failed=retry_failed)
             request = inputs.read_request(text) if ":" in (tool or "") else inputs.read_text(text)
         else:
-            _refuse_given("it belongs to a single request", TEXT=text, idempotency_key=idempotency_key, stream=stream)
+            _refuse_given(
+                "it belongs to a single request",
+                TEXT=text,
+                idempotency_key=idempotency_key,
+                stream=stream,
+                durable=durable,
+            )
         options = single if batch is None else limits
         form = Form.of(schema, fields or [])
         command = command_of(model or [], tool, k, inputs.read_options(option or []), form, options)
         if batch is None:
-            raise typer.Exit(asyncio.run(_carry_out(request, command, stream=stream, as_json=as_json)))
+            kept_in = required_store(store) if durable else None
+            raise typer.Exit(asyncio.run(_carry_out(request, command, kept_in, stream=stream, as_json=as_json)))
         if not out:
             refuse("--out", out, "name a file: the results of --batch are appended there as they come")
         files = Files(batch=batch, out=out, retry_failed=retry_failed)
@@ -146,17 +164,15 @@ def _refuse_given(why: str, **options: Any) -> None:
             refuse(name if name.isupper() else f"--{name.replace('_', '-')}", value, why)
 
 
-async def _carry_out(request: Any, command: Command, *, stream: bool, as_json: bool) -> Exit:
-    registry, config = command.registry(), config_of(command.options)
+async def _carry_out(request: Any, command: Command, kept_in: str | None, *, stream: bool, as_json: bool) -> Exit:
+    registry, config = (command if kept_in is None else command.pinned()).registry(), config_of(command.options)
     check(request, command.tool_name, command.tool_options, registry)
     command.announce()
     with Live(console(stderr=True), spinner=not stream) as live:
         watcher = _Watcher(command, registry, live, stream=stream, as_json=as_json)
-        async with ReliableOrchestrator(registry=registry) as orchestrator:
+        async with orchestrator_of(registry, kept_in) as runner:
             try:
-                output = await orchestrator.run(
-                    request, command.tool_name, command.tool_options, config, watcher.events
-                )
+                output = await runner.run(request, command.tool_name, command.tool_options, config, watcher.events)
             except asyncio.CancelledError:
                 if watcher.deserted:
                     return Exit.NO_READER

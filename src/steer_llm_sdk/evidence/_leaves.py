@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from hashlib import sha256
 from typing import Any, Final, TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
 
 MAX_DEPTH: Final = 200
 """The deepest nesting of an answer that can be compared. Real answers have fewer than ten levels."""
+
+
+_LONGEST_NAME: Final = 60
 
 
 class Absent(Enum):
@@ -23,21 +28,44 @@ class Absent(Enum):
 ABSENT: Final = Absent.ABSENT
 
 
-def class_of(value: Any, depth: int = 0) -> Hashable:
-    """A key that is equal for equal answers only: 1 equals 1.0, true does not equal 1, nor null ABSENT.
+def class_of(value: Any, *, exact: bool = False, depth: int = 0) -> Hashable:
+    """A key that is equal for values that are the same answer by their form; with `exact`, for equal JSON values only.
 
-    The order of an object's keys does not matter, the order of an array does.
+    1 equals 1.0, true does not equal 1, nor null ABSENT. The order of an object's keys does not matter, that of an
+    array does.
     """
-    if isinstance(value, str) or value is None or value is ABSENT:
+    if isinstance(value, str):
+        # Quoted, because a text is never equal to a number here.
+        return ("text", value) if exact else _of_text(value)
+    if value is None or value is ABSENT:
         return value
     if isinstance(value, bool):
         return ("bool", value)
     if isinstance(value, (int, float)):
-        return value if value == value else ("nan",)
-    _check_depth(depth)
+        return value
+    if depth >= MAX_DEPTH:
+        raise ValueError(f"an answer is nested deeper than {MAX_DEPTH} levels; flatten it")
     if isinstance(value, Mapping):
-        return ("object", frozenset((key, class_of(item, depth + 1)) for key, item in value.items()))
-    return ("array", tuple(class_of(item, depth + 1) for item in value))
+        items = ((key, class_of(item, exact=exact, depth=depth + 1)) for key, item in value.items())
+        return ("object", frozenset(items))
+    return ("array", tuple(class_of(item, exact=exact, depth=depth + 1) for item in value))
+
+
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?")
+
+
+def _of_text(text: str) -> Hashable:
+    folded = fold(text)
+    if folded[:1] in _FIRST and _NUMBER.fullmatch(folded):
+        return numeral(folded)
+    return folded
+
+
+_FIRST: Final = frozenset("-0123456789")
+
+
+def numeral(digits: str) -> int | float:
+    return float(digits) if not digits.lstrip("-").isdecimal() else int(digits)
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -51,12 +79,52 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def at(value: Any, path: Path) -> Any:
-    """The value at `path`, or ABSENT."""
+    """The value at `path`, or ABSENT. `[id=7]` in a path is the element of an array whose `id` is 7."""
     for key in path:
+        if isinstance(value, list) and is_element(key):
+            value = aligned(value, key[1:].partition("=")[0] or None) or {}
         if not isinstance(value, Mapping) or key not in value:
             return ABSENT
         value = value[key]
     return value
+
+
+def fold(text: str) -> str:
+    """Unicode NFKC, without case, one space where there is any."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
+
+
+def is_element(part: str) -> bool:
+    """Whether a part of a path names an element of an aligned array: `[id=7]`, or `[=red]` of a set."""
+    return part.startswith("[") and part.endswith("]") and "=" in part
+
+
+def aligned(items: Sequence[Any], key: str | None) -> dict[str, Any] | None:
+    """The elements of an array by what tells them apart: the value of `key`, or without one the element itself.
+
+    None where they cannot be told apart: one is no object, has no such key, or one that another one has.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        if key is None:
+            found.setdefault(f"[={_name_of(item)}]", item)
+            continue
+        if not isinstance(item, Mapping) or isinstance(item.get(key, ABSENT), (Mapping, list, Absent)):
+            return None
+        name = f"[{key}={_name_of(item[key])}]"
+        if name in found:
+            return None
+        found[name] = item
+    return found
+
+
+def _name_of(value: Any) -> str:
+    name = fold(value) if isinstance(value, str) else canonical(value)
+    return (
+        name if len(name) <= _LONGEST_NAME else f"{name[:40]}…{sha256(name.encode(errors='replace')).hexdigest()[:12]}"
+    )
 
 
 def replaced(value: Any, path: Path, new: Any) -> Any:

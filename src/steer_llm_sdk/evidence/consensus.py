@@ -1,105 +1,166 @@
-"""Field-wise plurality: for each field of the answers, the value that most replicates give.
+"""The vote: for each field of the answers the value that is chosen, and who gave it.
 
-If most replicates have an object at a path, its keys are voted on one by one; arrays, numbers, strings and null are
-voted on whole. A replicate without the field votes "absent". A tie is won by the group with the member that shares the
-most leaves with other replicates, then by the text of its answer; the order of arrival does not matter.
+If most replicates have an object at a path, its keys are voted on one by one; arrays that no policy aligns, numbers,
+texts and null are voted on whole. A replicate without the field votes "absent". A tie is won by the class with the
+member that shares the most leaves with other replicates, then by the text of its whole answer, so that tied fields come
+from one replicate; the order of arrival does not matter.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from statistics import median_low
+from typing import Any
 
-from steer_llm_sdk.evidence._leaves import ABSENT, Path, at, canonical, class_of, leaves
-
-Group = tuple[int, ...]
-
-_ANY_OBJECT: Final = object()
+from steer_llm_sdk.evidence._leaves import ABSENT, Path, aligned, canonical, class_of, dotted
+from steer_llm_sdk.evidence._reading import Column, Reading
+from steer_llm_sdk.evidence.distance import Ruler
+from steer_llm_sdk.evidence.equivalence import number_of
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
-    """A valid answer and the weight of its vote."""
-
-    id: str
-    data: Any
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """One field after the vote. `groups` are the ballots by answer, as indices, the winners first.
+    """One field after the vote; `winner` is a class of its column.
 
     `leaf` False: the vote was on whether there is an object here; its fields have tallies of their own.
     """
 
-    path: Path
-    choice: Any
-    groups: tuple[Group, ...]
-    values: Mapping[int, Any]
+    column: Column
+    winner: int
     leaf: bool = True
 
-
-def shape_of(value: Any) -> Hashable:
-    """The key under which a vote at one path is counted: the value itself, or for every object the same key."""
-    return _ANY_OBJECT if isinstance(value, Mapping) else class_of(value)
+    @property
+    def path(self) -> Path:
+        return self.column.path
 
 
 @dataclass
 class Election:
-    """The vote over all ballots. `tallies` fills as fields are elected, in the order of the fields."""
+    """The vote over all ballots. `tallies` fills as columns are elected, in the order of the fields."""
 
-    ballots: Sequence[Ballot]
+    reading: Reading
     tallies: list[Tally] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    _texts: dict[int, str] = field(default_factory=dict)
 
-    def elect(self, path: Path = ()) -> Any:
-        """The value that wins at `path`; ABSENT if most replicates have none."""
-        return self._elect(path, {index: at(ballot.data, path) for index, ballot in enumerate(self.ballots)})
+    def elect(self, column: Column) -> Any:
+        """The value that wins; ABSENT if most replicates have none."""
+        winner = self._winner(column)
+        if column.is_key:  # All have it, because it is what they were aligned by; that is no agreement.
+            return column.said[winner]
+        if winner != column.object_class or not column.children:
+            self.tallies.append(Tally(column, winner))
+            return column.said[winner]
+        if column.contested:
+            self.tallies.append(Tally(column, winner, leaf=False))
+        elected = {child.path[-1]: self.elect(child) for child in column.children}
+        kept = {key: value for key, value in elected.items() if value is not ABSENT}
+        return self._in_order(column, kept) if column.policy.aligned else kept
 
-    def weight(self, group: Iterable[int]) -> float:
-        return sum(self.ballots[index].weight for index in group)
+    def text(self, ballot: int) -> str:
+        """The whole answer as a text, by which ties are decided that nothing else decides."""
+        if ballot not in self._texts:
+            self._texts[ballot] = canonical(self.reading.ballots[ballot].data)
+        return self._texts[ballot]
+
+    def first(self, ballots: Sequence[int]) -> int:
+        """Of several ballots the one with the most company, then the one whose text comes first."""
+        company = self._company
+        most = max([company[ballot] for ballot in ballots])
+        return min([ballot for ballot in ballots if company[ballot] == most], key=self.text)
+
+    # ── choosing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _winner(self, column: Column) -> int:
+        if not column.contested:
+            return 0
+        absent = column.absent_class
+        if column.keep is not None and absent is not None:
+            given = [number for number in range(len(column.said)) if number != absent]
+            present = sum(column.weights[number] for number in given)
+            return self._heaviest(column, given) if present >= column.keep * sum(column.weights) else absent
+        winner = self._heaviest(column, range(len(column.said)))
+        if column.policy.consensus == "mode" or column.policy.aligned or winner == column.object_class:
+            return winner
+        given = [number for number in range(len(column.said)) if number not in (absent, column.object_class)]
+        if absent is not None and column.weights[absent] > sum(column.weights[number] for number in given):
+            return absent
+        chosen = self._chosen(column, given)
+        return winner if chosen is None else chosen
+
+    def _heaviest(self, column: Column, among: Sequence[int]) -> int:
+        most = max(column.weights[number] for number in among)
+        leaders = [number for number in among if column.weights[number] == most]
+        if len(leaders) == 1:
+            return leaders[0]
+        return column.class_of[self.first([ballot for number in leaders for ballot in column.ballots_of[number]])]
+
+    def _chosen(self, column: Column, given: Sequence[int]) -> int | None:
+        """By another rule than the mode; None where it chooses none."""
+        rule = column.policy.consensus
+        if callable(rule):
+            return self._called(column, given, rule)
+        if rule == "first_valid":
+            return next((number for number in column.classes if number in set(given)), None)
+        return _median(column, given) if rule == "median" else self._medoid(column, given)
+
+    def _medoid(self, column: Column, given: Sequence[int]) -> int | None:
+        ruler = Ruler(column)
+        far = {
+            number: sum(column.weights[other] * ruler.distance(number, other) for other in given) for number in given
+        }
+        return min(given, key=lambda number: (far[number], canonical(column.said[number])), default=None)
+
+    def _called(self, column: Column, given: Sequence[int], rule: Any) -> int | None:
+        where = dotted(column.path)
+        ranked = [number for number in column.by_weight if number in set(given)]
+        try:
+            chosen = rule([(column.said[number], column.weights[number]) for number in ranked])
+            same = class_of(chosen, exact=True)
+        except Exception as error:  # What was paid for is not lost by a rule that fails.
+            self.warnings.append(f"{where}: the rule for the consensus raised {type(error).__name__}: {error}")
+            return None
+        for number in ranked:
+            if class_of(column.said[number], exact=True) == same:
+                return number
+        self.warnings.append(f"{where}: the rule for the consensus returned {chosen!r}, which nobody said")
+        return None
+
+    # ── order ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
-    def rank(self) -> tuple[int, ...]:
-        """For each ballot its place in the order: most leaves shared with others first, then by text."""
-        split = [[(path, class_of(value)) for path, value in leaves(ballot.data)] for ballot in self.ballots]
-        company = Counter(leaf for own in split for leaf in own)
-        order = sorted(
-            range(len(split)),
-            key=lambda index: (-sum(company[leaf] for leaf in split[index]), canonical(self.ballots[index].data)),
-        )
-        places = {index: place for place, index in enumerate(order)}
-        return tuple(places[index] for index in range(len(order)))
+    def _company(self) -> list[float]:
+        """With how many each shares its leaves, by weight: the most for the one with the least distance to all."""
+        found = [0.0] * len(self.reading.ballots)
+        for column in self.reading.all_columns():
+            nothing = (column.object_class, column.absent_class)
+            shared = [0.0 if number in nothing else weight for number, weight in enumerate(column.weights)]
+            if len(column.members) == len(found) and min(shared) == max(shared):
+                continue  # All have as much of it.
+            for ballot, number in zip(column.members, column.classes, strict=True):
+                found[ballot] += shared[number]
+        return found
 
-    def _elect(self, path: Path, votes: Mapping[int, Any]) -> Any:
-        groups = self._groups(votes)
-        choice = votes[groups[0][0]]
-        if not isinstance(choice, Mapping) or not any(votes[index] for index in groups[0]):
-            self.tallies.append(Tally(path=path, choice=choice, groups=groups, values=votes))
-            return choice
-        if len(groups) > 1:
-            self.tallies.append(Tally(path=path, choice=choice, groups=groups, values=votes, leaf=False))
-        return self._elect_keys(path, {index: votes[index] for index in groups[0]})
+    def _in_order(self, column: Column, kept: dict[str, Any]) -> list[Any]:
+        """The elements of an aligned array, where most have them."""
+        places: dict[str, list[int]] = {}
+        for value in column.values:
+            found = aligned(value, column.policy.key) if isinstance(value, list) else None
+            for place, name in enumerate(found or ()):
+                places.setdefault(name, []).append(place)
+        return [kept[name] for name in sorted(kept, key=lambda name: (median_low(places[name]), name))]
 
-    def _elect_keys(self, path: Path, objects: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-        elected = {}
-        for key in dict.fromkeys(key for item in objects.values() for key in item):
-            value = self._elect((*path, key), {index: item.get(key, ABSENT) for index, item in objects.items()})
-            if value is not ABSENT:
-                elected[key] = value
-        return elected
 
-    def _groups(self, votes: Mapping[int, Any]) -> tuple[Group, ...]:
-        found: dict[Any, list[int]] = {}
-        for index, value in votes.items():
-            found.setdefault(shape_of(value), []).append(index)
-        groups = [tuple(group) for group in found.values()]
-        if len(groups) == 1:
-            return (groups[0],)
-        most = max(self.weight(group) for group in groups)
-        leaders = [group for group in groups if self.weight(group) == most]
-        winner = leaders[0] if len(leaders) == 1 else min(leaders, key=lambda group: min(self.rank[i] for i in group))
-        return (winner, *(group for group in groups if group is not winner))
+def _median(column: Column, given: Sequence[int]) -> int | None:
+    """The lower median of the numbers by weight."""
+    units = column.policy.units
+    known = [(number_of(column.said[number], units), number) for number in given]
+    numbers = sorted((value, number) for value, number in known if value is not None)
+    half, passed = sum(column.weights[number] for _, number in numbers) / 2, 0.0
+    for _, number in numbers:
+        passed += column.weights[number]
+        if passed >= half:
+            return number
+    return None

@@ -37,10 +37,11 @@ class Usage(Protocol):
 
 
 class Spent(NamedTuple):
-    """A Usage and nothing else."""
+    """A Usage and nothing else. `simulated`: a recording answered, so nothing was paid."""
 
     usage: Mapping[str, Any]
     cost_usd: float | None = None
+    simulated: bool = False
 
 
 _NOTHING = Spent(MappingProxyType({}))
@@ -119,7 +120,8 @@ def expect_answers(count: int) -> None:
 class Attempt(TypedDict):
     """One line of a run's timeline, as the output shows it. Times are ms; `started_ms` counts from the run's start.
 
-    `queued_ms`, before that, went by in the queue of a rate limit.
+    `queued_ms`, before that, went by in the queue of a rate limit. `spent` is there where an attempt was cancelled: its
+    worst case is in usage and cost, or nothing is, for nobody knows.
     """
 
     tool: str
@@ -130,6 +132,7 @@ class Attempt(TypedDict):
     outcome: Literal["running", "succeeded", "failed", "cancelled"]
     model: NotRequired[str]
     queued_ms: NotRequired[float]
+    spent: NotRequired[Literal["estimated", "unknown"]]
     error: NotRequired[dict[str, Any]]
 
 
@@ -348,3 +351,6 @@ class Call(Scope):
 
 
 current: ContextVar[Scope | None] = ContextVar("steer_llm_sdk.scope", default=None)
+
+replicate: ContextVar[str] = ContextVar("steer_llm_sdk.replicate", default="")
+"""Which answer of a bundle the running code is after ("r3"), so that its calls can be told from those of the others."""

@@ -44,7 +44,7 @@ def as_html(output: OrchestrationOutput) -> str:
 
 def _heading(output: OrchestrationOutput, colour: str) -> str:
     status = f'<b style="color:{colour}">{_MARKS[output.status]} {output.status}</b>'
-    facts = " · ".join(_escaped(fact) for fact in _facts(output))
+    facts = " · ".join(escaped(fact) for fact in _facts(output))
     return f"<div>{status} · {facts}</div>"
 
 
@@ -73,7 +73,8 @@ def _evidence(evidence: EvidenceBundle) -> str:
     summary, count = evidence.summary, len(evidence.replicates)
     valid = sum(replicate.quality.valid for replicate in evidence.replicates)
     agreed = "no consensus" if summary.confidence is None else f"confidence {summary.confidence:.2f}"
-    line = f"{valid} of {count} answers valid · {agreed} · stability, not truth"
+    what = "trust, from labelled answers" if summary.confidence_is == "trust" else "stability, not truth"
+    line = f"{valid} of {count} answers valid · {agreed} · {what}"
     consensus = "" if summary.confidence is None else f"<div><b>consensus</b></div>{_content(summary.consensus)}"
     fields = list(votes_by_field(evidence.replicates, summary))
     rows = "".join(_votes(name, values, count) for name, values in fields[:MOST_FIELDS])
@@ -81,7 +82,7 @@ def _evidence(evidence: EvidenceBundle) -> str:
     more = f"<div><i>… and {left_out:,} more fields: output.evidence has them all</i></div>" if left_out > 0 else ""
     titles = "".join(f'<th style="{_CELL}">{title}</th>' for title in ("field", "answer", "votes"))
     table = f'<table style="border-collapse:collapse"><tr>{titles}</tr>{rows}</table>' if rows else ""
-    return f"<div>{_escaped(line)}</div>{consensus}{table}{more}"
+    return f"<div>{escaped(line)}</div>{consensus}{table}{more}"
 
 
 def _votes(name: str, values: Sequence[tuple[str, int]], count: int) -> str:
@@ -94,7 +95,7 @@ def _votes(name: str, values: Sequence[tuple[str, int]], count: int) -> str:
     if others:
         rows.append(("", f"… and {len(others):,} other answers", f"{sum(votes for _, votes in others)} of {count}"))
     return "".join(
-        "<tr>" + "".join(f'<td style="{_CELL}"><bdi>{_escaped(cell)}</bdi></td>' for cell in row) + "</tr>"
+        "<tr>" + "".join(f'<td style="{_CELL}"><bdi>{escaped(cell)}</bdi></td>' for cell in row) + "</tr>"
         for row in rows
     )
 
@@ -109,7 +110,7 @@ def _content(content: Any) -> str:
     more = f"<div><i>… and {left_out:,} more characters: output.content has them all</i></div>" if left_out > 0 else ""
     # dir="auto" and <bdi> keep right-to-left marks in the words from turning round what stands beside them.
     style = "white-space:pre-wrap;overflow-wrap:anywhere;max-height:30em;overflow:auto;margin:4px 0"
-    return f'<pre dir="auto" style="{style}">{_escaped(text[:LONGEST])}</pre>{more}'
+    return f'<pre dir="auto" style="{style}">{escaped(text[:LONGEST])}</pre>{more}'
 
 
 def _attempts(attempts: Sequence[Mapping[str, Any]]) -> str:
@@ -127,8 +128,8 @@ def _row(line: Mapping[str, Any], end: float) -> str:
     cells = (
         f"{line['started_ms'] / 1000:.2f} s",
         f"{line['elapsed_ms'] / 1000:.2f} s",
-        f"<bdi>{_escaped(str(line.get('model') or line['tool']))}</bdi>",
-        f"<bdi>{_escaped(_outcome(line))}</bdi>",
+        f"<bdi>{escaped(str(line.get('model') or line['tool']))}</bdi>",
+        f"<bdi>{escaped(_outcome(line))}</bdi>",
         _bar(line, end),
     )
     row = "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)
@@ -151,5 +152,5 @@ def _bar(line: Mapping[str, Any], end: float) -> str:
     return f'<div style="{box}"><div style="{bar};background:{colour}"></div></div>'
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     return text.translate(_ESCAPES)

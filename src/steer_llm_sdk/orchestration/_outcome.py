@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import add_usage
-from steer_llm_sdk.orchestration._call import Attempt, Run, Usage
+from steer_llm_sdk.orchestration._call import Attempt, Run, Spent, Usage
 from steer_llm_sdk.orchestration._result import ToolResult, as_json, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -80,11 +80,11 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
         usage=usage,
         cost_usd=cost,
         cost_breakdown=_costs(tools),
-        elapsed_ms=round(elapsed_ms(run)),
+        elapsed_ms=_whole(elapsed_ms(run)),
         per_agent=tools,
         status="failed",
         errors=errors,
-        metadata=_metadata(run, plan, answer.tool, {}, answer.silent),
+        metadata=_metadata(run, plan, answer.tool, _simulated(run), answer.silent),
     )
     for error in answer.failures.values():
         _let_go(error)
@@ -123,16 +123,28 @@ def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
         usage=usage,
         cost_usd=cost,
         cost_breakdown=_costs(tools),
-        elapsed_ms=round(exceeded.actual),
+        elapsed_ms=_whole(exceeded.actual),
         per_agent=tools,
         status="failed",
         errors={name: entry["error"] for name, entry in tools.items()},
-        metadata=_metadata(run, shown, answer.tool, {}, ()),
+        metadata=_metadata(run, shown, answer.tool, _simulated(run), ()),
     )
+
+
+def _simulated(run: Run) -> dict[str, Any]:
+    """What a tool would have said of its answer: that recordings gave all that anything is known to have cost."""
+    replies = [spent for _, spent in run.spending]
+    all_are = bool(replies) and all(isinstance(spent, Spent) and spent.simulated for spent in replies)
+    return {"simulated": True} if all_are else {}
 
 
 def elapsed_ms(run: Run) -> float:
     return (run.clock() - run.started) * 1000
+
+
+def _whole(number: float) -> int:
+    """Rounded as `answered` does it, a half up: a built-in round() takes three times as long."""
+    return int(number + 0.5)
 
 
 def _described(failures: Mapping[str, Exception]) -> dict[str, dict[str, Any]]:

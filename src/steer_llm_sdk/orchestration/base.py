@@ -258,11 +258,7 @@ class BaseOrchestrator(ABC):
             return await until(deadline.at, self._work(run))
         except Late as late:
             assert deadline is not None
-            agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
-            exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
-            if exceeded.output is None and run.timeline:
-                exceeded.output = cut_off(run, exceeded)
-            raise exceeded from None
+            raise exceeded_by(late, run, deadline) from None
 
     def _keyed(self, run: Run) -> Any:
         assert run.options.idempotency_key is not None
@@ -351,6 +347,15 @@ class BaseOrchestrator(ABC):
         if over is not None:
             raise BudgetExceeded(*over, list(output.per_agent), output=output)
         return output
+
+
+def exceeded_by(late: Late, run: Run, deadline: Deadline) -> BudgetExceeded:
+    """What a run that its deadline ended is answered with."""
+    agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
+    exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
+    if exceeded.output is None and run.timeline:
+        exceeded.output = cut_off(run, exceeded)
+    return exceeded
 
 
 def check_types(*arguments: tuple[str, object, type]) -> None:

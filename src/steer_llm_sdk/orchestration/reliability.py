@@ -11,7 +11,7 @@ error means. What is not configured is not in the list.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +30,7 @@ from steer_llm_sdk.reliability.classify import Classify, ErrorClassifier
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
 from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimits
-from steer_llm_sdk.reliability.retry import AttemptLimit, Retry, RetryPolicy
+from steer_llm_sdk.reliability.retry import MAX_TOTAL_ATTEMPTS, MAX_TOTAL_TIME, AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class ReliabilityConfig(BaseModel):
     learn_rate_limits: bool = False
     enable_fallback: bool = True
     max_fallback_attempts: int = Field(default=2, ge=0)
-    max_total_retry_time: float = Field(default=300.0, ge=0, allow_inf_nan=False)
-    max_total_attempts: int = Field(default=10, ge=1)
+    max_total_retry_time: float = Field(default=MAX_TOTAL_TIME, ge=0, allow_inf_nan=False)
+    max_total_attempts: int = Field(default=MAX_TOTAL_ATTEMPTS, ge=1)
     retry_budget: RetryBudgetConfig | None = Field(default_factory=RetryBudgetConfig)
     hedging: HedgingPolicy | None = None
     silence_timeout: float | None = Field(default=10.0, gt=0, allow_inf_nan=False)
@@ -116,6 +116,9 @@ class ReliableToolExecutor:
     """Makes calls under the policies. It owns what outlives a call: the circuit breakers, the accounts of rate limits,
     the retry budget and the latencies of one orchestrator; or, with `shared`, its part in what several share."""
 
+    outermost: Sequence[Policy[Any]] = ()
+    """Policies round all the others: each sees a call once, however often it is tried. Set before the first call."""
+
     def __init__(self, config: ReliabilityConfig | None = None, shared: SharedState | None = None) -> None:
         self.config = config or ReliabilityConfig()
         self.shared = shared
@@ -139,6 +142,7 @@ class ReliableToolExecutor:
             limiters = [limits.policy(breakers) for limits in (self.learned_limits, self.limits) if limits]
             hedges = [self._hedge] if retry and self._hedge is not None else []
             order: list[tuple[bool, Policy[Any]]] = [
+                *((True, policy) for policy in self.outermost),
                 (retry, self._retry(breakers)),
                 *((True, hedge) for hedge in hedges),
                 *((True, limiter) for limiter in limiters),
@@ -244,20 +248,20 @@ def fail(call: Call, began: float, line: Attempt, error: BaseException) -> async
     ended = call.ended = run.clock()
     line["elapsed_ms"] = tenths((ended - began) * 1000)
     spent: Usage | None = None
-    if isinstance(error, asyncio.CancelledError):
-        line["outcome"] = "cancelled"
+    instead: asyncio.CancelledError | None = None
+    if isinstance(error, (Exception, SystemExit)) and run.asked_to_stop():
+        instead = asyncio.CancelledError()
+    if instead is not None or isinstance(error, asyncio.CancelledError):
         if call.life is not None and call.life.was_lost:  # It is charged what Reserve charges.
             spent = _estimated(call.worst_case)
+        line["outcome"], line["spent"] = "cancelled", "unknown" if spent is None else "estimated"
     elif isinstance(error, (Exception, SystemExit)):
-        if run.asked_to_stop():
-            line["outcome"] = "cancelled"
-            return asyncio.CancelledError()
         line["outcome"], line["error"] = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
             spent = Spent(json_mapping(error.usage))
     if spent is not None:
         run.spending += ((call.tool, spent),)
-    return None
+    return instead
 
 
 class Usual:

@@ -76,7 +76,7 @@ def _is_ours(kind: type) -> bool:
     """Whether a planner is of this package in all that it does. What somebody else wrote may write into what it is
     told, and may answer the same decision with other things in it."""
     own = (getattr(kind, name, None) for name in ("plan", "decide"))
-    return all(getattr(method, "__module__", __package__).startswith("steer_llm_sdk.") for method in own)
+    return all(method is None or str(method.__module__).startswith("steer_llm_sdk.") for method in own)
 
 
 _provider = attrgetter("tool.provider")

@@ -23,13 +23,12 @@ from typing import TypeAlias
 
 from pydantic import SecretStr
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers._endpoint import LOCAL_SERVERS, Endpoint, Wire, checked_url, is_loopback
 from steer_llm_sdk.providers.base import ModelAdapter
 from steer_llm_sdk.providers.pydantic_ai_adapter import PydanticAIAdapter, load_in_background
 from steer_llm_sdk.providers.simulated.recording import shipped_recording
-
-INSTALL = "pip install 'steer_llm_sdk[llm]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,4 +214,4 @@ def _from_environment(variable: str) -> str | None:
 
 def _require_extra(name: str, wire: Wire) -> None:
     if any(find_spec(package) is None for package in ("pydantic_ai", "genai_prices", "httpx2", wire)):
-        raise InvalidRequest("model", name, f"models by name need the extra `llm`: {INSTALL}")
+        raise InvalidRequest("model", name, f"models by name need the extra `llm`: {install_line('llm')}")

@@ -485,6 +485,10 @@ class Ledger:
                 self.exceeded = self.exceeded or exceeded
         return overruns
 
+    def recharge(self, amount: Amount) -> None:
+        """Charge the run's own account for what was paid before: the shared budgets were charged then."""
+        self._account, _ = self._account.settle(Claim(), Claim.of(amount), 0.0, self._limits)
+
     def _left(self) -> tuple[float, float]:
         tokens, usd = self._account.left(self._limits)
         if self._accounts is None:

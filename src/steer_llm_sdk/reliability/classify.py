@@ -98,12 +98,17 @@ class Classify:
             _log.warning("the error classifier failed on a %s", type(error).__name__, exc_info=True)
             return
         if isinstance(means, ErrorClassification) and isinstance(means.category, ErrorCategory):
-            object.__setattr__(error, _NOTED, means._replace(retry_after=valid_delay(means.retry_after)))
+            note(error, means._replace(retry_after=valid_delay(means.retry_after)))
         else:
             _log.warning("the error classifier returned %r; it must be an ErrorClassification of a category", means)
 
 
 _NOTED = "__steer_means__"
+
+
+def note(error: BaseException, means: ErrorClassification) -> None:
+    """From now on `error` means that, whatever its type says."""
+    object.__setattr__(error, _NOTED, means)
 
 
 # Class names, with the package that defines them, of libraries that this one does not import. A subclass is found

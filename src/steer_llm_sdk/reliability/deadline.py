@@ -94,8 +94,17 @@ async def until(
         finally:
             del task  # It holds what it raised, and the traceback of that this frame: nobody would free the three.
     await _stopped(task, left_behind)
-    finished = task.done() and not task.cancelled() and task.exception() is None
-    raise Late(True, task.result()) if finished else Late
+    raise too_late(task)
+
+
+def too_late(task: asyncio.Task[Any]) -> Late:
+    """What there is to be raised of work that was stopped."""
+    return Late(True, task.result()) if has_answered(task) else Late()
+
+
+def has_answered(task: asyncio.Task[Any]) -> bool:
+    """It has ended, and well."""
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 async def announced(work: Coroutine[Any, Any, R], waiting: Sequence[asyncio.Future[None]]) -> R:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, stop, wake, watch, woken_by
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, stop, too_late, wake, watch, woken_by
 from steer_llm_sdk.reliability.stores import Claim, Store, open_store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -224,8 +224,7 @@ class Flight(Generic[R]):
                     await self._left()
         if in_time:
             return task.result()
-        finished = task.done() and not task.cancelled() and task.exception() is None
-        raise Late(True, task.result()) if finished else Late
+        raise too_late(task)
 
     async def _left(self) -> None:
         """The last caller here is gone. The work goes on while callers elsewhere wait for it."""
@@ -345,17 +344,22 @@ async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
     try:
         await watch(asking, asking.get_loop().time() + PATIENCE)
         if asking.done():
-            return asking.result()
+            return _answer_of(asking, store)
+        raise StoreUnavailable(f"{store!r} did not answer within {PATIENCE:g} s")
+    except BaseException:
+        if type(store) is _PlainCache:
+            asking.cancel()
+        asking.add_done_callback(lambda asked: _give_back(store, work.key, asked))
+        raise
+
+
+def _answer_of(asked: asyncio.Task[Claim], store: Store) -> Claim:
+    try:
+        return asked.result()
     except OrchestratorError:
         raise
     except Exception as error:
         raise StoreUnavailable(f"{store!r} did not answer: {type(error).__name__}") from error
-    finally:
-        if type(store) is _PlainCache:
-            asking.cancel()
-        elif not asking.done():
-            asking.add_done_callback(lambda asked: _give_back(store, work.key, asked))
-    raise StoreUnavailable(f"{store!r} did not answer within {PATIENCE:g} s")
 
 
 def _give_back(store: Store, key: str, asked: asyncio.Task[Claim]) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from steer_llm_sdk.reliability.retry_budget import RetryBudget
 
 
+MAX_TOTAL_ATTEMPTS, MAX_TOTAL_TIME = 10, 300.0
+"""Of one run, where nothing else is said; the time in seconds."""
+
+
 class CategoryRetry(BaseModel):
     """What is different for the errors of one category; None is as the policy has it. Delays in seconds.
 
@@ -166,7 +170,7 @@ class Retry:
         self,
         policy: RetryPolicy,
         *,
-        max_total_time: float = 300.0,
+        max_total_time: float = MAX_TOTAL_TIME,
         limit: AttemptLimit | None = None,
         budget: RetryBudget | None = None,
         check: Callable[[Call], None] | None = None,
@@ -174,7 +178,7 @@ class Retry:
     ) -> None:
         self._policy = policy
         self._max_total_time = max_total_time
-        self._limit = limit or AttemptLimit(10)
+        self._limit = limit or AttemptLimit(MAX_TOTAL_ATTEMPTS)
         self._max_total_attempts = self._limit.limit
         self._budget = budget
         self._check = check

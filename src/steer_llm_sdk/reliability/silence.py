@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from steer_llm_sdk.reliability.deadline import Exited, stop, stopped
+from steer_llm_sdk.reliability.deadline import Exited, has_answered, stop, stopped, wake
 
 R = TypeVar("R")
 
@@ -281,7 +281,7 @@ class _Race:
             running = [(task, number) for task, (number, _) in self._running.items() if not task.done()]
             await self._stop(*self._running)
             for task, number in running:
-                if task.done() and not task.cancelled() and task.exception() is None:
+                if has_answered(task):
                     return number, task.result()
             raise
         finally:
@@ -292,6 +292,9 @@ class _Race:
                 for _, life in left.values():
                     life.close()
                 await self._stop(*left)
+                for task, (_, life) in left.items():
+                    if has_answered(task):
+                        life.blamed = False  # It has answered after all, if too late.
 
     def _lose_the_others(self) -> None:
         """At once: who got the place of the winner in a queue would be sent before the race is told."""
@@ -357,6 +360,5 @@ class _Race:
         self._wake()
 
     def _wake(self) -> None:
-        woken = self._woken
-        if woken is not None and not woken.done():
-            woken.set_result(None)
+        if self._woken is not None:
+            wake(self._woken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,11 +23,18 @@ class SeededTurns(deque[asyncio.Handle]):
         self._random = Random(seed)
         self._left = 0
         self._births: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[asyncio.Handle, asyncio.Task[Any]] = WeakKeyDictionary()
         self._born = 0
 
     def born(self, task: asyncio.Task[Any]) -> None:
         self._births[task] = self._born
         self._born += 1
+
+    def called_soon(self, callback: Callable[..., Any], handle: asyncio.Handle) -> None:
+        """`handle` is what `callback` is ready under. The step of a task is a method of it."""
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, asyncio.Task):
+            self._steps[handle] = owner
 
     def popleft(self) -> asyncio.Handle:
         if self._left <= 0:
@@ -48,14 +56,8 @@ class SeededTurns(deque[asyncio.Handle]):
             self[place] = handle
 
     def _may_move(self, handle: asyncio.Handle) -> bool:
-        return isinstance(handle, asyncio.TimerHandle) or _task_of(handle) is not None
+        return isinstance(handle, asyncio.TimerHandle) or handle in self._steps
 
     def _rank(self, handle: asyncio.Handle) -> tuple[bool, float]:
-        task = _task_of(handle)
+        task = self._steps.get(handle)
         return task is None, math.inf if task is None else self._births.get(task, math.inf)
-
-
-def _task_of(handle: asyncio.Handle) -> asyncio.Task[Any] | None:
-    """The task whose step a handle is. `asyncio` itself asks the same way when it names a slow callback."""
-    owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
-    return owner if isinstance(owner, asyncio.Task) else None

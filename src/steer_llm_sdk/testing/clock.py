@@ -9,6 +9,7 @@ import selectors
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
+from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -57,6 +58,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if self._turns is not None:
             self._turns.born(task)
         return task
+
+    def call_soon(
+        self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = super().call_soon(callback, *args, context=context)
+        if self._turns is not None:
+            self._turns.called_soon(callback, handle)
+        return handle
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Args], R], *args: *Args) -> asyncio.Future[R]:
         future = super().run_in_executor(executor, func, *args)

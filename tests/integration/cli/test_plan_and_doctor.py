@@ -195,7 +195,7 @@ def test_doctor_as_json_has_every_fact() -> None:
     found = Ran("doctor", "--json").json
     assert found["version"] == __version__
     assert found["keys"] == []
-    assert found["idempotency_store"] == "memory"
+    assert found["idempotency_store"] == {"store": "memory", "problem": None}
     assert found["tools"]["text_analyzer"] == "1.0.0"
     assert found["recorded"]["questions"] == 100
     assert found["clients"]["pydantic-ai-slim"] == version("pydantic-ai-slim")

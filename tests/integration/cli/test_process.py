@@ -131,6 +131,10 @@ async def test_an_interrupt_ends_a_run_that_hangs() -> None:
         ["run", "crux-test-#24", "--model", "recorded:demo", "--json", "--stream"],
         ["run", "crux-test-#24", "--model", "recorded:demo", "-k", "3"],
         ["simulate", "--list"],
+        ["--help"],
+        ["run", "--help"],
+        ["plan"],
+        ["--version"],
     ],
     ids=" ".join,
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from steer_llm_sdk.cli._show import cost_of
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.orchestration import (
     OrchestrationOutput,
@@ -22,6 +23,7 @@ from steer_llm_sdk.reliability import RetryPolicy
 from steer_llm_sdk.testing import RecordedEvents
 
 ANSWER = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
+ALL = {"latency": "min"}
 QUESTION = shipped_recording().questions[3].text
 SOUND, BROKEN, SECOND = "gpt-4o-2024-05-13", "gemma-2-2b-it", "claude-3-haiku-20240307"
 
@@ -57,7 +59,7 @@ async def test_a_recorded_question_is_answered_in_both_formats(server: Simulated
 
 
 async def test_recorded_demo_needs_no_server_of_ones_own_and_says_that_it_is_simulated() -> None:
-    output = await run(LLMBundleTool("b", "recorded:demo", output_type=ANSWER, k=7, fields=["answer"]))
+    output = await run(LLMBundleTool("b", "recorded:demo", output_type=ANSWER, k=7, fields=["answer"], options=ALL))
     assert output.evidence is not None
     assert output.metadata["simulated"] is True
     assert len({replicate.model for replicate in output.evidence.replicates}) == 7
@@ -67,7 +69,7 @@ async def test_recorded_demo_needs_no_server_of_ones_own_and_says_that_it_is_sim
 
 
 async def test_the_same_seeds_give_the_same_bundle() -> None:
-    tool = LLMBundleTool("b", "recorded:demo", output_type=ANSWER, k=5)
+    tool = LLMBundleTool("b", "recorded:demo", output_type=ANSWER, k=5, options=ALL)
     first, second = [await run(tool, options={"deterministic": True}) for _ in range(2)]
     assert first.evidence is not None
     assert second.evidence is not None
@@ -81,9 +83,19 @@ async def test_a_question_outside_of_the_recording_is_refused_with_a_sentence() 
     assert "answers its own 100 questions and no others" in output.content["error"]["message"]
 
 
+async def test_a_run_that_failed_says_that_what_it_cost_was_simulated(server: SimulatedServer) -> None:
+    hopeless = {"type": "object", "properties": {"colour": {}}, "required": ["colour"]}
+    output = await run(LLMTool("t", at(server, SOUND), output_type=hopeless))
+    assert (output.status, output.metadata["simulated"]) == ("failed", True)
+    assert cost_of(output).endswith("list price, not spent")
+    await server.set_faults(["503"])
+    output = await run(LLMTool("t", at(server, SOUND), output_type=hopeless))
+    assert (output.status, "simulated" in output.metadata) == ("failed", False)
+
+
 async def test_each_replicate_is_retried_by_itself(server: SimulatedServer) -> None:
     await server.set_faults(["503:first=2"])
-    output = await run(LLMBundleTool("b", at(server), output_type=ANSWER, k=4))
+    output = await run(LLMBundleTool("b", at(server), output_type=ANSWER, k=4, options=ALL))
     assert (output.status, output.per_agent["b"]["attempts"]) == ("succeeded", 6)
 
 
@@ -144,7 +156,7 @@ async def test_a_bundles_replicates_are_asked_of_the_next_model_after_a_silence(
 async def test_a_bundle_reports_what_it_has_when_a_model_stays_silent(server: SimulatedServer) -> None:
     await run(LLMTool("t", at(server)))  # what is loaded when first used is loaded now
     await server.set_faults(["silence:after=2"])
-    tool = LLMBundleTool("b", at(server), output_type=ANSWER, k=4)
+    tool = LLMBundleTool("b", at(server), output_type=ANSWER, k=4, options=ALL)
     output = await run(tool, options={"timeout_ms": 600})
     assert output.evidence is not None
     meta = output.evidence.meta

@@ -16,11 +16,15 @@ from steer_llm_sdk.evidence import mean_distance, pairwise_distance
     ("left", "right", "distance"),
     [
         ({"a": 1, "b": 2}, {"a": 1, "b": 2}, 0.0),
-        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, 0.5),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 4}, 0.25),
         ({"a": 1}, {"a": 1, "b": 3}, 0.5),
         ({"a": 1}, {"b": 1}, 1.0),
         ({"a": None}, {}, 1.0),
-        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, 0.5),
+        ({"a": {"b": 1, "c": "x"}}, {"a": {"b": 1, "c": "y"}}, 0.5),
+        (5, -5, 1.0),
+        ("the answer is 12", "the answer is 13", 4 / 18),
+        ("yes", " YES", 0.0),
+        ("x" * 20_000, "x" * 20_001, 1 / 20_002),
         ({"a": [1, 2]}, {"a": [1, 3]}, 1.0),
         ({}, {}, 0.0),
         ("x", "x", 0.0),
@@ -29,12 +33,14 @@ from steer_llm_sdk.evidence import mean_distance, pairwise_distance
         (1, True, 1.0),
     ],
 )
-def test_the_distance_is_the_share_of_leaves_that_differ(left: Any, right: Any, distance: float) -> None:
-    assert pairwise_distance([left, right]) == ((0.0, distance), (distance, 0.0))
+def test_the_distance_is_the_mean_over_the_leaves_of_how_far_they_are_apart(
+    left: Any, right: Any, distance: float
+) -> None:
+    assert pairwise_distance([left, right]) == ((0.0, pytest.approx(distance)), (pytest.approx(distance), 0.0))
 
 
 def test_only_the_given_fields_are_looked_at() -> None:
-    answers = [{"a": {"x": 1}, "b": 1}, {"a": {"x": 1}, "b": 2}]
+    answers = [{"a": {"x": 1}, "b": True}, {"a": {"x": 1}, "b": False}]
     assert pairwise_distance(answers, fields=["a"]) == ((0.0, 0.0), (0.0, 0.0))
     assert pairwise_distance(answers, fields=["b"]) == ((0.0, 1.0), (1.0, 0.0))
 

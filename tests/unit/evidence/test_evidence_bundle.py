@@ -66,6 +66,17 @@ def test_the_defaults_say_nothing_that_is_not_known() -> None:
         "confidence": None,
         "truncated": False,
         "truncation_info": None,
+        "confidence_is": None,
+        "support": None,
+        "stability": None,
+        "trust": None,
+        "nearest": None,
+        "medoid": None,
+        "consensus_from": None,
+        "invalid": {},
+        "standing": None,
+        "models": None,
+        "warnings": [],
     }
     made = EvidenceBundle(meta=BundleMetadata(task="t", k=2), replicates=[])
     assert (made.usage_total, made.cost_total_usd, made.cost_breakdown, made.metadata) == ({}, None, {}, {})

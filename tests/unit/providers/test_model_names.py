@@ -8,6 +8,7 @@ import sys
 import pytest
 from pydantic import SecretStr
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers._endpoint import is_loopback
 from steer_llm_sdk.providers.base import ModelAdapter, ModelReply, ModelRequest
@@ -193,7 +194,7 @@ def test_without_the_extra_the_line_that_installs_it_is_named(package: str, monk
     name = "recorded:claude-3-haiku-20240307" if package == "anthropic" else "recorded:gpt-4o-2024-05-13"
     with pytest.raises(InvalidRequest) as caught:
         resolve_model(name)
-    assert str(caught.value).endswith("models by name need the extra `llm`: pip install 'steer_llm_sdk[llm]'")
+    assert str(caught.value).endswith(f"models by name need the extra `llm`: {install_line('llm')}")
 
 
 @pytest.mark.parametrize(("value", "named"), [(None, None), ("  ", None), (" openai:x ", "openai:x")])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.fake_call import FakeCall
 from steer_llm_sdk.errors import CircuitOpen, InvalidRequest, ProviderError
 from steer_llm_sdk.reliability import (
     BreakerMode,
@@ -537,17 +537,8 @@ async def test_a_report_tells_of_each_change_and_of_nothing_else() -> None:
     assert [report("a", ok=True), report("b", ok=True)] == [None, None]
 
 
-@dataclass
-class Sent:
-    """What a breaker may know of a call."""
-
-    target: str = "p"
-    part: str = "a"
-    model: str | None = None
-
-
 def shut(manager: CircuitBreakerManager, target: str, **call: Any) -> CircuitBreaker:
-    breaker = manager.of_call(Sent(target, **call))
+    breaker = manager.of_call(FakeCall(target=target, **call))
     while not breaker.refuses_all:
         breaker.report(breaker.admit("a"), "a", Outcome.FAILURE)
     return breaker
@@ -555,11 +546,11 @@ def shut(manager: CircuitBreakerManager, target: str, **call: Any) -> CircuitBre
 
 async def test_a_provider_has_one_breaker_whatever_the_model_unless_each_model_is_to_have_its_own() -> None:
     manager = CircuitBreakerManager(lambda name: config(scope="model" if name == "each" else "provider"))
-    one, other, none = (manager.of_call(Sent("all", model=model)) for model in ("m", "n", None))
+    one, other, none = (manager.of_call(FakeCall(target="all", model=model)) for model in ("m", "n", None))
     assert one is other is none
-    one, other, none = (manager.of_call(Sent("each", model=model)) for model in ("m", "n", None))
+    one, other, none = (manager.of_call(FakeCall(target="each", model=model)) for model in ("m", "n", None))
     assert [breaker.name for breaker in (one, other, none)] == ["each/m", "each/n", "each"]
-    assert manager.of_call(Sent("each", model="m")) is one
+    assert manager.of_call(FakeCall(target="each", model="m")) is one
     assert list(manager.get_all_stats()) == ["all", "each/m", "each/n", "each"]
 
 
@@ -567,7 +558,7 @@ async def test_the_breaker_of_a_part_is_that_of_the_model_it_last_called() -> No
     manager = CircuitBreakerManager(lambda _: config(scope="model"))
     assert manager.of_part("p", "a") is None
     for model in ("m", "n"):
-        breaker = manager.of_call(Sent("p", "a", model))
+        breaker = manager.of_call(FakeCall(model=model))
         assert manager.of_part("p", "a") is breaker
     assert CircuitBreakerManager().of_part("p", "a") is None
 
@@ -576,13 +567,13 @@ async def test_the_manager_checks_a_call_at_its_breaker() -> None:
     manager = CircuitBreakerManager(lambda _: config(scope="model"))
     shut(manager, "p", model="m")
     with pytest.raises(CircuitOpen, match="p/m"):
-        manager.check(Sent(model="m"))
-    manager.check(Sent(model="n"))
+        manager.check(FakeCall(model="m"))
+    manager.check(FakeCall(model="n"))
 
 
 def probes(manager: CircuitBreakerManager, target: str, times: int = 3, **call: Any) -> int:
     """How many of so many calls are admitted; each of them fails."""
-    breaker, admitted = manager.of_call(Sent(target, **call)), 0
+    breaker, admitted = manager.of_call(FakeCall(target=target, **call)), 0
     for _ in range(times):
         if not _refuses(breaker):
             breaker.report(breaker.admit("a"), "a", Outcome.FAILURE)
@@ -605,9 +596,9 @@ async def test_in_panic_each_provider_is_probed_once_early_in_each_open_time() -
     manager = CircuitBreakerManager(lambda _: config(panic=True))
     for name in "pq":
         shut(manager, name)
-    assert [manager.of_call(Sent(name)).get_state() for name in "pq"] == [CircuitState.HALF_OPEN] * 2
+    assert [manager.of_call(FakeCall(target=name)).get_state() for name in "pq"] == [CircuitState.HALF_OPEN] * 2
     assert [probes(manager, name) for name in "pq"] == [1, 1]
-    assert [manager.of_call(Sent(name)).get_state() for name in "pq"] == [CircuitState.OPEN] * 2
+    assert [manager.of_call(FakeCall(target=name)).get_state() for name in "pq"] == [CircuitState.OPEN] * 2
     await asyncio.sleep(10)
     assert [probes(manager, name, 1) for name in "pq"] == [1, 1]  # the ordinary probes: open again
     assert [probes(manager, name) for name in "pq"] == [1, 1]
@@ -625,7 +616,7 @@ async def test_there_is_no_panic_by_default_nor_for_one_provider_nor_while_one_i
     mixed = CircuitBreakerManager(lambda _: config(panic=True))
     for name in "pq":
         shut(mixed, name)
-    healthy = mixed.of_call(Sent("r"))
+    healthy = mixed.of_call(FakeCall(target="r"))
     assert [probes(mixed, name) for name in "pq"] == [0, 0]
     healthy.set_mode(BreakerMode.OBSERVE_ONLY)
     assert [probes(mixed, name) for name in "pq"] == [0, 0]
@@ -654,15 +645,6 @@ async def test_the_manager_knows_of_a_circuit_that_is_open_from_the_first() -> N
 # ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass
-class Call(Sent):
-    deadline: Deadline | None = None
-    told: list[dict[str, Any]] = field(default_factory=list)
-
-    def emit(self, event_type: str, data: dict[str, Any]) -> None:
-        self.told.append(data)
-
-
 async def queue(call: Any, next: Any, /) -> Any:
     await asyncio.sleep(100)
     return await next(call)
@@ -676,10 +658,10 @@ async def test_time_in_a_queue_before_the_call_is_sent_is_no_slow_call() -> None
         async def send(_: Any, seconds: float = seconds) -> None:
             await asyncio.sleep(seconds)
 
-        call = Call()
+        call = FakeCall()
         await compose([queue, Breaker(manager)], send)(call)
         assert manager.of_call(call).get_state() is expected
-        assert [told["state"] for told in call.told] == ([] if expected is CircuitState.CLOSED else ["open"])
+        assert [told["state"] for _, told in call.events] == ([] if expected is CircuitState.CLOSED else ["open"])
 
 
 async def test_an_event_names_the_model_where_each_has_its_own_breaker() -> None:
@@ -688,10 +670,10 @@ async def test_an_event_names_the_model_where_each_has_its_own_breaker() -> None
     async def send(_: Any) -> None:
         raise ProviderError("down", "p", status_code=503)
 
-    call = Call(model="m")
+    call = FakeCall(model="m")
     with pytest.raises(ProviderError):
         await Breaker(manager)(call, send)
-    assert call.told == [{"provider": "p", "part": "a", "state": "open", "model": "m"}]
+    assert call.events == [("circuit_breaker", {"provider": "p", "part": "a", "state": "open", "model": "m"})]
 
 
 @pytest.mark.parametrize("firm", [True, False])

@@ -166,8 +166,8 @@ async def test_beside_one_that_is_slower_than_the_quantile_a_second_is_sent_and_
     answer, took, call = await begun(policy, server)
     assert (answer, took, server.at, server.stopped) == (1, 2, [0, 1], 1)
     assert (server.attempts, call.attempts) == ([1, 2], 2)
-    assert [kind for kind, _ in call.told] == ["hedge"]
-    assert call.told[0][1] == {"provider": "p", "part": "x", "attempt": 2}
+    assert [kind for kind, _ in call.events] == ["hedge"]
+    assert call.events[0][1] == {"provider": "p", "part": "a", "attempt": 2}
 
 
 async def test_the_first_may_win_after_all_and_the_second_is_stopped() -> None:
@@ -181,7 +181,7 @@ async def test_one_in_time_is_not_hedged() -> None:
     policy, server = hedge(), Server(0.9)
     await warm(policy)
     _, _, call = await begun(policy, server)
-    assert (server.at, call.attempts, call.told) == ([0], 1, [])
+    assert (server.at, call.attempts, call.events) == ([0], 1, [])
 
 
 async def test_before_enough_is_known_no_call_is_hedged() -> None:
@@ -256,7 +256,7 @@ async def test_a_second_is_sent_within_every_limit_only(policy: Hedge, call: Cal
     server = Server(60, 1)
     await begun(policy, server, call)
     assert len(server.at) == (1 if reason else 2)
-    assert [(kind, data.get("reason")) for kind, data in call.told] == [
+    assert [(kind, data.get("reason")) for kind, data in call.events] == [
         ("hedge_refused" if reason else "hedge", reason)
     ]
 

@@ -437,6 +437,24 @@ async def test_a_caller_who_is_cancelled_while_it_claims_leaves_no_claim_behind(
     assert not others()
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_claim_that_is_granted_in_the_moment_of_a_cancellation_is_given_back(turns: int) -> None:
+    class Racing(Broken):
+        async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+            await asyncio.sleep(1)
+            caller.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            return Claim("ours", 9)
+
+    store = Racing()
+    caller = asyncio.create_task(once(Elsewhere(store), Job().work(), None))
+    await asyncio.sleep(2)
+    assert caller.cancelled()
+    assert store.released == [9]
+    assert not others()
+
+
 async def test_one_who_is_not_to_wait_is_told_when_to_ask_again() -> None:
     class Theirs(Broken):
         async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:

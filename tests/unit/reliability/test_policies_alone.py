@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from contract.fake_call import FakeCall
 from steer_llm_sdk.errors import AttemptsUsedUp, BudgetExceeded, CircuitOpen, ProviderError, ProviderTimeout
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.reliability import CircuitBreakerConfig, CircuitBreakerManager, RetryPolicy
@@ -17,49 +18,17 @@ from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import AttemptTimeout, Deadline, Late, stop, until, watch
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
-from steer_llm_sdk.reliability.silence import Life
 
 WORST, TOOK = Amount(10, 0.1), Amount(4, 0.04)
 
 
 @dataclass
-class Call:
-    """What a policy may know of a call; `steps` is what comes of it, one for each time it is made."""
+class Call(FakeCall):
+    """`steps` is what comes of it, one for each time it is made."""
 
     steps: list[Any] = field(default_factory=list)
-    target: str = "p"
-    part: str = "x"
-    worst_case: Amount = WORST
-    deadline: Deadline | None = None
-    ledger: Ledger | None = None
-    max_attempts: int = 3
-    attempt_timeout: float | None = None
-    answers: int = 1
-    kept_for_others: int = 0
-    attempts: int = 0
-    ended: float | None = None
-    sent: int = 0
-    started: float = 0.0
-    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    life: Life | None = None
-
-    def watched(self, life: Life) -> Call:
-        return replace(self, life=life)
-
-    def promise(self) -> None:
-        """Nobody else is there."""
-
-    def renounce(self) -> None:
-        """Nobody else is there."""
-
-    def elapsed(self) -> float:
-        return now() - self.started
-
-    def spent(self, result: Any) -> Amount:
-        return TOOK
-
-    def emit(self, event_type: str, data: dict[str, Any]) -> None:
-        self.told.append((event_type, data))
+    worst_case: Amount = field(default=WORST, kw_only=True)
+    used: Amount = field(default=TOOK, kw_only=True)
 
 
 async def make(call: Call) -> Any:
@@ -113,8 +82,8 @@ async def test_retry_waits_and_tries_again_and_tells_so() -> None:
     call = Call([down(), down(429, retry_after=5)])
     assert await retry(jitter=0.5)(call, make) == "answer"
     assert now() == 0.75 + 5.25
-    assert [data["delay_ms"] for _, data in call.told] == [750, 5250]
-    assert [(kind, data["attempt"], data["provider"]) for kind, data in call.told] == [
+    assert [data["delay_ms"] for _, data in call.events] == [750, 5250]
+    assert [(kind, data["attempt"], data["provider"]) for kind, data in call.events] == [
         ("retry_attempt", 1, "p"),
         ("retry_attempt", 2, "p"),
     ]
@@ -247,8 +216,8 @@ async def test_where_the_retry_budget_refuses_the_failure_is_raised_at_once_and_
         await policy(call, make)
     assert (caught.value, call.attempts, now()) == (second, 2, 1)
     assert second.__notes__ == ["not tried again: the retry budget of p is used up"]
-    assert [kind for kind, _ in call.told] == ["retry_attempt", "retry_refused"]
-    assert (call.told[1][1]["reason"], call.told[1][1]["provider"]) == ("retry_budget", "p")
+    assert [kind for kind, _ in call.events] == ["retry_attempt", "retry_refused"]
+    assert (call.events[1][1]["reason"], call.events[1][1]["provider"]) == ("retry_budget", "p")
     again = Call([second])
     with pytest.raises(ProviderError):
         await policy(again, make)
@@ -362,5 +331,5 @@ async def test_the_breaker_of_a_target_is_made_when_it_is_first_called_and_tells
     await asyncio.sleep(5)
     assert await policy(call, make) == "well"
     assert call.attempts == 2
-    assert [data["state"] for _, data in call.told] == ["open", "closed"]
+    assert [data["state"] for _, data in call.events] == ["open", "closed"]
     assert list(manager.get_all_stats()) == ["p"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from contract.fake_call import FakeCall
 from steer_llm_sdk.errors import CircuitOpen, ProviderError, QueueFull, RateLimited, WaitTooLong
 from steer_llm_sdk.models.quota import Quota, RateLimitStatus
 from steer_llm_sdk.models.usage import Amount
@@ -27,32 +28,12 @@ FREE = Amount()
 
 
 @dataclass
-class Call:
-    """What the policy may know of a call; `what` it comes to after `takes` seconds."""
+class Call(FakeCall):
+    """`what` it comes to after `takes` seconds."""
 
     what: Any = "answer"
     takes: float = 0.0
-    target: str = "p"
-    part: str = "x"
-    model: str | None = None
-    tenant: str = "default"
-    worst_case: Amount = FREE
-    used: int = 0
-    deadline: Deadline | None = None
-    attempts: int = 0
-    queued: float = 0.0
-    status: RateLimitStatus | None = None
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    sent_at: float | None = None
-
-    def spent(self, result: Any) -> Amount:
-        return Amount(self.used)
-
-    def told(self, result: Any) -> RateLimitStatus | None:
-        return self.status
-
-    def emit(self, event_type: str, data: dict[str, Any]) -> None:
-        self.events.append((event_type, data))
+    sent_at: float | None = field(default=None, kw_only=True)
 
 
 def now() -> float:
@@ -109,7 +90,9 @@ async def test_each_target_has_an_account_of_its_own() -> None:
 
 async def test_tokens_are_reserved_by_estimate_and_settled_by_what_was_used() -> None:
     go = limited(RateLimit(tokens_per_minute=60))
-    first, second, third = (Call(worst_case=Amount(n), used=used, takes=10) for n, used in ((60, 30), (40, 40), (1, 1)))
+    first, second, third = (
+        Call(worst_case=Amount(n), used=Amount(used), takes=10) for n, used in ((60, 30), (40, 40), (1, 1))
+    )
     await asyncio.gather(*(go(call) for call in (first, second, third)))
     # At 10 the bucket has got 10 from time and 30 back, so 40 are there at once and 1 a second later.
     assert [call.sent_at for call in (first, second, third)] == [0, 10, pytest.approx(11)]
@@ -117,7 +100,7 @@ async def test_tokens_are_reserved_by_estimate_and_settled_by_what_was_used() ->
 
 async def test_usage_that_nobody_counted_is_charged_as_it_was_reserved() -> None:
     go = limited(RateLimit(tokens_per_minute=60))
-    await go(Call(worst_case=Amount(60), used=0))
+    await go(Call(worst_case=Amount(60), used=Amount(0)))
     late = Call(worst_case=Amount(6))
     await go(late)
     assert late.sent_at == pytest.approx(6)
@@ -144,7 +127,7 @@ async def test_a_call_that_fails_is_charged_what_it_is_known_or_may_have_used(er
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), 10**400, -(10**400), 1e308])
 async def test_what_is_no_count_costs_no_answer_and_leaves_the_limit_in_force(odd: Any) -> None:
     call = limited(RateLimit(tokens_per_minute=60, max_concurrent=1))
-    assert await call(Call(worst_case=Amount(30), used=odd)) == "answer"
+    assert await call(Call(worst_case=Amount(30), used=Amount(odd))) == "answer"
     assert await call(Call(worst_case=Amount(odd))) == "answer"
     assert await call(Call(worst_case=Amount(60))) == "answer"
     assert now() == 30
@@ -379,7 +362,7 @@ async def test_a_call_that_is_cancelled_frees_its_place_and_is_charged_its_estim
     first = asyncio.create_task(go(Call(takes=60, worst_case=Amount(60))))
     await asyncio.sleep(0)
     first.cancel()
-    call = Call(worst_case=Amount(6), used=6)
+    call = Call(worst_case=Amount(6), used=Amount(6))
     await asyncio.gather(first, go(call), return_exceptions=True)
     assert call.sent_at == pytest.approx(6)
 
@@ -403,7 +386,7 @@ def test_under_any_schedule_of_cancellations_everybody_else_goes_and_nothing_is_
                 takes=chance.choice([0.0, 0.5, 1.0]),
                 tenant=chance.choice("ab"),
                 worst_case=Amount(chance.randrange(50)),
-                used=chance.randrange(50),
+                used=Amount(chance.randrange(50)),
             )
             tasks.append(asyncio.create_task(go(call)))
             await asyncio.sleep(chance.choice([0.0, 0.0, 0.25]))

@@ -55,6 +55,11 @@ def test_the_defaults() -> None:
     assert options.model_dump() == {
         "k": 3,
         "seeds": None,
+        "stop": "curtail",
+        "risk": 0.01,
+        "floor": 0.0,
+        "latency": None,
+        "min_valid": 1,
         "epsilon": 0.2,
         "schema_uri": None,
         "per_replicate_budget": None,

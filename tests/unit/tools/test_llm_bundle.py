@@ -31,7 +31,9 @@ class Verdict(BaseModel):
 
 def tool(*steps: Any, k: int = 3, output_type: Any = None, **given: Any) -> tuple[LLMBundleTool, ScriptedModel]:
     model = ScriptedModel(*steps)
-    return LLMBundleTool("b", model, output_type=output_type, k=k, **given), model
+    """All k are asked for at once, unless `options` say otherwise."""
+    options = given.pop("options", {"latency": "min"})
+    return LLMBundleTool("b", model, output_type=output_type, k=k, options=options, **given), model
 
 
 async def run(bundle_tool: LLMBundleTool, attempts: int = 1, **given: Any) -> OrchestrationOutput:
@@ -53,7 +55,7 @@ async def test_five_answers_come_from_the_next_model_in_ten_calls_where_the_firs
     first = ScriptedModel(DOWN, name="a:model", target="a")
     second = ScriptedModel("yes", name="b:model", target="b")
     registry = ToolRegistry()
-    registry.register_tool(LLMBundleTool("b", [first, second], k=5))
+    registry.register_tool(LLMBundleTool("b", [first, second], k=5, options={"latency": "min"}))
     config = ReliabilityConfig(silence_timeout=silence_timeout)
     output = await ReliableOrchestrator(registry=registry, reliability_config=config).run("Why?", "b")
     assert (output.status, evidence(output).meta.k_completed) == ("succeeded", 5)
@@ -66,7 +68,7 @@ async def test_what_answers_at_once_leaves_to_the_others_is_theirs_to_try_again_
     first = ScriptedModel(*[quick] * 4, slow, DOWN, "yes", name="a:model", target="a")
     second = ScriptedModel("no", name="b:model", target="b")
     registry = ToolRegistry()
-    registry.register_tool(LLMBundleTool("b", [first, second], k=5))
+    registry.register_tool(LLMBundleTool("b", [first, second], k=5, options={"latency": "min"}))
     output = await ReliableOrchestrator(registry=registry).run("Why?", "b")
     assert (output.status, len(first.requests), len(second.requests)) == ("succeeded", 7, 0)
 
@@ -79,7 +81,7 @@ async def test_k_replicates_and_what_they_agree_on() -> None:
     bundle = await made.execute("Why?")
     assert [replicate.id for replicate in bundle.replicates] == ["r1", "r2", "r3"]
     assert [replicate.data for replicate in bundle.replicates] == ["yes", "no", "yes"]
-    assert (bundle.summary.consensus, bundle.summary.confidence) == ("yes", pytest.approx(2 / 3))
+    assert (bundle.summary.consensus, bundle.summary.support) == ("yes", pytest.approx(2 / 3))
     assert bundle.summary.disagreements[0].replicate_ids == ["r1", "r2", "r3"]
     meta = bundle.meta
     assert (meta.task, meta.k, meta.k_completed, meta.model, meta.early_stopped) == ("b", 3, 3, "test:model", False)
@@ -92,7 +94,7 @@ async def test_the_run_reports_the_bundle_as_content() -> None:
     output = await run(tool("yes")[0])
     assert (output.status, output.usage["total_tokens"], output.cost_usd) == ("succeeded", 45, pytest.approx(0.03))
     assert output.metadata["bundle_meta"]["k"] == 3
-    assert evidence(output).summary.confidence == 1.0
+    assert evidence(output).summary.support == 1.0
 
 
 async def test_the_task_is_the_requests_type_where_it_has_one() -> None:
@@ -105,7 +107,7 @@ async def test_structured_answers_are_compared_by_the_fields_that_are_named() ->
     made, _ = tool(*answers, output_type=Verdict, fields=["answer"])
     summary = (await made.execute("Why?")).summary
     assert summary.consensus == {"answer": 2, "why": "b"}
-    assert summary.confidence == pytest.approx(2 / 3)
+    assert summary.support == pytest.approx(2 / 3)
 
 
 class Span(BaseModel):
@@ -154,7 +156,9 @@ async def test_an_unknown_price_makes_the_total_unknown_and_keeps_what_is_known(
 
 async def test_what_answered_and_what_was_ignored_is_noted_once() -> None:
     made, _ = tool(Say(text="yes", reply={"simulated": True, "ignored": ("seed",), "request_id": None}))
-    assert (await made.execute("Why?")).metadata == {"simulated": True, "ignored": ["seed"]}
+    notes = (await made.execute("Why?")).metadata
+    assert (notes["simulated"], notes["ignored"]) == (True, ["seed"])
+    assert notes.keys() == {"simulated", "ignored", "stopping"}
 
 
 async def test_the_model_of_a_replicate_is_the_one_that_answered() -> None:
@@ -173,7 +177,7 @@ CUT_OFF = Say(text="Once", reply={"finish_reason": "length"})
 async def test_a_text_that_was_cut_off_is_invalid_and_does_not_vote() -> None:
     made, _ = tool(CUT_OFF, CUT_OFF, "yes", "yes", k=4, max_tokens=1)
     bundle = await made.execute("Why?")
-    assert (bundle.summary.consensus, bundle.summary.confidence, bundle.meta.k_completed) == ("yes", 0.5, 2)
+    assert (bundle.summary.consensus, bundle.summary.support, bundle.meta.k_completed) == ("yes", 0.5, 2)
     assert [r.quality.errors for r in bundle.replicates[:2]] == [
         ["InvalidOutput: the answer was cut off at max_tokens = 1"]
     ] * 2
@@ -196,7 +200,7 @@ async def test_a_failed_replicate_is_invalid_and_the_run_is_partial() -> None:
         ("r3", "yes", True),
     ]
     assert bundle.replicates[1].quality.errors == ["ProviderError: down"]
-    assert bundle.summary.confidence == pytest.approx(2 / 3)
+    assert bundle.summary.support == pytest.approx(2 / 3)
 
 
 async def test_one_valid_answer_alone_is_no_consensus() -> None:
@@ -239,7 +243,7 @@ async def test_a_replicate_that_does_not_validate_is_repaired_with_a_warning_or_
 async def test_a_replicate_falls_back_to_the_next_model_by_itself() -> None:
     first = ScriptedModel("yes", DOWN, "yes", name="a:m")
     second = ScriptedModel("yes", name="b:m")
-    bundle = await LLMBundleTool("b", [first, second]).execute("Why?")
+    bundle = await LLMBundleTool("b", [first, second], options={"latency": "min"}).execute("Why?")
     assert [replicate.model for replicate in bundle.replicates] == ["a:m", "b:m", "a:m"]
     assert bundle.replicates[1].quality.warnings == ["a:m was asked first: down"]
     assert bundle.meta.model == "a:m, b:m"
@@ -314,7 +318,7 @@ async def test_shortly_before_the_deadline_what_there_is_is_reported() -> None:
     assert (output.status, output.elapsed_ms < 1000) == ("partial", True)
     meta = bundle.meta
     assert (meta.early_stopped, meta.early_stop_reason, meta.k_completed) == (True, "deadline", 2)
-    assert (bundle.summary.consensus, bundle.summary.confidence) == ("yes", 1.0)
+    assert (bundle.summary.consensus, bundle.summary.support) == ("yes", 1.0)
     assert (output.metadata["cancelled"], model.cancelled) == (["r3"], 1)
 
 
@@ -383,7 +387,7 @@ async def test_a_child_that_is_deaf_to_cancellation_does_not_hold_the_bundle() -
                     step = Say(text="late", after=5)
             return await super()._play(step, on_text)
 
-    made = LLMBundleTool("b", Deaf("yes", "yes", Say(after=60)))
+    made = LLMBundleTool("b", Deaf("yes", "yes", Say(after=60)), options={"latency": "min"})
     started = asyncio.get_running_loop().time()
     bundle = await made.execute("Why?", {"timeout_ms": 1000})
     assert asyncio.get_running_loop().time() - started <= 1.0
@@ -523,7 +527,8 @@ async def test_the_events_tell_the_bundle_as_it_grows() -> None:
     first = events.data("replicate_done")[0]
     assert (first["replicate_id"], first["valid"], first["data"], first["cost_usd"]) == ("r1", True, "a", 0.01)
     (partial,) = events.data("partial_summary")
-    assert (partial["completed"], partial["consensus"], partial["confidence"]) == (2, "a", 1.0)
+    assert (partial["completed"], partial["consensus"], partial["confidence_is"]) == (2, "a", "stability")
+    assert partial["stability"] == partial["confidence"] == pytest.approx(0.875)
     (ready,) = events.data("bundle_ready")
     assert (ready["completed"], ready["k"], ready["disagreements"]) == (3, 3, ["$"])
 
@@ -610,8 +615,8 @@ def test_what_it_cannot_be_made_of_is_refused_by_name(given: dict[str, Any], fie
 
 def test_it_declares_whom_it_asks_and_what_it_does() -> None:
     made, _ = tool("yes", k=4)
-    assert (made.provider, made.targets, made.default_options) == ("test", (("test", "b"),), {"k": 4})
-    assert (made.supports_streaming, made.supports_early_stop, made.composite) == (True, False, True)
+    assert (made.provider, made.targets, made.default_options) == ("test", (("test", "b"),), {"k": 4, "latency": "min"})
+    assert (made.supports_streaming, made.supports_early_stop, made.composite) == (True, True, True)
 
 
 async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_sent() -> None:

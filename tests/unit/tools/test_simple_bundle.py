@@ -71,7 +71,7 @@ async def test_a_function_that_raises_makes_its_replicate_invalid() -> None:
 
     bundle = await SimpleBundleTool(sometimes).execute("q")
     assert bundle.replicates[1].quality.errors == ["RuntimeError: no luck"]
-    assert (bundle.meta.k_completed, bundle.summary.confidence) == (2, pytest.approx(2 / 3))
+    assert (bundle.meta.k_completed, bundle.summary.support) == (2, pytest.approx(2 / 3))
 
 
 async def test_what_is_no_json_makes_its_replicate_invalid() -> None:
@@ -102,7 +102,7 @@ async def test_a_function_that_is_over_its_budget_stops_the_bundle() -> None:
 
 
 async def test_without_a_function_it_reads_halves_of_a_text() -> None:
-    bundle = await SimpleBundleTool().execute({"query": TEXT}, {"k": 10})
+    bundle = await SimpleBundleTool(options={"latency": "min"}).execute({"query": TEXT}, {"k": 10})
     assert bundle.summary.consensus["most_frequent_word"] == "the"
     assert bundle.summary.disagreements
     assert resampled_words(TEXT, 3) == resampled_words({"text": TEXT}, 3)
@@ -113,7 +113,8 @@ async def test_it_runs_under_an_orchestrator_as_it_is() -> None:
     registry.register_tool(SimpleBundleTool())
     output = await Orchestrator(registry=registry).run(TEXT, "simple_bundle")
     assert output.status == "succeeded"
-    assert output.content["evidence_bundle"]["meta"]["k_completed"] == 3
+    assert output.content["evidence_bundle"]["meta"]["k_completed"] == 2
+    assert output.content["evidence_bundle"]["meta"]["early_stop_reason"] == "decided"
 
 
 async def test_a_text_without_words_is_refused_with_a_sentence() -> None:

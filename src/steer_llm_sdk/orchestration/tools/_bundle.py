@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded, OrchestratorError
-from steer_llm_sdk.evidence import Summary, summarize
+from steer_llm_sdk.evidence import Calibrator, summarize
+from steer_llm_sdk.evidence.policy import Fields, Policies
 from steer_llm_sdk.models.usage import add_usage
-from steer_llm_sdk.orchestration._call import time_left
+from steer_llm_sdk.orchestration._call import replicate, time_left
 from steer_llm_sdk.orchestration.models.evidence_bundle import (
     BundleMetadata,
     BundleSummary,
@@ -20,6 +21,7 @@ from steer_llm_sdk.orchestration.models.evidence_bundle import (
     Replicate,
     ReplicateQuality,
 )
+from steer_llm_sdk.orchestration.tools._progress import Progress, cost_saved
 from steer_llm_sdk.orchestration.tools.base import BundleOptions, own_limit
 from steer_llm_sdk.reliability.deadline import GRACE
 
@@ -76,7 +78,11 @@ class Tell(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be made. `listened`: the events are received, so that partial summaries are worth computing."""
+    """What is to be made. `listened`: the events are received, so that partial summaries are worth computing.
+
+    `price` is what one replicate costs in USD, where nobody else keeps it within the run's budget. `calibrator` says
+    how far to trust the answer, if it was made for this model, k and rule.
+    """
 
     task: str
     model: str | None
@@ -85,8 +91,10 @@ class Job:
     produce: Callable[[Slot], Awaitable[ReplicateOutcome]]
     tell: Tell
     listened: bool = False
-    fields: Sequence[str] | None = None
+    fields: Fields | Policies | None = None
     accepts: Callable[[Any], bool] | None = None
+    price: float | None = None
+    calibrator: Calibrator | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,10 @@ class _Making:
         self._started = self._clock()
         self._own_limit = own_limit(job.options.timeout_ms)
         self._todo = deque(enumerate(job.seeds[: self._k], start=1))
+        self._progress = Progress(job.options, job.fields)
+        self._calibrator = job.calibrator
+        self._refusal: str | None = None
+        self._asked = 0
         self._running: dict[_Task, Slot] = {}
         self._done: dict[int, _Made] = {}
         self._refused: dict[str, BudgetExceeded] = {}
@@ -162,16 +174,23 @@ class _Making:
     # ── running ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _run(self) -> None:
-        while self._launch():
+        while await self._launch():
             done, _ = await asyncio.wait(self._running, timeout=self._patience(), return_when=asyncio.FIRST_COMPLETED)
             for task in sorted(done, key=lambda task: self._running[task].number):
                 await self._take(task)
             if self._running or self._todo:
                 await self._mind_the_time()
 
-    def _launch(self) -> bool:
-        """Start as many as may run at once. Returns whether any is running."""
-        while self._todo and len(self._running) < self._job.options.max_parallel:
+    async def _launch(self) -> bool:
+        """Start as many as may run at once and as can still be needed. Returns whether any is running."""
+        most = min(self._job.options.max_parallel, self._progress.need)
+        while self._todo and len(self._running) < most:
+            if (over := self._over_price()) is not None:
+                await self._stop_launching(over)
+                if not self._done and not self._running:
+                    self._refused["r1"] = over
+                break
+            self._asked += 1
             share = 1 / len(self._todo)
             number, seed = self._todo.popleft()
             slot = Slot(number=number, seed=seed, share=share)
@@ -179,6 +198,7 @@ class _Making:
         return bool(self._running)
 
     async def _replicate(self, slot: Slot) -> _Made:
+        replicate.set(slot.id)
         await self._job.tell("replicate_started", {"replicate_id": slot.id, "seed": slot.seed})
         started = self._clock()
         outcome = await _undisturbed(self._job.produce(slot))
@@ -194,7 +214,24 @@ class _Making:
             self._refused[slot.id] = over
         else:
             self._done[slot.number] = made
+            self._count(made)
             await self._tell_done(made)
+
+    def _count(self, made: _Made) -> None:
+        """What runs when a rule says to stop is waited for, and counted: it may be the slower and other answer."""
+        self._progress.add(made.replicate)
+        if self._progress.reason is not None and self._reason is None and self._todo:
+            self._reason = self._progress.reason
+            self._todo.clear()
+
+    def _over_price(self) -> BudgetExceeded | None:
+        """The refusal of one more replicate at the declared price; those that run are paid for as well."""
+        price, limit = self._job.price, (self._job.options.global_budget or {}).get("cost_usd")
+        if price is None or limit is None:
+            return None
+        spent = math.fsum(cost for made in self._done.values() for cost in made.outcome.costs.values())
+        after = spent + price * (len(self._running) + 1)
+        return BudgetExceeded("cost", limit, after) if after > limit * (1 + 1e-9) else None
 
     async def _stop_launching(self, over: BudgetExceeded) -> None:
         self._todo.clear()
@@ -267,7 +304,7 @@ class _Making:
             return next(iter(self._refused.values()))
         return AllToolsFailed({**failures, **self._refused})
 
-    def _summary(self) -> Summary:
+    def _summary(self) -> BundleSummary:
         replicates = [made.replicate for made in self._in_order()]
         return summarize(
             replicates,
@@ -284,7 +321,7 @@ class _Making:
         return EvidenceBundle(
             meta=self._meta(),
             replicates=[made.replicate for made in self._in_order()],
-            summary=BundleSummary.of(summary),
+            summary=self._with_confidence(summary),
             usage_total=_sum_usage(outcomes),
             cost_total_usd=None if unpriced else math.fsum(costs.values()),
             cost_breakdown=costs,
@@ -305,10 +342,35 @@ class _Making:
             schema_uri=self._job.options.schema_uri,
         )
 
-    def _own_notes(self, summary: Summary) -> dict[str, Any]:
-        notes: dict[str, Any] = {}
-        if summary.whole:
-            notes["consensus_from"] = summary.nearest
+    def _with_confidence(self, summary: BundleSummary) -> BundleSummary:
+        """Confidence as trust where it is known. No vote chose a whole answer: it keeps support."""
+        if summary.confidence is None or summary.consensus_from is not None:
+            return summary
+        trust = None if self._calibrator is None else self._progress.trust(self._calibrator)
+        if trust is None:
+            return summary
+        return summary.model_copy(update={"confidence": trust, "confidence_is": "trust", "trust": trust})
+
+    def _stopping(self) -> dict[str, Any]:
+        """How it came to its end: for whoever wants to see why there are so many replicates and no more."""
+        options, outcomes = self._job.options, [made.outcome for made in self._done.values()]
+        costs = [None if outcome.unpriced else math.fsum(outcome.costs.values()) for outcome in outcomes]
+        saved = cost_saved(costs, self._k)
+        return {
+            "rule": None if options.latency == "min" else options.stop,
+            "reason": self._reason or self._progress.reason,
+            "k": self._k,
+            "asked": self._asked,
+            "cost_saved_usd": saved,
+            "trace": self._progress.trace,
+        }
+
+    def _own_notes(self, summary: BundleSummary) -> dict[str, Any]:
+        notes: dict[str, Any] = {"stopping": self._stopping()}
+        if summary.consensus_from is not None:
+            notes["consensus_from"] = summary.consensus_from
+        if self._refusal is not None:
+            notes["calibrator_refused"] = self._refusal
         if self._cancelled:
             notes["cancelled"] = self._cancelled
         return notes
@@ -319,6 +381,21 @@ class _Making:
         job = self._job
         data = {"task": job.task, "k": self._k, "model": job.model, "seeds": list(job.seeds[: self._k])}
         await job.tell("bundle_started", {**data, "max_parallel": job.options.max_parallel})
+        await self._check_calibrator()
+
+    async def _check_calibrator(self) -> None:
+        """One that was made of other answers says nothing of these; the bundle is made all the same."""
+        job, calibrator = self._job, self._job.calibrator
+        if calibrator is None or not calibrator.calibrated:
+            self._calibrator = None
+            return
+        rule = None if job.options.latency == "min" else job.options.stop
+        try:
+            calibrator.check(k=self._k, model=job.model or job.task, rule=rule)
+        except ValueError as error:
+            self._calibrator = None
+            self._refusal = str(error)
+            await job.tell("warning", {"message": f"confidence is stability, not trust: {error}"})
 
     async def _tell_done(self, made: _Made) -> None:
         replicate, outcome = made.replicate, made.outcome
@@ -329,7 +406,9 @@ class _Making:
         cost = None if outcome.unpriced else math.fsum(outcome.costs.values())
         await self._job.tell("replicate_done", {**verdict, **data, "cost_usd": cost})
         if self._job.listened and self._valid > 1 and (self._running or self._todo):
-            await self._job.tell("partial_summary", self._told(BundleSummary.of(self._summary())))
+            now = self._with_confidence(self._summary())
+            need = {"need": self._progress.decision.need}
+            await self._job.tell("partial_summary", {**self._told(now), **need})
 
     async def _tell_end(self, bundle: EvidenceBundle) -> None:
         stopped = {"early_stopped": bundle.meta.early_stopped, "early_stop_reason": bundle.meta.early_stop_reason}
@@ -342,6 +421,8 @@ class _Making:
             "k": self._k,
             "consensus": summary.consensus,
             "confidence": summary.confidence,
+            "confidence_is": summary.confidence_is,
+            "stability": self._progress.stability(),
             "disagreements": [disagreement.field for disagreement in summary.disagreements],
         }
 

@@ -430,7 +430,7 @@ def _sign_of_life() -> Callable[[], None] | None:
 
 
 def _spent(reply: ModelReply) -> Spent:
-    return Spent(dict(reply.usage), reply.cost_usd)
+    return Spent(dict(reply.usage), reply.cost_usd, reply.simulated)
 
 
 def _timeout() -> float | None:

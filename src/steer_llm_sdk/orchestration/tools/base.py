@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from steer_llm_sdk.evidence import Limits
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.evidence import Limits, parse_path
+from steer_llm_sdk.evidence.policy import Fields, Policies
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import current_scope
@@ -20,6 +22,8 @@ from steer_llm_sdk.streaming.manager import EventManager
 
 Options = TypeVar("Options", bound=BaseModel)
 
+StopRule: TypeAlias = Literal["curtail", "pcurtail", "certified", "distance"]
+
 MAX_K = 10
 _LIMITS = ("max_fields", "max_diffs", "max_bytes")
 
@@ -28,16 +32,28 @@ class BundleOptions(BaseModel):
     """The options of a bundle tool.
 
     `k` replicates, 2 to 10 unless the tool declares a higher `max_k`, of which at most `max_parallel` run at once;
-    `seeds` has one for each, else the tool derives them. `epsilon` is a mean pairwise distance, for tools that stop by
-    it. Budgets take `ms`, `tokens`, `cost_usd`; the global one is the run's and is enforced by the run.
-    `bundle_limits` takes `max_fields`, `max_diffs`, `max_bytes`: how much the summary may report. `extra` holds every
-    option that has no field here, such as `seed` and `temperature` of a deterministic run, or the tool's own.
+    `seeds` has one for each, else the tool derives them.
+
+    A tool that supports it stops before k by the rule `stop`, with `risk` and `floor` as of
+    `steer_llm_sdk.evidence.should_stop`, when it holds for every field; "distance": when the mean pairwise distance is
+    at most `epsilon`. Only as many run at once as are sure to be counted before a rule can hold, so that none is asked
+    in vain. `latency="min"` asks for all k at once and waits for all. When fewer than `min_valid` can become valid, no
+    more are asked for.
+
+    Budgets take `ms`, `tokens`, `cost_usd`; the global one is the run's and is enforced by the run. `bundle_limits`
+    takes `max_fields`, `max_diffs`, `max_bytes`: how much the summary may report. `extra` holds every option that has
+    no field here, such as `seed` and `temperature` of a deterministic run, or the tool's own.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
     k: int = Field(default=3, ge=2)
     seeds: list[int] | None = None
+    stop: StopRule = "curtail"
+    risk: float = Field(default=0.01, gt=0, lt=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
+    latency: Literal["min"] | None = None
+    min_valid: int = Field(default=1, ge=1)
     epsilon: float = Field(default=0.2, ge=0, le=1)
     schema_uri: str | None = None
     per_replicate_budget: dict[str, float] | None = None
@@ -160,3 +176,22 @@ def read_options(model: type[Options], given: Mapping[str, Any], **context: Any)
         return model.model_validate(dict(given), context=context)
     except ValidationError as error:
         raise invalid_option(error, model.model_fields.keys() - {"extra"}) from error
+
+
+def checked_fields(fields: Fields | None, output_type: Any = None) -> Policies:
+    """The policies of the fields that are named, over those in the annotations of `output_type`."""
+    if fields is None or isinstance(fields, Mapping):
+        try:
+            return Policies.of(fields, output_type)
+        except ValueError as error:
+            raise InvalidRequest("fields", fields, str(error)) from None
+    if isinstance(fields, str) or not fields:
+        raise InvalidRequest(
+            "fields", fields, 'give a list of dotted paths, such as ["answer"], FieldPolicies by path, or None for all'
+        )
+    for path in fields:
+        try:
+            parse_path(path)
+        except ValueError as error:
+            raise InvalidRequest("fields", path, str(error)) from None
+    return Policies.of(list(fields), output_type)

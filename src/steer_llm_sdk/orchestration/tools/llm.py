@@ -11,7 +11,8 @@ from typing import Any, ClassVar, cast
 from pydantic import Field
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidOutput, InvalidRequest
-from steer_llm_sdk.evidence import parse_path
+from steer_llm_sdk.evidence import Calibrator
+from steer_llm_sdk.evidence.policy import Fields
 from steer_llm_sdk.orchestration._call import expect_answers
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 from steer_llm_sdk.orchestration.tools._bundle import Job, ReplicateOutcome, Slot, make_bundle
@@ -25,7 +26,14 @@ from steer_llm_sdk.orchestration.tools._model_call import (
     ask,
 )
 from steer_llm_sdk.orchestration.tools._model_tool import ModelCallOptions, ModelTool, without_bundle_options
-from steer_llm_sdk.orchestration.tools.base import MAX_K, BundleOptions, BundleTool, own_limit, read_options
+from steer_llm_sdk.orchestration.tools.base import (
+    MAX_K,
+    BundleOptions,
+    BundleTool,
+    checked_fields,
+    own_limit,
+    read_options,
+)
 from steer_llm_sdk.providers.models import ModelSpec, Price
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.streaming.manager import EventManager
@@ -117,13 +125,17 @@ class LLMTool(ModelTool):
 class LLMBundleTool(ModelTool, BundleTool):
     """Asks the same question k times, with different seeds, and reports field by field where the answers agree.
 
-    Each replicate is asked for as an LLMTool asks, at most `max_parallel` at once. A replicate that fails, or whose
-    text was cut off, is invalid and counts against the agreement. `fields` are the dotted paths by which answers are
-    compared; None compares everything. `max_k` is the highest `k` that an option may ask for. The other arguments are
-    those of LLMTool.
+    Each replicate is asked for as an LLMTool asks, at most `max_parallel` at once, and no more of them than the options
+    `stop` and `latency` want (see BundleOptions). A replicate that fails, or whose text was cut off, is invalid and
+    counts against the agreement. `fields` are the dotted paths by which answers are compared, or policies by path
+    beside which everything is; the annotations of an `output_type` may hold policies as well. `max_k` is the highest
+    `k` that an option may ask for. A `calibrator` turns agreement into trust, where it was made of answers of the same
+    model (all of them, joined by ", ", where there are several), k and rule. `options` are defaults for those of a run,
+    such as `stop` or `latency`. The other arguments are those of LLMTool.
     """
 
     options_type: ClassVar[type[BundleOptions]] = LLMBundleOptions
+    supports_early_stop = True
     supports_streaming = True
 
     def __init__(
@@ -142,8 +154,10 @@ class LLMBundleTool(ModelTool, BundleTool):
         first_byte_timeout: float | None = None,
         chunk_timeout: float | None = None,
         price: Price | None = None,
-        fields: Sequence[str] | None = None,
+        fields: Fields | None = None,
         max_k: int = MAX_K,
+        calibrator: Calibrator | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -159,9 +173,11 @@ class LLMBundleTool(ModelTool, BundleTool):
             chunk_timeout=chunk_timeout,
             price=price,
         )
-        self._fields = _checked_fields(fields)
+        self._fields = checked_fields(fields, output_type)
         self.max_k = max_k
-        self.default_options = {"k": read_options(BundleOptions, {"k": k}, max_k=max_k).k}
+        self._calibrator = calibrator
+        self.default_options = {**(options or {}), "k": k}
+        _refuse_unknown(self._read_options({}))
 
     def validate_options(self, options: Mapping[str, Any]) -> None:
         chosen = cast(LLMBundleOptions, self._read_options(options))
@@ -188,6 +204,7 @@ class LLMBundleTool(ModelTool, BundleTool):
                 listened=event_manager is not None,
                 fields=self._fields,
                 accepts=None if schema is None else schema.accepts,
+                calibrator=self._calibrator,
             )
         )
 
@@ -289,19 +306,6 @@ def _refuse_unknown(options: BundleOptions) -> None:
     if unknown:
         known = sorted(LLMBundleOptions.model_fields.keys() - {"extra"})
         raise InvalidRequest(unknown[0], options.extra[unknown[0]], f"the options are {', '.join(known)}")
-
-
-def _checked_fields(fields: Sequence[str] | None) -> tuple[str, ...] | None:
-    if fields is None:
-        return None
-    if isinstance(fields, str) or not fields:
-        raise InvalidRequest("fields", fields, 'give a list of dotted paths, such as ["answer"], or None for all')
-    for path in fields:
-        try:
-            parse_path(path)
-        except ValueError as error:
-            raise InvalidRequest("fields", path, str(error)) from None
-    return tuple(fields)
 
 
 def _task_of(request: Any, default: str) -> str:

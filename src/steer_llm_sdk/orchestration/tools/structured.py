@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
-
-import pydantic
+from typing import Any, Final
 
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.evidence import MAX_DEPTH
-from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
+from steer_llm_sdk.evidence.validation import (
+    CLOSING,
+    OPENING,
+    TOKEN,
+    InvalidAnswer,
+    InvalidSchema,
+    adapter_of,
+    checked_by_schema,
+    checked_by_type,
+    read_json,
+)
+
+__all__ = ["InvalidAnswer", "OutputSchema", "Parsed", "clean_text", "read_answer"]
 
 _WRAP: Final = "answer"
-_SHOWN: Final = 5
-"""Validation errors that a repair request lists; more would not help the model."""
-
-
-class InvalidAnswer(ValueError):
-    """A model's answer does not have the form asked for. The message is a sentence that the model can act on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,21 +47,13 @@ class OutputSchema:
         """
         if output_type is None or output_type is str:
             return None
-        if isinstance(output_type, Mapping):
-            return cls._made(output_type, _checked_by_schema(output_type))
-        return cls._of_type(output_type)
-
-    @classmethod
-    def _of_type(cls, output_type: Any) -> OutputSchema:
         try:
-            adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(output_type)
-            schema = adapter.json_schema()
-        except (pydantic.PydanticUserError, NameError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InvalidRequest(
-                "output_type", output_type, f"give a pydantic model, a type or a JSON Schema ({reason})"
-            ) from error
-        return cls._made(schema, _checked_by_type(adapter))
+            if isinstance(output_type, Mapping):
+                return cls._made(output_type, checked_by_schema(output_type))
+            adapter = adapter_of(output_type)
+            return cls._made(adapter.json_schema(), checked_by_type(adapter))
+        except InvalidSchema as error:
+            raise InvalidRequest("output_type", output_type, str(error)) from error
 
     @classmethod
     def _made(cls, schema: Mapping[str, Any], check: Callable[[Any], Any]) -> OutputSchema:
@@ -112,10 +105,7 @@ def clean_text(text: str) -> Parsed:
 # Finding JSON in what a model wrote.
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\r?\n(.*?)```", re.DOTALL)
-_OPENING, _CLOSING = ("{", "["), ("}", "]")
 _BRACKET = re.compile(r"[\[{]")
-# A string that does not end is one token with all that follows, so that no text is read twice.
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
 def _find_json(text: str, output: OutputSchema) -> tuple[Any, tuple[str, ...]]:
@@ -123,12 +113,12 @@ def _find_json(text: str, output: OutputSchema) -> tuple[Any, tuple[str, ...]]:
     if not text:
         raise InvalidAnswer("the answer is empty; answer with JSON")
     try:
-        return _loads(text)
+        return read_json(text)
     except InvalidAnswer as error:
         failure = error
     for candidate, warning in _inside(text, output):
         try:
-            value, more = _loads(candidate)
+            value, more = read_json(candidate)
         except InvalidAnswer as error:
             # If the text begins as JSON, its own error is reported, else that of the JSON inside it.
             failure = failure if text[0] in "{[" else error
@@ -174,120 +164,11 @@ def _balanced(text: str) -> list[str]:
 def _closed(text: str, start: int) -> int | None:
     """The end of what the bracket at `start` opens; None where nothing closes it."""
     depth = 0
-    for token in _TOKEN.finditer(text, start):
-        depth += (token[0] in _OPENING) - (token[0] in _CLOSING)
+    for token in TOKEN.finditer(text, start):
+        depth += (token[0] in OPENING) - (token[0] in CLOSING)
         if depth == 0:
             return token.end()
     return None
-
-
-def _loads(text: str) -> tuple[Any, tuple[str, ...]]:
-    _check_nesting(text)
-    try:
-        return _parsed(text, strict=True), ()
-    except json.JSONDecodeError as error:
-        failure = InvalidAnswer(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
-    try:
-        # The most frequent mistake, and one with only one meaning: a line break within a string.
-        return _parsed(text, strict=False), ("the JSON had line breaks or other control characters in its strings",)
-    except json.JSONDecodeError:
-        raise failure from None
-
-
-def _parsed(text: str, *, strict: bool) -> Any:
-    hooks: dict[str, Any] = {
-        "object_pairs_hook": _no_duplicates,
-        "parse_float": _finite,
-        "parse_constant": _no_constant,
-    }
-    try:
-        return json_value(json.loads(text, strict=strict, **hooks))
-    except (InvalidAnswer, json.JSONDecodeError):
-        raise
-    except ValueError as error:
-        raise InvalidAnswer(f"not usable JSON: {error}") from None
-
-
-def _check_nesting(text: str) -> None:
-    depth = 0
-    for token in _TOKEN.finditer(text):
-        depth += (token[0] in _OPENING) - (token[0] in _CLOSING)
-        if depth > MAX_DEPTH:
-            raise InvalidAnswer(f"the JSON is nested deeper than {MAX_DEPTH} levels")
-
-
-def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise InvalidAnswer(f'the key "{_short(key)}" is in one object twice')
-        made[key] = value
-    return made
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise InvalidAnswer(f"the number {_short(digits)} is too large")
-    return number
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise InvalidAnswer(f"{name} is no JSON value; use null")
-
-
-# Checking a value.
-
-
-def _checked_by_type(adapter: pydantic.TypeAdapter[Any]) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        try:
-            # As JSON, so that dates, enums and tuples are read from what JSON has for them.
-            return json_value(adapter.dump_python(adapter.validate_json(json.dumps(value)), mode="json", by_alias=True))
-        except pydantic.ValidationError as error:
-            problems = error.errors(include_url=False, include_context=False, include_input=False)
-            raise _mismatch([(problem["loc"], problem["msg"]) for problem in problems]) from None
-        except (ValueError, RecursionError) as error:
-            raise InvalidAnswer(f"the answer does not fit: {_short(str(error))}") from None
-
-    return check
-
-
-def _checked_by_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
-    # Loaded here because only a schema given as a mapping needs the validator.
-    import jsonschema_rs
-
-    elsewhere: list[str] = []
-
-    def fetch_nothing(uri: str) -> NoReturn:
-        elsewhere.append(uri)
-        raise ValueError(uri)
-
-    try:
-        validator = jsonschema_rs.validator_for(json_value(schema), retriever=fetch_nothing)
-    except (ValueError, RecursionError) as error:
-        reason = f"it is no JSON Schema: {_short(str(error).splitlines()[0])}"
-        if elsewhere:
-            reason = f"$ref to {_short(elsewhere[0])} is not followed; put the definition into the schema, under $defs"
-        raise InvalidRequest("output_type", schema, reason) from error
-
-    def check(value: Any) -> Any:
-        problems = [(error.instance_path, error.message) for error in validator.iter_errors(value)]
-        if problems:
-            raise _mismatch(problems)
-        return value
-
-    return check
-
-
-def _mismatch(problems: Sequence[tuple[Sequence[str | int], str]]) -> InvalidAnswer:
-    told = [f"{'.'.join(map(str, path)) or 'the answer'}: {_short(message)}" for path, message in problems[:_SHOWN]]
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return InvalidAnswer(f"the JSON does not fit the schema: {'; '.join(told)}{more}")
-
-
-def _short(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 # Forms whose root is no object.

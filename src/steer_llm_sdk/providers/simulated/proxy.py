@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers._endpoint import is_address, without_password
 from steer_llm_sdk.providers.simulated._http import HttpRequest, HttpResponse
@@ -42,7 +43,7 @@ class ProxyUpstream:
         try:
             import httpx2
         except ImportError as error:
-            raise InvalidRequest("upstream", shown, 'to forward to it, pip install "steer_llm_sdk[llm]"') from error
+            raise InvalidRequest("upstream", shown, f"to forward to it, {install_line('llm')}") from error
         if not is_address(url):
             raise InvalidRequest("upstream", shown, "give an address with a host, like https://api.openai.com")
         self._httpx = httpx2

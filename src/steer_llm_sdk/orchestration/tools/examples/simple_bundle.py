@@ -7,14 +7,16 @@ import inspect
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.evidence import Calibrator
+from steer_llm_sdk.evidence.policy import Fields
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.orchestration.tools._bundle import Job, ReplicateOutcome, Slot, make_bundle
-from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool
+from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool, checked_fields
 from steer_llm_sdk.streaming.manager import EventManager
 
 Function = Callable[[Any, int], Any | Awaitable[Any]]
@@ -40,8 +42,14 @@ class SimpleBundleTool(BundleTool):
 
     A function that is not async runs in a thread. One that raises makes its replicate invalid. Without a function,
     `resampled_words` reads the text k times, each time another half of it.
+
+    `fields` are the dotted paths by which answers are compared, or policies by path; None compares everything.
+    `price_usd` is what a call costs: another is made only if the run's budget has it. A `calibrator` made with `model=`
+    the name of the tool turns agreement into trust. `options` are defaults for those of a run, such as `k`, `stop` or
+    `latency`.
     """
 
+    supports_early_stop = True
     supports_streaming = True
 
     def __init__(
@@ -53,9 +61,20 @@ class SimpleBundleTool(BundleTool):
         description: str = "Answers k times and reports where the answers agree",
         capabilities: Sequence[str] = (),
         provider: str | None = None,
+        fields: Fields | None = None,
+        price_usd: float | None = None,
+        calibrator: Calibrator | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self._function = function
         self._name = name
+        self._fields = checked_fields(fields)
+        self._price = price_usd
+        self._calibrator = calibrator
+        self.default_options = dict(options or {})
+        self._read_options({})
+        if price_usd is not None:
+            self.resource_requirements = {"estimated_cost_per_run": price_usd}
         self.version = version
         self.description = description
         self.capabilities = tuple(capabilities)
@@ -78,16 +97,20 @@ class SimpleBundleTool(BundleTool):
                 produce=partial(self._replicate, request),
                 tell=partial(self.emit_event, event_manager),
                 listened=event_manager is not None,
+                fields=self._fields,
+                price=self._price,
+                calibrator=self._calibrator,
             )
         )
 
     async def _replicate(self, request: Any, slot: Slot) -> ReplicateOutcome:
+        costs = {} if self._price is None else {self._name: self._price}
         try:
-            return ReplicateOutcome(data=json_value(await self._call(request, slot.seed)))
+            return ReplicateOutcome(data=json_value(await self._call(request, slot.seed)), costs=costs)
         except BudgetExceeded as error:
             return ReplicateOutcome(over_budget=error)
         except Exception as error:
-            return ReplicateOutcome(error=error)
+            return ReplicateOutcome(error=error, costs=costs)
 
     async def _call(self, request: Any, seed: int) -> Any:
         if inspect.iscoroutinefunction(self._function):

@@ -1,0 +1,88 @@
+"""The heart of a worker: a thread that says that the process lives, and one that finds the runs of those that do not.
+
+Threads, so that an event loop which is busy is not taken for a dead process; and two, because to take over is work, for
+which no beat may wait. A worker beats four times in `heartbeat`
+seconds and is dead when it gave no sign for as long; the others look as often. So its runs are with another worker
+1.25 heartbeats after its last sign at the latest, and under way when that one next looks into its queue. Each worker
+has said what its heartbeat is, so that those of one store need not have the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from steer_llm_sdk.durable._tables import Workers
+
+_log = logging.getLogger(__name__)
+TIDY_EVERY = 60.0
+"""Seconds between two looks for what is too old to be kept."""
+
+
+class Heart:
+    """`adopt` gives the runs of a dead worker to those who live, and says how many there were. `tidy` forgets what is
+    too old. Both are called in the second thread."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        worker: str,
+        version: str,
+        heartbeat: float,
+        adopt: Callable[[str], int],
+        tidy: Callable[[], None],
+    ) -> None:
+        self._workers = workers
+        self._worker = worker
+        self._version = version
+        self._heartbeat = heartbeat
+        self._adopt = adopt
+        self._tidy = tidy
+        self._ended = threading.Event()
+        self._tidied = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
+            for name, work in (("steer-heart", self.beat), ("steer-watch", self._look))
+        ]
+
+    def beat(self) -> None:
+        self._workers.beat(self._worker, self._heartbeat, socket.gethostname(), os.getpid(), self._version)
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Nobody is taken over from here on. The worker still counts as alive, until it is forgotten."""
+        self._ended.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(self._heartbeat)
+
+    def _repeat(self, work: Callable[[], None]) -> None:
+        while not self._ended.wait(self._heartbeat / 4):
+            try:
+                work()
+            except Exception as error:
+                # Whoever cannot reach the store may be taken for dead; what it then writes is refused by the engine.
+                _log.warning("worker %s could not reach the store: %r", self._worker, error)
+
+    def _look(self) -> None:
+        for dead in self._workers.take_dead(self._worker):
+            self._take_over(dead)
+        if time.monotonic() - self._tidied > TIDY_EVERY:
+            self._tidied = time.monotonic()
+            self._tidy()
+
+    def _take_over(self, dead: str) -> None:
+        """One that has nothing left is forgotten. One that had is looked at once more a heartbeat later: it may have
+        begun something between being taken for dead and dying."""
+        found = self._adopt(dead)
+        if found:
+            _log.warning("worker %s is dead: its %d runs go on elsewhere", dead, found)
+        else:
+            self._workers.forget(dead, self._worker)

@@ -1,0 +1,172 @@
+"""A bundle as its reports show it: who said what about which field, in letters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from steer_llm_sdk.evidence import ABSENT, at, parse_path
+from steer_llm_sdk.evidence._leaves import class_of
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, Replicate
+
+NOTHING: Final = "-"
+MISSING: Final = "·"
+INVALID: Final = "✗"
+OTHER: Final = "…"
+LEGEND: Final = {
+    "A": "the consensus, or where there is none what most said",
+    "B C …": "other answers",
+    MISSING: "without the field",
+    NOTHING: "nothing there to be said",
+    OTHER: "an answer that is not listed",
+    INVALID: "not valid: no vote",
+}
+
+MEANS: Final = {
+    "support": "the share of all replicates that gave it",
+    "stability": "how sure it is that more replicates would not change it",
+    "trust": "how likely it is right, from labelled answers to other questions",
+}
+STOPPED: Final = {
+    "decided": "the others could not have changed the answer",
+    "converged": "the others would hardly have changed the answer",
+    "certified": "the answers are proof enough of what the model says most often",
+    "distance": "the answers were near enough to each other",
+    "futile": "no answer could have had the support asked for",
+    "too_many_invalid": "too many were not valid",
+    "budget": "the budget allowed no more",
+    "deadline": "the time was up",
+    "complete": "all that were asked for are here",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer to a field: `letter` A is the consensus, if any gave it."""
+
+    letter: str
+    value: Any
+    votes: int
+    share: float
+    ids: Sequence[str]
+    excerpt: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One field. `codes` has a letter or a mark for each replicate of the bundle."""
+
+    name: str
+    support: float | None
+    codes: Mapping[str, str]
+    said: Sequence[Said] = ()
+    more: int = 0
+    absent: Sequence[str] = ()
+    severity: float | None = None
+    entropy: float | None = None
+
+    @property
+    def contested(self) -> bool:
+        return bool(self.said)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`rows` are the contested fields in the order of the answers, and those on which all agree between them."""
+
+    rows: Sequence[Row]
+    replicates: Sequence[Replicate]
+    invalid: Mapping[str, Sequence[str]]
+    stopping: Mapping[str, Any] = field(default_factory=dict)
+
+
+def view_of(bundle: EvidenceBundle) -> View:
+    summary = bundle.summary
+    invalid = {
+        replicate.id: replicate.quality.errors or summary.invalid.get(replicate.id, [])
+        for replicate in bundle.replicates
+        if not replicate.quality.valid or replicate.id in summary.invalid
+    }
+    valid = [replicate for replicate in bundle.replicates if replicate.id not in invalid]
+    contested = {each.field: each for each in summary.disagreements}
+    rows = []
+    for name in dict.fromkeys((*(summary.distributions or {}), *contested)):
+        told = (summary.distributions or {}).get(name)
+        codes = dict.fromkeys(invalid, INVALID)
+        if name not in contested:
+            codes |= {each.id: _agreed(each.data, name) for each in valid}
+            rows.append(Row(name=name, support=told.get("support") if isinstance(told, dict) else None, codes=codes))
+            continue
+        found = contested[name]
+        said = _lettered(found.answers, _consensus_at(bundle, name))
+        codes |= {each.id: NOTHING for each in valid}
+        codes |= dict.fromkeys(found.absent, MISSING)
+        codes |= dict.fromkeys(found.replicate_ids, OTHER)
+        codes |= {each: one.letter for one in said for each in one.ids}
+        rows.append(
+            Row(
+                name=name,
+                support=found.support,
+                codes=codes,
+                said=said,
+                more=found.more,
+                absent=found.absent,
+                severity=found.severity,
+                entropy=found.entropy,
+            )
+        )
+    stopping = bundle.metadata.get("stopping")
+    return View(rows, bundle.replicates, invalid, stopping if isinstance(stopping, dict) else {})
+
+
+def _agreed(data: Any, name: str) -> str:
+    return MISSING if _at(data, name) is ABSENT else "A"
+
+
+def _consensus_at(bundle: EvidenceBundle, name: str) -> Any:
+    return ABSENT if bundle.summary.confidence is None else _at(bundle.summary.consensus, name)
+
+
+def _at(value: Any, name: str) -> Any:
+    try:
+        return at(value, parse_path(name))
+    except ValueError:  # Somebody else's bundle, with names of another kind.
+        return ABSENT
+
+
+def _lettered(answers: Sequence[Any], consensus: Any) -> list[Said]:
+    """A for the consensus, wherever it stands; the others by their votes."""
+    chosen = class_of(consensus, exact=True)
+    ranked = sorted(answers, key=lambda each: class_of(each.value, exact=True) != chosen)
+    return [
+        Said(chr(ord("A") + place), each.value, each.votes, each.share, each.replicate_ids, each.excerpt)
+        for place, each in enumerate(ranked)
+    ]
+
+
+def text_of(value: Any, limit: int) -> str:
+    """A text as it is, anything else as JSON; of more than `limit` characters the beginning."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def verdict(bundle: EvidenceBundle) -> tuple[str, str]:
+    """A mark and a sentence: what there is to act on."""
+    summary, meta = bundle.summary, bundle.meta
+    valid = sum(replicate.quality.valid for replicate in bundle.replicates)
+    if not valid:
+        return "✗", "No valid answer"
+    if summary.confidence is None:
+        alone = "One answer alone: no consensus" if valid == 1 else "No consensus: no two answers agree"
+        return "✗", alone
+    contested = len(summary.disagreements)
+    if not contested:
+        said = "All valid answers agree"
+    else:
+        said = f"Consensus, with {contested} contested field{'' if contested == 1 else 's'}"
+    short = valid < meta.k and not (meta.early_stopped and meta.early_stop_reason in STOPPED)
+    return ("◐" if short or contested else "✓"), said

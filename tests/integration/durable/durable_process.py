@@ -1,0 +1,166 @@
+"""A process of its own that runs bundles durably, to be killed in the middle: `python process.py` and a line of JSON.
+
+It prints one line of JSON for each thing that happens: {"ready": worker}, {"output": …} or {"error": …}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from queue import Queue
+from typing import Any, Self
+
+from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits
+from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.orchestration import ReliabilityConfig, ToolRegistry
+from steer_llm_sdk.orchestration.tools import LLMBundleTool
+from steer_llm_sdk.providers.base import ModelReply, ModelRequest
+from steer_llm_sdk.providers.simulated import shipped_recording
+from steer_llm_sdk.reliability import RetryPolicy
+
+ANSWER = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
+QUESTION = shipped_recording().questions[3].text
+MODEL = "gpt-4o-2024-05-13"
+HEARTBEAT = 3.0
+
+
+class Wire:
+    """A model behind OpenAI's wire format, asked without the client libraries: a process then starts in half a second
+    and not in three."""
+
+    name, target = f"openai:{MODEL}", "openai"
+
+    def __init__(self, base_url: str) -> None:
+        host, port = base_url.removeprefix("http://").split(":")
+        self._host, self._port = host, int(port)
+
+    async def request(self, request: ModelRequest, on_text: Any = None) -> ModelReply:
+        messages = [{"role": one.role, "content": one.content} for one in request.messages]
+        body = json.dumps({"model": MODEL, "messages": messages, "seed": request.seed}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n"
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            said = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
+        finally:
+            writer.close()
+        usage = {"total_tokens": said["usage"]["total_tokens"]}
+        return ModelReply(text=said["choices"][0]["message"]["content"], model=MODEL, usage=usage, cost_usd=0.01)
+
+    async def prepare(self) -> None:
+        """Always ready."""
+
+    def worst_case(self, request: ModelRequest) -> Amount:
+        return Amount(1000, 0.02)
+
+    async def aclose(self) -> None:
+        """Each request has a connection of its own."""
+
+
+def registry(base_url: str, version: str = "1.0.0") -> ToolRegistry:
+    made = ToolRegistry()
+    made.register_tool(
+        LLMBundleTool("facts", Wire(base_url), output_type=ANSWER, k=5, fields=["answer"], version=version)
+    )
+    return made
+
+
+def orchestrator(store: str, base_url: str, **given: Any) -> DurableOrchestrator:
+    version = given.pop("version", "1.0.0")
+    queues = {name: QueueLimits(**limits) for name, limits in given.pop("queues", {}).items()}
+    config = ReliabilityConfig(retry_policy=RetryPolicy(initial_delay=0.01, max_delay=0.05))
+    given = {"heartbeat": HEARTBEAT, **given}
+    return DurableOrchestrator(
+        store, reliability_config=config, registry=registry(base_url, version), queues=queues, **given
+    )
+
+
+def say(**line: Any) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+async def main(
+    store: str, base_url: str, runs: list[dict[str, Any]], serve: bool, stop_after: float | None, given: dict[str, Any]
+) -> None:
+    async with orchestrator(store, base_url, **given) as durable:
+        runner: Any = await durable.started()
+        say(ready=runner.worker)
+        stopping: list[asyncio.Future[None]] = []
+
+        async def one(options: dict[str, Any]) -> None:
+            try:
+                output = await durable.run(QUESTION, "facts", {"max_parallel": 1, "k": 5}, options)
+            except Exception as error:
+                say(error=type(error).__name__, text=str(error))
+            else:
+                say(output=output.model_dump(mode="json"), replayed=output.replayed)
+
+        if stop_after is not None:
+            later = asyncio.get_running_loop().call_later
+            later(stop_after, lambda: stopping.append(asyncio.ensure_future(durable.aclose())))
+        await asyncio.gather(*(one(options) for options in runs))
+        await asyncio.gather(*stopping)
+        if serve:
+            await asyncio.Event().wait()
+
+
+class Process:
+    """A child that runs this file, and the lines it has printed."""
+
+    def __init__(
+        self,
+        store: str,
+        base_url: str,
+        *runs: dict[str, Any],
+        serve: bool = False,
+        stop_after: float | None = None,
+        **given: Any,
+    ) -> None:
+        order = {"store": store, "base_url": base_url, "runs": runs, "serve": serve, "stop_after": stop_after}
+        order["given"] = given
+        self._child = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), json.dumps(order)], stdout=subprocess.PIPE, text=True
+        )
+        self._lines: Queue[str | None] = Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._child.stdout is not None
+        for line in self._child.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def next(self, patience: float = 30.0) -> dict[str, Any]:
+        """The next thing that it says."""
+        line = self._lines.get(timeout=patience)
+        assert line is not None, f"the child has ended with {self._child.wait()}"
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+    def signal(self, how: signal.Signals) -> None:
+        self._child.send_signal(how)
+
+    def wait(self, patience: float = 30.0) -> int:
+        return self._child.wait(patience)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(**json.loads(sys.argv[1])))
