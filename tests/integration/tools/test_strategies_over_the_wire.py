@@ -58,6 +58,7 @@ def adds_up(output: OrchestrationOutput) -> None:
 
 
 async def test_a_race_is_won_beside_a_provider_that_stalls_and_the_loser_is_stopped(server: SimulatedServer) -> None:
+    await run(merge(gpt(server), claude(server)))  # What is loaded once is loaded now.
     await server.set_faults([f"silence:model={GPT}"])
     output = await run(race(gpt(server), claude(server)))
     assert output.metadata["strategy"]["winner"] == "claude"
