@@ -74,6 +74,7 @@ class Statistics:
         self.fresh_for = fresh_for
         self.version = 0
         self._clock = clock
+        self._changes: deque[tuple[int, str]] = deque(maxlen=64)
         self._arms: OrderedDict[tuple[str, str], _Sums] = OrderedDict()
         self._cells: OrderedDict[tuple[str, str, str], _Sums] = OrderedDict()
 
@@ -101,6 +102,13 @@ class Statistics:
         if arm.runs >= arm.publish_at:
             arm.publish_at = arm.runs + min(64, max(1, arm.runs // 8))
             self.version += 1
+            self._changes.append((self.version, tool))
+
+    def changed_since(self, version: int) -> set[str] | None:
+        """The tools of which estimates may have changed since; None where these are too many to know."""
+        if self.version - version > len(self._changes):
+            return None
+        return {tool for at, tool in self._changes if at > version}
 
     def estimate(
         self,
