@@ -62,6 +62,8 @@ FLOORS = {
     "settings": WAYS,
     "cli": WAYS,
     "testing": WAYS,
+    "telemetry": WAYS,
+    "service": WAYS,
 }
 FRONTS = {"": FLOW, "orchestration": FLOW}
 """Packages that only say what is public of the floors below them."""
@@ -105,7 +107,9 @@ HEAVY_ROOMS = tuple(
         "reliability.shared",
         "reliability.stores.postgres",
         "reliability.stores.redis",
+        "service",
         "settings",
+        "telemetry",
     )
 )
 """Packages of ours that need what is heavy: entered by the function that needs them, never when a module is loaded."""

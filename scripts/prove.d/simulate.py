@@ -116,14 +116,13 @@ def a_rate_limit_counts_as_a_failure() -> Any:
 
 
 def a_cancelled_reservation_is_not_settled() -> Any:
-    whole = budget._settle
+    whole = budget.Reservation.settle
 
-    def settle(call: Any, held: Any, actual: Any) -> None:
+    def settle(self: budget.Reservation, actual: Any) -> Any:
         task = asyncio.current_task()
-        if task is None or not task.cancelling():
-            whole(call, held, actual)
+        return {} if task is not None and task.cancelling() else whole(self, actual)
 
-    return patch.object(budget, "_settle", settle)
+    return patch.object(budget.Reservation, "settle", settle)
 
 
 def check_then_spend() -> Any:
@@ -235,8 +234,9 @@ def another_request_joins_the_work() -> Any:
 
         __hash__ = str.__hash__
 
-    def init(self: Flight[Any], fingerprint: str, terms: Any, deadline: Any) -> None:
-        whole(self, Anything(fingerprint), terms, deadline)
+    def init(self: Flight[Any], work: Any, *rest: Any) -> None:
+        whole(self, work, *rest)
+        self.fingerprint = Anything(work.fingerprint)
 
     return patch.object(Flight, "__init__", init)
 

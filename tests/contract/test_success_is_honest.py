@@ -28,6 +28,8 @@ BOTH = pytest.mark.parametrize("orchestrator", [plain, reliable])
         (bundle(invalid=3), "failed"),
         (bundle("a", "a", k=5, early_stopped=True, early_stop_reason="converged"), "succeeded"),
         (bundle("a", "a", k=5, early_stopped=True, early_stop_reason="budget"), "partial"),
+        (bundle("a", "a", k=5, early_stopped=True, early_stop_reason="decided", min_valid=3), "partial"),
+        (bundle("a", "a", k=5, early_stopped=True, early_stop_reason="decided", min_valid=2), "succeeded"),
         (bundle("a", "a", k=5, early_stopped=True, early_stop_reason="deadline"), "partial"),
         (bundle("a", k_completed=1, k=1), "succeeded"),
     ],

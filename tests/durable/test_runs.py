@@ -215,6 +215,17 @@ async def test_the_plan_is_the_one_that_was_made_first(runner: MemoryRunner) -> 
     assert (output.content, output.metadata["plan"]["selected_tool"]) == ("from a", "a")
 
 
+async def test_the_version_that_was_planned_is_the_one_that_goes_on(runner: MemoryRunner) -> None:
+    old, new = ScriptedTool("a", OK("old")), ScriptedTool("a", OK("new"))
+    new.version = "2.0.0"
+    await durable(runner, old).run("Why?", "a", options=KEYED)
+    runner.runs["default:k"].steps.pop("a@1.0.0#1")
+    both = durable(runner, old, new)
+    await both.started()
+    ended = await runner.go_on("default:k")
+    assert (ended["output"]["content"], ended["output"]["metadata"]["tool_version"]) == ("old", "1.0.0")
+
+
 async def test_a_recorded_call_is_given_back_though_its_circuit_is_open_by_now(runner: MemoryRunner) -> None:
     breaker = CircuitBreakerConfig(failure_threshold=1)
     good, bad = ScriptedTool("a", OK("yes")), ScriptedTool("a", err(503))
@@ -436,7 +447,7 @@ def test_the_version_is_that_of_the_tools(runner: MemoryRunner) -> None:
     a, b, newer = ScriptedTool("a", OK()), ScriptedTool("b", OK()), ScriptedTool("a", OK())
     newer.version = "2.0.0"
     assert version(a, b) == version(b, a)
-    assert len({version(a), version(newer), version(a, b), version()}) == 4
+    assert len({version(a), version(newer), version(a, newer), version(a, b), version()}) == 5
 
 
 async def test_it_is_a_reliable_orchestrator_and_streams(runner: MemoryRunner) -> None:

@@ -20,6 +20,7 @@ from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
 from steer_llm_sdk.cli.runs import runs
+from steer_llm_sdk.cli.serve import keys, serve
 from steer_llm_sdk.cli.simulate import simulate
 from steer_llm_sdk.cli.tools import tools
 from steer_llm_sdk.cli.worker import worker
@@ -33,10 +34,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, doctor, simulate, record, calibrate, demo, worker):
+for _command in (run, serve, doctor, simulate, record, calibrate, demo, worker):
     app.command(cls=OneCommand, help=flowing(_command.__doc__))(_command)
-_groups = (("plan", plan), ("tools", tools), ("breakers", breakers), ("runs", runs), ("evidence", evidence))
-for _name, _group in _groups:
+for _name, _group in (
+    ("plan", plan),
+    ("tools", tools),
+    ("breakers", breakers),
+    ("runs", runs),
+    ("keys", keys),
+    ("evidence", evidence),
+):
     app.add_typer(_group, name=_name)
 
 

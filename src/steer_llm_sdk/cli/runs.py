@@ -135,7 +135,7 @@ def _came(step: Mapping[str, Any]) -> str:
     if "error" in step:
         return f"{step['error']['type']}: {step['error']['message']}"
     if "steps" in step:
-        return ", then ".join(name for name, _ in step["steps"])
+        return ", then ".join(name for name, *_ in step["steps"])
     return f"recorded, {sum(line['elapsed_ms'] for line in step.get('lines', ())) / 1000:.1f} s"
 
 

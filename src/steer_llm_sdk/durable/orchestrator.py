@@ -38,7 +38,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
-from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
+from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.canonical import fingerprint
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
@@ -141,7 +141,7 @@ class DurableOrchestrator(ReliableOrchestrator):
     @property
     def application_version(self) -> str:
         """Of the tools that are registered, by name and version: a run is carried on by the same version only."""
-        tools = sorted(f"{tool.name}@{tool.version}" for tool in self.registry)
+        tools = sorted(f"{name}@{version}" for name, known in self.registry._tools.items() for version in known)
         return f"steer-{FORMAT}-{hashlib.sha256(json.dumps(tools).encode()).hexdigest()[:12]}"
 
     async def __aenter__(self) -> DurableOrchestrator:
@@ -194,7 +194,7 @@ class DurableOrchestrator(ReliableOrchestrator):
         """
         runner = await self.started()
         run = self._accept(request, tool_name, tool_options, options, None)
-        queue = None if tool_name is None else self._find(tool_name).targets[0][0].partition("@")[0]
+        queue = None if tool_name is None else self._find(tool_name, run).targets[0][0].partition("@")[0]
         asked = _asked(run, runner.now())
         if run.options.idempotency_key is None:
             run_id = _unkeyed(run)
@@ -230,10 +230,10 @@ class DurableOrchestrator(ReliableOrchestrator):
 
     # ── one run ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _work(self, run: Run) -> OrchestrationOutput:
+    async def _work(self, run: Run, plan: Plan | None = None) -> OrchestrationOutput:
         # Within a run, and so within one of its steps, another run is a part of it.
         if journal_of_run.get() is not None:
-            return await super()._work(run)
+            return await super()._work(run, plan)
         runner = await self.started()
         task = asyncio.current_task()
         assert task is not None
@@ -412,12 +412,16 @@ class DurableOrchestrator(ReliableOrchestrator):
         record = await journal.once("plan", make)
         if "error" in record:
             raise load_error(record["error"])
-        return made[0] if made else self._load_plan(record)
+        return made[0] if made else self._load_plan(record, run)
 
-    def _load_plan(self, record: Json) -> Plan:
-        steps = tuple(ToolCall.of(self._find(name), planned) for name, planned in record["steps"])
+    def _load_plan(self, record: Json, run: Run) -> Plan:
+        steps = tuple(ToolCall.of(self._tool(run, *named), planned) for *named, planned in record["steps"])
         shown = record["shown"]
         return Plan(steps, None if shown is None else lambda: json.loads(json.dumps(shown)))
+
+    def _tool(self, run: Run, name: str, version: str) -> Tool:
+        """In the version that was planned, where there are several."""
+        return self.registry.get_tool(name, version) or self._find(name, run)
 
     def _dbos(self, store: Store) -> Runner:
         runner: Runner = engine().DbosRunner(
@@ -502,10 +506,14 @@ async def _earlier(runner: Runner, run: Run, key: Claim, mark: str) -> list[str]
 
 
 def _dump_plan(plan: Plan) -> Json:
+    if plan.strategy is not None:
+        raise InvalidRequest(
+            "execution_strategy", "of several tools", 'a durable run carries out "single" only; plan that'
+        )
     for step in plan.steps:
         if not is_json(dict(step.planned)):
             raise InvalidRequest(
                 "plan.tool_options", step.planned, "what a durable run is planned with must be JSON, to be recorded"
             )
     shown = None if plan.shown is None else json_value(plan.shown())
-    return {"steps": [[step.tool.name, dict(step.planned)] for step in plan.steps], "shown": shown}
+    return {"steps": [[step.tool.name, step.tool.version, dict(step.planned)] for step in plan.steps], "shown": shown}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from steer_llm_sdk.evidence._leaves import ABSENT, Path, at, dotted
@@ -127,7 +127,14 @@ class FieldVotes:
             if left > 0 and found.reason != "futile" and _is_open_to_the_end(each.policy):
                 found = StopDecision(stop=False, reason=None, leader=found.leader, stability=found.stability, need=left)
             every.append(found)
-        return together(every)
+        return self._with_enough(together(every), min_valid)
+
+    def _with_enough(self, found: StopDecision, min_valid: int) -> StopDecision:
+        """A rule that holds for fewer valid answers than are wanted waits for the others."""
+        short = min_valid - self._valid
+        if short <= 0 or found.reason in ("futile", "complete"):
+            return found
+        return replace(found, stop=False, reason=None, need=max(found.need, short))
 
 
 def together(every: Sequence[StopDecision]) -> StopDecision:

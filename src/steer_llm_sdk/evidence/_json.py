@@ -61,6 +61,10 @@ def are_flat(values: Sequence[Any]) -> bool:
             return False
     except TypeError:
         return False
+    names = tuple(values[0])
+    if all(tuple(each) == names for each in values):
+        # What stands in one field is of one type, which is seen at once.
+        return all(map(_are_plain, zip(*map(dict.values, values), strict=True)))
     return _are_plain(list(chain.from_iterable(map(dict.values, values))))
 
 
@@ -68,15 +72,19 @@ def _are_plain(items: Collection[Any]) -> bool:
     kinds = set(map(type, items))
     if not kinds <= _FLAT:
         return False
-    if str in kinds and not "".join([item for item in items if type(item) is str]).isascii():
+    if str in kinds and not "".join(_of(str, items, kinds)).isascii():
         return False
     # A sum is finite only if all of its parts are.
-    if float in kinds and not math.isfinite(sum([item for item in items if type(item) is float])):
+    if float in kinds and not math.isfinite(sum(_of(float, items, kinds))):
         return False
     if int not in kinds:
         return True
-    whole = [item for item in items if type(item) is int]
-    return -_LONG < min(whole) <= max(whole) < _LONG
+    whole = _of(int, items, kinds)
+    return bool(-_LONG < min(whole) <= max(whole) < _LONG)
+
+
+def _of(kind: type, items: Collection[Any], kinds: set[type]) -> Collection[Any]:
+    return items if len(kinds) == 1 else [item for item in items if type(item) is kind]
 
 
 def _whole(value: int) -> int:

@@ -47,7 +47,7 @@ class Column:
     kinds: set[type]
     classes: Sequence[int]
     ballots_of: Sequence[Sequence[int]]
-    weights: Sequence[float]
+    weights: list[float]
     said: Sequence[Any]
     object_class: int | None
     children: Sequence[Column]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import add
 from statistics import median_low
 from typing import Any
 
@@ -81,7 +82,11 @@ class Election:
             given = [number for number in range(len(column.said)) if number != absent]
             present = sum(column.weights[number] for number in given)
             return self._heaviest(column, given) if present >= column.keep * sum(column.weights) else absent
-        winner = self._heaviest(column, range(len(column.said)))
+        most = max(column.weights)
+        if column.weights.count(most) == 1:
+            winner = column.weights.index(most)
+        else:
+            winner = self._heaviest(column, range(len(column.said)))
         if column.policy.consensus == "mode" or column.policy.aligned or winner == column.object_class:
             return winner
         given = [number for number in range(len(column.said)) if number not in (absent, column.object_class)]
@@ -136,9 +141,15 @@ class Election:
         found = [0.0] * len(self.reading.ballots)
         for column in self.reading.all_columns():
             nothing = (column.object_class, column.absent_class)
-            shared = [0.0 if number in nothing else weight for number, weight in enumerate(column.weights)]
+            shared = list(column.weights)
+            for number in nothing:
+                if number is not None:
+                    shared[number] = 0.0
             if len(column.members) == len(found) and min(shared) == max(shared):
                 continue  # All have as much of it.
+            if len(column.members) == len(found):
+                found = list(map(add, found, map(shared.__getitem__, column.classes)))
+                continue
             for ballot, number in zip(column.members, column.classes, strict=True):
                 found[ballot] += shared[number]
         return found

@@ -289,7 +289,8 @@ def _keeps(tally: Tally) -> float:
     if leads and len(column.members) <= _MOST_EXACT and math.fsum(column.weights) == len(column.members):
         return stability_of(column.classes)
     first = column.weights[winner]
-    rivals = Counter(weight for number, weight in enumerate(column.weights) if number != winner)
+    rivals = Counter(column.weights)
+    rivals[first] -= 1
     rivals[0.0] += 1  # An answer that nobody has given yet.
     return math.prod(_is_ahead(first, weight) ** count for weight, count in rivals.items())
 

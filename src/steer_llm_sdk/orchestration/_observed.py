@@ -15,19 +15,25 @@ from steer_llm_sdk.reliability.classify import classify
 class Observer:
     """Tells of each tool that was sent something and came to an end by itself.
 
-    Of the runs of one plan in which the first tool answered at once, the first COUNTED are told one by one, then one in
+    Of the runs in which the tool that was chosen answered at once, the first COUNTED are told one by one, then one in
     STRIDE stands for as many: to count a run as it goes by takes a tenth of what it takes to tell of it. A planner that
-    says `observes_every_run` is told of each.
+    says `observes_every_run` is told of each. `before`: who told of an earlier decision for the same tool, and goes on
+    in this one.
     """
 
     __slots__ = ("_decision", "_left", "_planner", "_stride", "_told")
 
-    def __init__(self, planner: Planner, decision: PlanDecision) -> None:
+    def __init__(self, planner: Planner, decision: PlanDecision, before: Observer | None = None) -> None:
         self._planner = planner
         self._decision = decision
         self._stride = 1 if planner.observes_every_run else STRIDE
-        self._left = 0
-        self._told = 0
+        same = before is not None and before.of == self.of
+        self._left: int = before._left if before is not None and same else 0
+        self._told: int = before._told if before is not None and same else 0
+
+    @property
+    def of(self) -> tuple[str, str | None]:
+        return self._decision.selected_tool, self._decision.tool_version
 
     def __call__(self, run: Run, steps: Sequence[ToolCall], answer: Answer) -> None:
         timeline = run.timeline

@@ -84,7 +84,10 @@ class ToolResult(NamedTuple):
 
     @property
     def status(self) -> Literal["succeeded", "partial", "failed"]:
-        """Honest: a bundle with fewer valid replicates than were asked for is partial, one with none has failed."""
+        """Honest: a bundle with fewer valid replicates than were asked for is partial, one with none has failed.
+
+        One that stopped because it knew enough is whole, if it has `min_valid`.
+        """
         if self.bundle is None:
             # An answer that its tool says was cut off is no whole one.
             return "partial" if self.metadata.get("truncated") is True else "succeeded"
@@ -93,7 +96,7 @@ class ToolResult(NamedTuple):
         completed = valid if meta.k_completed is None else min(valid, meta.k_completed)
         if not completed:
             return "failed"
-        stopped_well = meta.early_stopped and meta.early_stop_reason in _BY_DECISION
+        stopped_well = meta.early_stopped and meta.early_stop_reason in _BY_DECISION and completed >= meta.min_valid
         return "succeeded" if stopped_well or completed >= meta.k else "partial"
 
 

@@ -132,7 +132,13 @@ class ReliableToolExecutor:
         self.silence_timeout = self.config.silence_timeout
         hedging = self.config.hedging
         self._hedge = None if hedging is None else Hedge(hedging, limit=self._limit, budget=self._retry_budget)
+        self._around_attempts: tuple[Policy[Any], ...] = ()
         self._folded: dict[tuple[bool, ...], Next[Call, Any]] = {}
+
+    def around_attempts(self, policy: Policy[Any]) -> None:
+        """Put `policy` round each attempt, from now on. What waits for leave to be sent is outside of it."""
+        self._around_attempts += (policy,)
+        self._folded = {}
 
     def pipeline(self, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Next[Call, Any]:
         """What stands round each call to the outside. A policy that is not asked for is not in the list."""
@@ -149,6 +155,7 @@ class ReliableToolExecutor:
                 (breaker, self.breakers.policy()),
                 (reserve, Reserve()),
                 (retry and bool(hedges or limiters), self._limit),
+                *((True, policy) for policy in self._around_attempts),
                 (True, record),
                 *self._classify(),
                 (timeout, AttemptTimeout()),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from steer_llm_sdk._names import looked_up
@@ -79,16 +79,24 @@ def _is_ours(kind: type) -> bool:
     return all(method is None or str(method.__module__).startswith("steer_llm_sdk.") for method in own)
 
 
-_provider = attrgetter("tool.provider")
-"""Of a step: what its `target` was made of, and may have changed since."""
+_SERVERS = ("redis://", "rediss://", "postgres://", "postgresql://")
+"""How the URL of a store begins that several machines can reach."""
+
+
+def _shared_at(url: str) -> SharedState:
+    from steer_llm_sdk.reliability.shared.state import SharedState
+
+    return SharedState(url)
 
 
 class ReliableOrchestrator(BaseOrchestrator):
-    """Breakers, limits and remembered results belong to this instance, unless `store` says where the results are kept.
+    """Breakers, limits and remembered results belong to this instance, unless `store` says where they are kept.
 
     `store` is a URL, see `open_store`, or a Store. Unset, it is what STEER_STORE names; without that, results are
-    remembered in memory. `async with` or `aclose` closes what was opened from a URL. An idempotency_manager has a
-    store of its own.
+    remembered in memory. The URL of a server (Redis or PostgreSQL) means that breakers, rate limits, retry budgets and
+    budgets are those of all instances with this URL; `shared` is for who wants that without remembered results, or
+    several orchestrators on one connection. `async with` or `aclose` closes what was opened from a URL. An
+    idempotency_manager has a store of its own.
     """
 
     def __init__(
@@ -103,8 +111,12 @@ class ReliableOrchestrator(BaseOrchestrator):
         shared: SharedState | None = None,
     ) -> None:
         check_types(("reliability_config", reliability_config, ReliabilityConfig))
+        self._opened: SharedState | None = None
         if idempotency_manager is None:
-            idempotency_manager = IdempotencyManager(store=store or os.environ.get("STEER_STORE") or None)
+            store = store or os.environ.get("STEER_STORE") or None
+            idempotency_manager = IdempotencyManager(store=store)
+            if shared is None and isinstance(store, str) and store.startswith(_SERVERS):
+                shared = self._opened = _shared_at(store)
         elif store is not None:
             raise InvalidRequest(
                 "store",
@@ -115,18 +127,23 @@ class ReliableOrchestrator(BaseOrchestrator):
             check_types(("planner", planner, Planner))
         self.planner = RuleBasedPlanner() if planner is None else planner
         self.reliability_config = ReliabilityConfig() if reliability_config is None else reliability_config
+        if shared is not None and budget_accounts is None:
+            budget_accounts = shared.budget_accounts()
         super().__init__(
             registry,
             executor=ReliableToolExecutor(self.reliability_config, shared),
             idempotency_manager=idempotency_manager,
-            budget_accounts=shared.budget_accounts()
-            if shared is not None and budget_accounts is None
-            else budget_accounts,
+            budget_accounts=budget_accounts,
         )
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()
         self._well: tuple[Mapping[str, Sequence[Tool]], tuple[int, int], Mapping[str, str]] | None = None
         self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan, list[Any]] | None = None
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._opened is not None:
+            await asyncio.to_thread(self._opened.close)
 
     @property
     def breakers(self) -> Mapping[str, Any]:
@@ -150,11 +167,12 @@ class ReliableOrchestrator(BaseOrchestrator):
         if (
             last is not None
             and (last[0] is decision and last[1] is view and last[2] == most)
-            and last[4] == list(map(_provider, last[3].steps))
+            and last[4] == [step.tool.provider for step in last[3].steps]
         ):
             return last[3]
         plan = self._carry_out(decision, most, run)
-        self._last_plan = (decision, view, most, plan, list(map(_provider, plan.steps)))
+        # Of a step: what its `target` was made of, and may have changed since.
+        self._last_plan = (decision, view, most, plan, [step.tool.provider for step in plan.steps])
         return plan
 
     async def _plan(self, run: Run) -> Plan:
@@ -212,7 +230,8 @@ class ReliableOrchestrator(BaseOrchestrator):
         planner = self.planner
         if not isinstance(planner, Planner) or type(planner).observe is Planner.observe:
             return None
-        return Observer(planner, decision)
+        before = None if self._last_plan is None else self._last_plan[3].observe
+        return Observer(planner, decision, before if isinstance(before, Observer) else None)
 
     def _fallbacks(self, decision: PlanDecision, run: Run) -> tuple[list[Tool], list[str]]:
         """The fallbacks of a decision, and the names of those that are not there: they are passed over."""

@@ -113,6 +113,11 @@ def resolve_model(spec: ModelSpec) -> ModelAdapter:
     return PydanticAIAdapter(endpoint, None if model.price is None else model.price.of)
 
 
+def endpoint_of(spec: str | Model) -> Endpoint:
+    """Where a model is and with which key, for who speaks its wire himself. Raises as `resolve_model` does."""
+    return _endpoint(Model(spec) if isinstance(spec, str) else spec)
+
+
 def configured_model() -> str | None:
     """What STEER_MODEL names; None if it is unset or blank."""
     return _from_environment(MODEL_VARIABLE)

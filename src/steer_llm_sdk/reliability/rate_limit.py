@@ -537,6 +537,11 @@ class RateLimits:
     def _made(self, target: str, limit: RateLimit) -> _Gate:
         return _Gate(target, limit)
 
+    def waiting(self) -> dict[str, int]:
+        """How many calls wait in the queue of each target."""
+        gates = list(self.gates.items())
+        return {str(key): len(gate.state.line.waiters) for key, gate in gates if gate is not None}
+
 
 class RateLimiter:
     """The policy. `breakers` are looked at before a call queues, and when one that was sent has failed."""

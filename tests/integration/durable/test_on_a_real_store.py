@@ -142,6 +142,14 @@ async def test_a_store_that_cannot_be_reached_is_said_without_its_password(tmp_p
     assert not tool.calls
 
 
+async def test_every_process_has_a_name_of_its_own(sqlite: str) -> None:
+    names = set()
+    for _ in range(2):
+        async with durable(sqlite, ScriptedTool("a", OK())) as orchestrator:
+            names.add((await orchestrator.started()).worker)
+    assert len(names) == 2
+
+
 async def test_a_conflict_between_processes_is_one(sqlite: str) -> None:
     async with durable(sqlite, ScriptedTool("a", OK())) as first:
         await first.run("Why?", "a", options=KEYED)

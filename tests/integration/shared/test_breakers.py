@@ -348,3 +348,27 @@ async def test_a_cancelled_probe_gives_its_place_back(instances: Instances) -> N
         await probe
     await asyncio.sleep(0.1)
     assert (await here.run("q", "ask")).content == "yes"
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+async def test_a_store_with_a_server_is_shared_without_more_being_said(
+    url: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "environment":
+        monkeypatch.setenv("STEER_STORE", url)
+    monkeypatch.setattr(link.Link.__init__, "__kwdefaults__", {"patience": 5.0, "make_board": open_board})
+    runners = []
+    for steps in ([err(503)] * 3, [OK("yes")]):
+        registry = ToolRegistry()
+        registry.register_tool(ScriptedTool("ask", *steps, provider="acme"))
+        config = ReliabilityConfig(
+            retry_policy=RetryPolicy(max_attempts=1), circuit_breaker_configs={"default": LONG}, enable_fallback=False
+        )
+        store = url if how == "argument" else None
+        runners.append(ReliableOrchestrator(None, config, registry=registry, store=store))
+    here, there = runners
+    async with here, there:
+        for _ in range(3):
+            assert (await here.run("q", "ask")).status == "failed"
+        assert (await there.run("q", "ask")).errors["ask"]["type"] == "CircuitOpen"
+    assert here.breakers["acme"]["alone"]  # Closed, it shares nothing any more.

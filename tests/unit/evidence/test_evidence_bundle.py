@@ -84,6 +84,7 @@ def test_the_defaults_say_nothing_that_is_not_known() -> None:
         "task": "t",
         "k": 2,
         "k_completed": 0,
+        "min_valid": 1,
         "model": None,
         "seeds": [],
         "early_stopped": False,

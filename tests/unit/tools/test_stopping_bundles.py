@@ -88,6 +88,13 @@ async def test_what_cannot_get_valid_enough_stops() -> None:
     assert (made.meta.early_stop_reason, answers.asked) == ("too_many_invalid", [0, 1, 2])
 
 
+@pytest.mark.parametrize("stop", ["curtail", "pcurtail", "distance"])
+async def test_a_rule_that_holds_waits_for_as_many_valid_answers_as_are_wanted(stop: str) -> None:
+    answers = Answers("a", None, "a", "a", "a", "a")
+    made = await bundle(answers, k=6, min_valid=4, stop=stop, max_parallel=1)
+    assert (made.meta.k_completed, made.meta.min_valid, len(answers.asked)) == (4, 4, 5)
+
+
 async def test_every_field_must_be_decided() -> None:
     said = [{"a": 1, "b": seed % 2} for seed in range(5)]
     assert len((await bundle(Answers(*said), k=5)).replicates) == 5

@@ -22,11 +22,15 @@ __all__ = [
 
 
 class BundleMetadata(Model):
-    """`k` replicates were asked for, `k_completed` are valid; an EvidenceBundle counts them where nobody said."""
+    """`k` replicates were asked for, `k_completed` are valid; an EvidenceBundle counts them where nobody said.
+
+    With fewer than `min_valid` a run is partial, whatever made it stop.
+    """
 
     task: str
     k: int = Field(ge=1)
     k_completed: int | None = Field(default=None, ge=0)
+    min_valid: int = Field(default=1, ge=1)
     model: str | None = None
     seeds: list[int] = Field(default_factory=list)
     early_stopped: bool = False

@@ -334,6 +334,7 @@ class _Making:
             task=self._job.task,
             k=self._k,
             k_completed=self._valid,
+            min_valid=self._job.options.min_valid,
             model=self._job.model,
             seeds=list(self._job.seeds[: self._k]),
             early_stopped=stopped,

@@ -74,8 +74,9 @@ class Progress:
         found = self._votes.decision("curtail", options.risk, options.floor, options.min_valid)
         if found.reason in ("too_many_invalid", "futile", "complete"):
             return found
-        near = self.mean_distance is not None and self.mean_distance <= options.epsilon
-        need = 0 if near else min(max(1, 2 - len(self._valid)), max(1, options.k - self._votes.n))
+        short = max(2, options.min_valid) - len(self._valid)
+        near = self.mean_distance is not None and self.mean_distance <= options.epsilon and short <= 0
+        need = 0 if near else min(max(1, short), max(1, options.k - self._votes.n))
         reason: Literal["distance"] | None = "distance" if near else None
         return StopDecision(stop=near, reason=reason, leader=found.leader, stability=found.stability, need=need)
 

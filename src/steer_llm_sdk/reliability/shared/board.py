@@ -74,10 +74,6 @@ def open_board(url: str) -> Board:
     raise InvalidRequest("store", shown(url), "give redis://… or postgresql://…: what is shared needs a server")
 
 
-def shareable(url: str) -> bool:
-    return _scheme(url) in ("redis", "rediss", "postgres", "postgresql")
-
-
 def _scheme(url: str) -> str:
     return url.partition("://")[0].partition("+")[0]
 

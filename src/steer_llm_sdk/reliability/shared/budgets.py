@@ -91,6 +91,9 @@ class AccountCell(OwnedCell[Account]):
     def changed(self) -> None:
         self._shown.account = self.state.value
 
+    def wanted(self) -> bool:
+        return True  # What is left is looked at before a call, and divided when the store falls silent.
+
     def seen(self, stored: Owned[Account]) -> None:
         self.heard = True
         super().seen(stored)

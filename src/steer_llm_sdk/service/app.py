@@ -1,0 +1,334 @@
+"""The HTTP service: runs, tools, plans, breakers, budgets, health."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from random import getrandbits
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from steer_llm_sdk import __version__
+from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ProviderError
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.orchestration.planning import PlanRequest
+from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
+from steer_llm_sdk.providers.models import Model
+from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
+from steer_llm_sdk.service.chat import Chat
+from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem
+from steer_llm_sdk.service.keys import KeyRing
+from steer_llm_sdk.service.problems import Problem, problem_of
+from steer_llm_sdk.service.runs import Run, RunBook
+from steer_llm_sdk.streaming.manager import EventManager
+
+DRAIN = 10.0
+"""Seconds that runs under way get when the service stops."""
+KEEP_ALIVE = 15.0
+"""Seconds of silence after which a stream of events gets a comment, so that no proxy closes it."""
+
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+
+
+class RunBody(BaseModel):
+    """A run. `options` are those of OrchestrationConfig; the tenant is that of the API key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: Any
+    tool_name: str | None = None
+    tool_options: dict[str, Any] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class PlanBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    request: Any
+    budget: dict[str, float] | None = None
+
+
+class BreakerBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["open", "close", "auto", "reset"]
+
+
+_MODES = {"open": BreakerMode.FORCED_OPEN, "close": BreakerMode.FORCED_CLOSED, "auto": BreakerMode.AUTO}
+
+
+def create_app(
+    orchestrator: ReliableOrchestrator,
+    *,
+    keys: KeyRing | None = None,
+    runs: str = ":memory:",
+    limits: Limits | None = None,
+    hosts: frozenset[str] | None = None,
+    models: Mapping[str, tuple[str | Model, ...]] | None = None,
+    simulated: bool = False,
+    drain: float = DRAIN,
+) -> FastAPI:
+    """The application, for any ASGI server. `runs` is the SQLite file that ended runs are kept in.
+
+    `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
+    lets `recorded:` models answer. `models`: what the names stand for that clients of OpenAI's format use.
+    """
+    book = RunBook(runs)
+    state = _State(orchestrator, book, Chat(orchestrator, models or {}, simulated), simulated)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await book.open()
+        state.ready = True
+        async with orchestrator:
+            yield
+            state.ready = False
+            await book.close(drain)
+            await state.chat.aclose()
+
+    app = FastAPI(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.steer = state
+    for kind in (OrchestratorError, ProviderError, Problem, Exception):
+        app.add_exception_handler(kind, as_problem)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    _add_routes(app, state)
+    answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
+    app.add_middleware(Guard, keys=keys, limits=limits or Limits(), hosts=answered)
+    return app
+
+
+class _State:
+    def __init__(self, orchestrator: ReliableOrchestrator, book: RunBook, chat: Chat, simulated: bool) -> None:
+        self.orchestrator = orchestrator
+        self.chat = chat
+        self.book = book
+        self.simulated = simulated
+        self.ready = False
+
+
+def caller_of(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+Known = Annotated[Caller, Depends(caller_of)]
+_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+
+
+def _add_routes(app: FastAPI, state: _State) -> None:
+    orchestrator, book = state.orchestrator, state.book
+
+    @app.post("/v1/runs", response_model=None)
+    async def run(
+        body: RunBody,
+        caller: Known,
+        prefer: Annotated[str, Header()] = "",
+        idempotency_key: Annotated[str | None, Header()] = None,
+        traceparent: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Run a request. With `Prefer: respond-async` the answer is 202 and the id of the run."""
+        options = _options(body.options, caller, idempotency_key, traceparent)
+        _refuse_recordings(state, body.request, body.tool_options)
+        # Looked at before anything is accepted: what cannot be run has no id.
+        run_id = str(options["request_id"])
+
+        async def work(events: EventManager) -> OrchestrationOutput:
+            return await orchestrator.run(body.request, body.tool_name, body.tool_options, options, events)
+
+        if body.tool_name is not None:
+            orchestrator.registry.resolve(body.tool_name)
+        begun = book.start(run_id, caller.tenant, body.request, work)
+        where = {"Location": f"/v1/runs/{run_id}"}
+        if "respond-async" in prefer:
+            told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}
+            return JSONResponse(told, 202, {**where, "Preference-Applied": "respond-async"})
+        output = await _waited(book, begun)
+        replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
+        return JSONResponse(output.model_dump(mode="json") | {"id": run_id}, headers={**where, **replayed})
+
+    @app.get("/v1/runs", response_model=None)
+    async def latest(caller: Known, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> dict[str, Any]:
+        """The newest runs of the tenant."""
+        return {"runs": [{**each.shown(), "content": None} for each in await book.latest(caller.tenant, limit)]}
+
+    @app.get("/v1/runs/{run_id}", response_model=None)
+    async def show(run_id: str, caller: Known) -> dict[str, Any]:
+        return (await book.get(caller.tenant, _run_id(run_id))).shown()
+
+    @app.get("/v1/runs/{run_id}/events", response_model=None)
+    async def events(
+        run_id: str, caller: Known, last_event_id: Annotated[str | None, Header()] = None
+    ) -> StreamingResponse:
+        """The events of a run as they come, those before `Last-Event-ID` left out."""
+        found = await book.get(caller.tenant, _run_id(run_id))
+        after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
+        return StreamingResponse(_sse(found, after), media_type="text/event-stream")
+
+    @app.delete("/v1/runs/{run_id}", response_model=None)
+    async def cancel(run_id: str, caller: Known) -> Response:
+        """Cancel a run. 204 where it had ended already."""
+        found = await book.get(caller.tenant, _run_id(run_id))
+        if found.over:
+            return Response(status_code=204)
+        book.cancel(found)
+        return JSONResponse({"id": found.id, "state": "cancelling"}, 202)
+
+    @app.get("/v1/tools", response_model=None)
+    async def tools() -> dict[str, Any]:
+        view = orchestrator.registry.planning_view()
+        return {"tools": [tool.model_dump(mode="json") for tool in view.values()]}
+
+    @app.post("/v1/plan", response_model=None)
+    async def plan(body: PlanBody) -> dict[str, Any]:
+        """Which tool the request would go to, and why. Nothing is run."""
+        context = PlanRequest(budget=body.budget)
+        decision = await orchestrator.planner.plan(body.request, orchestrator.registry.planning_view(), context)
+        return decision.model_dump(mode="json")
+
+    @app.get("/v1/breakers", response_model=None)
+    async def breakers() -> dict[str, Any]:
+        return {"breakers": orchestrator.executor.breakers.get_all_stats()}
+
+    @app.post("/v1/breakers/{name:path}", response_model=None)
+    async def force(name: str, body: BreakerBody, caller: Known) -> dict[str, Any]:
+        """open, close: whatever the circuit says. auto: as it says. reset: closed, with nothing remembered."""
+        if not caller.admin:
+            raise Problem(403, "this key may not force breakers; it needs admin = true")
+        breaker = orchestrator.executor.breakers.get(name)
+        if breaker is None:
+            raise Problem(404, "there is no such breaker; a provider has one from its first call on")
+        if body.action == "reset":
+            breaker.reset()
+        else:
+            breaker.set_mode(_MODES[body.action])
+        return breaker.get_stats()
+
+    @app.get("/v1/budgets", response_model=None)
+    async def budgets(caller: Known) -> dict[str, Any]:
+        """The shared budgets of the tenant."""
+        mine = f"{caller.tenant}/"
+        accounts = orchestrator.budgets
+        return {
+            "budgets": {name.removeprefix(mine): dict(each) for name, each in accounts.items() if name.startswith(mine)}
+        }
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Request, caller: Known) -> Response:
+        """OpenAI's chat completions, under the policies."""
+        return await state.chat.complete(request, caller)
+
+    @app.get("/v1/models", response_model=None)
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": state.chat.models()}
+
+    @app.get("/v1/models/{name:path}", response_model=None)
+    async def model(name: str) -> dict[str, Any]:
+        return state.chat.model(name)
+
+    @app.get("/healthz", response_model=None)
+    async def alive() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", response_model=None)
+    async def ready() -> Response:
+        told = {"status": "ready" if state.ready else "stopping", "runs": book.under_way}
+        return JSONResponse(told, 200 if state.ready else 503)
+
+
+def _run_id(run_id: str) -> str:
+    if not _ID.match(run_id):
+        raise Problem(404, "there is no such run")
+    return run_id
+
+
+def _options(given: Mapping[str, Any], caller: Caller, key: str | None, traceparent: str | None) -> dict[str, Any]:
+    """The options of a run. What belongs to the tenant is not the caller's to say."""
+    options = dict(given)
+    if options.pop("tenant", caller.tenant) != caller.tenant:
+        raise Problem(403, "options.tenant: it is that of the API key; leave it out")
+    for name in ("redactor_cb", "request_id"):
+        if options.get(name) is not None:
+            raise Problem(400, f"options.{name} cannot be given over HTTP; leave it out")
+    if key is not None:
+        if options.get("idempotency_key") not in (None, key):
+            raise Problem(400, "options.idempotency_key: the header Idempotency-Key says something else; give one")
+        options["idempotency_key"] = key
+    for budget in options.get("budgets") or ():
+        if isinstance(budget, dict) and isinstance(budget.get("name"), str):
+            budget["name"] = f"{caller.tenant}/{budget['name']}"
+    trace = re.match(r"^00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$", traceparent or "")
+    if trace is not None:
+        options.setdefault("trace_id", trace[1])
+    return {**options, "tenant": caller.tenant, "request_id": f"{getrandbits(128):032x}"}
+
+
+def _refuse_recordings(state: _State, *given: Any) -> None:
+    """An answer from a recording is no answer, unless the service says that it simulates."""
+    if state.simulated:
+        return
+    for options in given:
+        model = options.get("model") if isinstance(options, Mapping) else None
+        for name in model if isinstance(model, list) else [model]:
+            if isinstance(name, str) and name.strip().startswith("recorded:"):
+                raise InvalidRequest("model", name, "this service answers from no recording; start it with --simulated")
+
+
+async def _waited(book: RunBook, run: Run) -> OrchestrationOutput:
+    """Wait for a run. Who goes away takes it along, unless it has a key: then somebody may come back for it."""
+    assert run.task is not None
+    try:
+        return await asyncio.shield(run.task)
+    except asyncio.CancelledError:
+        if run.task.cancelled():
+            raise Problem(409, "the run was cancelled", error="Cancelled") from None
+        book.cancel(run)
+        raise
+
+
+async def _sse(run: Run, after: int) -> AsyncIterator[bytes]:
+    events = aiter(run.follow(after))
+    waiting: asyncio.Task[dict[str, Any]] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({waiting}, timeout=KEEP_ALIVE)
+            if not done:
+                yield b": waiting\n\n"
+                continue
+            try:
+                event = waiting.result()
+            except StopAsyncIteration:
+                break
+            waiting = None
+            data = json.dumps(event, ensure_ascii=False)
+            yield f"id: {event['id']}\nevent: {event['type']}\ndata: {data}\n\n".encode()
+        end = {"state": run.state, "error": run.error}
+        yield f"event: end\ndata: {json.dumps(end)}\n\n".encode()
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """The first thing that is wrong with a body or a parameter, by its name."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    return Problem(400, f"{place}: {first['msg']}", error="InvalidRequest", field=place).response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Problem(error.status_code, str(error.detail), error.headers).response()
+
+
+__all__ = ["Limits", "create_app", "problem_of"]

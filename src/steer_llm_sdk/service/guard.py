@@ -1,0 +1,245 @@
+"""What stands in front of every request: its size, its time, its depth, who sends it, and how often.
+
+It is plain ASGI, so that a body is refused while it comes and not when it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from steer_llm_sdk.service.keys import Key, KeyRing
+from steer_llm_sdk.service.problems import Problem, problem_of
+
+_log = logging.getLogger(__name__)
+
+OPEN_PATHS = ("/healthz", "/readyz")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+MOST_TENANTS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`body` in bytes, `body_seconds` until it is there, `nesting` of its JSON, `header` bytes of all header lines."""
+
+    body: int = 1_000_000
+    body_seconds: float = 10.0
+    nesting: int = 64
+    header: int = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    tenant: str = "default"
+    admin: bool = True
+    runs_per_minute: float | None = None
+
+
+class _Bucket:
+    """Requests of one tenant: `rate` per minute, so many at once."""
+
+    __slots__ = ("at", "left", "rate")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate = rate
+        self.left = rate
+        self.at = now
+
+    def take(self, now: float) -> float:
+        """0 where one may go, else the seconds until one may."""
+        self.left = min(self.rate, self.left + (now - self.at) * self.rate / 60)
+        self.at = now
+        if self.left >= 1:
+            self.left -= 1
+            return 0.0
+        return (1 - self.left) * 60 / self.rate
+
+
+class Guard:
+    """`keys` None: everybody is the tenant "default" and may do all; for a service that only this machine can reach.
+    `hosts`: the names in a Host header that are answered; None: any. It keeps a page of somebody else's, opened in a
+    browser here, from asking a service on loopback under a name of its own.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRing | None, limits: Limits, hosts: frozenset[str] | None = None
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._limits = limits
+        self._hosts = hosts
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        try:
+            headers = _single_headers(scope, self._limits.header)
+            self._check_host(headers)
+            caller = self._caller(scope["path"], headers)
+            scope["state"] = {**scope.get("state", {}), "caller": caller}
+            extra = self._rate(scope, caller)
+            body = await self._body(scope, headers, receive)
+        except Problem as problem:
+            await problem.response()(scope, receive, send)
+            return
+        await self._app(scope, _replayed(body, receive), _with_headers(send, extra) if extra else send)
+
+    def _check_host(self, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
+        if self._hosts is not None and name.lower() not in self._hosts:
+            raise Problem(421, "this service does not answer under that Host")
+
+    def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
+        if self._keys is None or path in OPEN_PATHS:
+            return Caller()
+        kind, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        key: Key | None = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
+        if key is None:
+            raise Problem(401, "give an API key: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+        return Caller(key.tenant, key.admin, key.runs_per_minute)
+
+    def _rate(self, scope: Scope, caller: Caller) -> list[tuple[bytes, bytes]]:
+        """RateLimit headers, where the tenant has a limit; 429 where it is reached."""
+        rate = caller.runs_per_minute
+        if rate is None or scope["method"] != "POST":
+            return []
+        now = time.monotonic()
+        bucket = self._buckets.get(caller.tenant)
+        if bucket is None or bucket.rate != rate:
+            bucket = self._buckets[caller.tenant] = _Bucket(rate, now)
+            if len(self._buckets) > MOST_TENANTS:
+                self._buckets.popitem(last=False)
+        wait = bucket.take(now)
+        told = {
+            "RateLimit-Limit": f"{rate:g}",
+            "RateLimit-Remaining": str(max(0, int(bucket.left))),
+            "RateLimit-Reset": str(max(1, round(60 * (rate - bucket.left) / rate))),
+        }
+        if wait:
+            retry = {"Retry-After": str(max(1, int(wait + 0.999)))}
+            raise Problem(429, f"more than {rate:g} runs a minute", {**told, **retry})
+        return [(name.lower().encode(), value.encode()) for name, value in told.items()]
+
+    async def _body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        limit = self._limits.body
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            raise Problem(400, "Content-Length is no number")
+        if int(length) > limit:
+            raise Problem(413, f"a body of more than {limit} bytes is not read")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE"):
+            return b""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Problem(400, "the body did not come to its end")
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise Problem(413, f"a body of more than {limit} bytes is not read")
+                    parts.append(part)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Problem(408, f"the body did not come within {self._limits.body_seconds:g} s") from None
+        body = b"".join(parts)
+        most = self._limits.nesting
+        deep = await asyncio.to_thread(nesting, body, most) if len(body) > _LONG else nesting(body, most)
+        if deep > most:
+            raise Problem(400, f"the body is nested more than {self._limits.nesting} deep")
+        return body
+
+
+_TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_DEPTH = {0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}
+
+
+def nesting(body: bytes, most: int) -> int:
+    """How deep the brackets of a JSON text go, without parsing it; texts within it do not count. No more is looked at
+    once it is deeper than `most`."""
+    depth = deepest = 0
+    for byte in _TEXTS.sub(b"", body).translate(None, _NO_BRACKETS):
+        depth += _DEPTH[byte]
+        if depth > deepest:
+            deepest = depth
+            if deepest > most:
+                break
+    return deepest
+
+
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _DEPTH)
+_LONG = 50_000
+"""Bytes from which on a body is looked at beside the loop."""
+
+_ONCE = (b"host", b"authorization", b"content-length", b"transfer-encoding", b"idempotency-key", b"content-type")
+
+
+def _single_headers(scope: Scope, most: int) -> dict[bytes, bytes]:
+    """Headers by name. One that decides who asks for what must not be there twice: of two, a proxy may see another."""
+    found: dict[bytes, bytes] = {}
+    size = 0
+    for name, value in scope["headers"]:
+        size += len(name) + len(value)
+        if name in found and name in _ONCE:
+            raise Problem(400, f"the header {name.decode('latin-1')} is there twice")
+        found[name] = value
+    if size > most:
+        raise Problem(431, f"more than {most} bytes of headers")
+    return found
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _with_headers(send: Send, more: list[tuple[bytes, bytes]] | None = None) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            there = {name for name, _ in message["headers"]}
+            added = [pair for pair in (_HEADERS if more is None else more) if pair[0] not in there]
+            message = {**message, "headers": [*message["headers"], *added]}
+        await send(message)
+
+    return with_headers
+
+
+async def as_problem(request: Any, error: Exception) -> Any:
+    """The exception handler of the application."""
+    problem = problem_of(error)
+    if problem.status == 500:
+        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem.response()

@@ -1,0 +1,119 @@
+"""The metrics of an orchestrator: histograms and counters of its runs, and gauges of what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from steer_llm_sdk.telemetry import names
+
+STATES = {"closed": 0, "half_open": 1, "open": 2}
+"""What the gauge of a breaker shows."""
+
+
+class Meters:
+    def __init__(self, meter: Meter, orchestrator: Any) -> None:
+        def seconds(name: str, description: str) -> Any:
+            return meter.create_histogram(
+                name, unit="s", description=description, explicit_bucket_boundaries_advisory=list(names.SECONDS)
+            )
+
+        self._run = seconds(names.WORKFLOW_DURATION, "Duration of runs")
+        self._tool = seconds(names.TOOL_DURATION, "Duration of attempts of a tool")
+        self._queue = seconds(names.QUEUE_WAIT, "Time in the queue of a rate limit")
+        self._tokens = meter.create_counter(names.TOKENS, unit="{token}", description="Tokens used")
+        self._spent = meter.create_counter(names.SPENT, unit="USD", description="Money spent")
+        self._attempts = meter.create_counter(names.ATTEMPTS, description="Attempts, by how they ended")
+        self._retries = meter.create_counter(names.RETRIES, description="Retries")
+        self._fallbacks = meter.create_counter(names.FALLBACKS, description="Fallbacks from one tool to another")
+        self._hedges = meter.create_counter(names.HEDGES, description="Hedged attempts")
+        self._replays = meter.create_counter(names.REPLAYS, description="Runs answered from memory")
+        self._changes = meter.create_counter(names.BREAKER_CHANGES, description="Changes of breakers, by new state")
+        self._stability = meter.create_histogram(
+            names.STABILITY,
+            description="Stability of evidence bundles",
+            explicit_bucket_boundaries_advisory=[0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99],
+        )
+        self._orchestrator = orchestrator
+        meter.create_observable_gauge(
+            names.BREAKER_STATE, [self._breakers], description="0 closed, 1 half open, 2 open, by provider"
+        )
+        meter.create_observable_gauge(names.BUDGET_SPENT, [self._budget("spent")], description="Spent of a budget")
+        meter.create_observable_gauge(names.BUDGET_LIMIT, [self._budget("limit")], description="Limit of a budget")
+        meter.create_observable_gauge(names.QUEUE_DEPTH, [self._depth], description="Calls waiting for a rate limit")
+
+    def told(self, kind: str, data: Mapping[str, Any]) -> None:
+        """A delta event of a run."""
+        who = {names.PROVIDER: data["provider"]} if isinstance(data.get("provider"), str) else {}
+        if kind == "retry_attempt":
+            self._retries.add(1, who)
+        elif kind == "fallback":
+            self._fallbacks.add(1, {names.TOOL: str(data.get("from"))})
+        elif kind == "hedge":
+            self._hedges.add(1, who)
+        elif kind == "circuit_breaker":
+            self._changes.add(1, {**who, names.STATE: str(data.get("state"))})
+
+    def ended(self, seconds: float, output: Any, error: BaseException | None) -> None:
+        failed = type(error).__name__ if error is not None else None
+        if output is None:
+            self._run.record(seconds, {names.ERROR_TYPE: failed or "error"})
+            return
+        labels: dict[str, Any] = {names.WORKFLOW: output.metadata.get("tool_name") or "unknown"}
+        if failed is None and output.status == "failed" and isinstance(output.content, dict):
+            failed = output.content.get("error", {}).get("type", "error")
+        if failed is not None:
+            labels[names.ERROR_TYPE] = failed
+        self._run.record(seconds, labels)
+        if output.replayed:
+            self._replays.add(1, labels)
+            return
+        for name, entry in output.per_agent.items():
+            self._tried(name, entry)
+        self._evidence(output)
+
+    def _tried(self, name: str, entry: Mapping[str, Any]) -> None:
+        tool = {names.TOOL: name}
+        usage = entry.get("usage") or {}
+        for kind, keys in (("input", ("input_tokens", "prompt_tokens")), ("output", ("output_tokens",))):
+            used = next((usage[key] for key in keys if isinstance(usage.get(key), int)), 0)
+            if used > 0:
+                self._tokens.add(used, {**tool, names.TOKEN_TYPE: kind})
+        if entry.get("cost_usd"):
+            self._spent.add(entry["cost_usd"], tool)
+        for line in entry.get("timeline", ()):
+            labels = {**tool, names.PROVIDER: line["provider"], names.OUTCOME: line["outcome"]}
+            self._attempts.add(1, labels)
+            self._tool.record(line["elapsed_ms"] / 1000, labels)
+            if "queued_ms" in line:
+                self._queue.record(line["queued_ms"] / 1000, {names.PROVIDER: line["provider"]})
+
+    def _evidence(self, output: Any) -> None:
+        content = output.content
+        bundle = content.get("evidence_bundle") if isinstance(content, dict) else None
+        summary = bundle.get("summary") if isinstance(bundle, dict) else None
+        confidence = summary.get("confidence") if isinstance(summary, dict) else None
+        if isinstance(confidence, (int, float)):
+            self._stability.record(confidence, {names.TOOL: str(output.metadata.get("tool_name"))})
+
+    def _breakers(self, _: CallbackOptions) -> Iterable[Observation]:
+        stats = self._orchestrator.executor.breakers.get_all_stats()
+        return [Observation(STATES[each["state"]], {names.PROVIDER: name}) for name, each in stats.items()]
+
+    def _budget(self, part: str) -> Any:
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            return [
+                Observation(float(value), {names.BUDGET: name, names.UNIT: unit})
+                for name, account in self._orchestrator.budgets.items()
+                for unit, value in dict(account.get(part) or {}).items()
+                if isinstance(value, (int, float))
+            ]
+
+        return observe
+
+    def _depth(self, _: CallbackOptions) -> Iterable[Observation]:
+        limits = self._orchestrator.executor.limits
+        waiting = {} if limits is None else limits.waiting()
+        return [Observation(count, {names.PROVIDER: target}) for target, count in waiting.items()]

@@ -1,0 +1,162 @@
+"""The spans of one run: the workflow, the plan, each tool that is tried, and below it each attempt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    set_span_in_context,
+)
+from opentelemetry.trace.span import INVALID_SPAN, format_trace_id
+
+from steer_llm_sdk.telemetry import names
+
+Redactor = Callable[[dict[str, Any]], dict[str, Any]]
+LONGEST = 10_000
+"""Characters of a request or an answer that go into a span, where they are wanted there at all."""
+
+
+def caller_context(trace_id: str | None) -> Context | None:
+    """Where the run's span belongs: below the span that is current; else in the trace that the caller named by its W3C
+    id (32 hex digits, not all 0); else (None) in a trace of its own."""
+    if trace.get_current_span() is not INVALID_SPAN or trace_id is None:
+        return None
+    try:
+        number = int(trace_id, 16) if len(trace_id) == 32 else 0
+    except ValueError:
+        return None
+    if not number:
+        return None
+    # A parent that nobody sent: the trace is the caller's, and so is the root of it.
+    parent = SpanContext(number, number & (2**64 - 1) or 1, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    return set_span_in_context(NonRecordingSpan(parent))
+
+
+def trace_id_of(span: Span) -> str | None:
+    context = span.get_span_context()
+    return format_trace_id(context.trace_id) if context.is_valid else None
+
+
+class RunSpans:
+    """`content`: requests and answers go into the spans as well, through `redact`."""
+
+    def __init__(self, tracer: Tracer, root: Span, request: Any, content: bool, redact: Redactor | None) -> None:
+        self._tracer = tracer
+        self.root = root
+        self._below = set_span_in_context(root)
+        self._began = time.time_ns()
+        self._request = request if content else None
+        self._content = content
+        self._redact = redact
+        self._tools: dict[str, tuple[Span, Context]] = {}
+        self._planned = False
+
+    def planned(self, tool: str, version: str, at: float) -> None:
+        """The run has started with a tool; until then it planned."""
+        if self._planned:
+            return
+        self._planned = True
+        span = self._tracer.start_span(
+            names.PLAN, self._below, start_time=self._began, attributes={names.OPERATION: names.PLAN}
+        )
+        span.set_attribute(names.TOOL, tool)
+        span.set_attribute(names.TOOL_VERSION, version)
+        span.end(max(int(at * 1e9), self._began))
+
+    def attempt(self, call: Any, replicate: str) -> Span:
+        """The span of an attempt that is sent now."""
+        _, below = self._tool(call.tool, call.version)
+        span = self._tracer.start_span(f"{names.ATTEMPT} {call.target}", below, SpanKind.CLIENT)
+        if span.is_recording():
+            span.set_attributes({names.PROVIDER: call.target, names.TOOL: call.tool})
+            if call.model is not None:
+                span.set_attribute(names.MODEL, call.model)
+            if replicate:
+                span.set_attribute(names.REPLICATE, replicate)
+        return span
+
+    def ended(self, output: Any, error: BaseException | None) -> None:
+        """Close all that is open, with what the run came to."""
+        per_agent: Mapping[str, Any] = {} if output is None else output.per_agent
+        for name, (span, _) in self._tools.items():
+            entry = per_agent.get(name, {})
+            failed = entry.get("error")
+            if failed:
+                _fail(span, failed.get("type", "error"), failed.get("message", ""))
+            _spent(span, entry.get("usage") or {}, entry.get("cost_usd"))
+            span.end()
+        if output is not None:
+            self.root.set_attributes({names.STATUS: output.status, names.REPLAYED: output.replayed})
+            _spent(self.root, output.usage, output.cost_usd)
+            plan = output.metadata.get("plan")
+            if isinstance(plan, Mapping) and plan.get("reasoning"):
+                self.root.set_attribute(names.PLAN_REASON, str(plan["reasoning"]))
+            if self._content:
+                self.root.set_attribute(names.RESULT, self._shown("content", output.content))
+            if output.status == "failed":
+                said = output.content.get("error", {}) if isinstance(output.content, dict) else {}
+                _fail(self.root, said.get("type", "error"), said.get("message", ""))
+        if error is not None:
+            _fail(self.root, type(error).__name__, str(error))
+        self.root.end()
+
+    def _tool(self, name: str, version: str) -> tuple[Span, Context]:
+        known = self._tools.get(name)
+        if known is None:
+            span = self._tracer.start_span(f"{names.EXECUTE_TOOL} {name}", self._below)
+            span.set_attributes({names.OPERATION: names.EXECUTE_TOOL, names.TOOL: name, names.TOOL_VERSION: version})
+            if self._content:
+                span.set_attribute(names.ARGUMENTS, self._shown("request", self._request))
+            known = self._tools[name] = (span, set_span_in_context(span))
+        return known
+
+    def _shown(self, name: str, value: Any) -> str:
+        shown = {name: value}
+        if self._redact is not None:
+            shown = self._redact(shown)
+        return json.dumps(shown.get(name), ensure_ascii=False, default=str)[:LONGEST]
+
+
+def end_attempt(span: Span, error: BaseException | None) -> None:
+    """How an attempt ended. A cancellation is no error: somebody else answered, or nobody waits any more."""
+    if error is None:
+        span.set_attribute(names.OUTCOME, "succeeded")
+    elif isinstance(error, Exception):
+        span.set_attribute(names.OUTCOME, "failed")
+        _fail(span, type(error).__name__, str(error))
+        after = getattr(error, "retry_after", None)
+        if isinstance(after, (int, float)):
+            span.set_attribute(names.RETRY_AFTER, after)
+    else:
+        span.set_attribute(names.OUTCOME, "cancelled")
+    span.end()
+
+
+def _fail(span: Span, kind: str, message: str) -> None:
+    span.set_attribute(names.ERROR_TYPE, kind)
+    span.set_status(Status(StatusCode.ERROR, message))
+
+
+def _spent(span: Span, usage: Mapping[str, Any], cost: float | None) -> None:
+    for attribute, keys in (
+        (names.INPUT_TOKENS, ("input_tokens", "prompt_tokens")),
+        (names.OUTPUT_TOKENS, ("output_tokens", "completion_tokens")),
+    ):
+        found = next((usage[key] for key in keys if isinstance(usage.get(key), int)), None)
+        if found is not None:
+            span.set_attribute(attribute, found)
+    if cost is not None:
+        span.set_attribute(names.COST, cost)
