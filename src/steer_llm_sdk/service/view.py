@@ -27,6 +27,7 @@ _REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; 
 WIDE = 960
 """Of a waterfall, in the units of its own."""
 _LEFT = 250
+_LABEL = 200
 _ROW = 30
 _SIGNS = {"succeeded": "✓", "failed": "✕", "cancelled": "◌", "running": "…"}
 
@@ -144,7 +145,7 @@ def waterfall(run: Run) -> str:
     if not rows:
         return '<p class="note">Nothing yet.</p>'
     ends = [line["started_ms"] + line["elapsed_ms"] for line in attempts] + [at for at, _ in told] + [1.0]
-    scale = (WIDE - _LEFT - 80) / max(ends)
+    scale = (WIDE - _LEFT - _LABEL) / max(ends)
     drawn = "".join(_drawn(number, at, what, scale) for number, (at, what) in enumerate(rows))
     height = _ROW * len(rows) + 8
     said = ", ".join(_said(what) for _, what in rows)
@@ -183,16 +184,10 @@ def _drawn(number: int, at: float, what: Mapping[str, Any] | str, scale: float) 
     wait = f'<rect class="wait" x="{x - queued:.1f}" y="{y + 4}" width="{queued:.1f}" height="14"/>' if queued else ""
     error = (what.get("error") or {}).get("type", "")
     label = f"{sign} {what['elapsed_ms']:g} ms {error}".strip()
-    inside = x + width > WIDE - 160
-    side = (
-        f'text-anchor="end" x="{x - 6:.1f}"'
-        if inside and x > _LEFT + 120
-        else f'x="{min(x + width, WIDE - 150) + 6:.1f}"'
-    )
     return (
         f'<text x="0" y="{y + 16}">{escape(name)}</text>{wait}'
         f'<rect class="bar {escape(what["outcome"])}" x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="16" rx="3"/>'
-        f'<text {side} y="{y + 16}">{escape(label)}</text>'
+        f'<text x="{x + width + 6:.1f}" y="{y + 16}">{escape(label)}</text>'
     )
 
 
