@@ -312,7 +312,8 @@ async def trial(store: str, strikes: int, seed: int, defect: str | None) -> Tria
         ids: list[str] = []
         watching: list[asyncio.Task[None]] = []
         try:
-            while seen.kills + seen.pauses < strikes:
+            end = time.monotonic() + 60 + 15 * strikes
+            while seen.kills + seen.pauses < strikes and time.monotonic() < end:
                 under_way = [run for run in await runner.list(limit=1000) if run.state in ("waiting", "running")]
                 for _ in range(WORKERS * AT_ONCE + 1 - len(under_way)):
                     key = f"key-{len(ids)}"
@@ -335,7 +336,7 @@ async def trial(store: str, strikes: int, seed: int, defect: str | None) -> Tria
                 watching.append(asyncio.create_task(_taken_over(runner, await victim.name(), seen)))
                 living.remove(victim)
                 living.append(begin())
-            await asyncio.wait(watching)
+            await asyncio.gather(*watching)
             for _ in range(round(PATIENCE / 0.2)):
                 if not await _unfinished(runner):
                     break
@@ -345,6 +346,8 @@ async def trial(store: str, strikes: int, seed: int, defect: str | None) -> Tria
                 worker.send(signal.SIGTERM)
             for worker in workers:
                 await asyncio.to_thread(worker.end)
+        if seen.kills + seen.pauses < strikes:
+            seen.wrong.append(f"only {seen.kills + seen.pauses} of {strikes} times was a worker at work")
         seen.runs = len(ids)
         seen.calls = asked(calls_url)
         await _verify(durable, ids, workers, seen)

@@ -109,8 +109,8 @@ DEFECTS = (
     Planted(
         "a cancelled call counts as a failure",
         BREAKER,
-        "        outcome, asked = NEUTRAL, 0.0\n        if isinstance(error, Exception):\n",
-        "        outcome, asked = FAILURE, 0.0\n        if isinstance(error, Exception):\n",
+        "            return FAILURE, 0.0\n        return NEUTRAL, 0.0\n",
+        "            return FAILURE, 0.0\n        return FAILURE, 0.0\n",
     ),
     Planted(
         "a rate limit trips the breaker",
@@ -346,8 +346,8 @@ DEFECTS = (
         LIST,
         "                (retry, self._retry(breakers)),\n                *((True, hedge) for hedge in hedges),\n"
         "                *((True, limiter) for limiter in limiters),\n"
-        "                (breaker, Breaker(self.breakers)),\n",
-        "                (breaker, Breaker(self.breakers)),\n"
+        "                (breaker, self.breakers.policy()),\n",
+        "                (breaker, self.breakers.policy()),\n"
         "                (retry, self._retry(breakers)),\n                *((True, hedge) for hedge in hedges),\n"
         "                *((True, limiter) for limiter in limiters),\n",
         ("tests/compose", "tests/contract"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from steer_llm_sdk.errors import ErrorCategory
@@ -64,17 +64,23 @@ STRIDE = 61
 def _outcomes(run: Run, steps: Sequence[ToolCall], answer: Answer) -> Iterator[Outcome]:
     versions = {step.tool.name: step.tool.version for step in steps}
     for name, version in versions.items():
-        lines: list[Any] = [line for line in run.timeline if line["tool"] == name]
+        # A tool that asks others has its calls under their names.
+        names = {name} if any(line["tool"] == name for line in run.timeline) else _parts(run, versions)
+        lines: list[Any] = [line for line in run.timeline if line["tool"] in names]
         error = answer.failures.get(name)
         answered = answer.result is not None and answer.tool.name == name and error is None
         if not lines or not (answered or (error is not None and _is_its_own(error))):
             continue
-        costs = [spent.cost_usd for tool, spent in run.spending if tool == name and spent.cost_usd is not None]
+        costs = [spent.cost_usd for tool, spent in run.spending if tool in names and spent.cost_usd is not None]
         took = max(line["started_ms"] + line["elapsed_ms"] for line in lines) - min(
             line["started_ms"] for line in lines
         )
         said = _said(answer) if answered else ()
         yield Outcome(name, version, answered, sum(costs) if costs else None, took if answered else None, 1, *said)
+
+
+def _parts(run: Run, steps: Mapping[str, str]) -> set[str]:
+    return {line["tool"] for line in run.timeline} - steps.keys()
 
 
 def _said(answer: Answer) -> tuple[Any, float | None]:

@@ -204,6 +204,10 @@ class ReliableOrchestrator(BaseOrchestrator):
         single = decision.execution_strategy is ExecutionStrategy.SINGLE
         tools, shown = [self._chosen(decision, run)], plan_shown(decision)
         shown["tool_version"] = tools[0].version
+        if decision.estimated_cost is not None:
+            shown["estimated_cost"] = decision.estimated_cost
+        if decision.estimated_duration_ms is not None:
+            shown["estimated_duration_ms"] = decision.estimated_duration_ms
         if decision.fallback_tools and (most_fallbacks or not single):
             fallbacks, missing = self._fallbacks(decision, run)
             tools += fallbacks[:most_fallbacks] if single else fallbacks

@@ -192,7 +192,8 @@ async def test_merged_answers_are_the_replicates_of_one_bundle() -> None:
     assert evidence is not None
     assert evidence.summary.consensus == {"city": "Bern"}
     assert [one.model for one in evidence.replicates] == ["a", "b", "c"]
-    assert evidence.summary.confidence == pytest.approx(2 / 3)
+    assert evidence.summary.confidence is not None
+    assert evidence.summary.confidence < 0.7
     assert output.cost_usd == pytest.approx(0.03)
 
 

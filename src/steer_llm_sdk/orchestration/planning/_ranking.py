@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from steer_llm_sdk.orchestration.planning._catalog import Catalog
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
-from steer_llm_sdk.orchestration.planning.statistics import ENOUGH, Estimate
+from steer_llm_sdk.orchestration.planning.statistics import ENOUGH, Estimate, Statistics
 
 MOST_KEPT = 1000
 UNRELIABLE = 0.5
@@ -26,25 +26,35 @@ class Group(NamedTuple):
 
 
 class Ranking:
-    """Keeps the groups that it made for one catalog and one version of what is known."""
+    """Keeps the groups that it made for one catalog. Where something new is known of a tool, only the groups that it is
+    in are ordered anew."""
 
-    __slots__ = ("_expected", "_groups", "_of")
+    __slots__ = ("_catalog", "_expected", "_kept", "_statistics")
 
-    def __init__(self, expected: Expected) -> None:
+    def __init__(self, statistics: Statistics, expected: Expected) -> None:
+        self._statistics = statistics
         self._expected = expected
-        self._of: tuple[Catalog | None, int] = (None, 0)
-        self._groups: dict[Any, Group] = {}
+        self._catalog: Catalog | None = None
+        self._kept: dict[Any, _Kept] = {}
 
-    def group(
-        self, catalog: Catalog, version: int, key: Any, names: Sequence[str], kind: str | None, optimize: str | None
-    ) -> Group:
+    def group(self, catalog: Catalog, key: Any, names: Sequence[str], kind: str | None, optimize: str | None) -> Group:
         """`key` says which tools these are."""
-        if self._of[0] is not catalog or self._of[1] != version or len(self._groups) > MOST_KEPT:
-            self._of, self._groups = (catalog, version), {}
-        known = self._groups.get((key, kind, optimize))
-        if known is None:
-            known = self._groups[key, kind, optimize] = self.ranked(catalog, names, kind, optimize)
-        return known
+        if self._catalog is not catalog or len(self._kept) > MOST_KEPT:
+            self._catalog, self._kept = catalog, {}
+        kept, version = self._kept.get((key, kind, optimize)), self._statistics.version
+        if kept is not None and kept.version == version:
+            return kept.group
+        changed = None if kept is None else self._statistics.changed_since(kept.version)
+        if kept is None or changed is None:
+            known = {name: self._expected(catalog.tools[name], kind) for name in names}
+            group = _ordered(catalog, known, optimize, None)
+        elif changed := changed & kept.known.keys():
+            known = {**kept.known, **{name: self._expected(catalog.tools[name], kind) for name in changed}}
+            group = _ordered(catalog, known, optimize, None)
+        else:
+            known, group = kept.known, kept.group
+        self._kept[key, kind, optimize] = _Kept(version, known, group)
+        return group
 
     def ranked(
         self,
@@ -54,17 +64,25 @@ class Ranking:
         optimize: str | None,
         weights: Mapping[str, float] | None = None,
     ) -> Group:
-        if len(names) == 1:
-            return Group(names, {names[0]: ()})
         known = {name: self._expected(catalog.tools[name], kind) for name in names}
-        by = _measure(optimize, known.values())
-        keys: dict[str, Key] = {}
-        for name, estimate in known.items():
-            seen = estimate.runs >= ENOUGH
-            weight = () if weights is None else (-weights[name],)
-            keys[name] = (*weight, seen and estimate.success < UNRELIABLE, by(estimate))
-        order = sorted(names, key=lambda name: (keys[name], catalog.position[name]))
-        return Group(order, keys)
+        return _ordered(catalog, known, optimize, weights)
+
+
+class _Kept(NamedTuple):
+    version: int
+    known: dict[str, Estimate]
+    group: Group
+
+
+def _ordered(
+    catalog: Catalog, known: Mapping[str, Estimate], optimize: str | None, weights: Mapping[str, float] | None
+) -> Group:
+    by, position = _measure(optimize, known.values()), catalog.position
+    keys: dict[str, Key] = {}
+    for name, estimate in known.items():
+        unreliable = estimate.runs >= ENOUGH and estimate.success < UNRELIABLE
+        keys[name] = (unreliable, by(estimate)) if weights is None else (-weights[name], unreliable, by(estimate))
+    return Group(sorted(known, key=lambda name: (keys[name], position[name])), keys)
 
 
 def _measure(optimize: str | None, known: Any) -> Callable[[Estimate], float]:

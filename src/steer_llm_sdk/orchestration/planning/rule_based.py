@@ -56,6 +56,8 @@ DEFAULT_CONFIDENCE = 0.5
 _REASON_LENGTH = 200
 
 Tools = Mapping[str, ToolMetadata]
+_Made = dict[Any, tuple[PlanDecision, int]]
+"""Decisions by the order of their rule or by the task type, each with the version of the statistics it holds for."""
 
 
 class Allowed(NamedTuple):
@@ -99,8 +101,8 @@ class RuleBasedPlanner(Planner):
         self._policies: RuleIndex[CompiledRule] = RuleIndex(reader)
         self._has_policies = False
         self._catalogs = CatalogCache()
-        self._ranking = Ranking(self._expected)
-        self._decisions: tuple[Tools, int, dict[Any, PlanDecision]] = ({}, 0, {})
+        self._ranking = Ranking(self.statistics, self._expected)
+        self._decisions: tuple[Tools, _Made] = ({}, {})
         for rule in rules or ():
             self.add_rule(rule)
 
@@ -119,7 +121,7 @@ class RuleBasedPlanner(Planner):
             self._has_policies = self._has_policies or not is_pin
             index = self._pins if is_pin else self._policies
             index.add(CompiledRule.of(rule, rule.action, len(self._all)))
-            self._decisions = ({}, 0, {})
+            self._decisions = ({}, {})
 
     async def plan(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
         decision = self.decide(request, available_tools, context)
@@ -143,13 +145,12 @@ class RuleBasedPlanner(Planner):
                 if not entry.holds(asked):
                     continue
                 if search is None:
-                    known = None if made_before is None else made_before.get(entry.order)
-                    if known is not None and known.selected_tool in available_tools:
+                    if made_before is not None and (known := self._recall(made_before, entry.order, available_tools)):
                         return known
                     search = _Search(self, asked, available_tools, context)
                 if (decision := search.first_choice(entry)) is not None:
                     if made_before is not None and entry.always_the_same and search.met_nothing:
-                        made_before[entry.order] = decision
+                        made_before[entry.order] = (decision, self.statistics.version)
                     return decision
             except Exception as error:
                 search = search or _Search(self, asked, available_tools, context)
@@ -159,21 +160,20 @@ class RuleBasedPlanner(Planner):
         return self._default(asked, available_tools, context, made_before)
 
     def _default(
-        self, asked: Any, tools: Tools, context: PlanRequest | None, made_before: dict[Any, PlanDecision] | None
+        self, asked: Any, tools: Tools, context: PlanRequest | None, made_before: _Made | None
     ) -> PlanDecision:
         """Where there is nothing to say of the request but its type, the decision is the same for each of the type."""
         search = _Search(self, asked, tools, context)
         if made_before is None or type(asked) is not dict or "options" in asked or (context and context.budget):
             return search.without_first_choice()
         kind = search.kind
-        known = made_before.get(kind)
-        if known is not None and known.selected_tool in tools:
+        if (known := self._recall(made_before, kind, tools)) is not None:
             return known
         decision = search.without_first_choice()
         if search.met_nothing:
             if len(made_before) >= MAX_REMEMBERED + len(self._pins):
                 made_before.clear()
-            made_before[kind] = decision
+            made_before[kind] = (decision, self.statistics.version)
         return decision
 
     def observe(self, request: Any, decision: PlanDecision, outcomes: Sequence[Outcome]) -> None:
@@ -219,7 +219,7 @@ class RuleBasedPlanner(Planner):
     def _expected(self, tool: ToolMetadata, task_type: str | None) -> Estimate:
         return self.expected(tool, default_options(tool, None, None), task_type)
 
-    def _made_before(self, tools: Tools, context: PlanRequest | None) -> dict[Any, PlanDecision] | None:
+    def _made_before(self, tools: Tools, context: PlanRequest | None) -> _Made | None:
         """Decisions that were made for these tools, by the order of the rule or by the task type; to be added to.
 
         They save validating the same decision again, most of what deciding takes (1.2 us instead of 4). Nothing is kept
@@ -227,12 +227,26 @@ class RuleBasedPlanner(Planner):
         """
         if context is not None and _matters(context.__dict__):
             return None
-        known, version = self._decisions, self.statistics.version
-        if known[0] is not tools or known[1] != version:
+        known = self._decisions
+        if known[0] is not tools:
             if type(tools) is not MappingProxyType or self._catalogs.of(tools).limited:
                 return None
-            known = self._decisions = (tools, version, {})
-        return known[2]
+            known = self._decisions = (tools, {})
+        return known[1]
+
+    def _recall(self, made: _Made, key: Any, tools: Tools) -> PlanDecision | None:
+        """What was decided before, unless it tells an estimate of a tool that has a new one, or chose by estimates."""
+        known = made.get(key)
+        if known is None:
+            return None
+        decision, version = known
+        now = self.statistics.version
+        if version != now:
+            changed = self.statistics.changed_since(version)
+            if changed is None or type(key) is not tuple or decision.selected_tool in changed:
+                return None
+            made[key] = (decision, now)
+        return decision if decision.selected_tool in tools else None
 
 
 def _matters(context: Mapping[str, Any]) -> bool:
@@ -420,8 +434,7 @@ class _Search:
         names = names if isinstance(names, (list, tuple)) else list(names)
         if not names:
             return _NOBODY
-        version = planner.statistics.version
-        return planner._ranking.group(self.catalog, version, key, names, self.kind, self._optimize())
+        return planner._ranking.group(self.catalog, key, names, self.kind, self._optimize())
 
     def _ranked(self, names: list[str], weights: Mapping[str, float] | None) -> Group:
         return self.planner._ranking.ranked(self.catalog, names, self.kind, self._optimize(), weights)

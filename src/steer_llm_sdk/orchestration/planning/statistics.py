@@ -74,6 +74,7 @@ class Statistics:
         self.fresh_for = fresh_for
         self.version = 0
         self._clock = clock
+        self._changes: deque[tuple[int, str]] = deque(maxlen=64)
         self._arms: OrderedDict[tuple[str, str], _Sums] = OrderedDict()
         self._cells: OrderedDict[tuple[str, str, str], _Sums] = OrderedDict()
 
@@ -101,6 +102,13 @@ class Statistics:
         if arm.runs >= arm.publish_at:
             arm.publish_at = arm.runs + min(64, max(1, arm.runs // 8))
             self.version += 1
+            self._changes.append((self.version, tool))
+
+    def changed_since(self, version: int) -> set[str] | None:
+        """The tools of which estimates may have changed since; None where these are too many to know."""
+        if self.version - version > len(self._changes):
+            return None
+        return {tool for at, tool in self._changes if at > version}
 
     def estimate(
         self,
@@ -134,14 +142,6 @@ class Statistics:
         """How many runs of a tool at a version were seen."""
         arm = self._arms.get((tool, version))
         return 0 if arm is None else arm.runs
-
-    def is_worse(self, tool: str, version: str, than: str, margin: float = 0.1, enough: int = 30) -> bool:
-        """Whether a version fails more often than another by `margin`, with `enough` runs of it seen. What a canary is
-        rolled back for. The bound is on the observed shares; with fewer runs the answer is no."""
-        new, old = self._arms.get((tool, version)), self._arms.get((tool, than))
-        if new is None or old is None or new.runs < enough or not old.runs:
-            return False
-        return old.succeeded / old.runs - new.succeeded / new.runs > margin
 
     def _fresh(self, arm: _Sums | None) -> _Sums | None:
         return arm if arm is not None and self._clock() - arm.last <= self.fresh_for else None
