@@ -36,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests/integration/durable"))
 
 
+from durable_process import bundle
+
 from servers import PostgresServer
 from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunInfo, _dbos, _heart, _journal, _tables
 from steer_llm_sdk.durable.runner import Claim
