@@ -35,14 +35,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests/integration/durable"))
 
-from durable_process import Wire
+
+from durable_process import bundle
 
 from servers import PostgresServer
 from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunInfo, _dbos, _heart, _journal, _tables
 from steer_llm_sdk.durable.runner import Claim
 from steer_llm_sdk.errors import ConflictError
 from steer_llm_sdk.orchestration import PlanDecision, Planner, ReliabilityConfig, ToolRegistry
-from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.providers.simulated import shipped_recording
 from steer_llm_sdk.reliability import RetryPolicy
 
@@ -50,7 +50,6 @@ HEARTBEAT = 5.0
 K, PARALLEL, AT_ONCE, WORKERS = 5, 2, 2, 3
 SLOW = "slow:seconds=0.25"
 QUESTION = shipped_recording().questions[3].text
-ANSWER = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
 PATIENCE = 8 * HEARTBEAT
 """Seconds that the last runs get to end when nobody is killed any more."""
 
@@ -65,9 +64,7 @@ class EitherOne(Planner):
 def orchestrator(store: str, base_url: str, *, works: bool) -> DurableOrchestrator:
     registry = ToolRegistry()
     for number in range(2):
-        registry.register_tool(
-            LLMBundleTool(f"facts{number}", Wire(base_url), output_type=ANSWER, k=K, fields=["answer"])
-        )
+        registry.register_tool(bundle(f"facts{number}", base_url))
     config = ReliabilityConfig(retry_policy=RetryPolicy(initial_delay=0.02, max_delay=0.1))
     return DurableOrchestrator(
         store,
