@@ -36,14 +36,13 @@ def test_a_kill_after_replicate_3_of_5_buys_only_the_two_that_are_missing(
         first.next()
         until(lambda: watch.recorded() == 3)
         first.kill()
-    under_way = len(provider.calls) - 3
     with Process(store, provider.base_url, KEYED) as second:
         second.next()
         said = second.next()
     output = said["output"]
     assert (output["status"], said["replayed"]) == ("succeeded", True)
     assert replicates(output) == ["r1", "r2", "r3", "r4", "r5"]
-    assert len(provider.calls) == 5 + under_way
+    assert len(provider.calls) in (5, 6)  # One call may have been under way when it was killed.
     assert output["per_agent"]["facts"]["attempts"] == 5
     assert watch.recorded() == 5
 
