@@ -459,9 +459,10 @@ async def lost_probe(found: Scene, rounds: int) -> str:
 async def budget(found: Scene, rounds: int) -> str:
     """USD 1.00 for all: by what the provider sees, and by what an onlooker reads in the store."""
     found.provider.takes = 0.01
-    looking = asyncio.create_task(_onlooker(found))
+    over = asyncio.Event()
+    looking = asyncio.create_task(_onlooker(found, over))
     ends = await found.all(lambda child: child.calls(callers=10, each=30, budget="team"))
-    looking.cancel()
+    over.set()
     looks, most_there = await looking
     succeeded = sum(end == "ok" for log in ends for *_, end in log)
     account = await found.account("team")
@@ -478,21 +479,18 @@ async def budget(found: Scene, rounds: int) -> str:
     return told
 
 
-async def _onlooker(found: Scene) -> tuple[int, int]:
+async def _onlooker(found: Scene, over: asyncio.Event) -> tuple[int, int]:
     looks = most = 0
     onlooker = board.open_board(found.url)
-    try:
-        while True:
-            ((entry,), _) = await onlooker.read([("budget:ever:team", -1)])
-            if entry is not None and entry.text is not None:
-                account = json.loads(entry.text)["account"]
-                most = max(most, account["spent_usd"] + account["reserved_usd"])
-                looks += 1
-            await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        return looks, most
-    finally:
-        await onlooker.aclose()
+    while not over.is_set():
+        ((entry,), _) = await onlooker.read([("budget:ever:team", -1)])
+        if entry is not None and entry.text is not None:
+            account = json.loads(entry.text)["account"]
+            most = max(most, account["spent_usd"] + account["reserved_usd"])
+            looks += 1
+        await asyncio.sleep(0)
+    await onlooker.aclose()
+    return looks, most
 
 
 async def crash(found: Scene, rounds: int) -> str:

@@ -160,8 +160,7 @@ class Link:
                 await cell.drain()
         finally:
             listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listening
+            await asyncio.wait([listening], timeout=self._patience)  # A driver may swallow its cancellation.
             with contextlib.suppress(*self.LOST):
                 async with asyncio.timeout(self._patience):
                     await self._board.aclose()
