@@ -35,14 +35,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests/integration/durable"))
 
-from durable_process import Wire
+
+from durable_process import bundle
 
 from servers import PostgresServer
 from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunInfo, _dbos, _heart, _journal, _tables
 from steer_llm_sdk.durable.runner import Claim
 from steer_llm_sdk.errors import ConflictError
 from steer_llm_sdk.orchestration import PlanDecision, Planner, ReliabilityConfig, ToolRegistry
-from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.providers.simulated import shipped_recording
 from steer_llm_sdk.reliability import RetryPolicy
 
@@ -50,7 +50,6 @@ HEARTBEAT = 5.0
 K, PARALLEL, AT_ONCE, WORKERS = 5, 2, 2, 3
 SLOW = "slow:seconds=0.25"
 QUESTION = shipped_recording().questions[3].text
-ANSWER = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
 PATIENCE = 8 * HEARTBEAT
 """Seconds that the last runs get to end when nobody is killed any more."""
 
@@ -65,9 +64,7 @@ class EitherOne(Planner):
 def orchestrator(store: str, base_url: str, *, works: bool) -> DurableOrchestrator:
     registry = ToolRegistry()
     for number in range(2):
-        registry.register_tool(
-            LLMBundleTool(f"facts{number}", Wire(base_url), output_type=ANSWER, k=K, fields=["answer"])
-        )
+        registry.register_tool(bundle(f"facts{number}", base_url))
     config = ReliabilityConfig(retry_policy=RetryPolicy(initial_delay=0.02, max_delay=0.1))
     return DurableOrchestrator(
         store,
@@ -312,7 +309,8 @@ async def trial(store: str, strikes: int, seed: int, defect: str | None) -> Tria
         ids: list[str] = []
         watching: list[asyncio.Task[None]] = []
         try:
-            while seen.kills + seen.pauses < strikes:
+            end = time.monotonic() + 60 + 15 * strikes
+            while seen.kills + seen.pauses < strikes and time.monotonic() < end:
                 under_way = [run for run in await runner.list(limit=1000) if run.state in ("waiting", "running")]
                 for _ in range(WORKERS * AT_ONCE + 1 - len(under_way)):
                     key = f"key-{len(ids)}"
@@ -335,7 +333,7 @@ async def trial(store: str, strikes: int, seed: int, defect: str | None) -> Tria
                 watching.append(asyncio.create_task(_taken_over(runner, await victim.name(), seen)))
                 living.remove(victim)
                 living.append(begin())
-            await asyncio.wait(watching)
+            await asyncio.gather(*watching)
             for _ in range(round(PATIENCE / 0.2)):
                 if not await _unfinished(runner):
                     break
@@ -345,6 +343,8 @@ async def trial(store: str, strikes: int, seed: int, defect: str | None) -> Tria
                 worker.send(signal.SIGTERM)
             for worker in workers:
                 await asyncio.to_thread(worker.end)
+        if seen.kills + seen.pauses < strikes:
+            seen.wrong.append(f"only {seen.kills + seen.pauses} of {strikes} times was a worker at work")
         seen.runs = len(ids)
         seen.calls = asked(calls_url)
         await _verify(durable, ids, workers, seen)

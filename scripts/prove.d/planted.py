@@ -109,8 +109,8 @@ DEFECTS = (
     Planted(
         "a cancelled call counts as a failure",
         BREAKER,
-        "        outcome, asked = NEUTRAL, 0.0\n        if isinstance(error, Exception):\n",
-        "        outcome, asked = FAILURE, 0.0\n        if isinstance(error, Exception):\n",
+        "            return FAILURE, 0.0\n        return NEUTRAL, 0.0\n",
+        "            return FAILURE, 0.0\n        return FAILURE, 0.0\n",
     ),
     Planted(
         "a rate limit trips the breaker",
@@ -301,10 +301,8 @@ DEFECTS = (
     Planted(
         "a zombie settles",
         MEMORY,
-        "            if entry is None or entry.token != token:\n                return False\n"
-        "            del self._claimed[key]\n            entry.until",
-        "            if entry is None:\n                return False\n"
-        "            del self._claimed[key]\n            entry.until",
+        "        if entry is None or entry.token != token or",
+        "        if entry is None or",
     ),
     Planted(
         "a key that is held can be had",
@@ -339,8 +337,8 @@ DEFECTS = (
     Planted(
         "a key is not given back after a failure",
         KEYS,
-        "        if not remembered:\n            await _quietly",
-        "        if remembered:\n            await _quietly",
+        "        if held:\n            releasing",
+        "        if not held:\n            releasing",
     ),
     # ── the flow ──
     Planted(
@@ -348,8 +346,8 @@ DEFECTS = (
         LIST,
         "                (retry, self._retry(breakers)),\n                *((True, hedge) for hedge in hedges),\n"
         "                *((True, limiter) for limiter in limiters),\n"
-        "                (breaker, Breaker(self.breakers)),\n",
-        "                (breaker, Breaker(self.breakers)),\n"
+        "                (breaker, self.breakers.policy()),\n",
+        "                (breaker, self.breakers.policy()),\n"
         "                (retry, self._retry(breakers)),\n                *((True, hedge) for hedge in hedges),\n"
         "                *((True, limiter) for limiter in limiters),\n",
         ("tests/compose", "tests/contract"),

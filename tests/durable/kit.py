@@ -209,8 +209,9 @@ def replicate_of(request: ModelRequest) -> int:
     return (request.seed or 0) % 5
 
 
-def yes(_: ModelRequest) -> str:
-    return "yes"
+def yes(request: ModelRequest) -> str:
+    """Each replicate says it differently, so that no bundle is decided before it is whole."""
+    return f"yes {replicate_of(request)}"
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def bundle_tool(answers: Callable[[ModelRequest], Any] = yes, **given: Any) -> L
 
 
 def _third_fails(request: ModelRequest) -> Any:
-    return RateLimited("slow down", "test", 429, 0.5) if replicate_of(request) == 2 else "yes"
+    return RateLimited("slow down", "test", 429, 0.5) if replicate_of(request) == 2 else yes(request)
 
 
 def _first_is_down(request: ModelRequest) -> Any:
@@ -386,10 +387,11 @@ def timeless_error(error: BaseException) -> dict[str, Any]:
 
 
 def unordered(outcome: Any) -> Any:
-    """The lines of each timeline in no order: a call that is made again is made later than it was."""
-    agents = (outcome.get("output") or outcome).get("per_agent", {})
-    for entry in agents.values():
+    """Without what depends on the order in which the answers came: a call that is made again is made later."""
+    shown = outcome.get("output") or outcome
+    for entry in shown.get("per_agent", {}).values():
         entry["timeline"].sort(key=repr)
+    shown.get("metadata", {}).pop("stopping", None)
     return outcome
 
 

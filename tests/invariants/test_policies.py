@@ -24,8 +24,9 @@ from steer_llm_sdk.reliability.budget import Ledger, Reserve
 from steer_llm_sdk.reliability.circuit import Circuit, Outcome, Permit, Refusal
 from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import Deadline
-from steer_llm_sdk.reliability.idempotency import POLL, Work, once
+from steer_llm_sdk.reliability.idempotency import Work, once
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry
+from steer_llm_sdk.reliability.stores import POLL
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import VirtualTimeLoop, run_in_virtual_time
 

@@ -152,7 +152,6 @@ class DbosRunner:
         self._keys, self._workers = Keys(store), Workers(store)
         self._carry_out: CarryOut | None = None
         self._heart: Heart | None = None
-        self._listened: Mapping[str, QueueLimits] = {}
         self._launched = False
 
     async def open(self, carry_out: CarryOut) -> None:
@@ -302,14 +301,18 @@ class DbosRunner:
             "run_migrations": False,
         }
         DBOS(config=config)
-        limits = {_queue_of_provider(name): limits for name, limits in self._queues.items()}
-        self._listened = {QUEUE: QueueLimits(), **limits} if self._works else {self._own_queue: QueueLimits()}
-        DBOS.listen_queues(list(self._listened))
+        # Whoever hands runs in says the limits too: the first worker that comes would take them all otherwise.
+        DBOS.listen_queues(list(self._limits()) if self._works else [self._own_queue])
         DBOS.launch()
         self._launched = True
 
+    def _limits(self) -> Mapping[str, QueueLimits]:
+        limits = {_queue_of_provider(name): limits for name, limits in self._queues.items()}
+        return {QUEUE: QueueLimits(), **limits}
+
     def _register(self) -> None:
-        for name, limits in {QUEUE: QueueLimits(), **self._listened}.items():
+        own = {} if self._works else {self._own_queue: QueueLimits()}
+        for name, limits in {**self._limits(), **own}.items():
             DBOS.register_queue(
                 name,
                 global_concurrency=limits.concurrency,

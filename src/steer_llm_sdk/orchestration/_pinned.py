@@ -51,7 +51,10 @@ async def pinned(
 
 
 def _by_versions(plan: Any, versions: Mapping[str, str], registry: ToolRegistry) -> Any:
-    """The plan with the versions that are still registered. What it shows of the first tool follows."""
+    """The plan with the versions that are still registered. What it shows of the first tool follows. A strategy holds
+    the tools that it was made of, and is left as it is."""
+    if plan.strategy is not None:
+        return plan
     steps = tuple(_at_version(step, versions, registry) for step in plan.steps)
     if steps == plan.steps:
         return plan

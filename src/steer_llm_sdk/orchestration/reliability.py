@@ -29,7 +29,8 @@ from steer_llm_sdk.reliability.circuit_breaker import Breaker, CircuitBreakerCon
 from steer_llm_sdk.reliability.classify import Classify, ErrorClassifier
 from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.hedging import Hedge, HedgingPolicy
-from steer_llm_sdk.reliability.rate_limit import RateLimit, RateLimits
+from steer_llm_sdk.reliability.rate_limit import RateLimit
+from steer_llm_sdk.reliability.rate_limiter import RateLimits
 from steer_llm_sdk.reliability.retry import MAX_TOTAL_ATTEMPTS, MAX_TOTAL_TIME, AttemptLimit, Retry, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 

@@ -324,13 +324,12 @@ async def _waited_for(claim: Claim, manager: IdempotencyManager, work: Work[R], 
     while claim.kind == "theirs":
         if not work.wait:
             raise InFlight(work.name, min(ASK_AGAIN, max(claim.left, GRACE)))
-        at = flight.deadline.at
-        async with store.watch(work.key, max(0.0, at - asyncio.get_running_loop().time())) as changed:
+        # Announced anew each time: the key may have another owner, and our flight a later deadline.
+        seconds = max(0.0, flight.deadline.at - asyncio.get_running_loop().time())
+        async with store.watch(work.key, seconds) as changed:
             claim = await _claimed(manager, work)
-            # Whoever joins here with a later deadline is announced as well.
-            while claim.kind == "theirs" and flight.deadline.at == at:
+            if claim.kind == "theirs":
                 await changed(max(claim.left, GRACE))
-                claim = await _claimed(manager, work)
     if claim.kind == "conflict":
         raise ConflictError(work.name)
     return claim

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from random import getrandbits
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs
 
 from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +24,7 @@ from steer_llm_sdk.orchestration.planning import PlanRequest
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.providers.models import Model
 from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
+from steer_llm_sdk.service import view
 from steer_llm_sdk.service.chat import Chat
 from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem
 from steer_llm_sdk.service.keys import KeyRing
@@ -110,6 +112,8 @@ class _State:
     def __init__(self, orchestrator: ReliableOrchestrator, book: RunBook, chat: Chat, simulated: bool) -> None:
         self.orchestrator = orchestrator
         self.chat = chat
+        self.weather = view.Weather()
+        book.on_end = self.weather.note
         self.book = book
         self.simulated = simulated
         self.ready = False
@@ -201,16 +205,7 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     @app.post("/v1/breakers/{name:path}", response_model=None)
     async def force(name: str, body: BreakerBody, caller: Known) -> dict[str, Any]:
         """open, close: whatever the circuit says. auto: as it says. reset: closed, with nothing remembered."""
-        if not caller.admin:
-            raise Problem(403, "this key may not force breakers; it needs admin = true")
-        breaker = orchestrator.executor.breakers.get(name)
-        if breaker is None:
-            raise Problem(404, "there is no such breaker; a provider has one from its first call on")
-        if body.action == "reset":
-            breaker.reset()
-        else:
-            breaker.set_mode(_MODES[body.action])
-        return breaker.get_stats()
+        return await _force(orchestrator, name, body.action, caller)
 
     @app.get("/v1/budgets", response_model=None)
     async def budgets(caller: Known) -> dict[str, Any]:
@@ -234,6 +229,8 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     async def model(name: str) -> dict[str, Any]:
         return state.chat.model(name)
 
+    _add_view(app, state)
+
     @app.get("/healthz", response_model=None)
     async def alive() -> dict[str, str]:
         return {"status": "ok"}
@@ -242,6 +239,70 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     async def ready() -> Response:
         told = {"status": "ready" if state.ready else "stopping", "runs": book.under_way}
         return JSONResponse(told, 200 if state.ready else 503)
+
+
+def _add_view(app: FastAPI, state: _State) -> None:
+    orchestrator, book = state.orchestrator, state.book
+
+    @app.get("/", include_in_schema=False)
+    async def runs_page() -> Response:
+        return view.page("Runs", "/view/runs", "Runs")
+
+    @app.get("/view/runs", include_in_schema=False)
+    async def runs(caller: Known) -> Response:
+        return view.fragment(view.runs_list(await book.latest(caller.tenant)))
+
+    @app.get("/view/runs/{run_id}", include_in_schema=False)
+    async def run_page(run_id: str) -> Response:
+        return view.page(f"Run {_run_id(run_id)[:8]}", f"/view/runs/{run_id}/shown", "")
+
+    @app.get("/view/runs/{run_id}/shown", include_in_schema=False)
+    async def run_shown(run_id: str, caller: Known) -> Response:
+        found = await book.get(caller.tenant, _run_id(run_id))
+        return view.fragment(view.run_shown(found), last=found.over)
+
+    @app.get("/view/runs/{run_id}/evidence", include_in_schema=False)
+    async def evidence(run_id: str, caller: Known) -> Response:
+        report = view.evidence(await book.get(caller.tenant, _run_id(run_id)))
+        if report is None:
+            raise Problem(404, "the run has no evidence bundle")
+        return report
+
+    @app.get("/view/providers", include_in_schema=False)
+    async def providers_page() -> Response:
+        return view.page("Providers", "/view/providers/shown", "Providers")
+
+    @app.get("/view/providers/shown", include_in_schema=False)
+    async def providers(caller: Known) -> Response:
+        stats = orchestrator.executor.breakers.get_all_stats()
+        return view.fragment(view.providers(stats, state.weather, caller.admin))
+
+    @app.post("/view/providers/{action}", include_in_schema=False)
+    async def force_from_view(action: Literal["open", "auto", "reset"], request: Request, caller: Known) -> Response:
+        name = parse_qs((await request.body()).decode("utf-8", "replace")).get("name", [""])[0]
+        await _force(orchestrator, name, action, caller)
+        return Response(status_code=204)
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        found = view.static(name)
+        if found is None:
+            raise Problem(404, "there is no such file")
+        return found
+
+
+async def _force(orchestrator: ReliableOrchestrator, name: str, action: str, caller: Caller) -> dict[str, Any]:
+    if not caller.admin:
+        raise Problem(403, "this key may not force breakers; it needs admin = true")
+    breaker = orchestrator.executor.breakers.get(name)
+    if breaker is None:
+        raise Problem(404, "there is no such breaker; a provider has one from its first call on")
+    if action == "reset":
+        breaker.reset()
+        breaker.set_mode(BreakerMode.AUTO)
+    else:
+        breaker.set_mode(_MODES[action])
+    return breaker.get_stats()
 
 
 def _run_id(run_id: str) -> str:

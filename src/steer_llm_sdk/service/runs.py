@@ -99,6 +99,7 @@ class RunBook:
         self._path = path
         self._most_runs = most_runs
         self._clock = clock
+        self.on_end: Callable[[Mapping[str, Any]], None] | None = None
         self._running: dict[str, Run] = {}
         # SQLite is asked by one thread, so that a slow disk holds up no run.
         self._thread = ThreadPoolExecutor(1, "steer-runs")
@@ -163,6 +164,8 @@ class RunBook:
             output = await work(EventManager(on_create_event=lambda event: self._heard(run, event)))
             run.output, run.state = output.model_dump(mode="json"), output.status
             run.tool = output.metadata.get("tool_name")
+            if self.on_end is not None and not output.replayed:
+                self.on_end(run.output)
             return output
         except asyncio.CancelledError:
             run.state = "cancelled"

@@ -35,6 +35,9 @@ class Place(ABC):
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
+    def close(self) -> None:  # noqa: B027  not every place opens something of its own
+        pass
+
     @abstractmethod
     def make_newer(self, key: str) -> None:
         """Let the value of `key` be one that a newer version wrote."""
@@ -74,6 +77,7 @@ class ClockedRedisStore(RedisStore):
 class RedisPlace(Place):
     def __init__(self, url: str) -> None:
         super().__init__()
+        self._connection = redis.Redis.from_url(url)
         self.url = url
         self.advance(0)
 
@@ -82,12 +86,13 @@ class RedisPlace(Place):
 
     def advance(self, seconds: float) -> None:
         super().advance(seconds)
-        with redis.Redis.from_url(self.url) as connection:
-            connection.set("clock", round(self.now * 1e6))
+        self._connection.set("clock", round(self.now * 1e6))
+
+    def close(self) -> None:
+        self._connection.close()
 
     def make_newer(self, key: str) -> None:
-        with redis.Redis.from_url(self.url) as connection:
-            connection.hset(f"steer:run:{key}", "v", 99)
+        self._connection.hset(f"steer:run:{key}", "v", 99)
 
 
 class ClockedPostgresStore(PostgresStore):
@@ -98,20 +103,21 @@ class PostgresPlace(Place):
     def __init__(self, url: str) -> None:
         super().__init__()
         self.url = url
-        with psycopg.connect(url) as connection:
-            connection.execute("CREATE TABLE test_clock AS SELECT to_timestamp(%s) AS now", (START,))
+        self._connection = psycopg.connect(url, autocommit=True)
+        self._connection.execute("CREATE TABLE test_clock AS SELECT to_timestamp(%s) AS now", (START,))
 
     def open(self) -> Store:
         return ClockedPostgresStore(self.url)
 
     def advance(self, seconds: float) -> None:
         super().advance(seconds)
-        with psycopg.connect(self.url) as connection:
-            connection.execute("UPDATE test_clock SET now = to_timestamp(%s)", (self.now,))
+        self._connection.execute("UPDATE test_clock SET now = to_timestamp(%s)", (self.now,))
+
+    def close(self) -> None:
+        self._connection.close()
 
     def make_newer(self, key: str) -> None:
-        with psycopg.connect(self.url) as connection:
-            connection.execute("UPDATE steer_keys SET version = 99 WHERE key = %s", (key,))
+        self._connection.execute("UPDATE steer_keys SET version = 99 WHERE key = %s", (key,))
 
 
 # ── what all of them must do ─────────────────────────────────────────────────────────────────────────────────────────

@@ -64,25 +64,24 @@ async def test_a_server_tells_who_waits_at_once_and_not_at_the_next_look(url: st
 
 def test_one_store_serves_several_loops_at_once_and_one_after_another(url: str) -> None:
     store = open_store(url)
-    tokens = []
-
-    async def one(number: int) -> None:
-        for n in range(5):
-            tokens.append((await claims(store, f"{number} {n}")).token)
-        await store.aclose() if number < 0 else await asyncio.sleep(0.3)
-
     background = asyncio.new_event_loop()
-    thread = threading.Thread(target=background.run_forever)
+    thread = threading.Thread(target=background.run_forever, daemon=True)
     thread.start()
-    elsewhere = asyncio.run_coroutine_threadsafe(one(1), background)
-    asyncio.run(one(-1))
-    elsewhere.result(10)
-    asyncio.run(one(-2))
-    asyncio.run_coroutine_threadsafe(store.aclose(), background).result(10)
+
+    async def five(name: str) -> list[int]:
+        return [(await claims(store, f"{name} {n}")).token for n in range(5)]
+
+    async def here(name: str) -> list[int]:
+        elsewhere = asyncio.run_coroutine_threadsafe(five(f"{name} elsewhere"), background)
+        tokens = await five(name) + await asyncio.wrap_future(elsewhere)
+        await store.aclose()  # for the other loop as well, which goes on
+        return tokens
+
+    tokens = asyncio.run(here("a")) + asyncio.run(here("b"))
     background.call_soon_threadsafe(background.stop)
     thread.join()
     background.close()
-    assert len(tokens) == len(set(tokens)) == 15
+    assert len(tokens) == len(set(tokens)) == 20
 
 
 async def test_a_store_that_was_closed_opens_itself_again(store: Store) -> None:

@@ -198,3 +198,15 @@ def test_severity_is_how_far_the_answers_are_from_the_consensus() -> None:
     assert severity(100, 100, 101, 100) == pytest.approx(0.25 / 101)
     assert severity(-100, -100, -101, -100) == pytest.approx(0.25 / 101)
     assert severity("the long answer", "the long answer", "the long answers") == pytest.approx(1 / 3 * 3 / 17)
+
+
+def test_answers_that_are_all_near_each_other_have_no_outlier() -> None:
+    found = summarize([{"n": 100}, {"n": 100}, {"n": 100}, {"n": 101}])
+    assert found.standing is not None
+    assert all(each.outlier is not None and each.outlier < 1 for each in found.standing.values())
+
+
+def test_a_check_that_returns_nothing_accepts_nothing() -> None:
+    found = summarize([1, 1], schema=lambda value: None)
+    assert found.consensus is None
+    assert "it returned None" in found.invalid["r1"][0]

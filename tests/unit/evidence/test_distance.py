@@ -77,3 +77,8 @@ def _same(left: Any, right: Any) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(_same, left, right))
     return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
+
+
+def test_a_field_that_neither_has_is_no_field_that_they_share() -> None:
+    matrix = pairwise_distance([{"a": True}, {"a": None}, {"a": True, "b": 2}])
+    assert (matrix[0][1], matrix[0][2]) == (1.0, 0.5)

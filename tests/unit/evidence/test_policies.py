@@ -289,3 +289,37 @@ def test_a_policy_that_cannot_be_kept_is_refused_by_name(options: dict[str, Any]
 def test_fields_that_say_nothing_are_refused(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         summarize(["a"], fields=fields)
+
+
+# At the edges.
+
+
+def test_a_relative_tolerance_is_of_the_larger_number() -> None:
+    assert chosen([100, 101.005], rel_tol=0.01)[1] == 1.0
+    assert chosen([-100, -101.005], rel_tol=0.01)[1] == 1.0
+    assert chosen([100, 101.02], rel_tol=0.01)[1] is None
+
+
+def test_of_an_even_number_the_lower_median_is_taken() -> None:
+    assert chosen([1, 1, 2, 2], consensus="median") == (1, 0.5)
+
+
+def test_a_field_that_half_of_them_lack_is_chosen_among_the_others() -> None:
+    data = [{"n": 1, "k": 0}, {"n": 2, "k": 0}, {"k": 0}, {"k": 0}]
+    assert summarize(data, fields={"n": FieldPolicy(consensus="median")}).consensus == {"n": 1, "k": 0}
+    assert summarize([*data, {"k": 0}], fields={"n": FieldPolicy(consensus="median")}).consensus == {"k": 0}
+
+
+def test_elements_stand_where_most_have_them() -> None:
+    data = [["z", "a", "m"], ["z", "a", "m"], ["m", "z", "a"]]
+    assert summarize(data, fields={"$": FieldPolicy(consensus="union")}).consensus == ["z", "a", "m"]
+
+
+def test_elements_that_have_nothing_but_their_key_agree_on_it() -> None:
+    found = summarize([[{"id": 1}], [{"id": 1}]], fields={"$": FieldPolicy(key="id")})
+    assert (found.consensus, found.support) == ([{"id": 1}], 1.0)
+
+
+def test_what_is_missing_is_no_company_in_a_tie() -> None:
+    data = [{"a": "z", "b": 1, "c": 1}, {"a": "z", "b": 1, "d": 2}, {"a": "y"}, {"a": "y"}]
+    assert summarize(data).consensus["a"] == "z"

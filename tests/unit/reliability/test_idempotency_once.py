@@ -489,7 +489,10 @@ class Apart(Store):
         return "apart://"
 
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
-        return await self.keys.claim(key, fingerprint, lease, ttl)
+        claim = await self.keys.claim(key, fingerprint, lease, ttl)
+        if claim.kind == "ours":
+            self.until = 0.0
+        return claim
 
     async def renew(self, key: str, token: int, lease: float) -> bool:
         return await self.keys.renew(key, token, lease)
@@ -539,6 +542,21 @@ async def test_a_leader_that_is_cancelled_works_on_for_one_who_waits_in_another_
     leader.cancel()
     assert await follower == ["loaded", "run 1"]
     assert (mine.runs, mine.cancelled, theirs.runs) == (1, 0, 0)
+
+
+async def test_one_who_waits_is_known_to_each_owner_in_turn() -> None:
+    store = Apart()
+    first, second, third = Job(fails=KeyError("x")), Job(), Job()
+    one = asyncio.create_task(once(Elsewhere(store), first.work(), None))
+    await asyncio.sleep(1)
+    two = asyncio.create_task(once(Elsewhere(store), second.work(), None))
+    await asyncio.sleep(0.01)
+    three = asyncio.create_task(once(Elsewhere(store), third.work(), None))
+    await asyncio.gather(one, return_exceptions=True)
+    await asyncio.sleep(1)
+    two.cancel()
+    assert await three == ["loaded", "run 1"]
+    assert (second.runs, second.cancelled, third.runs) == (1, 0, 0)
 
 
 async def test_work_that_goes_on_for_others_can_be_joined_here_again() -> None:

@@ -16,7 +16,7 @@ from steer_llm_sdk.reliability.budget import Budget, BudgetAccounts, Ledger
 from steer_llm_sdk.reliability.circuit import Outcome
 from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
 from steer_llm_sdk.reliability.hedging import Hedge
-from steer_llm_sdk.reliability.rate_limit import RateLimiter, RateLimits
+from steer_llm_sdk.reliability.rate_limiter import RateLimiter, RateLimits
 from steer_llm_sdk.reliability.retry import AttemptLimit
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 

@@ -19,7 +19,7 @@ from steer_llm_sdk.reliability import CircuitBreakerConfig, CircuitBreakerManage
 from steer_llm_sdk.reliability._pipeline import Next, compose
 from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import Deadline
-from steer_llm_sdk.reliability.rate_limit import RateLimiter, RateLimits
+from steer_llm_sdk.reliability.rate_limiter import RateLimiter, RateLimits
 from steer_llm_sdk.testing import run_in_virtual_time
 
 PER_SECOND = RateLimit(requests_per_minute=60)

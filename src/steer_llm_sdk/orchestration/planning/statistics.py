@@ -143,14 +143,6 @@ class Statistics:
         arm = self._arms.get((tool, version))
         return 0 if arm is None else arm.runs
 
-    def is_worse(self, tool: str, version: str, than: str, margin: float = 0.1, enough: int = 30) -> bool:
-        """Whether a version fails more often than another by `margin`, with `enough` runs of it seen. What a canary is
-        rolled back for. The bound is on the observed shares; with fewer runs the answer is no."""
-        new, old = self._arms.get((tool, version)), self._arms.get((tool, than))
-        if new is None or old is None or new.runs < enough or not old.runs:
-            return False
-        return old.succeeded / old.runs - new.succeeded / new.runs > margin
-
     def _fresh(self, arm: _Sums | None) -> _Sums | None:
         return arm if arm is not None and self._clock() - arm.last <= self.fresh_for else None
 

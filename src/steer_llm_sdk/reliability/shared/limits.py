@@ -17,14 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer_llm_sdk.errors import WaitTooLong
-from steer_llm_sdk.reliability import rate_limit
 from steer_llm_sdk.reliability.rate_limit import (
-    LONGEST_BLOCK,
     Bucket,
     Line,
     RateLimit,
-    RateLimiter,
-    RateLimits,
     State,
     Waiter,
     admit,
@@ -33,6 +29,7 @@ from steer_llm_sdk.reliability.rate_limit import (
     finish,
     withdraw,
 )
+from steer_llm_sdk.reliability.rate_limiter import LONGEST_BLOCK, Gate, RateLimiter, RateLimits
 from steer_llm_sdk.reliability.shared.link import Link
 from steer_llm_sdk.reliability.shared.owners import Give, Held, Owned, OwnedCell, Term, swept
 
@@ -173,7 +170,7 @@ class LimitCell(OwnedCell[State]):
         )
 
 
-class SharedGate(rate_limit._Gate):
+class SharedGate(Gate):
     """The account of one provider. `state` is what is known of the store's, in the time of our loops, with our line."""
 
     def __init__(self, target: str, limit: RateLimit, link: Link) -> None:
@@ -273,7 +270,7 @@ class SharedRateLimits(RateLimits):
     def policy(self, breakers: CircuitBreakerManager | None = None) -> RateLimiter:
         return SharedRateLimiter(self, breakers)
 
-    def _made(self, target: str, limit: RateLimit) -> rate_limit._Gate:
+    def _made(self, target: str, limit: RateLimit) -> Gate:
         return SharedGate(target, limit, self._link)
 
 

@@ -150,8 +150,10 @@ class PostgresStore(Store):
         return float(found[0][0] or 0) if found else 0.0
 
     async def aclose(self) -> None:
-        for sweep in self._sweeps:
-            sweep.cancel()
+        here = asyncio.get_running_loop()
+        sweeps = [sweep for sweep in self._sweeps if sweep.get_loop() is here]
+        if sweeps:
+            await asyncio.wait(sweeps, timeout=CONNECT)
         await self._connections.aclose()
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────

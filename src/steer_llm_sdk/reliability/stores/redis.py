@@ -19,6 +19,8 @@ from steer_llm_sdk.errors import StoreTooNew
 from steer_llm_sdk.reliability.stores import VERSION, Changed, Claim, Store
 from steer_llm_sdk.reliability.stores._shared import CONNECT, FOREVER, Listener, PerLoop, Where
 
+CONNECTIONS = 20
+"""At most, for each loop: a server that does one thing at a time is not faster for more. One may listen."""
 ANSWER = 30.0
 """Seconds to wait for an answer on a connection that is there. Callers give up earlier, and the late answer to their
 claim still tells which key to give back."""
@@ -181,10 +183,17 @@ class _Listener(Listener):
 
 
 def _client(url: str) -> redis.asyncio.Redis:
-    # An action is not repeated: whether the first one was carried out, nobody knows.
-    return redis.asyncio.Redis.from_url(
-        url, socket_connect_timeout=CONNECT, socket_timeout=ANSWER, socket_keepalive=True, retry=Retry(NoBackoff(), 0)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=CONNECTIONS,
+        timeout=CONNECT,
+        socket_connect_timeout=CONNECT,
+        socket_timeout=ANSWER,
+        socket_keepalive=True,
+        # An action is not repeated: whether the first one was carried out, nobody knows.
+        retry=Retry(NoBackoff(), 0),
     )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _micro(seconds: float) -> int:

@@ -101,11 +101,18 @@ class Keys:
         )
         return gone.rowcount > 0
 
-    def want(self, key: str, seconds: float, now: float) -> None:
-        self._run(
-            "UPDATE steer_keys SET wanted = ? WHERE key = ? AND result IS NULL AND wanted < ?",
-            (now + seconds, key, now + seconds),
+    def is_wanted(self, key: str, seconds: float, now: float) -> bool | None:
+        """Whether `want` would change nothing, a little time aside; None: it would."""
+        found = self._run(
+            "SELECT 1 FROM steer_keys WHERE key = ? AND result IS NULL AND wanted < ?", (key, now + seconds - 1)
+        ).fetchone()
+        return True if found is None else None
+
+    def want(self, key: str, seconds: float, now: float) -> bool:
+        done = self._run(
+            "UPDATE steer_keys SET wanted = max(wanted, ?) WHERE key = ? AND result IS NULL", (now + seconds, key)
         )
+        return done.rowcount > 0
 
     def wanted(self, key: str, token: int, now: float) -> float:
         found = self._run(
@@ -167,8 +174,11 @@ class SqliteStore(Store):
 
     @asynccontextmanager
     async def watch(self, key: str, seconds: float) -> AsyncIterator[Changed]:
-        until = min(seconds, 1e9)
-        await self._do(lambda keys, now: keys.want(key, until, now))
+        most = min(seconds, 1e9)
+        await self._do(
+            lambda keys, now: keys.want(key, most, now),
+            lambda keys, now: keys.is_wanted(key, most, now),
+        )
         yield lambda most: asyncio.sleep(min(most, POLL))
 
     async def wanted(self, key: str, token: int) -> float:
