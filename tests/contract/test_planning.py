@@ -147,14 +147,31 @@ async def test_a_planner_that_names_a_tool_nobody_has_says_so() -> None:
         await reliable(ScriptedTool("t"), planner=Fixed("nobody")).run("q")
 
 
-@pytest.mark.parametrize("strategy", ["chain", "parallel", "conditional"])
-async def test_a_strategy_that_is_not_carried_out_is_refused_and_not_taken_for_another(strategy: Any) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "metadata", "asked"),
+    [
+        ("chain", {}, ["a", "b"]),
+        ("parallel", {}, ["a", "b"]),
+        ("conditional", {"bound": 0.9}, ["a", "b"]),
+    ],
+)
+async def test_a_strategy_of_a_plan_is_carried_out(strategy: str, metadata: Any, asked: list[str]) -> None:
     a, b = ScriptedTool("a"), ScriptedTool("b")
     planner = Fixed("a", "b")
-    planner.decision = planner.decision.model_copy(update={"execution_strategy": ExecutionStrategy(strategy)})
-    with pytest.raises(ValueError, match=strategy):
-        await reliable(a, b, planner=planner).run("q")
-    assert calls(a, b) == [0, 0]
+    update = {"execution_strategy": ExecutionStrategy(strategy), "metadata": metadata}
+    planner.decision = planner.decision.model_copy(update=update)
+    output = await reliable(a, b, planner=planner).run("hi")
+    assert sorted({line["tool"] for line in output.attempts}) == asked
+    assert output.metadata["strategy"]["kind"] == {"parallel": "race", "conditional": "cascade"}.get(strategy, strategy)
+
+
+async def test_a_conditional_plan_without_a_bound_is_refused_and_nobody_is_asked() -> None:
+    a, b = ScriptedTool("a"), ScriptedTool("b")
+    planner = Fixed("a", "b")
+    planner.decision = planner.decision.model_copy(update={"execution_strategy": ExecutionStrategy.CONDITIONAL})
+    with pytest.raises(ValueError, match="conditional"):
+        await reliable(a, b, planner=planner).run("hi")
+    assert a.calls == b.calls == []
 
 
 async def test_the_plan_adapts_to_the_budget() -> None:

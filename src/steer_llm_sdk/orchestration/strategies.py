@@ -622,7 +622,11 @@ def _decided(decision: PlanDecision, calls: Sequence[ToolCall], wanted: float | 
         return _parallel(decision.metadata.get("parallel", "race"), stages)
     bound = decision.metadata.get("bound", wanted)
     if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-        raise InvalidRequest("metadata.bound", bound, "a cascade needs the score from which an answer is trusted")
+        raise InvalidRequest(
+            "metadata.bound",
+            bound,
+            "a conditional plan needs the score from which an answer is trusted; give it there, or min_confidence",
+        )
     return Cascade(stages, float(bound))
 
 

@@ -45,7 +45,9 @@ from steer_llm_sdk.reliability.stores.sums import SumStore
 __all__ = ["LearnedPlanner", "Neighbours", "Pacing"]
 
 MOST_CANDIDATES = 12
-"""Tools that are weighed for one request. With more of them, those that promise most are looked for now and then."""
+"""Of no more tools than this all are weighed for each request."""
+OF_MANY = 8
+"""Of more, so many that promise most; which these are is looked for now and then."""
 LOOK_AROUND = 64
 """Decisions of a task type, and an eighth of those before, after which the promising ones are looked for again."""
 MOST_PENDING = 100_000
@@ -256,8 +258,8 @@ class LearnedPlanner(Planner):
             return belief.mean + 2 * belief.sd - (price * cost / scale if cost else 0.0) + weights.get(name, 0.0)
 
         first = int(self._chance() * len(unknown))
-        some = [unknown[(first + n) % len(unknown)] for n in range(min(MOST_CANDIDATES // 2, len(unknown)))]
-        found = sorted([*known, *some], key=promise, reverse=True)[:MOST_CANDIDATES]
+        some = [unknown[(first + n) % len(unknown)] for n in range(min(OF_MANY // 2, len(unknown)))]
+        found = sorted([*known, *some], key=promise, reverse=True)[:OF_MANY]
         return found if home in found or home not in names else [home, *found[:-1]]
 
     def _weighed(

@@ -196,7 +196,7 @@ class RuleBasedPlanner(Planner):
                 search.skip(entry, error)
         if pinned is None:
             pinned = search.last_resort()
-        return Allowed(search.eligible(), pinned, search.policy.weights, tuple(search.applied), search.skipped)
+        return Allowed(search.eligible(), pinned, search.weights(), tuple(search.applied), search.skipped)
 
     def looked_at(self, request: Any) -> list[PlanningRule]:
         """The rules that are asked for a request; what the others ask for it certainly does not have."""
