@@ -23,7 +23,7 @@ from steer_llm_sdk.orchestration.base import _config_of as config_of
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning import PlanRequest
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
-from steer_llm_sdk.providers.models import Model
+from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_model
 from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
 from steer_llm_sdk.service import view
 from steer_llm_sdk.service.chat import Chat
@@ -84,6 +84,9 @@ def create_app(
     `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
     lets `recorded:` models answer. `models`: what the names stand for that clients of OpenAI's format use.
     """
+    named = configured_model() or ""
+    if not simulated and named.startswith("recorded:"):
+        raise InvalidRequest(MODEL_VARIABLE, named, "name a real model, or simulate: --simulated, simulated=True")
     book = RunBook(runs)
     state = _State(orchestrator, book, Chat(orchestrator, models or {}, simulated), simulated)
 

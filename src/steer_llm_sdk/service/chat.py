@@ -147,7 +147,7 @@ class _Passage(Tool):
                 passed = {name: value for name, value in response.headers.items() if _PASSED_ON.match(name.lower())}
                 if not response.is_success:
                     body = await response.aread()
-                    exchange.refused = Answered(response.status_code, passed, body)
+                    exchange.refused = Answered(response.status_code, passed, _without_key(endpoint, body))
                     raise _failure(endpoint, response, body)
                 if not exchange.stream:
                     body = await response.aread()
@@ -187,6 +187,12 @@ async def _pass_on(
         failure.is_retryable = not exchange.head.done()
         raise failure
     return Answered(response.status_code, headers, usage)
+
+
+def _without_key(endpoint: Endpoint, body: bytes) -> bytes:
+    """What a provider says against a request, byte for byte unless it repeats our key, which is not the client's."""
+    text = body.decode("utf-8", "replace")
+    return endpoint.scrub(text).encode() if endpoint.has_key_in(text) else body
 
 
 def _failure(endpoint: Endpoint, response: httpx2.Response, body: bytes) -> ProviderError:
@@ -285,7 +291,7 @@ class Chat:
             told["questions"] = [question.text for question in shipped_recording().questions]
             told["question"] = told["questions"][0]
         elif name not in self._models:
-            raise ModelNotFound(f"there is no model {name!r}", "steer", 404)
+            raise Problem(404, f"there is no model {name!r}", error="ModelNotFound")
         return told
 
     async def complete(self, request: Request, caller: Caller) -> Response:

@@ -14,6 +14,7 @@ import pytest
 from served import CERTIFICATES, Service
 from upstream import JSON, SSE, Wire, wire
 
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.providers.models import Model
 from steer_llm_sdk.testing import OK, ScriptedTool, SimulatedProvider, err
 
@@ -44,12 +45,14 @@ TOOLS = {
 }
 CALL = (
     b'{"id":"c1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":null,'
-    b'"tool_calls":[{"id":"call_1","type":"function","function":{"name":"weather","arguments":"{\\"city\\": \\"Bonn\\"}"}}]'
-    b'},"finish_reason":"tool_calls"}],  "usage":{"prompt_tokens":9,"completion_tokens":5,"total_tokens":14},"new":1.50}'
+    b'"tool_calls":[{"id":"call_1","type":"function","function":{"name":"weather","arguments":"{\\"city\\": '
+    b'\\"Bonn\\"}"}}]},"finish_reason":"tool_calls"}],  "usage":{"prompt_tokens":9,"completion_tokens":5,'
+    b'"total_tokens":14},"new":1.50}'
 )
 PIECES = [
     b'data: {"id":"c1","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"call_1","function":{"name":"wea',
-    b'ther","arguments":""}}]}}]}\n\ndata: {"id":"c1","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":'
+    b'ther","arguments":""}}]}}]}\n\ndata: {"id":"c1","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,'
+    b'"function":'
     b'{"arguments":"{\\"city\\""}}]}}]}\n\n: a comment\n\n',
     b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":5,"total_tokens":14}}\n\n',
     b"data: [DONE]\n\n",
@@ -107,7 +110,8 @@ def test_a_request_arrives_byte_for_byte(serve: Serve, upstream: Wire) -> None:
 
 def test_only_the_name_of_the_model_is_changed_where_it_stands_for_another(serve: Serve, upstream: Wire) -> None:
     body = (
-        '{ "messages": [{"role":"user","content":"\\ud800 \\"model\\": \\"x\\"", "model": "inner"}], "n": 1.0e5, "big": 1e400,'
+        '{ "messages": [{"role":"user","content":"\\ud800 \\"model\\": \\"x\\"", "model": "inner"}], "n": 1.0e5,'
+        ' "big": 1e400,'
         ' "model" :  "fa\\u0073t", "exact": 0.10000000000000000000001 , "metadata": {"model": "fast"}}'
     )
     with serve(**at(upstream.url, "fast")).client() as client:
@@ -178,8 +182,10 @@ def test_models_are_listed_and_recorded_ones_only_where_it_simulates(serve: Serv
 
 def test_a_recording_that_the_environment_names_is_refused_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEER_MODEL", "recorded:demo")
-    with serve().client() as client:
-        assert client.post("/v1/runs", json={"request": "x"}).status_code == 400
+    with pytest.raises(InvalidRequest, match="--simulated"):
+        serve()
+    with serve(simulated=True).client() as client:
+        assert client.get("/readyz").status_code == 200
 
 
 # ── faults behind it ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +247,7 @@ def test_an_answer_that_is_no_completion_is_502(serve: Serve) -> None:
 def test_a_provider_that_is_down_is_told_apart_and_then_left_alone(serve: Serve) -> None:
     with serve(**at("http://127.0.0.1:1/v1")).client() as client:
         statuses = [client.post("/v1/chat/completions", json=ASKED).status_code for _ in range(3)]
-    assert statuses == [502, 503, 503]
+    assert statuses == [502, 502, 503]  # Five failures open its circuit: three attempts, then two.
 
 
 # ── nothing leaks ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,7 +265,7 @@ def test_a_secret_is_in_no_answer_event_page_or_log(
         service = serve(tool, **at(upstream.url))
         shown = []
         with service.client() as client:
-            for stream in (False, True, False):
+            for stream in (False, False, True):
                 shown.append(client.post("/v1/chat/completions", json=ASKED | {"stream": stream}))
             for body in ({"request": "x", "tool_name": "t"},) * 2:
                 run = client.post("/v1/runs", json=body, headers={"X-Api-Key": CANARY, "Cookie": f"a={CANARY}"})
