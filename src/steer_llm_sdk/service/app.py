@@ -19,14 +19,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ProviderError
+from steer_llm_sdk.orchestration.base import _config_of as config_of
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning import PlanRequest
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
-from steer_llm_sdk.providers.models import Model
+from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_model
 from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
 from steer_llm_sdk.service import view
 from steer_llm_sdk.service.chat import Chat
-from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem
+from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem, until_gone
 from steer_llm_sdk.service.keys import KeyRing
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.runs import Run, RunBook
@@ -83,6 +84,9 @@ def create_app(
     `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
     lets `recorded:` models answer. `models`: what the names stand for that clients of OpenAI's format use.
     """
+    named = configured_model() or ""
+    if not simulated and named.startswith("recorded:"):
+        raise InvalidRequest(MODEL_VARIABLE, named, "name a real model, or simulate: --simulated, simulated=True")
     book = RunBook(runs)
     state = _State(orchestrator, book, Chat(orchestrator, models or {}, simulated), simulated)
 
@@ -134,6 +138,7 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     @app.post("/v1/runs", response_model=None)
     async def run(
         body: RunBody,
+        request: Request,
         caller: Known,
         prefer: Annotated[str, Header()] = "",
         idempotency_key: Annotated[str | None, Header()] = None,
@@ -143,10 +148,11 @@ def _add_routes(app: FastAPI, state: _State) -> None:
         options = _options(body.options, caller, idempotency_key, traceparent)
         _refuse_recordings(state, body.request, body.tool_options)
         # Looked at before anything is accepted: what cannot be run has no id.
-        run_id = str(options["request_id"])
+        config = config_of(options)
+        run_id = str(config.request_id)
 
         async def work(events: EventManager) -> OrchestrationOutput:
-            return await orchestrator.run(body.request, body.tool_name, body.tool_options, options, events)
+            return await orchestrator.run(body.request, body.tool_name, body.tool_options, config, events)
 
         if body.tool_name is not None:
             orchestrator.registry.resolve(body.tool_name)
@@ -155,7 +161,7 @@ def _add_routes(app: FastAPI, state: _State) -> None:
         if "respond-async" in prefer:
             told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}
             return JSONResponse(told, 202, {**where, "Preference-Applied": "respond-async"})
-        output = await _waited(book, begun)
+        output = await _waited(book, begun, request, keyed=config.idempotency_key is not None)
         replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
         return JSONResponse(output.model_dump(mode="json") | {"id": run_id}, headers={**where, **replayed})
 
@@ -174,7 +180,7 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     ) -> StreamingResponse:
         """The events of a run as they come, those before `Last-Event-ID` left out."""
         found = await book.get(caller.tenant, _run_id(run_id))
-        after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
+        after = int(last_event_id) if last_event_id is not None and re.fullmatch("[0-9]{1,9}", last_event_id) else 0
         return StreamingResponse(_sse(found, after), media_type="text/event-stream")
 
     @app.delete("/v1/runs/{run_id}", response_model=None)
@@ -343,16 +349,20 @@ def _refuse_recordings(state: _State, *given: Any) -> None:
                 raise InvalidRequest("model", name, "this service answers from no recording; start it with --simulated")
 
 
-async def _waited(book: RunBook, run: Run) -> OrchestrationOutput:
+async def _waited(book: RunBook, run: Run, request: Request, *, keyed: bool) -> OrchestrationOutput:
     """Wait for a run. Who goes away takes it along, unless it has a key: then somebody may come back for it."""
     assert run.task is not None
+    leaving = asyncio.ensure_future(until_gone(request.receive))
     try:
-        return await asyncio.shield(run.task)
-    except asyncio.CancelledError:
-        if run.task.cancelled():
-            raise Problem(409, "the run was cancelled", error="Cancelled") from None
-        book.cancel(run)
-        raise
+        either: set[asyncio.Future[Any]] = {run.task, leaving}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not (run.task.done() or keyed):
+            book.cancel(run)
+    if not run.task.done() or run.task.cancelled():
+        raise Problem(409, "the run was cancelled", error="Cancelled")
+    return run.task.result()
 
 
 async def _sse(run: Run, after: int) -> AsyncIterator[bytes]:

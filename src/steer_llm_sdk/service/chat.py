@@ -48,8 +48,8 @@ from steer_llm_sdk.providers._endpoint import Endpoint
 from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
 from steer_llm_sdk.reliability.classify import parse_retry_after
-from steer_llm_sdk.service.guard import Caller
-from steer_llm_sdk.service.problems import problem_of
+from steer_llm_sdk.service.guard import Caller, until_gone
+from steer_llm_sdk.service.problems import Problem, problem_of
 
 CONNECT = 10.0
 SILENCE = 600.0
@@ -96,7 +96,7 @@ class _Exchange:
         """The client's own bytes, but for the name of the model."""
         if self.fields["model"] == endpoint.model:
             return self.body
-        return json.dumps({**self.fields, "model": endpoint.model}, ensure_ascii=False, separators=(",", ":")).encode()
+        return _with_model(self.body, endpoint.model)
 
 
 _exchange: ContextVar[_Exchange] = ContextVar("steer_llm_sdk.chat")
@@ -147,7 +147,7 @@ class _Passage(Tool):
                 passed = {name: value for name, value in response.headers.items() if _PASSED_ON.match(name.lower())}
                 if not response.is_success:
                     body = await response.aread()
-                    exchange.refused = Answered(response.status_code, passed, body)
+                    exchange.refused = Answered(response.status_code, passed, _without_key(endpoint, body))
                     raise _failure(endpoint, response, body)
                 if not exchange.stream:
                     body = await response.aread()
@@ -187,6 +187,12 @@ async def _pass_on(
         failure.is_retryable = not exchange.head.done()
         raise failure
     return Answered(response.status_code, headers, usage)
+
+
+def _without_key(endpoint: Endpoint, body: bytes) -> bytes:
+    """What a provider says against a request, byte for byte unless it repeats our key, which is not the client's."""
+    text = body.decode("utf-8", "replace")
+    return endpoint.scrub(text).encode() if endpoint.has_key_in(text) else body
 
 
 def _failure(endpoint: Endpoint, response: httpx2.Response, body: bytes) -> ProviderError:
@@ -285,7 +291,7 @@ class Chat:
             told["questions"] = [question.text for question in shipped_recording().questions]
             told["question"] = told["questions"][0]
         elif name not in self._models:
-            raise ModelNotFound(f"there is no model {name!r}", "steer", 404)
+            raise Problem(404, f"there is no model {name!r}", error="ModelNotFound")
         return told
 
     async def complete(self, request: Request, caller: Caller) -> Response:
@@ -298,6 +304,20 @@ class Chat:
     async def _complete(self, request: Request, caller: Caller) -> Response:
         body = await request.body()
         fields = _fields(body)
+        leaving = asyncio.ensure_future(until_gone(request.receive))
+        try:
+            return await self._under_policies(body, fields, request, caller, leaving)
+        finally:
+            leaving.cancel()
+
+    async def _under_policies(
+        self,
+        body: bytes,
+        fields: dict[str, Any],
+        request: Request,
+        caller: Caller,
+        leaving: asyncio.Future[None],
+    ) -> Response:
         key = request.headers.get("idempotency-key")
         exchange = _Exchange(body, fields, self._routes(fields["model"]), key)
         token = _exchange.set(exchange)
@@ -307,16 +327,12 @@ class Chat:
         finally:
             _exchange.reset(token)
         if not exchange.stream:
-            return await _whole(run, exchange)
+            await _first_of(run, leaving)
+            return _whole(run, exchange)
         head = exchange.head
-        try:
-            either: set[asyncio.Future[Any]] = {run, head}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            run.cancel()
-            raise
+        await _first_of(run, leaving, head)
         if not head.done():
-            return await _whole(run, exchange)
+            return _whole(run, exchange)
         return StreamingResponse(_pieces(run, exchange), headers=dict(head.result()))
 
     def _routes(self, name: str) -> list[Endpoint]:
@@ -332,6 +348,9 @@ class Chat:
 
 def _fields(body: bytes) -> dict[str, Any]:
     try:
+        # Its members in order, so that one which is there twice is seen: of two models, another reader may take the
+        # other one.
+        pairs = json.loads(body.decode(), object_pairs_hook=tuple)
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("body", body[:40], f"it is no JSON: {error}") from None
@@ -339,18 +358,45 @@ def _fields(body: bytes) -> dict[str, Any]:
         raise InvalidRequest("body", type(fields).__name__, "give a JSON object")
     if not isinstance(fields.get("model"), str) or not fields["model"]:
         raise InvalidRequest("model", fields.get("model"), "name a model")
+    if [name for name, _ in pairs].count("model") > 1:
+        raise InvalidRequest("model", fields["model"], "it is there twice; give one")
     if not isinstance(fields.get("stream", False), (bool, type(None))):
         raise InvalidRequest("stream", fields["stream"], "give true or false")
     return fields
 
 
-async def _whole(run: asyncio.Future[Any], exchange: _Exchange) -> Response:
-    """The provider's own answer; where none could be had, what the last one said, or what kept us from asking."""
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _with_model(body: bytes, model: str) -> bytes:
+    """`body` with another name of the model; all else stays as it was written, numbers and escapes too."""
+    text = body.decode()
+    decoder = json.JSONDecoder()
+    at = _SPACE.match(text).end() + 1  # type: ignore[union-attr]  # what may be empty always matches
+    while True:
+        name, at = decoder.raw_decode(text, _SPACE.match(text, at).end())  # type: ignore[union-attr]
+        start = _SPACE.match(text, text.index(":", at) + 1).end()  # type: ignore[union-attr]
+        _, end = decoder.raw_decode(text, start)
+        if name == "model":
+            return f"{text[:start]}{json.dumps(model)}{text[end:]}".encode()
+        at = text.index(",", end) + 1
+
+
+async def _first_of(run: asyncio.Future[Any], leaving: asyncio.Future[None], *more: asyncio.Future[Any]) -> None:
+    """Wait for one of them. Who goes away takes the run along."""
     try:
-        output = await run
+        await asyncio.wait({run, leaving, *more}, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         run.cancel()
         raise
+    if not run.done() and leaving.done():
+        run.cancel()
+        raise Problem(409, "the caller has gone")
+
+
+def _whole(run: asyncio.Future[Any], exchange: _Exchange) -> Response:
+    """The provider's own answer; where none could be had, what the last one said, or what kept us from asking."""
+    output = run.result()
     if output.status != "failed" and exchange.answered is not None:
         answered = exchange.answered
         return Response(answered.body, answered.status, dict(answered.headers))
@@ -370,6 +416,7 @@ def _error_response(error: Exception) -> Response:
 
 async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterator[bytes]:
     """What has come, to its end. A stream that breaks ends with an error, and without the end marker."""
+    getting: asyncio.Future[bytes | None] | None = None
     try:
         while True:
             getting = asyncio.ensure_future(exchange.pieces.get())
@@ -386,5 +433,7 @@ async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterato
             said = {"message": error["message"], "type": error["type"], "param": None, "code": error["code"]}
             yield f"data: {json.dumps({'error': said})}\n\n".encode()
     finally:
+        if getting is not None:
+            getting.cancel()
         if not run.done():
             run.cancel()

@@ -86,7 +86,7 @@ class Guard:
         self._keys = keys
         self._limits = limits
         self._hosts = hosts
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[str, float], _Bucket] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,6 +96,7 @@ class Guard:
         try:
             headers = _single_headers(scope, self._limits.header)
             self._check_host(headers)
+            _check_origin(scope["method"], headers)
             caller = self._caller(scope["path"], headers)
             scope["state"] = {**scope.get("state", {}), "caller": caller}
             extra = self._rate(scope, caller)
@@ -126,9 +127,9 @@ class Guard:
         if rate is None or scope["method"] != "POST":
             return []
         now = time.monotonic()
-        bucket = self._buckets.get(caller.tenant)
-        if bucket is None or bucket.rate != rate:
-            bucket = self._buckets[caller.tenant] = _Bucket(rate, now)
+        bucket = self._buckets.get((caller.tenant, rate))
+        if bucket is None:
+            bucket = self._buckets[caller.tenant, rate] = _Bucket(rate, now)
             if len(self._buckets) > MOST_TENANTS:
                 self._buckets.popitem(last=False)
         wait = bucket.take(now)
@@ -212,6 +213,21 @@ def _single_headers(scope: Scope, most: int) -> dict[bytes, bytes]:
     if size > most:
         raise Problem(431, f"more than {most} bytes of headers")
     return found
+
+
+def _check_origin(method: str, headers: dict[bytes, bytes]) -> None:
+    """A page of somebody else's may not act here: a browser sends its POST unasked, and says where it is from."""
+    origin = headers.get(b"origin")
+    if origin is None or method in ("GET", "HEAD", "OPTIONS"):
+        return
+    if origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower():
+        raise Problem(403, "a page of another origin may not send this")
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return once the caller has left; its request must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -147,7 +147,9 @@ class RunBook:
         """The newest first."""
         running = [run for run in self._running.values() if run.tenant == tenant]
         ended = await self._do(self._read_latest, tenant, count)
-        return sorted([*running, *ended], key=lambda run: -run.created)[:count]
+        # One that ended in between is in both.
+        each = {run.id: run for run in [*ended, *running]}.values()
+        return sorted(each, key=lambda run: -run.created)[:count]
 
     def cancel(self, run: Run) -> None:
         if run.task is not None:

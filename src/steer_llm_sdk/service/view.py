@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib import resources
 from typing import Any
+from zlib import crc32
 
 from starlette.responses import HTMLResponse, Response
 
@@ -85,14 +86,15 @@ def runs_list(runs: Iterable[Run]) -> str:
     head = "".join(f"<th scope=col>{name}</th>" for name in ("Run", "State", "Tool"))
     more = "<th scope=col>Cost</th><th scope=col class=wide>Time</th><th scope=col class=wide>Began</th>"
     table = f"<table><tr>{head}{more}</tr>{rows}</table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="Runs">{table}</div>'
+    return f'<div id="runs" class="scroll" tabindex="0" role="region" aria-label="Runs">{table}</div>'
 
 
 def _run_row(run: Run) -> str:
     output = run.output or {}
     took = f"{output['elapsed_ms']} ms" if "elapsed_ms" in output else "-"
     return (
-        f'<tr><td><a href="/view/runs/{escape(run.id)}">{escape(run.id[:8])}</a></td><td>{_state(run.state)}</td>'
+        f'<tr><td><a id="run-{escape(run.id)}" href="/view/runs/{escape(run.id)}">{escape(run.id[:8])}</a></td>'
+        f"<td>{_state(run.state)}</td>"
         f"<td>{escape(run.tool or '-')}</td><td class=number>{_usd(output.get('cost_usd'))}</td>"
         f'<td class="number wide">{took}</td><td class=wide>{_when(run.created)}</td></tr>'
     )
@@ -117,8 +119,8 @@ def run_shown(run: Run) -> str:
     parts = [f"<dl>{told}</dl>", "<h2>What happened</h2>", waterfall(run)]
     if not run.over:
         parts.append(
-            f'<p><button hx-delete="/v1/runs/{escape(run.id)}" hx-swap="none" hx-confirm="Cancel this run?">'
-            "Cancel this run</button></p>"
+            f'<p><button id="cancel" hx-delete="/v1/runs/{escape(run.id)}" hx-swap="none" '
+            'hx-confirm="Cancel this run?">Cancel this run</button></p>'
         )
     if isinstance(output.get("content"), dict) and output["content"].get("evidence_bundle"):
         parts.append(f'<h2>Evidence</h2><p><a href="/view/runs/{escape(run.id)}/evidence">The evidence bundle</a></p>')
@@ -150,7 +152,8 @@ def waterfall(run: Run) -> str:
     height = _ROW * len(rows) + 8
     said = ", ".join(_said(what) for _, what in rows)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Timeline"><svg viewBox="0 0 {WIDE} {height}" '
+        f'<div id="timeline" class="scroll" tabindex="0" role="region" aria-label="Timeline">'
+        f'<svg viewBox="0 0 {WIDE} {height}" '
         f'width="{WIDE}" height="{height}" role="img" aria-label="{escape(said)}">'
         f'<line class="axis" x1="{_LEFT}" y1="0" x2="{_LEFT}" y2="{height}"/>{drawn}</svg></div>'
     )
@@ -280,8 +283,10 @@ _ACTIONS = (("open", "Force open"), ("auto", "Let it decide"), ("reset", "Reset"
 
 
 def _button(name: str, action: str, label: str) -> str:
+    # What has an id keeps the focus when the page is renewed.
     return (
-        f'<button hx-post="/view/providers/{action}" hx-vals="{escape(json.dumps({"name": name}))}" hx-swap="none" '
+        f'<button id="{action}-{crc32(name.encode("utf-8", "surrogatepass")):08x}" '
+        f'hx-post="/view/providers/{action}" hx-vals="{escape(json.dumps({"name": name}))}" hx-swap="none" '
         f'aria-label="{escape(f"{label}: {name}")}">{label}</button> '
     )
 

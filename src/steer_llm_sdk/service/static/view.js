@@ -25,6 +25,7 @@ function plots() {
   for (const place of document.querySelectorAll("[data-plot]")) {
     const { title, unit, times, values } = JSON.parse(place.dataset.plot);
     place.textContent = "";
+    place.classList.toggle("empty", times.length < 2);
     if (times.length < 2) { place.textContent = title + ": nothing to draw yet."; continue; }
     const axis = { stroke: colour("--mute"), grid: { stroke: colour("--line"), width: 1 } };
     drawn.set(place, new uPlot({

@@ -1,0 +1,260 @@
+"""Who may ask, how much, how often, and what nobody gets to see."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from served import Service
+from typer.testing import CliRunner
+
+from steer_llm_sdk.cli.main import app as commands
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.service import Key, KeyRing, Limits, new_key
+from steer_llm_sdk.testing import OK, ScriptedTool
+
+Serve = Callable[..., Service]
+BODY = {"request": "x", "tool_name": "t"}
+
+
+class Ring:
+    """Keys by the name of their tenant."""
+
+    def __init__(self, **more: dict[str, object]) -> None:
+        made = {tenant: new_key() for tenant in more}
+        self.secrets = {tenant: secret for tenant, (secret, _) in made.items()}
+        self.ring = KeyRing(
+            tuple(Key(tenant=tenant, sha256=digest, **more[tenant]) for tenant, (_, digest) in made.items())  # type: ignore[arg-type]
+        )
+
+
+# ── tenants ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_key_or_with_a_wrong_one_nothing_is_shown(serve: Serve) -> None:
+    service = serve(ScriptedTool("t"), keys=Ring(a={}).ring)
+    paths = ["/v1/runs", "/v1/runs/x", "/v1/tools", "/v1/breakers", "/v1/budgets", "/v1/models", "/openapi.json"]
+    paths += ["/view/runs", "/view/runs/x/shown", "/view/providers/shown", "/view/runs/x/evidence"]
+    for key in (None, "steer-wrong", "ü"):
+        with service.client() as client:
+            headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
+            for path in paths:
+                answer = client.get(path, headers=headers)
+                assert (path, answer.status_code) == (path, 401)
+                assert answer.headers["www-authenticate"] == "Bearer"
+            assert client.post("/v1/runs", json=BODY, headers=headers).status_code == 401
+            assert client.post("/v1/chat/completions", json={}, headers=headers).status_code == 401
+            for open_ in ("/", "/healthz", "/readyz", "/view/providers", "/view/runs/x", "/static/view.js"):
+                assert client.get(open_, headers=headers).status_code == 200
+
+
+def test_what_is_one_tenants_is_not_there_for_another(serve: Serve) -> None:
+    keys = Ring(a={}, b={})
+    tool = ScriptedTool("t", OK("of a", usage={"total_tokens": 1}), OK("of b"))
+    service = serve(tool, keys=keys.ring)
+    with service.client(keys.secrets["a"]) as a, service.client(keys.secrets["b"]) as b:
+        key = {"Idempotency-Key": "same"}
+        body = BODY | {"options": {"budgets": [{"name": "team", "tokens": 10_000}]}}
+        run_id = a.post("/v1/runs", json=body, headers=key).json()["id"]
+        views = ("/view/runs/{}/shown", "/view/runs/{}/evidence")
+        for path in ("/v1/runs/{}", "/v1/runs/{}/events", *views):
+            foreign, missing = b.get(path.format(run_id)), b.get(path.format("0" * 32))
+            assert foreign.status_code == missing.status_code == 404
+            assert foreign.json() == missing.json()
+        assert b.delete(f"/v1/runs/{run_id}").status_code == 404
+        assert b.get("/v1/runs").json() == {"runs": []}
+        assert run_id[:8] not in b.get("/view/runs").text
+        assert b.get("/v1/budgets").json() == {"budgets": {}}
+        # The same key of idempotency is another one.
+        assert b.post("/v1/runs", json=BODY, headers=key).json()["content"] == "of b"
+        assert a.get(f"/v1/runs/{run_id}").json()["content"] == "of a"
+
+
+def test_only_an_admin_forces_breakers(serve: Serve) -> None:
+    keys = Ring(a={}, root={"admin": True})
+    service = serve(ScriptedTool("t", provider="p"), keys=keys.ring)
+    with service.client(keys.secrets["a"]) as a, service.client(keys.secrets["root"]) as root:
+        a.post("/v1/runs", json=BODY)
+        assert a.post("/v1/breakers/p", json={"action": "open"}).status_code == 403
+        assert a.post("/view/providers/open", content="name=p").status_code == 403
+        assert "Force open" not in a.get("/view/providers/shown").text
+        assert root.post("/v1/breakers/p", json={"action": "open"}).status_code == 200
+        assert "Force open" in root.get("/view/providers/shown").text
+
+
+def test_beyond_its_rate_a_tenant_is_told_when_to_come_back(serve: Serve) -> None:
+    keys = Ring(a={"runs_per_minute": 2}, b={})
+    service = serve(ScriptedTool("t"), keys=keys.ring)
+    with service.client(keys.secrets["a"]) as a, service.client(keys.secrets["b"]) as b:
+        first, second, third = (a.post("/v1/runs", json=BODY) for _ in range(3))
+        assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
+        assert [each.headers["ratelimit-remaining"] for each in (first, second, third)] == ["1", "0", "0"]
+        assert third.headers["ratelimit-limit"] == "2"
+        assert 25 <= int(third.headers["retry-after"]) <= 30
+        assert third.headers["content-type"] == "application/problem+json"
+        assert a.get("/v1/runs").status_code == 200
+        assert "ratelimit-limit" not in b.post("/v1/runs", json=BODY).headers
+
+
+def test_a_second_key_of_a_tenant_with_another_rate_does_not_fill_the_first_ones(serve: Serve) -> None:
+    (one, of_one), (two, of_two) = new_key(), new_key()
+    ring = KeyRing(
+        (Key(tenant="a", sha256=of_one, runs_per_minute=1), Key(tenant="a", sha256=of_two, runs_per_minute=600))
+    )
+    service = serve(ScriptedTool("t"), keys=ring)
+    with service.client(one) as slow, service.client(two) as fast:
+        statuses = [client.post("/v1/runs", json=BODY).status_code for client in (slow, fast, slow)]
+    assert statuses == [200, 200, 429]
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_body_that_is_too_long_or_too_deep_is_not_read(serve: Serve) -> None:
+    tool = ScriptedTool("t")
+    with serve(tool, limits=Limits(body=1000, nesting=8)).client() as client:
+        assert client.post("/v1/runs", content=b"x" * 1001).status_code == 413
+        assert client.post("/v1/runs", content=iter([b"x" * 600] * 2)).status_code == 413  # no length was told
+        deep = '{"request": ' + "[" * 9 + "]" * 9 + "}"
+        answer = client.post("/v1/runs", content=deep, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, "nested" in answer.json()["detail"]) == (400, True)
+        texts = BODY | {"request": "[{" * 50 + '"'}
+        assert client.post("/v1/runs", json=texts).status_code == 200
+        assert len(tool.calls) == 1
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(serve: Serve) -> None:
+    service = serve(limits=Limits(body_seconds=0.2))
+    said = raw(service, b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+    assert said.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (
+            b"GET /v1/tools HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
+            400,
+        ),
+        (b"GET /v1/tools HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", 400),
+        (b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: a\r\nIdempotency-Key: b\r\n\r\n", 400),
+        (b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n{}", 400),
+        (b"GET /v1/tools HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+        (b"GET /v1/tools HTTP/1.1\r\nHost: localhost.evil.example:80\r\n\r\n", 421),
+        (b"GET /v1/tools HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 17_000 + b"\r\n\r\n", 431),
+        (b"GET /v1/tools HTTP/1.1\r\nHost: [::1]:80\r\nConnection: close\r\n\r\n", 200),
+        (b"GET /v1/tools HTTP/1.1\r\nHost: LOCALHOST\r\nConnection: close\r\n\r\n", 200),
+    ],
+    ids=lambda given: None if isinstance(given, bytes) else str(given),
+)
+def test_headers_that_could_be_read_in_two_ways_are_refused(serve: Serve, head: bytes, status: int) -> None:
+    assert raw(serve(), head).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_a_page_of_another_origin_may_not_act(serve: Serve) -> None:
+    tool = ScriptedTool("t", provider="p")
+    service = serve(tool)
+    with service.client() as client:
+        foreign = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+        for path in ("/v1/runs", "/v1/chat/completions", "/view/providers/open", "/v1/breakers/p"):
+            assert client.post(path, content="{}", headers=foreign).status_code == 403
+        assert client.post("/v1/runs", json=BODY, headers={"Origin": "null"}).status_code == 403
+        assert client.delete("/v1/runs/x", headers=foreign).status_code == 403
+        assert client.post("/v1/runs", json=BODY, headers={"Origin": service.url}).status_code == 200
+        answer = client.options("/v1/runs", headers={**foreign, "Access-Control-Request-Method": "POST"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_every_answer_has_the_headers_that_keep_it_where_it_is(serve: Serve) -> None:
+    with serve().client() as client:
+        for path in ("/", "/v1/tools", "/nowhere", "/view/runs"):
+            headers = client.get(path).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["x-frame-options"] == "DENY"
+            assert "server" not in headers
+            policy = headers.get("content-security-policy", "default-src 'none'")
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+
+
+def raw(service: Service, sent: bytes) -> bytes:
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(sent)
+        return connection.recv(65_536)
+
+
+# ── keys on disk, and the command ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no \\[\\[key\\]\\]"),
+        ("[[key", "no TOML"),
+        ('[[key]]\ntenant = "a"\nsha256 = "short"', "key.0.sha256"),
+        ('[[key]]\ntenant = "a/b"\nsha256 = "' + "0" * 64 + '"', "key.0.tenant"),
+        ('[[key]]\ntenant = "a"\nsha256 = "' + "0" * 64 + '"\ntypo = 1', "key.0.typo"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_used_says_where(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=said):
+        KeyRing.read(file)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_beyond_loopback_the_command_wants_keys(host: str) -> None:
+    ran = CliRunner().invoke(commands, ["serve", "--host", host, "--port", "0"])
+    assert (ran.exit_code, "--keys" in ran.stderr) == (2, True)
+
+
+def test_the_command_serves_with_the_keys_it_made_and_leaves_when_told(tmp_path: Path) -> None:
+    made = CliRunner().invoke(commands, ["keys", "new", "team-a"])
+    (secret,) = re.findall(r"steer-[\w-]{40,}", made.stderr)
+    assert secret not in made.stdout
+    (tmp_path / "keys.toml").write_text(made.stdout)
+    with subprocess.Popen(
+        [sys.executable, "-m", "steer_llm_sdk.cli", "serve", "--port", "0", "--keys", "keys.toml"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        (url,) = re.findall(r"http://\S+", process.stderr.readline())
+        service = Service(url, None)  # type: ignore[arg-type]
+        with service.client(secret) as client:
+            wait_until_ready(client)
+            assert client.get("/v1/tools").status_code == 200
+            assert client.get("/v1/tools", headers={"Authorization": "Bearer no"}).status_code == 401
+            body = {"model": "recorded:demo", "messages": [{"role": "user", "content": "x"}]}
+            refused = client.post("/v1/chat/completions", json=body)
+            assert (refused.status_code, "--simulated" in refused.text) == (400, True)
+        process.terminate()
+        rest = process.stderr.read()
+        assert process.wait(20) in (0, -15, 143)
+    assert secret not in rest
+    assert secret.encode() not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+def wait_until_ready(client: object) -> None:
+    from httpx2 import Client, ConnectError
+
+    assert isinstance(client, Client)
+    for _ in range(200):
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except ConnectError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("it did not get ready")

@@ -1,0 +1,245 @@
+"""Runs over HTTP: waited for, accepted, followed, cancelled, repeated under a key."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Service, serving
+
+from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
+
+Serve = Callable[..., Service]
+ASYNC = {"Prefer": "respond-async"}
+
+
+def test_a_run_is_answered_with_its_output_and_found_again(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", OK("yes", usage={"total_tokens": 3}, cost_usd=0.5)))
+    with service.client() as client:
+        answer = client.post("/v1/runs", json={"request": "hello", "tool_name": "t", "options": {"metadata": {"a": 1}}})
+        told = answer.json()
+        assert (answer.status_code, told["status"], told["content"]) == (200, "succeeded", "yes")
+        assert (told["usage"], told["cost_usd"], told["metadata"]["user"]) == ({"total_tokens": 3}, 0.5, {"a": 1})
+        assert answer.headers["location"] == f"/v1/runs/{told['id']}"
+        found = client.get(answer.headers["location"]).json()
+        assert {name: found[name] for name in ("id", "state", "content", "tool")} == {
+            "id": told["id"],
+            "state": "succeeded",
+            "content": "yes",
+            "tool": "t",
+        }
+        (listed,) = client.get("/v1/runs").json()["runs"]
+        assert (listed["id"], listed["state"], listed["content"]) == (told["id"], "succeeded", None)
+
+
+def test_a_tool_that_fails_is_an_answer_that_says_so(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", err(ValueError("no"))))
+    with service.client() as client:
+        answer = client.post("/v1/runs", json={"request": "x", "tool_name": "t"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "failed")
+
+
+def test_the_trace_of_a_caller_is_joined(serve: Serve) -> None:
+    service = serve(ScriptedTool("t"))
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with service.client() as client:
+        answer = client.post(
+            "/v1/runs",
+            json={"request": "x", "tool_name": "t"},
+            headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"},
+        )
+    assert answer.json()["metadata"]["trace_id"] == trace
+
+
+def test_ended_runs_outlive_the_service(serve: Serve, tmp_path: Path) -> None:
+    file = str(tmp_path / "runs.db")
+    with serving(ScriptedTool("t"), runs=file) as first, first.client() as client:
+        run_id = client.post("/v1/runs", json={"request": "x", "tool_name": "t"}).json()["id"]
+    with serve(runs=file).client() as client:
+        assert client.get(f"/v1/runs/{run_id}").json()["content"] == "ok"
+        assert "event: end" in client.get(f"/v1/runs/{run_id}/events").text
+
+
+# ── accepted ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_accepted_run_is_followed_to_its_end(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", err(503), OK("done", after=0.05)))
+    with service.client() as client:
+        answer = client.post(
+            "/v1/runs", json={"request": "x", "tool_name": "t", "options": {"streaming": True}}, headers=ASYNC
+        )
+        told = answer.json()
+        assert (answer.status_code, told["state"]) == (202, "running")
+        assert answer.headers["preference-applied"] == "respond-async"
+        events = sse(client.get(told["events"]).text)
+        assert [event["event"] for event in events[:1] + events[-1:]] == ["start", "end"]
+        assert "retry_attempt" in json.dumps(events)
+        assert json.loads(events[-1]["data"]) == {"state": "succeeded", "error": None}
+        assert client.get(f"/v1/runs/{told['id']}").json()["content"] == "done"
+
+
+def test_a_follower_goes_on_after_the_last_event_it_saw(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", err(503), OK("done")))
+    with service.client() as client:
+        body = {"request": "x", "tool_name": "t", "options": {"streaming": True}}
+        where = client.post("/v1/runs", json=body, headers=ASYNC).json()["events"]
+        all_ = sse(client.get(where).text)
+        rest = sse(client.get(where, headers={"Last-Event-ID": all_[0]["id"]}).text)
+        assert len(all_) > 2
+        assert rest == all_[1:]
+        for unusable in ("none", "9" * 5000):
+            answer = client.get(where, headers={"Last-Event-ID": unusable})
+            assert answer.status_code == 200
+
+
+def test_what_cannot_be_run_is_not_accepted(serve: Serve) -> None:
+    service = serve(ScriptedTool("t"))
+    with service.client() as client:
+        for body, status in (
+            ({"request": "x", "options": {"max_parallel": 0}}, 400),
+            ({"request": "x", "tool_name": "nope"}, 404),
+            ({"request": "x", "tool_name": "t", "options": {"bogus": 1}}, 400),
+        ):
+            assert client.post("/v1/runs", json=body, headers=ASYNC).status_code == status
+        assert client.get("/v1/runs").json() == {"runs": []}
+
+
+def test_a_run_is_cancelled_once(serve: Serve) -> None:
+    tool = ScriptedTool("t", HANG)
+    service = serve(tool)
+    with service.client() as client:
+        run_id = client.post("/v1/runs", json={"request": "x", "tool_name": "t"}, headers=ASYNC).json()["id"]
+        assert client.delete(f"/v1/runs/{run_id}").status_code == 202
+        assert service.ended(client, run_id)["state"] == "cancelled"
+        assert client.delete(f"/v1/runs/{run_id}").status_code == 204
+        assert tool.running == 0
+
+
+def test_a_caller_who_goes_away_takes_the_run_along(serve: Serve) -> None:
+    tool = ScriptedTool("t", HANG)
+    service = serve(tool)
+    with service.client() as client:
+        with pytest.raises(Exception, match="timed out"):
+            client.post("/v1/runs", json={"request": "x", "tool_name": "t"}, timeout=0.5)
+        (run,) = client.get("/v1/runs").json()["runs"]
+        assert service.ended(client, run["id"])["state"] == "cancelled"
+        assert tool.cancelled == 1
+
+
+# ── keys of idempotency ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_repeated_key_is_answered_from_memory(serve: Serve) -> None:
+    tool = ScriptedTool("t", OK("one"), OK("two"))
+    with serve(tool).client() as client:
+        body, key = {"request": "x", "tool_name": "t"}, {"Idempotency-Key": "k1"}
+        first, again = (client.post("/v1/runs", json=body, headers=key) for _ in range(2))
+        assert "idempotent-replayed" not in first.headers
+        assert again.headers["idempotent-replayed"] == "true"
+        assert again.json()["content"] == first.json()["content"] == "one"
+        assert len(tool.calls) == 1
+
+
+def test_a_key_with_another_request_is_422(serve: Serve) -> None:
+    with serve(ScriptedTool("t")).client() as client:
+        key = {"Idempotency-Key": "k1"}
+        client.post("/v1/runs", json={"request": "x", "tool_name": "t"}, headers=key)
+        answer = client.post("/v1/runs", json={"request": "y", "tool_name": "t"}, headers=key)
+        assert (answer.status_code, answer.json()["error"]) == (422, "ConflictError")
+
+
+def test_two_ways_to_say_the_key_must_agree(serve: Serve) -> None:
+    with serve(ScriptedTool("t")).client() as client:
+        body = {"request": "x", "tool_name": "t", "options": {"idempotency_key": "a"}}
+        assert client.post("/v1/runs", json=body, headers={"Idempotency-Key": "b"}).status_code == 400
+
+
+# ── the rest ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tools_plans_breakers_budgets_and_health(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", provider="p", capabilities=["text"]))
+    with service.client() as client:
+        assert [tool["name"] for tool in client.get("/v1/tools").json()["tools"]] == ["t"]
+        assert client.post("/v1/plan", json={"request": "x"}).json()["selected_tool"] == "t"
+        assert client.get("/v1/breakers").json() == {"breakers": {}}
+        assert client.post("/v1/breakers/p", json={"action": "open"}).status_code == 404
+        client.post("/v1/runs", json={"request": "x", "tool_name": "t"})
+        for action, mode, state in (
+            ("open", "forced_open", "open"),
+            ("auto", "auto", "closed"),
+            ("reset", "auto", "closed"),
+        ):
+            told = client.post("/v1/breakers/p", json={"action": action}).json()
+            assert (told["mode"], told["state"]) == (mode, state)
+        assert client.post("/v1/breakers/p", json={"action": "explode"}).status_code == 400
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/readyz").json() == {"status": "ready", "runs": 0}
+
+
+def test_a_forced_open_breaker_refuses_and_a_reset_one_serves(serve: Serve) -> None:
+    tool = ScriptedTool("t", provider="p")
+    with serve(tool).client() as client:
+        body = {"request": "x", "tool_name": "t"}
+        client.post("/v1/runs", json=body)
+        client.post("/v1/breakers/p", json={"action": "open"})
+        assert client.post("/v1/runs", json=body).json()["status"] == "failed"
+        client.post("/v1/breakers/p", json={"action": "reset"})
+        assert client.post("/v1/runs", json=body).json()["status"] == "succeeded"
+        assert len(tool.calls) == 2
+
+
+def test_shared_budgets_are_shown_by_the_name_that_the_caller_gave(serve: Serve) -> None:
+    with serve(ScriptedTool("t", OK(usage={"total_tokens": 7}))).client() as client:
+        options = {"budgets": [{"name": "team", "tokens": 1000}]}
+        answer = client.post("/v1/runs", json={"request": "x", "tool_name": "t", "options": options})
+        assert answer.status_code == 200, answer.text
+        assert list(client.get("/v1/budgets").json()["budgets"]) == ["team"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/nowhere", None, 404),
+        ("PUT", "/v1/runs", "{}", 405),
+        ("GET", "/v1/runs/none", None, 404),
+        ("GET", "/v1/runs/..%2f..%2fetc%2fpasswd", None, 404),
+        ("GET", "/v1/runs?limit=0", None, 400),
+        ("POST", "/v1/runs", "{", 400),
+        ("POST", "/v1/runs", '{"request": "x", "typo": 1}', 400),
+        ("POST", "/v1/runs", '{"request": "x", "options": {"tenant": "other"}}', 403),
+        ("POST", "/v1/runs", '{"request": "x", "options": {"request_id": "mine"}}', 400),
+        ("POST", "/v1/runs", '{"request": "x", "tool_name": "t", "options": {"budget": {"tokens": 1}}}', 402),
+        ("POST", "/v1/runs", '{"request": "x", "tool_name": "slow", "options": {"timeout_ms": 100}}', 504),
+        ("GET", "/static/..%2fapp.py", None, 404),
+        ("GET", "/view/runs/none/evidence", None, 404),
+    ],
+)
+def test_what_is_wrong_is_told_as_a_problem(
+    serve: Serve, method: str, path: str, body: str | None, status: int
+) -> None:
+    service = serve(ScriptedTool("t", OK(usage={"total_tokens": 9})), ScriptedTool("slow", HANG))
+    with service.client() as client:
+        answer = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+    told = answer.json()
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert (told["status"], told["type"]) == (status, "about:blank")
+    assert told["title"]
+    assert told["detail"]
+
+
+def test_curl_is_served(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", OK({"answer": 42})))
+    asked = ["-d", '{"request": "x", "tool_name": "t"}', "-H", "Content-Type: application/json"]
+    ran = subprocess.run(["curl", "-sS", *asked, f"{service.url}/v1/runs"], capture_output=True, check=True, timeout=20)
+    assert json.loads(ran.stdout)["content"] == {"answer": 42}
+
+
+def sse(text: str) -> list[dict[str, Any]]:
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
