@@ -28,6 +28,7 @@ from steer_llm_sdk.service import view
 from steer_llm_sdk.service.chat import Chat
 from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem
 from steer_llm_sdk.service.keys import KeyRing
+from steer_llm_sdk.service.metrics import Scrape
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.runs import Run, RunBook
 from steer_llm_sdk.streaming.manager import EventManager
@@ -112,6 +113,7 @@ class _State:
     def __init__(self, orchestrator: ReliableOrchestrator, book: RunBook, chat: Chat, simulated: bool) -> None:
         self.orchestrator = orchestrator
         self.chat = chat
+        self.scrape = Scrape(orchestrator, chat.orchestrator)
         self.weather = view.Weather()
         book.on_end = self.weather.note
         self.book = book
@@ -239,6 +241,13 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     async def ready() -> Response:
         told = {"status": "ready" if state.ready else "stopping", "runs": book.under_way}
         return JSONResponse(told, 200 if state.ready else 503)
+
+    @app.get("/metrics", response_model=None)
+    async def metrics(caller: Known, accept: Annotated[str, Header()] = "") -> Response:
+        """The metrics of all tenants, for Prometheus; therefore it needs a key that is an admin's, where keys are."""
+        if not caller.admin:
+            raise Problem(403, "this key may not read the metrics of all tenants; it needs admin = true")
+        return state.scrape.response(accept)
 
 
 def _add_view(app: FastAPI, state: _State) -> None:

@@ -253,13 +253,13 @@ class Chat:
         self._client: httpx2.AsyncClient | None = None
         registry = ToolRegistry()
         registry.register_tool(_Passage(self._http))
-        self._orchestrator = ReliableOrchestrator(
+        self.orchestrator = ReliableOrchestrator(
             reliability_config=orchestrator.reliability_config,
             registry=registry,
             budget_accounts=orchestrator.budget_accounts,
         )
         # One provider, one breaker, whichever way it is called.
-        self._orchestrator.executor = orchestrator.executor
+        self.orchestrator.executor = orchestrator.executor
 
     def _http(self) -> httpx2.AsyncClient:
         if self._client is None:
@@ -303,7 +303,7 @@ class Chat:
         token = _exchange.set(exchange)
         try:
             options = OrchestrationConfig(tenant=caller.tenant)
-            run = asyncio.ensure_future(self._orchestrator.run({"model": fields["model"]}, "chat", None, options))
+            run = asyncio.ensure_future(self.orchestrator.run({"model": fields["model"]}, "chat", None, options))
         finally:
             _exchange.reset(token)
         if not exchange.stream:

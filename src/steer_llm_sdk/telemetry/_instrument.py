@@ -49,7 +49,7 @@ def instrument(
     if getattr(orchestrator.run, "__steer_traced__", False):
         return orchestrator
     traced = _Traced(orchestrator, tracer_provider, meter_provider, content, redact)
-    orchestrator.executor.around_attempts(traced.attempt)
+    orchestrator.executor.around_attempts(_attempt)
     orchestrator.run = traced.run  # type: ignore[method-assign]  # stream, run_many and run_sync go through it
     return orchestrator
 
@@ -182,21 +182,22 @@ class _Traced:
             options = _with_trace_id(options, own)
         return RunSpans(tracer, root, request, self._content, self._redact), self._measuring(), options
 
-    async def attempt(self, call: Call, next: Next[Call, Any], /) -> Any:
-        """The policy round each attempt."""
-        spans = _spans.get()
-        span = None if spans is None else _carefully(spans.attempt)(call, replicate.get())
-        if span is None:
-            return await next(call)
-        try:
-            # While it is under way the span is current, so that a client's own spans are below it.
-            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                result = await next(call)
-        except BaseException as error:
-            _carefully(end_attempt)(span, error)
-            raise
-        _carefully(end_attempt)(span, None)
-        return result
+
+async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
+    """The policy round each attempt. It is the same one for all, for orchestrators may share an executor."""
+    spans = _spans.get()
+    span = None if spans is None else _carefully(spans.attempt)(call, replicate.get())
+    if span is None:
+        return await next(call)
+    try:
+        # While it is under way the span is current, so that a client's own spans are below it.
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            result = await next(call)
+    except BaseException as error:
+        _carefully(end_attempt)(span, error)
+        raise
+    _carefully(end_attempt)(span, None)
+    return result
 
 
 def _measured() -> bool:
