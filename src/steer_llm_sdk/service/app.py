@@ -32,6 +32,7 @@ from steer_llm_sdk.service.metrics import Scrape
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.runs import Run, RunBook
 from steer_llm_sdk.streaming.manager import EventManager
+from steer_llm_sdk.telemetry._spans import below_caller
 
 DRAIN = 10.0
 """Seconds that runs under way get when the service stops."""
@@ -152,7 +153,8 @@ def _add_routes(app: FastAPI, state: _State) -> None:
 
         if body.tool_name is not None:
             orchestrator.registry.resolve(body.tool_name)
-        begun = book.start(run_id, caller.tenant, body.request, work)
+        with below_caller({} if traceparent is None else {"traceparent": traceparent}):
+            begun = book.start(run_id, caller.tenant, body.request, work)
         where = {"Location": f"/v1/runs/{run_id}"}
         if "respond-async" in prefer:
             told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}

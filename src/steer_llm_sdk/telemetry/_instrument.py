@@ -19,11 +19,12 @@ from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration._call import Call, replicate
 from steer_llm_sdk.orchestration.base import BaseOrchestrator
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.streaming.manager import EventManager, Handler
 from steer_llm_sdk.telemetry import names
 from steer_llm_sdk.telemetry._meters import Meters
-from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, end_attempt, trace_id_of
+from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, end_attempt, headers_of, trace_id_of
 
 R = TypeVar("R")
 O = TypeVar("O", bound=BaseOrchestrator)  # noqa: E741 - the orchestrator that is given comes back
@@ -189,6 +190,7 @@ async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
     span = None if spans is None else _carefully(spans.attempt)(call, replicate.get())
     if span is None:
         return await next(call)
+    token = trace_headers.set(_carefully(headers_of)(span))
     try:
         # While it is under way the span is current, so that a client's own spans are below it.
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
@@ -196,6 +198,8 @@ async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
     except BaseException as error:
         _carefully(end_attempt)(span, error)
         raise
+    finally:
+        trace_headers.reset(token)
     _carefully(end_attempt)(span, None)
     return result
 
