@@ -137,9 +137,10 @@ class ReliableToolExecutor:
         self._folded: dict[tuple[bool, ...], Next[Call, Any]] = {}
 
     def around_attempts(self, policy: Policy[Any]) -> None:
-        """Put `policy` round each attempt, from now on. What waits for leave to be sent is outside of it."""
-        self._around_attempts += (policy,)
-        self._folded = {}
+        """Put `policy` round each attempt, from now on, once. What waits for leave to be sent is outside of it."""
+        if policy not in self._around_attempts:
+            self._around_attempts += (policy,)
+            self._folded = {}
 
     def pipeline(self, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Next[Call, Any]:
         """What stands round each call to the outside. A policy that is not asked for is not in the list."""

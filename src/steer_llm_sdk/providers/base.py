@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -11,6 +12,9 @@ from steer_llm_sdk.models.quota import RateLimitStatus
 from steer_llm_sdk.models.usage import Amount
 
 __all__ = ["Image", "Message", "ModelAdapter", "ModelReply", "ModelRequest", "ProviderError"]
+
+trace_headers: ContextVar[Mapping[str, str] | None] = ContextVar("steer_llm_sdk.trace_headers", default=None)
+"""Headers that the HTTP requests of the running attempt carry, so that a provider's own trace is a part of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,9 +29,11 @@ from steer_llm_sdk.service import view
 from steer_llm_sdk.service.chat import Chat
 from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem, until_gone
 from steer_llm_sdk.service.keys import KeyRing
+from steer_llm_sdk.service.metrics import Scrape
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.runs import Run, RunBook
 from steer_llm_sdk.streaming.manager import EventManager
+from steer_llm_sdk.telemetry._spans import below_caller
 
 DRAIN = 10.0
 """Seconds that runs under way get when the service stops."""
@@ -116,6 +118,7 @@ class _State:
     def __init__(self, orchestrator: ReliableOrchestrator, book: RunBook, chat: Chat, simulated: bool) -> None:
         self.orchestrator = orchestrator
         self.chat = chat
+        self.scrape = Scrape(orchestrator, chat.orchestrator)
         self.weather = view.Weather()
         book.on_end = self.weather.note
         self.book = book
@@ -156,7 +159,8 @@ def _add_routes(app: FastAPI, state: _State) -> None:
 
         if body.tool_name is not None:
             orchestrator.registry.resolve(body.tool_name)
-        begun = book.start(run_id, caller.tenant, body.request, work)
+        with below_caller({} if traceparent is None else {"traceparent": traceparent}):
+            begun = book.start(run_id, caller.tenant, body.request, work)
         where = {"Location": f"/v1/runs/{run_id}"}
         if "respond-async" in prefer:
             told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}
@@ -245,6 +249,13 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     async def ready() -> Response:
         told = {"status": "ready" if state.ready else "stopping", "runs": book.under_way}
         return JSONResponse(told, 200 if state.ready else 503)
+
+    @app.get("/metrics", response_model=None)
+    async def metrics(caller: Known, accept: Annotated[str, Header()] = "") -> Response:
+        """The metrics of all tenants, for Prometheus; therefore it needs a key that is an admin's, where keys are."""
+        if not caller.admin:
+            raise Problem(403, "this key may not read the metrics of all tenants; it needs admin = true")
+        return state.scrape.response(accept)
 
 
 def _add_view(app: FastAPI, state: _State) -> None:

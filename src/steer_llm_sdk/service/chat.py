@@ -45,11 +45,13 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.providers._endpoint import Endpoint
+from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
 from steer_llm_sdk.reliability.classify import parse_retry_after
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem, problem_of
+from steer_llm_sdk.telemetry._spans import below_caller
 
 CONNECT = 10.0
 SILENCE = 600.0
@@ -135,7 +137,7 @@ class _Passage(Tool):
 
     async def _ask(self, exchange: _Exchange, endpoint: Endpoint) -> Answered:
         url = f"{_base_url(endpoint)}/chat/completions"
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **(trace_headers.get() or {})}
         if secret := endpoint.api_key.get_secret_value():
             headers["Authorization"] = f"Bearer {secret}"
         if exchange.key is not None:
@@ -259,13 +261,13 @@ class Chat:
         self._client: httpx2.AsyncClient | None = None
         registry = ToolRegistry()
         registry.register_tool(_Passage(self._http))
-        self._orchestrator = ReliableOrchestrator(
+        self.orchestrator = ReliableOrchestrator(
             reliability_config=orchestrator.reliability_config,
             registry=registry,
             budget_accounts=orchestrator.budget_accounts,
         )
         # One provider, one breaker, whichever way it is called.
-        self._orchestrator.executor = orchestrator.executor
+        self.orchestrator.executor = orchestrator.executor
 
     def _http(self) -> httpx2.AsyncClient:
         if self._client is None:
@@ -323,7 +325,8 @@ class Chat:
         token = _exchange.set(exchange)
         try:
             options = OrchestrationConfig(tenant=caller.tenant)
-            run = asyncio.ensure_future(self._orchestrator.run({"model": fields["model"]}, "chat", None, options))
+            with below_caller(request.headers):
+                run = asyncio.ensure_future(self.orchestrator.run({"model": fields["model"]}, "chat", None, options))
         finally:
             _exchange.reset(token)
         if not exchange.stream:

@@ -27,7 +27,8 @@ PREFIX = "steer-"
 
 
 class Key(BaseModel):
-    """`sha256` in hex of the key. `admin` may also force breakers. `runs_per_minute` None: no limit of its own."""
+    """`sha256` in hex of the key. `admin` may also force breakers, and read /metrics, which are those of all tenants.
+    `runs_per_minute` None: no limit of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 

@@ -19,11 +19,12 @@ from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration._call import Call, replicate
 from steer_llm_sdk.orchestration.base import BaseOrchestrator
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.streaming.manager import EventManager, Handler
 from steer_llm_sdk.telemetry import names
 from steer_llm_sdk.telemetry._meters import Meters
-from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, end_attempt, trace_id_of
+from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, end_attempt, headers_of, trace_id_of
 
 R = TypeVar("R")
 O = TypeVar("O", bound=BaseOrchestrator)  # noqa: E741 - the orchestrator that is given comes back
@@ -49,7 +50,7 @@ def instrument(
     if getattr(orchestrator.run, "__steer_traced__", False):
         return orchestrator
     traced = _Traced(orchestrator, tracer_provider, meter_provider, content, redact)
-    orchestrator.executor.around_attempts(traced.attempt)
+    orchestrator.executor.around_attempts(_attempt)
     orchestrator.run = traced.run  # type: ignore[method-assign]  # stream, run_many and run_sync go through it
     return orchestrator
 
@@ -182,21 +183,25 @@ class _Traced:
             options = _with_trace_id(options, own)
         return RunSpans(tracer, root, request, self._content, self._redact), self._measuring(), options
 
-    async def attempt(self, call: Call, next: Next[Call, Any], /) -> Any:
-        """The policy round each attempt."""
-        spans = _spans.get()
-        span = None if spans is None else _carefully(spans.attempt)(call, replicate.get())
-        if span is None:
-            return await next(call)
-        try:
-            # While it is under way the span is current, so that a client's own spans are below it.
-            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                result = await next(call)
-        except BaseException as error:
-            _carefully(end_attempt)(span, error)
-            raise
-        _carefully(end_attempt)(span, None)
-        return result
+
+async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
+    """The policy round each attempt. It is the same one for all, for orchestrators may share an executor."""
+    spans = _spans.get()
+    span = None if spans is None else _carefully(spans.attempt)(call, replicate.get())
+    if span is None:
+        return await next(call)
+    token = trace_headers.set(_carefully(headers_of)(span))
+    try:
+        # While it is under way the span is current, so that a client's own spans are below it.
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            result = await next(call)
+    except BaseException as error:
+        _carefully(end_attempt)(span, error)
+        raise
+    finally:
+        trace_headers.reset(token)
+    _carefully(end_attempt)(span, None)
+    return result
 
 
 def _measured() -> bool:

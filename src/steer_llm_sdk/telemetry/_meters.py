@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
@@ -36,13 +38,10 @@ class Meters:
             description="Stability of evidence bundles",
             explicit_bucket_boundaries_advisory=[0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99],
         )
-        self._orchestrator = orchestrator
-        meter.create_observable_gauge(
-            names.BREAKER_STATE, [self._breakers], description="0 closed, 1 half open, 2 open, by provider"
-        )
-        meter.create_observable_gauge(names.BUDGET_SPENT, [self._budget("spent")], description="Spent of a budget")
-        meter.create_observable_gauge(names.BUDGET_LIMIT, [self._budget("limit")], description="Limit of a budget")
-        meter.create_observable_gauge(names.QUEUE_DEPTH, [self._depth], description="Calls waiting for a rate limit")
+        gauges = _gauges.get(meter)
+        if gauges is None:
+            gauges = _gauges[meter] = _Gauges(meter)
+        gauges.watched.add(orchestrator)
 
     def told(self, kind: str, data: Mapping[str, Any]) -> None:
         """A delta event of a run."""
@@ -77,7 +76,10 @@ class Meters:
     def _tried(self, name: str, entry: Mapping[str, Any]) -> None:
         tool = {names.TOOL: name}
         usage = entry.get("usage") or {}
-        for kind, keys in (("input", ("input_tokens", "prompt_tokens")), ("output", ("output_tokens",))):
+        for kind, keys in (
+            ("input", ("input_tokens", "prompt_tokens")),
+            ("output", ("output_tokens", "completion_tokens")),
+        ):
             used = next((usage[key] for key in keys if isinstance(usage.get(key), int)), 0)
             if used > 0:
                 self._tokens.add(used, {**tool, names.TOKEN_TYPE: kind})
@@ -98,22 +100,49 @@ class Meters:
         if isinstance(confidence, (int, float)):
             self._stability.record(confidence, {names.TOOL: str(output.metadata.get("tool_name"))})
 
-    def _breakers(self, _: CallbackOptions) -> Iterable[Observation]:
-        stats = self._orchestrator.executor.breakers.get_all_stats()
-        return [Observation(STATES[each["state"]], {names.PROVIDER: name}) for name, each in stats.items()]
 
-    def _budget(self, part: str) -> Any:
+class _Gauges:
+    """What the orchestrators of one meter hold now; those that share a provider or a budget have one line together.
+
+    They are made once for each meter: an SDK that is given a second gauge of a name takes no notice of it.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.watched: WeakSet[Any] = WeakSet()
+        meter.create_observable_gauge(
+            names.BREAKER_STATE, [self._breakers], description="0 closed, 1 half open, 2 open, by provider"
+        )
+        meter.create_observable_gauge(names.BUDGET_SPENT, [self._budget("spent")], description="Spent of a budget")
+        meter.create_observable_gauge(names.BUDGET_LIMIT, [self._budget("limit")], description="Limit of a budget")
+        meter.create_observable_gauge(names.QUEUE_DEPTH, [self._depth], description="Calls waiting for a rate limit")
+
+    def _breakers(self, _: CallbackOptions) -> Iterable[Observation]:
+        """The worst state of each provider."""
+        worst: dict[str, int] = {}
+        for each in list(self.watched):
+            for name, stats in each.executor.breakers.get_all_stats().items():
+                worst[name] = max(worst.get(name, 0), STATES[stats["state"]])
+        return [Observation(state, {names.PROVIDER: name}) for name, state in worst.items()]
+
+    def _budget(self, part: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            return [
-                Observation(float(value), {names.BUDGET: name, names.UNIT: unit})
-                for name, account in self._orchestrator.budgets.items()
-                for unit, value in dict(account.get(part) or {}).items()
-                if isinstance(value, (int, float))
-            ]
+            most: dict[tuple[str, str], float] = {}
+            for each in list(self.watched):
+                for name, account in each.budgets.items():
+                    for unit, value in dict(account.get(part) or {}).items():
+                        if isinstance(value, (int, float)):
+                            most[name, unit] = max(most.get((name, unit), 0.0), float(value))
+            return [Observation(value, {names.BUDGET: name, names.UNIT: unit}) for (name, unit), value in most.items()]
 
         return observe
 
     def _depth(self, _: CallbackOptions) -> Iterable[Observation]:
-        limits = self._orchestrator.executor.limits
-        waiting = {} if limits is None else limits.waiting()
+        """The sum of the queues, those of one executor counted once."""
+        found = {id(each.executor): each.executor.limits for each in list(self.watched)}
+        waiting: Counter[str] = Counter()
+        for limits in found.values():
+            waiting.update({} if limits is None else limits.waiting())
         return [Observation(count, {names.PROVIDER: target}) for target, count in waiting.items()]
+
+
+_gauges: WeakKeyDictionary[Meter, _Gauges] = WeakKeyDictionary()

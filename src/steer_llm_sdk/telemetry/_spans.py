@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
     NonRecordingSpan,
     Span,
@@ -20,6 +21,7 @@ from opentelemetry.trace import (
     Tracer,
     set_span_in_context,
 )
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.span import INVALID_SPAN, format_trace_id
 
 from steer_llm_sdk.telemetry import names
@@ -43,6 +45,31 @@ def caller_context(trace_id: str | None) -> Context | None:
     # A parent that nobody sent: the trace is the caller's, and so is the root of it.
     parent = SpanContext(number, number & (2**64 - 1) or 1, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return set_span_in_context(NonRecordingSpan(parent))
+
+
+# Not the propagators of the process: baggage may hold what is no provider's business.
+_W3C = TraceContextTextMapPropagator()
+
+
+def headers_of(span: Span) -> dict[str, str]:
+    """`traceparent` and `tracestate` for what is asked within the span; none where there is no trace."""
+    headers: dict[str, str] = {}
+    _W3C.inject(headers, set_span_in_context(span))
+    return headers
+
+
+@contextmanager
+def below_caller(headers: Mapping[str, str]) -> Iterator[None]:
+    """A run that is begun within is a part of the span that the caller's `traceparent` names, if it names one. Where a
+    span is current, as under the instrumentation of a server, that one is nearer."""
+    if trace.get_current_span() is not INVALID_SPAN:
+        yield
+        return
+    token = attach(_W3C.extract(headers))
+    try:
+        yield
+    finally:
+        detach(token)
 
 
 def trace_id_of(span: Span) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -45,8 +46,8 @@ class Seen:
         for tool in tools:
             registry.register_tool(tool)
         runner = ReliableOrchestrator(None, config, registry=registry)
-        meters = MeterProvider(metric_readers=[self.reader], shutdown_on_exit=False)
-        self.runner = instrument(runner, tracer_provider=self.tracers, meter_provider=meters, **more)
+        self.meters = MeterProvider(metric_readers=[self.reader], shutdown_on_exit=False)
+        self.runner = instrument(runner, tracer_provider=self.tracers, meter_provider=self.meters, **more)
 
     def named(self, beginning: str) -> list[Any]:
         return [span for span in self.spans.get_finished_spans() if span.name.startswith(beginning)]
@@ -87,6 +88,10 @@ class Plays(Tool):
             await asyncio.sleep(step)
             return "slept"
         return step
+
+
+class Elsewhere(Plays):
+    provider = "elsewhere"
 
 
 def down() -> ProviderUnavailable:
@@ -228,6 +233,30 @@ async def test_a_breaker_that_opens_is_counted_and_shown() -> None:
     found = seen.metrics()
     assert found["steer.breaker.state"] == [({"gen_ai.provider.name": "acme"}, 2)]
     assert ({"gen_ai.provider.name": "acme", "steer.breaker.state": "open"}, 1) in found["steer.breaker.changes"]
+
+
+async def test_orchestrators_of_one_meter_provider_are_all_watched_and_share_their_lines() -> None:
+    config = ReliabilityConfig(retry_policy=RetryPolicy(max_attempts=1))
+    seen = Seen(Plays("t", *(down() for _ in range(5))), config=config)
+    registry = ToolRegistry()
+    registry.register_tool(Plays("u"))
+    registry.register_tool(Elsewhere("v"))
+    second = instrument(ReliableOrchestrator(registry=registry), meter_provider=seen.meters)
+    for _ in range(5):
+        await seen.runner.run("q")
+    await second.run("q", "u")
+    await second.run("q", "v")
+    states = {labels["gen_ai.provider.name"]: value for labels, value in seen.metrics()["steer.breaker.state"]}
+    assert states == {"acme": 2, "elsewhere": 0}
+    assert len(seen.metrics()["steer.breaker.state"]) == 2
+
+
+async def test_an_orchestrator_that_is_gone_is_watched_no_more() -> None:
+    seen = Seen(Plays("t"))
+    await seen.runner.run("q")
+    del seen.runner
+    gc.collect()
+    assert "steer.breaker.state" not in seen.metrics()
 
 
 async def test_the_callers_own_events_are_told_as_well() -> None:

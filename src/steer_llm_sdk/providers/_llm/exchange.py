@@ -15,7 +15,7 @@ import httpx2
 
 from steer_llm_sdk.models.quota import RateLimitStatus, parse_rate_limit
 from steer_llm_sdk.providers._endpoint import Endpoint
-from steer_llm_sdk.providers.base import ModelRequest
+from steer_llm_sdk.providers.base import ModelRequest, trace_headers
 
 T = TypeVar("T")
 
@@ -119,6 +119,7 @@ class WatchedClient(httpx2.AsyncClient):
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         if not self._endpoint.own_api:
             _strip_environment(request, self._endpoint)
+        request.headers.update(trace_headers.get() or {})
         exchange = current_exchange.get()
         exchange.body = request.content
         watch = _Watch(exchange, request)
