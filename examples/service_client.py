@@ -1,7 +1,7 @@
 """The official openai client in front of `steer-llm serve`: only its base URL differs.
 
 steer-llm serve --simulated &
-python examples/service_client.py http://127.0.0.1:8080
+python examples/service_client.py http://127.0.0.1:8788
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ def main(service: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080")
+    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8788")

@@ -15,7 +15,7 @@ keys = typer.Typer(cls=Group, help="API keys of the service.", no_args_is_help=T
 
 
 def serve(
-    port: Annotated[int, typer.Option(help="Where to listen; 0 takes any free port.", min=0, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(help="Where to listen; 0 takes any free port.", min=0, max=65535)] = 8788,
     host: Annotated[str, typer.Option(help="Beyond loopback only with --keys.")] = "127.0.0.1",
     keys: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Who may ask; `steer-llm keys new TENANT` makes an entry.")
