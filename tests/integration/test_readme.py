@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.partition("  #")[0].strip() for line in README.splitlines() if line.startswith("    .venv/bin/steer-llm")
 ]
-SERVES_FOR_EVER = ("simulate", "record")
+SERVES_FOR_EVER = ("simulate", "record", "serve")
 
 
 def test_its_snippet_runs_as_it_stands() -> None:
