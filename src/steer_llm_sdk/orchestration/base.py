@@ -268,7 +268,7 @@ class BaseOrchestrator(ABC):
             run.deadline = shared
             if not is_worth_it(self.registry, self.idempotency_manager):
                 return await self._work(run)
-            plan = await pinned(self.idempotency_manager, claim.key, claim.fingerprint, self.registry, make)
+            plan = await pinned(self.idempotency_manager, key, mark, self.registry, make)
             return await self._work(run, plan)
 
         async def make() -> Plan:
@@ -291,6 +291,8 @@ class BaseOrchestrator(ABC):
             wait=config.on_duplicate == "wait",
             note=note,
         )
+        # Not the claim itself, which holds `work`: a circle of the two would be left to the garbage collector.
+        key, mark = claim.key, claim.fingerprint
         return claim
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
