@@ -277,7 +277,7 @@ class _Worker:
         if not folder.is_dir():
             raise OSError(f"the folder {folder} is not there; make it")
         database = self._database = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)
-        database.execute("PRAGMA journal_mode = WAL")
+        self._into_wal(database)
         database.execute(f"PRAGMA synchronous = {self._synchronous}")
         (schema,) = database.execute("PRAGMA user_version").fetchone()
         if schema > SCHEMA:
@@ -285,6 +285,19 @@ class _Worker:
         if schema < SCHEMA:
             database.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
         return database
+
+    @staticmethod
+    def _into_wal(database: sqlite3.Connection) -> None:
+        """SQLite itself does not wait where two processes do this to a new file at once: it says that it is locked."""
+        end = time.monotonic() + BUSY
+        while True:
+            try:
+                database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.01)
 
     def _sweep(self) -> None:
         now = self._clock()
