@@ -56,7 +56,6 @@ from steer_llm_sdk.telemetry._spans import below_caller
 CONNECT = 10.0
 SILENCE = 600.0
 """Seconds without a byte, after which a provider is held to be gone; a client says less by its own deadline."""
-_HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"})
 _PASSED_ON = re.compile(r"^(openai-|x-ratelimit-|x-request-id$|retry-after|x-should-retry$|content-type$|x-simulated$)")
 
 _BY_CATEGORY: Mapping[ErrorCategory, type[ProviderError]] = {
