@@ -148,10 +148,10 @@ DEFECTS = (
     Planted(
         "a cancellation is retried",
         LIST,
-        "            if not isinstance(error, Exception) or isinstance(error, Rejected):\n",
-        "            if isinstance(error, asyncio.CancelledError):\n"
-        "                error = TimeoutError()\n"
-        "            if not isinstance(error, Exception) or isinstance(error, Rejected):\n",
+        "        if not isinstance(error, Exception) or isinstance(error, Rejected):\n",
+        "        if isinstance(error, asyncio.CancelledError):\n"
+        "            error = TimeoutError()\n"
+        "        if not isinstance(error, Exception) or isinstance(error, Rejected):\n",
     ),
     Planted(
         "jitter comes earlier than the server asked",

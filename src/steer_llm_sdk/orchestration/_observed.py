@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from steer_llm_sdk.errors import ErrorCategory
@@ -16,20 +17,22 @@ class Observer:
     """Tells of each tool that was sent something and came to an end by itself.
 
     Of the runs in which the tool that was chosen answered at once, the first COUNTED are told one by one, then one in
-    STRIDE stands for as many: to count a run as it goes by takes a tenth of what it takes to tell of it. A planner that
-    says `observes_every_run` is told of each. `before`: who told of an earlier decision for the same tool, and goes on
-    in this one.
+    EVERY seconds, which stands for those that began since: so telling takes a thousandth of the time at most, however
+    many runs there are. A planner that says `observes_every_run` is told of each. `before`: who told of an earlier
+    decision for the same tool, and goes on in this one.
     """
 
-    __slots__ = ("_decision", "_left", "_planner", "_stride", "_told")
+    __slots__ = ("_decision", "_due", "_every", "_passed", "_planner", "_told", "_told_at")
 
     def __init__(self, planner: Planner, decision: PlanDecision, before: Observer | None = None) -> None:
         self._planner = planner
         self._decision = decision
-        self._stride = 1 if planner.observes_every_run else STRIDE
-        same = before is not None and before.of == self.of
-        self._left: int = before._left if before is not None and same else 0
-        self._told: int = before._told if before is not None and same else 0
+        self._every = 0.0 if planner.observes_every_run else EVERY
+        self._told = self._passed = 0
+        self._told_at = self._due = -inf
+        if before is not None and before.of == self.of:
+            self._told, self._passed = before._told, before._passed
+            self._told_at, self._due = before._told_at, before._due
 
     @property
     def of(self) -> tuple[str, str | None]:
@@ -42,23 +45,21 @@ class Observer:
             if outcomes:
                 self._planner.observe(run.request, self._decision, outcomes)
             return
-        if self._left:
-            self._left -= 1
+        began = run.started
+        if self._told_at <= began < self._due:  # Earlier than before: that is another loop's clock.
+            self._passed += 1
             return
-        many = self._told >= COUNTED
-        self._told += 1
-        if many:
-            self._left = self._stride - 1
+        stood_for, self._passed, self._told = self._passed + 1, 0, self._told + 1
+        if self._told >= COUNTED:
+            self._told_at, self._due = began, began + self._every
         tool, spending = answer.tool, run.spending
         cost = spending[0][1].cost_usd if spending else None
-        stood_for, took = self._stride if many else 1, timeline[0]["elapsed_ms"]
-        outcome = Outcome(tool.name, tool.version, True, cost, took, stood_for, *_said(answer))
+        outcome = Outcome(tool.name, tool.version, True, cost, timeline[0]["elapsed_ms"], stood_for, *_said(answer))
         self._planner.observe(run.request, self._decision, (outcome,))
 
 
 COUNTED = 64
-STRIDE = 61
-"""No divisor of what requests may go by in turn."""
+EVERY = 0.05
 
 
 def _outcomes(run: Run, steps: Sequence[ToolCall], answer: Answer) -> Iterator[Outcome]:

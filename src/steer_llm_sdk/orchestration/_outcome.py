@@ -215,18 +215,19 @@ def _metadata(
     run: Run, plan: _Shown | None, tool: Tool, own: Mapping[str, Any], silent: Sequence[str]
 ) -> dict[str, Any]:
     """Ours first; a tool's own metadata may add to it and not overwrite it."""
-    config = run.options
+    given = run.given
+    budget = given["budget"]
     metadata: dict[str, Any] = {
         "tool_name": tool.name,
         "tool_version": tool.version,
         "trace_id": run.trace_id,
         "request_id": run.request_id,
-        "budget": None if config.budget is None else dict(config.budget),
+        "budget": None if budget is None else dict(budget),
     }
-    if config.metadata:
-        metadata["user"], _ = as_json(config.metadata)
-    if config.quality_requirements is not None:
-        metadata["quality_requirements"], _ = as_json(config.quality_requirements)
+    if given["metadata"]:
+        metadata["user"], _ = as_json(given["metadata"])
+    if given["quality_requirements"] is not None:
+        metadata["quality_requirements"], _ = as_json(given["quality_requirements"])
     if plan is not None:
         metadata["plan"] = plan()
     if silent:

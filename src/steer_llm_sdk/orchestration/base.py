@@ -15,7 +15,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
-from random import getrandbits
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -30,7 +29,7 @@ from steer_llm_sdk.models.events import (
     StreamUsageEvent,
 )
 from steer_llm_sdk.models.usage import tokens_of
-from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration._call import Policies, Run
 from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
 from steer_llm_sdk.orchestration._pinned import is_worth_it, pinned
 from steer_llm_sdk.orchestration._result import describe_error
@@ -42,7 +41,6 @@ from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
 from steer_llm_sdk.orchestration.replay import keyed
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
 from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
-from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import BudgetAccounts, Ledger, excess
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager, once
@@ -107,7 +105,7 @@ class BaseOrchestrator(ABC):
         return None if run.tool_name is None else Plan((ToolCall.of(self._find(run.tool_name, run), _NO_OPTIONS),))
 
     @abstractmethod
-    def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
+    def _policies(self, given: Mapping[str, Any]) -> Policies:
         """What stands round each call to the outside."""
 
     @abstractmethod
@@ -133,9 +131,13 @@ class BaseOrchestrator(ABC):
         run = self._accept(request, tool_name, tool_options, options, event_manager)
         events, deadline = run.events, run.deadline
         if events is None:
-            if deadline is None and run.options.idempotency_key is None:
-                return self._within_budget(run, await self._work(run))
-            return self._within_budget(run, await self._until_deadline(run))
+            if deadline is None and run.given["idempotency_key"] is None:
+                # As `_work` does it: most runs have one coroutine less.
+                plan = self._plan_at_once(run) or await self._plan(run)
+                output = self._output(run, plan, await self._answer(run, plan))
+            else:
+                output = await self._until_deadline(run)
+            return output if run.given["budget"] is None and run.ledger is None else self._within_budget(run, output)
         try:
             output = self._within_budget(run, await self._until_deadline(run))
             _tell_end(events, output)
@@ -225,21 +227,21 @@ class BaseOrchestrator(ABC):
             raise InvalidRequest("tool_options", tool_options, "give a mapping of option names to values")
         if tool_name is not None and not isinstance(tool_name, str):
             raise InvalidRequest("tool_name", tool_name, "give the name of a tool as text")
+        given = config.__dict__
         run = Run(
             {"query": request} if isinstance(request, str) else request,
             tool_name,
             _NO_OPTIONS if tool_options is None else tool_options,
             config,
-            config.request_id or getrandbits(128).to_bytes(16, "big").hex(),
-            self._policies(config),
+            given,
+            self._policies(given),
             self._max_attempts,
         )
-        run.silence_timeout = self.executor.silence_timeout
-        budget = config.budget
-        limit = config.timeout_ms if budget is None else config.limit_ms
+        budget = given["budget"]
+        limit = given["timeout_ms"] if budget is None else config.limit_ms
         if limit is not None:
             run.deadline = Deadline(run.started + limit / 1000, limit)
-        if budget is not None or config.budgets:
+        if budget is not None or given["budgets"]:
             run.ledger = self._ledger(config)
         if event_manager is not None:
             run.events = _events_of(event_manager, config, run.request_id, run.trace_id)
@@ -300,6 +302,9 @@ class BaseOrchestrator(ABC):
     async def _work(self, run: Run, plan: Plan | None = None) -> OrchestrationOutput:
         """Plan, unless a plan was made already, ask the tools in order, and say what came of it."""
         plan = plan or self._plan_at_once(run) or await self._plan(run)
+        return self._output(run, plan, await self._answer(run, plan))
+
+    def _answer(self, run: Run, plan: Plan) -> Awaitable[Answer]:
         if run.deadline is not None:
             run.plan = plan.steps, plan.shown
         if plan is not self._last_used:
@@ -310,15 +315,17 @@ class BaseOrchestrator(ABC):
             _tell_start(events, plan.steps[0].tool)
         if self.registry.staged and (farewell := self.registry.farewell(plan.steps[0].tool)) is not None:
             warn_deprecated(run, plan.steps[0].tool, farewell)
-        wanted = None if run.options.quality_requirements is None else self._min_confidence(run.options)
+        wanted = None if run.given["quality_requirements"] is None else self._min_confidence(run.options)
         strategy = plan.strategy
-        answer = await (first_answer(run, plan.steps, wanted) if strategy is None else strategy(run, wanted))
-        if plan.observe is not None:
-            plan.observe(run, plan.steps, answer)
-        if events is not None and answer.result is not None:
-            events.choose(answer.result)
+        return first_answer(run, plan.steps, wanted) if strategy is None else strategy(run, wanted)
+
+    def _output(self, run: Run, plan: Plan, answer: Answer) -> OrchestrationOutput:
+        if (observe := plan.observe) is not None:
+            observe(run, plan.steps, answer)
         if answer.result is None:
             return failed(run, plan.shown, answer)
+        if run.events is not None:
+            run.events.choose(answer.result)
         return answered(run, plan.shown, answer)
 
     def _ledger(self, config: OrchestrationConfig) -> Ledger | None:

@@ -14,6 +14,7 @@ from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
+from steer_llm_sdk.orchestration.reliability import begin, succeed
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.reliability.silence import Life, first_of
@@ -55,23 +56,23 @@ class ToolCall(NamedTuple):
     def options(self, run: Run) -> dict[str, Any]:
         """What the tool sees: the caller's options over the plan's over the tool's own, then what the run adds. All of
         it is made anew: what an attempt writes into it is seen by nobody else, least of all the caller."""
-        config, own, given = run.options, self.tool.default_options, run.tool_options
+        config, own, given = run.given, self.tool.default_options, run.tool_options
         options: dict[str, Any] = copied({**own, **self.planned}) if own or self.planned else {}
-        if "max_parallel" not in options or "max_parallel" in config.model_fields_set:
-            options["max_parallel"] = config.max_parallel
-        if config.deterministic:
+        if "max_parallel" not in options or "max_parallel" in run.options.model_fields_set:
+            options["max_parallel"] = config["max_parallel"]
+        if config["deterministic"]:
             options["seed"], options["temperature"] = SEED, 0
-        if config.streaming:
+        if config["streaming"]:
             options["streaming"] = True
         if given:
             options.update(copied({**given}))
         options["request_id"], options["trace_id"] = run.request_id, run.trace_id
-        if config.budget:
-            options["global_budget"] = dict(config.budget)
-        if config.timeout_ms is not None:
-            options["timeout_ms"] = config.timeout_ms
-        if config.idempotency_key is not None:
-            options["idempotency_key"] = f"{config.idempotency_key}:{self.tool.name}"
+        if config["budget"]:
+            options["global_budget"] = dict(config["budget"])
+        if config["timeout_ms"] is not None:
+            options["timeout_ms"] = config["timeout_ms"]
+        if config["idempotency_key"] is not None:
+            options["idempotency_key"] = f"{config['idempotency_key']}:{self.tool.name}"
         return options
 
 
@@ -95,9 +96,9 @@ def first_answer(run: Run, plan: Sequence[ToolCall], min_confidence: float | Non
     silent for `silence_timeout` the next is asked, and the first acceptable answer wins."""
     if len(plan) == 1:
         return _only_answer(run, plan[0], min_confidence)
-    if run.silence_timeout is None:
+    if run.policies.silence_timeout is None:
         return _one_after_the_other(run, plan, min_confidence)
-    return _Beside(run, plan, min_confidence, run.silence_timeout).answer()
+    return _Beside(run, plan, min_confidence, run.policies.silence_timeout).answer()
 
 
 async def _only_answer(run: Run, step: ToolCall, min_confidence: float | None) -> Answer:
@@ -105,10 +106,30 @@ async def _only_answer(run: Run, step: ToolCall, min_confidence: float | None) -
     tool = step.tool
     if type(tool).validate_request is not Tool.validate_request and (objection := _objection(tool, run)) is not None:
         return Answer(tool, None, {tool.name: objection})
-    call = _PlainCall(run, step, None)
+    call, usual = _PlainCall(run, step), run.policies.usual
     token = current.set(call)
     try:
-        result: ToolResult = await (_composed(run, step, None) if tool.composite else run.attempt(call))
+        result: ToolResult
+        if tool.composite:
+            result = await _composed(run, step, None)
+        elif usual is None or run.events is not None or (permit := (breaker := usual.breaker_of(call)).free) is None:
+            result = await run.policies.attempt(call)
+        else:
+            began, line = begin(call)
+            failed: Exception | None = None
+            try:
+                work = tool.execute(copied(run.request), step.options(run), None)
+                result = ToolResult.of(await (work if type(work) is CoroutineType else _awaited(work)))
+                succeed(call, began, line, result)
+            except BaseException as error:
+                failed = usual.failed(call, breaker, permit, began, line, error)
+            else:
+                usual.succeeded(call, breaker, permit, began)
+            if failed is not None:
+                try:
+                    result = await usual.again(call, failed)
+                finally:
+                    del failed  # It holds this frame by its traceback.
         if result.bundle is not None:
             _check(tool, result, result.bundle.summary.confidence, min_confidence)
         return _new(Answer, (tool, result, {}, True, ()))  # Answer(tool, result, {}), at half the time.
@@ -233,10 +254,11 @@ def _objection(tool: Tool, run: Run) -> Exception | None:
 
 async def _ask(run: Run, step: ToolCall, life: Life | None) -> ToolResult:
     tool = step.tool
-    call = _PlainCall(run, step, life)
+    call = _PlainCall(run, step)
+    call.life = life
     token = current.set(call)
     try:
-        result: ToolResult = await (_composed(run, step, life) if tool.composite else run.attempt(call))
+        result: ToolResult = await (_composed(run, step, life) if tool.composite else run.policies.attempt(call))
         return result
     except BaseException as error:
         raise _failure(run, tool, error)  # noqa: B904 - it has the cause that it should have
@@ -280,25 +302,26 @@ def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResu
 class _PlainCall(Call):
     """Asking a tool, as the scope that its code runs in and, where the tool is not composite, as the one call it is."""
 
-    __slots__ = ("_worst", "step")
+    # What each begins with is on the class.
     followed = False
     model = None
+    life: Life | None = None
+    attempts = 0
+    ended: float | None = None
+    queued = 0.0
+    _worst: Amount | None = None
 
-    def __init__(self, run: Run, step: ToolCall, life: Life | None) -> None:
+    def __init__(self, run: Run, step: ToolCall) -> None:
+        tool, _, self.target, self.part = step
         self.run = run
-        self.tool = step.tool.name
-        self.version = step.tool.version
-        self.life = life
         self.step = step
-        self.target = step.target
-        self.part = step.part
-        self.attempts = 0
-        self.ended = None
-        self.queued = 0.0
-        self._worst: Amount | None = None
+        self.tool = tool.name
+        self.version = tool.version
 
     def watched(self, life: Life) -> _PlainCall:
-        return _PlainCall(self.run, self.step, life)
+        call = _PlainCall(self.run, self.step)
+        call.life = life
+        return call
 
     @property
     def worst_case(self) -> Amount:  # type: ignore[override]  # Only a budget or a limit on tokens asks for it.

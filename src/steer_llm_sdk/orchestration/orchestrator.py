@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration._call import Policies, Run
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
-from steer_llm_sdk.reliability._pipeline import Next
 
 
 class Orchestrator(BaseOrchestrator):
@@ -18,12 +18,12 @@ class Orchestrator(BaseOrchestrator):
     async def _plan(self, run: Run) -> Plan:
         raise InvalidRequest("tool_name", None, "name a tool, or use ReliableOrchestrator, which plans")
 
-    def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
-        return self.executor.pipeline(
-            bool(options.max_retries) and options.retry_on_failure,
+    def _policies(self, given: Mapping[str, Any]) -> Policies:
+        return self.executor.policies(
+            bool(given["max_retries"]) and given["retry_on_failure"],
             False,
-            options.budget is not None or bool(options.budgets),
-            options.per_agent_timeout_ms is not None,
+            given["budget"] is not None or bool(given["budgets"]),
+            given["per_agent_timeout_ms"] is not None,
         )
 
     def _max_attempts(self, options: OrchestrationConfig) -> int:

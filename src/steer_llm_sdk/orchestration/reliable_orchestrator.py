@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool, ToolNotFound
 from steer_llm_sdk.models.plain import copied, copier
-from steer_llm_sdk.orchestration._call import Call, Run
+from steer_llm_sdk.orchestration._call import Policies, Run
 from steer_llm_sdk.orchestration._observed import Observer
 from steer_llm_sdk.orchestration._outcome import plan_shown
 from steer_llm_sdk.orchestration._versioned import who_of
@@ -31,7 +31,6 @@ from steer_llm_sdk.orchestration.planning.planner import (
 from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
-from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
@@ -89,6 +88,26 @@ def _shared_at(url: str) -> SharedState:
     return SharedState(url)
 
 
+class _Made:
+    """The last plan, and what it was made of."""
+
+    __slots__ = ("_providers", "decision", "most", "plan", "view")
+
+    def __init__(self, decision: PlanDecision, view: Mapping[str, ToolMetadata], most: int, plan: Plan) -> None:
+        self.decision = decision
+        self.view = view
+        self.most = most
+        self.plan = plan
+        self._providers = [step.tool.provider for step in plan.steps]
+
+    def holds(self) -> bool:
+        """Whether the `target` of each step is still that of its tool, whose provider may be set anew."""
+        steps, providers = self.plan.steps, self._providers
+        if len(steps) == 1:
+            return bool(steps[0].tool.provider == providers[0])
+        return providers == [step.tool.provider for step in steps]
+
+
 class ReliableOrchestrator(BaseOrchestrator):
     """Breakers, limits and remembered results belong to this instance, unless `store` says where they are kept.
 
@@ -138,7 +157,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         self._last_context: PlanRequest | None = None
         self._missing: set[str] = set()
         self._well: tuple[Mapping[str, Sequence[Tool]], tuple[int, int], Mapping[str, str]] | None = None
-        self._last_plan: tuple[PlanDecision, Mapping[str, ToolMetadata], int, Plan, list[Any]] | None = None
+        self._last_plan: _Made | None = None
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -153,31 +172,29 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _plan_at_once(self, run: Run) -> Plan | None:
         """The plan of a given tool_name, or of rules: its plan() is decide() with a copy for the caller to keep; the
         flow only reads, and needs none."""
-        planner, options = self.planner, run.options
+        planner, given = self.planner, run.given
         if run.tool_name is not None or not _plans_by_rule(planner):
             return super()._plan_at_once(run)
         view = self._view(run)
+        nothing_known = self.executor.breakers.all_closed and (
+            given["budget"] is None and given["quality_requirements"] is None and not self.registry.serves_some_only
+        )
         try:
-            decision = planner.decide(run.request, view, self._known(options))
+            decision = planner.decide(run.request, view, None if nothing_known else self._known(given))
         except NoEligibleTool as error:
             raise _of_budget(error) from None
-        most = self._most_fallbacks(options)
+        most = self._most_fallbacks() if given["enable_fallback"] else 0
         last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
-        if (
-            last is not None
-            and (last[0] is decision and last[1] is view and last[2] == most)
-            and last[4] == [step.tool.provider for step in last[3].steps]
-        ):
-            return last[3]
+        if last is not None and last.decision is decision and last.view is view and last.most == most and last.holds():
+            return last.plan
         plan = self._carry_out(decision, most, run)
-        # Of a step: what its `target` was made of, and may have changed since.
-        self._last_plan = (decision, view, most, plan, [step.tool.provider for step in plan.steps])
+        self._last_plan = _Made(decision, view, most, plan)
         return plan
 
     async def _plan(self, run: Run) -> Plan:
         # A planner of somebody else's may write into what it is told, and the next run is told the same.
-        context = self._known(run.options) or _nothing_known()
+        context = self._known(run.given) or _nothing_known()
         context = PlanRequest.model_construct(**copied(dict(context)))
         view = self._view(run)
         tools = view if _is_ours(type(self.planner)) else Copies(view)
@@ -187,11 +204,11 @@ class ReliableOrchestrator(BaseOrchestrator):
             decision = await self.planner.plan(copied(run.request), tools, context)
         except NoEligibleTool as error:
             raise _of_budget(error) from None
-        return self._carry_out(decision, self._most_fallbacks(run.options), run)
+        return self._carry_out(decision, self._most_fallbacks() if run.given["enable_fallback"] else 0, run)
 
-    def _most_fallbacks(self, options: OrchestrationConfig) -> int:
+    def _most_fallbacks(self) -> int:
         config = self.reliability_config
-        return config.max_fallback_attempts if options.enable_fallback and config.enable_fallback else 0
+        return config.max_fallback_attempts if config.enable_fallback else 0
 
     def _view(self, run: Run) -> Mapping[str, ToolMetadata]:
         registry = self.registry
@@ -230,7 +247,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         planner = self.planner
         if not isinstance(planner, Planner) or type(planner).observe is Planner.observe:
             return None
-        before = None if self._last_plan is None else self._last_plan[3].observe
+        before = None if self._last_plan is None else self._last_plan.plan.observe
         return Observer(planner, decision, before if isinstance(before, Observer) else None)
 
     def _fallbacks(self, decision: PlanDecision, run: Run) -> tuple[list[Tool], list[str]]:
@@ -259,24 +276,25 @@ class ReliableOrchestrator(BaseOrchestrator):
                 decision.reasoning,
             )
 
-    def _known(self, options: OrchestrationConfig) -> PlanRequest | None:
+    def _known(self, given: Mapping[str, Any]) -> PlanRequest | None:
         """What a planner is told beside the request; None for a run without budget or requirements while every circuit
         is closed and every tool serves everybody."""
         all_closed = self.executor.breakers.all_closed
-        if all_closed and options.quality_requirements is None and not self.registry.serves_some_only:
-            if options.budget is None:
+        budget = given["budget"]
+        if all_closed and given["quality_requirements"] is None and not self.registry.serves_some_only:
+            if budget is None:
                 return None
             known = self._last_context
-            if known is None or known.budget != options.budget:
-                known = self._last_context = PlanRequest(budget=options.budget)
+            if known is None or known.budget != budget:
+                known = self._last_context = PlanRequest(budget=budget)
             return known
-        states, probes = self._breaker_states() if options.enable_circuit_breaker and not all_closed else ({}, {})
+        states, probes = self._breaker_states() if given["enable_circuit_breaker"] and not all_closed else ({}, {})
         return PlanRequest(
-            budget=options.budget,
-            quality_requirements=options.quality_requirements,
+            budget=budget,
+            quality_requirements=given["quality_requirements"],
             circuit_breaker_states=states,
             probes_left=probes,
-            tenant=options.tenant,
+            tenant=given["tenant"],
         )
 
     def _breaker_states(self) -> tuple[dict[str, str], dict[str, int]]:
@@ -308,12 +326,12 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _breakers_of(self, tool: Tool) -> list[tuple[CircuitBreaker | None, str]]:
         return [(self.executor.breakers.of_part(target, part), part) for target, part in tool.targets]
 
-    def _policies(self, options: OrchestrationConfig) -> Next[Call, Any]:
-        return self.executor.pipeline(
+    def _policies(self, given: Mapping[str, Any]) -> Policies:
+        return self.executor.policies(
             True,
-            options.enable_circuit_breaker,
-            options.budget is not None or bool(options.budgets),
-            options.per_agent_timeout_ms is not None,
+            given["enable_circuit_breaker"],
+            given["budget"] is not None or bool(given["budgets"]),
+            given["per_agent_timeout_ms"] is not None,
         )
 
     def _max_attempts(self, options: OrchestrationConfig) -> int:

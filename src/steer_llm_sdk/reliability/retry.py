@@ -181,6 +181,7 @@ class Retry:
         self._limit = limit or AttemptLimit(MAX_TOTAL_ATTEMPTS)
         self._max_total_attempts = self._limit.limit
         self._budget = budget
+        self.first = None if budget is None else budget.first
         self._check = check
         self._jitter = jitter
 

@@ -139,7 +139,9 @@ class RuleBasedPlanner(Planner):
             search.ask_policies(self._policies.candidates(asked))
             made_before = None
         else:
-            made_before = self._made_before(available_tools, context)
+            kept = self._decisions
+            same = context is None and kept[0] is available_tools
+            made_before = kept[1] if same else self._made_before(available_tools, context)
         for entry in self._pins.candidates(asked):
             try:
                 if not entry.holds(asked):

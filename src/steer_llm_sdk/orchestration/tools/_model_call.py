@@ -179,10 +179,10 @@ async def ask(
     scope = current_scope()
     asking = _Asking(question, routes, account, events)
     try:
-        if scope is None or scope.run.silence_timeout is None or len(routes) == 1:
+        if scope is None or scope.run.policies.silence_timeout is None or len(routes) == 1:
             answer = await asking.in_turn()
         else:
-            answer = await asking.beside(scope, scope.run.silence_timeout)
+            answer = await asking.beside(scope, scope.run.policies.silence_timeout)
     except BaseException:
         if events is not None:
             events.void()
