@@ -263,3 +263,16 @@ async def test_a_run_that_hangs_in_a_tool_leaves_nothing_behind_when_it_is_cance
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (tool.running, tasks()) == (0, set())
+
+
+@pytest.mark.parametrize("around", ["itself", "a list", "an object"])
+async def test_a_number_too_long_to_be_written_is_kept_as_text_and_can_be_replayed(around: str) -> None:
+    number = 10**5000  # In no parameter: pytest would write it.
+    answer = {"itself": number, "a list": [number], "an object": {"content": {"n": number}, "usage": {"n": number}}}
+    orchestrator, options = reliable(ScriptedTool("t", OK(answer[around]))), {"idempotency_key": "k"}
+    first = await orchestrator.run("q", "t", options=options)
+    replayed = await orchestrator.run("q", "t", options=options)
+    assert replayed.replayed and replayed == first
+    assert OrchestrationOutput.model_validate_json(first.model_dump_json()) == first
+    assert hex(number) in str(first.content)
+    assert "4,200 digits" in first.metadata["content_warning"]

@@ -14,7 +14,7 @@ from steer_llm_sdk.evidence._leaves import MAX_DEPTH
 
 _FLAT: Final = frozenset({str, int, float, bool, type(None)})
 _LONG: Final = 2**63
-_MOST_BITS: Final = 14_000
+MOST_BITS: Final = 14_000
 """Of a whole number: beyond 4,300 digits Python writes none."""
 
 
@@ -88,7 +88,7 @@ def _of(kind: type, items: Collection[Any], kinds: set[type]) -> Collection[Any]
 
 
 def _whole(value: int) -> int:
-    if value.bit_length() > _MOST_BITS:
+    if value.bit_length() > MOST_BITS:
         raise ValueError("a whole number of more than 4,200 digits; use a string")
     return value
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from steer_llm_sdk.errors import ProviderError, message_of
+from steer_llm_sdk.evidence._json import MOST_BITS
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.reliability.classify import classify
 
@@ -20,7 +21,8 @@ _BY_DECISION = frozenset({"decided", "converged", "certified", "distance"})
 """Reasons to stop early that leave nothing to be asked: such a bundle is whole."""
 
 
-_SCALARS = frozenset({str, int, bool, type(None)})
+_SCALARS = frozenset({str, bool, type(None)})
+"""Not int: one of 5,000 digits can be neither written as JSON nor read again."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -128,8 +130,10 @@ def _forced(value: Any, depth: int, around: tuple[int, ...] = ()) -> Any:
         return [_forced(item, depth - 1, (*around, id(value))) for item in value]
     if isinstance(value, str):
         return _text(value)
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= MOST_BITS else hex(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return _text(_said(value))
