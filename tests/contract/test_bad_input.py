@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.kit import Model, failed, registry
+from tests.contract.kit import Model, failed, plain, registry, reliable
 
 from steer_llm_sdk import OrchestrationConfig, Orchestrator, ReliableOrchestrator, tool
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ToolNotFound
@@ -18,7 +18,7 @@ from steer_llm_sdk.orchestration.tools import LLMBundleTool, LLMTool
 from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
 from steer_llm_sdk.orchestration.tools.structured import OutputSchema
 from steer_llm_sdk.orchestration.tools.text_analyzer import TextAnalyzer
-from steer_llm_sdk.testing import ScriptedTool
+from steer_llm_sdk.testing import OK, ScriptedTool
 
 DEPTH = 10_000
 LOST = "\ud800"
@@ -363,3 +363,24 @@ async def test_no_schema_is_fetched_and_no_file_is_read(tmp_path: Path) -> None:
             assert output.evidence is not None
             assert output.evidence.meta.schema_uri == uri
     assert asked == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_confidence", 2),
+        ("min_quality", float("nan")),
+        ("min_quality", "high"),
+        ("max_latency_ms", -1),
+        ("max_latency_ms", "fast"),
+        ("max_latency_ms", True),
+        ("max_cost_usd", float("inf")),
+        ("max_cost_usd", [1]),
+    ],
+)
+@pytest.mark.parametrize("make", [plain, reliable])
+async def test_a_requirement_that_is_no_number_is_refused_and_not_passed_over(make: Any, name: str, value: Any) -> None:
+    tool = ScriptedTool("t", OK())
+    with pytest.raises(InvalidRequest, match=f"options.quality_requirements: .*for '{name}' give a number from 0"):
+        await make(tool).run("q", "t", options={"quality_requirements": {name: value}})
+    assert tool.calls == []

@@ -14,6 +14,8 @@ from steer_llm_sdk.reliability.budget import MOST, Budget, is_amount
 A_YEAR = 31_536_000_000
 """In ms: the longest a run may take."""
 BUDGET_KEYS = ("ms", "tokens", "cost_usd")
+_REQUIREMENTS = {"min_confidence": 1, "min_quality": MOST, "max_latency_ms": MOST, "max_cost_usd": MOST}
+"""What our planners read of `quality_requirements`, and how much it may be."""
 
 
 class OrchestrationConfig(BaseModel):
@@ -68,6 +70,17 @@ class OrchestrationConfig(BaseModel):
         if twice is not None:
             raise ValueError(f"{twice!r} is there twice; name each budget once")
         return budgets
+
+    @field_validator("quality_requirements")
+    @classmethod
+    def _check_requirements(cls, wanted: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Other names than these are for planners of one's own."""
+        for name, most in _REQUIREMENTS.items():
+            value = None if wanted is None else wanted.get(name)
+            none_at_all = value == 0 and type(value) in (int, float)
+            if value is not None and not none_at_all and not is_amount(value, most):
+                raise ValueError(f"for {name!r} give a number from 0{' to 1' if most == 1 else ''}")
+        return wanted
 
     @field_validator("idempotency_key", "request_id", "trace_id", "tenant")
     @classmethod
