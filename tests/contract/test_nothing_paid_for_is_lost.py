@@ -272,7 +272,8 @@ async def test_a_number_too_long_to_be_written_is_kept_as_text_and_can_be_replay
     orchestrator, options = reliable(ScriptedTool("t", OK(answer[around]))), {"idempotency_key": "k"}
     first = await orchestrator.run("q", "t", options=options)
     replayed = await orchestrator.run("q", "t", options=options)
-    assert replayed.replayed and replayed == first
+    assert replayed.replayed
+    assert replayed == first
     assert OrchestrationOutput.model_validate_json(first.model_dump_json()) == first
     assert hex(number) in str(first.content)
     assert "4,200 digits" in first.metadata["content_warning"]
