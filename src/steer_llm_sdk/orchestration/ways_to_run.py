@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -166,7 +166,7 @@ async def run_many(
     """At most `max_parallel` runs at a time. Requests are taken from the iterable as places become free."""
     if isinstance(max_parallel, bool) or not isinstance(max_parallel, int) or max_parallel < 1:
         raise InvalidRequest("max_parallel", max_parallel, "give a whole number from 1")
-    if isinstance(requests, (str, bytes)):
+    if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, Iterable):
         raise InvalidRequest("requests", requests, "give a list of requests; for one request use run()")
     total = len(requests) if isinstance(requests, Sized) else None
     waiting = enumerate(requests)
@@ -189,6 +189,8 @@ async def run_many(
             except Exception as error:
                 failures[position] = error
             _tell(on_progress, next(done), total)
+            # A run that waits for nothing takes no turn of the loop: many of them would hold up everybody else's.
+            await asyncio.sleep(0)
 
     async with asyncio.TaskGroup() as workers:
         for _ in range(max_parallel if total is None else min(max_parallel, total)):

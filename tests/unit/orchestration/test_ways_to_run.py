@@ -12,7 +12,7 @@ import pytest
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
-from steer_llm_sdk.orchestration import ReliableOrchestrator, ToolRegistry, ways_to_run
+from steer_llm_sdk.orchestration import ReliableOrchestrator, Tool, ToolRegistry, ways_to_run
 from steer_llm_sdk.orchestration.ways_to_run import _BackgroundLoop
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
@@ -218,6 +218,41 @@ async def test_max_parallel_is_a_whole_number_from_one(places: object) -> None:
 async def test_a_text_is_no_list_of_requests() -> None:
     with pytest.raises(InvalidRequest, match="requests"):
         await orchestrator(ScriptedTool("t", OK())).run_many("hello")
+
+
+@pytest.mark.parametrize("requests", [{"text": "one"}, None, 5, b"one"])
+async def test_what_is_no_list_of_requests_is_refused_by_name(requests: Any) -> None:
+    tool = ScriptedTool("t", OK())
+    with pytest.raises(InvalidRequest, match="requests: .* cannot be used; give a list of requests"):
+        await orchestrator(tool).run_many(requests)
+    assert tool.calls == []
+
+
+class Quick(Tool):
+    name = "quick"
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        return "at once"
+
+
+async def test_many_runs_that_wait_for_nothing_leave_the_loop_to_others_and_can_be_cancelled() -> None:
+    asked = 0
+
+    def requests() -> Iterator[str]:
+        nonlocal asked
+        while asked < 5_000:  # Not without end: where this fails, it should not take for ever.
+            asked += 1
+            yield "q"
+
+    registry = ToolRegistry()
+    registry.register_tool(Quick())
+    work = asyncio.ensure_future(ReliableOrchestrator(registry=registry).run_many(requests(), 4, tool_name="quick"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert 0 < asked <= 50
 
 
 def test_run_sync_keeps_one_loop() -> None:
