@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -41,7 +41,7 @@ class Files:
     retry_failed: bool
 
 
-def carry_out(command: Command, files: Files, max_parallel: int, *, as_json: bool) -> Exit:
+def carry_out(command: Command, files: Files, max_parallel: int, stdout: TextIO, *, as_json: bool) -> Exit:
     """Check all of the input, ask what is not done, and say what there is then. After Ctrl-C as well."""
     registry = command.registry()
     defaults = Defaults(
@@ -57,10 +57,10 @@ def carry_out(command: Command, files: Files, max_parallel: int, *, as_json: boo
         try:
             asyncio.run(batch.ask(registry, max_parallel))
         except KeyboardInterrupt:
-            show_account(batch, as_json=as_json)
+            show_account(batch, stdout, as_json=as_json)
             complain("interrupted; the same command goes on from here")
             return Exit.INTERRUPTED
-        show_account(batch, as_json=as_json)
+        show_account(batch, stdout, as_json=as_json)
         return batch.code
 
 
@@ -171,11 +171,11 @@ def _bar(batch: Batch, err: Console) -> Iterator[Callable[[], None]]:
         yield tell
 
 
-def show_account(batch: Batch, *, as_json: bool) -> None:
+def show_account(batch: Batch, stdout: TextIO, *, as_json: bool) -> None:
     """On stderr in one line; with --json on stdout as well."""
     account = batch.account()
     if as_json:
-        print(json.dumps(account, ensure_ascii=False))
+        print(json.dumps(account, ensure_ascii=False), file=stdout)
     counts = [f"{account[status]} {status}" for status in _STATUSES if account[status]]
     before = [f"{batch.found} of them were done before"] if batch.found else []
     done = f"{len(batch.results.done)} of {len(batch.lines)} lines"

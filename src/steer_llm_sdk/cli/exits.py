@@ -7,9 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -117,10 +117,19 @@ class UsageError(ValueError):
     """A command line that cannot be read."""
 
 
-def forget_stdout() -> None:
+@contextmanager
+def stdout_of(*, as_json: bool) -> Iterator[TextIO]:
+    """Stdout, for what the command itself says. With `as_json` a tool that prints does so on stderr in here, for a line
+    of its own would leave no JSON to be read."""
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield stdout
+
+
+def forget_stdout(out: TextIO | None = None) -> None:
     """Nobody reads it any more, as behind `| head`: what is still printed goes nowhere, and nothing is said of it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, (out or sys.stdout).fileno())
     os.close(nowhere)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -21,7 +21,7 @@ from steer_llm_sdk.cli._settings import default_options
 from steer_llm_sdk.cli._show import console, show_output, write
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
-from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, forget_stdout, refuse
+from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, forget_stdout, refuse, stdout_of
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -122,7 +122,7 @@ def run(
         bool, typer.Option("--retry-failed", help="Of --out, forget the lines that failed, and ask them again.")
     ] = False,
 ) -> None:
-    with errors_as_exits(as_json=as_json):
+    with errors_as_exits(as_json=as_json), stdout_of(as_json=as_json) as stdout:
         given = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
         limits = {**default_options(), **{name: limit for name, limit in given.items() if limit is not None}}
         single = {**limits, "idempotency_key": idempotency_key, "streaming": stream}
@@ -142,11 +142,11 @@ def run(
         command = command_of(model or [], tool, k, inputs.read_options(option or []), form, options)
         if batch is None:
             kept_in = required_store(store) if durable else None
-            raise typer.Exit(asyncio.run(_carry_out(request, command, kept_in, stream=stream, as_json=as_json)))
+            raise typer.Exit(asyncio.run(_carry_out(request, command, kept_in, stdout, stream=stream, as_json=as_json)))
         if not out:
             refuse("--out", out, "name a file: the results of --batch are appended there as they come")
         files = Files(batch=batch, out=out, retry_failed=retry_failed)
-        raise typer.Exit(carry_out(command, files, max_parallel or MAX_PARALLEL, as_json=as_json))
+        raise typer.Exit(carry_out(command, files, max_parallel or MAX_PARALLEL, stdout, as_json=as_json))
 
 
 run.__doc__ = f"""Ask a model or a tool, and see the answer, what it cost, and what went wrong on the way.
@@ -164,12 +164,14 @@ def _refuse_given(why: str, **options: Any) -> None:
             refuse(name if name.isupper() else f"--{name.replace('_', '-')}", value, why)
 
 
-async def _carry_out(request: Any, command: Command, kept_in: str | None, *, stream: bool, as_json: bool) -> Exit:
+async def _carry_out(
+    request: Any, command: Command, kept_in: str | None, stdout: TextIO, *, stream: bool, as_json: bool
+) -> Exit:
     registry, config = (command if kept_in is None else command.pinned()).registry(), config_of(command.options)
     check(request, command.tool_name, command.tool_options, registry)
     command.announce()
     with Live(console(stderr=True), spinner=not stream) as live:
-        watcher = _Watcher(command, registry, live, stream=stream, as_json=as_json)
+        watcher = _Watcher(command, registry, live, stdout, stream=stream, as_json=as_json)
         async with orchestrator_of(registry, kept_in) as runner:
             try:
                 output = await runner.run(request, command.tool_name, command.tool_options, config, watcher.events)
@@ -189,10 +191,13 @@ async def _carry_out(request: Any, command: Command, kept_in: str | None, *, str
 class _Watcher:
     """What the terminal is told while the run goes on."""
 
-    def __init__(self, command: Command, registry: ToolRegistry, live: Live, *, stream: bool, as_json: bool) -> None:
+    def __init__(
+        self, command: Command, registry: ToolRegistry, live: Live, stdout: TextIO, *, stream: bool, as_json: bool
+    ) -> None:
         self._command = command
         self._registry = registry
         self._live = live
+        self._stdout = stdout
         self._stream = stream
         self._as_json = as_json
         self._run = asyncio.current_task()
@@ -224,14 +229,14 @@ class _Watcher:
     def _line(self, event: StreamEvent) -> None:
         line = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         with self._stop_without_reader():
-            print(json.dumps({"event": line}, ensure_ascii=False, default=str), flush=True)
+            print(json.dumps({"event": line}, ensure_ascii=False, default=str), file=self._stdout, flush=True)
 
     @contextmanager
     def _stop_without_reader(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:
-            forget_stdout()
+            forget_stdout(self._stdout)
             self.deserted = True
             if self._run is not None:
                 self._run.cancel()
@@ -243,6 +248,6 @@ class _Watcher:
         if not self._as_json:
             show_output(output, printed=self.printed)
         elif self._stream:
-            print(json.dumps({"output": output.model_dump(mode="json")}, ensure_ascii=False))
+            print(json.dumps({"output": output.model_dump(mode="json")}, ensure_ascii=False), file=self._stdout)
         else:
-            print(output.model_dump_json(indent=2))
+            print(output.model_dump_json(indent=2), file=self._stdout)

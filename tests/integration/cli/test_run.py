@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,46 @@ def test_a_long_text_is_counted_within_its_budget() -> None:
     ran = Ran("-", "--json", "--budget", "tokens=1000", stdin=("One more sentence. " * 100_000).encode())
     assert ran.code == Exit.OK
     assert ran.json["content"]["counts"]["sentences"] == 100_000
+
+
+TALKATIVE = """
+from steer_llm_sdk import tool
+print("imported")
+@tool
+async def talkative(text: str) -> str:
+    print("asked")
+    return text
+"""
+
+
+@pytest.fixture
+def talkative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "talks.py").write_text(TALKATIVE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "talks", raising=False)
+    return "talks:talkative"
+
+
+def test_what_a_tool_prints_is_on_stderr_where_json_was_asked_for(talkative: str) -> None:
+    ran = Ran("q", "--tool", talkative, "--json")
+    assert ran.json["content"] == "q"
+    assert "imported\n" in ran.err
+    assert "asked\n" in ran.err
+
+
+def test_what_a_tool_prints_is_no_line_of_a_stream_of_json(talkative: str) -> None:
+    ran = Ran("q", "--tool", talkative, "--json", "--stream")
+    lines = [json.loads(line) for line in ran.out.splitlines()]
+    assert [next(iter(line)) for line in lines] == ["event", "event", "output"]
+    assert "asked\n" in ran.err
+
+
+def test_what_a_tool_prints_is_not_in_the_account_of_a_batch(talkative: str) -> None:
+    Path("in.jsonl").write_text('"a"\n"b"\n', encoding="utf-8")
+    ran = Ran("--batch", "in.jsonl", "--out", "out.jsonl", "--tool", talkative, "--json")
+    assert ran.json["succeeded"] == 2
+    assert ran.err.count("asked\n") == 2
+
+
+def test_without_json_a_tool_prints_where_it_likes(talkative: str) -> None:
+    assert "asked\n" in Ran("q", "--tool", talkative).out
