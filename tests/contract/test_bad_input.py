@@ -384,3 +384,19 @@ async def test_a_requirement_that_is_no_number_is_refused_and_not_passed_over(ma
     with pytest.raises(InvalidRequest, match=f"options.quality_requirements: .*for '{name}' give a number from 0"):
         await make(tool).run("q", "t", options={"quality_requirements": {name: value}})
     assert tool.calls == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "tool_options", "said"),
+    [
+        (LOST, None, r"request: \{'query': '.ud800'\} cannot be used; it holds a lone surrogate"),
+        ("q", {"a": LOST}, r"tool_options: \{'a': '.ud800'\} cannot be used; it holds a lone surrogate"),
+        ("q", {"a": math.nan}, "tool_options: nan cannot be used; nan is no JSON number"),
+        ("q", {"a": nested()}, "tool_options: .* cannot be used; it is nested more than 200 deep"),
+    ],
+)
+async def test_of_a_keyed_run_the_part_that_is_no_json_is_named(request_: Any, tool_options: Any, said: str) -> None:
+    tool = ScriptedTool("t", OK())
+    with pytest.raises(InvalidRequest, match=said):
+        await reliable(tool).run(request_, "t", tool_options, {"idempotency_key": "k"})
+    assert tool.calls == []

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.reliability.canonical import fingerprint
 from steer_llm_sdk.reliability.deadline import Deadline
@@ -34,7 +35,7 @@ def keyed(
     return Work(
         f"{_quoted(tenant)}:{key}",
         key,
-        fingerprint(asked),
+        _mark_of(asked),
         run,
         _dump_all if remember_failures else _dump_successes,
         _load,
@@ -44,6 +45,18 @@ def keyed(
         wait,
         note,
     )
+
+
+def _mark_of(asked: Mapping[str, Any]) -> str:
+    try:
+        return fingerprint(asked)
+    except InvalidRequest:
+        for name, part in asked.items():
+            try:
+                fingerprint(part)
+            except InvalidRequest as error:  # It speaks of a request, which the options are none of.
+                raise InvalidRequest(name, error.given, error.remedy) from None
+        raise
 
 
 @lru_cache
