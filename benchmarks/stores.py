@@ -6,10 +6,10 @@ Medians in microseconds. Wall time is what a caller waits; CPU time is of all th
 started on free ports; their CPU time is not in the figures.
 
 Is it fair? All stores see the same requests and the same load of the machine, and each turn is a row of runs one after
-the other, as a program with one store makes them. With `--in-a-row 1` each run comes after those of the other stores,
-and finds the caches of the processor cold: all rows rise by half, the one of memory most in proportion. A run here gives
-its options as a dict, which is checked, while `overhead.py` hands on an object that was checked before; and this is wall
-time with the clock read for each run. So memory costs more here than "a new key" there, on all rows alike.
+the other, as a program with one store makes them. With `--in-a-row 1` each run comes after those of the other stores
+and finds the caches of the processor cold, which costs memory the most in proportion. A run here gives its options as a
+dict, which is checked, and the clock is read for each; `overhead.py` hands on options that were checked before and
+counts CPU time, so its "new key" is cheaper.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def main() -> None:
         found = asyncio.run(measured({name: urls[name] for name in names}, given.runs, given.in_a_row))
         base = found["memory"][0]
         print(
-            "| store | new key: wall | over memory | CPU | over memory | replay: wall | CPU | 100 at once, each: wall | CPU |"
+            "| store | new key: wall | over memory | CPU | over memory | replay: wall | CPU"
+            " | each of 100 at once: wall | CPU |"
         )
         print("|---|---|---|---|---|---|---|---|---|")
         for name, (new, again, together) in found.items():
