@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from steer_llm_sdk.orchestration.fallback import ToolCall
@@ -68,7 +68,7 @@ def _at_version(step: ToolCall, versions: Mapping[str, str], registry: ToolRegis
     return step if tool is None or tool is step.tool else ToolCall.of(tool, step.planned)
 
 
-async def _in_time(action: Coroutine[Any, Any, R]) -> R | None:
+async def _in_time(action: Awaitable[R]) -> R | None:
     try:
         async with asyncio.timeout(PATIENCE):
             return await action

@@ -102,7 +102,7 @@ def too_late(task: asyncio.Task[Any]) -> Late:
     return Late(True, task.result()) if has_answered(task) else Late()
 
 
-def has_answered(task: asyncio.Task[Any]) -> bool:
+def has_answered(task: asyncio.Future[Any]) -> bool:
     """It has ended, and well."""
     return task.done() and not task.cancelled() and task.exception() is None
 
@@ -168,7 +168,7 @@ class AttemptTimeout:
             _attempt_ends.reset(token)
 
 
-async def watch(task: asyncio.Task[Any], at: float | None) -> None:
+async def watch(task: asyncio.Future[Any], at: float | None) -> None:
     """Return when the task is done or the time has come. The task is not touched, whoever is cancelled."""
     if task.done():
         return

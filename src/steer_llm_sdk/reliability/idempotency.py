@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, stop, too_late, wake, watch, woken_by
+from steer_llm_sdk.reliability.deadline import GRACE, Deadline, has_answered, stop, too_late, wake, watch, woken_by
 from steer_llm_sdk.reliability.stores import Claim, Store, open_store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -28,7 +28,7 @@ AGAIN = 0.5
 """Seconds between two tries to write a result."""
 ASK_AGAIN = 1.0
 """Seconds after which one who was told not to wait should ask again, at most."""
-_behind: set[asyncio.Task[Any]] = set()
+_behind: set[asyncio.Future[Any]] = set()
 """What goes on behind the back of callers who have their result, or have left."""
 
 
@@ -249,8 +249,8 @@ class Flight(Generic[R]):
             await watch(task, until)
 
 
-def _go_on_behind(work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-    task = asyncio.get_running_loop().create_task(work)
+def _go_on_behind(work: Awaitable[R]) -> asyncio.Future[R]:
+    task = asyncio.ensure_future(work)
     _behind.add(task)
     task.add_done_callback(_behind.discard)
     return task
@@ -338,7 +338,7 @@ async def _waited_for(claim: Claim, manager: IdempotencyManager, work: Work[R], 
 async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
     """Raises StoreUnavailable also where the store says nothing, or what nobody knows."""
     store = manager.claims
-    # In a task of its own: a claim that is given up may have been granted, and is then given back.
+    # Not awaited itself: a claim that is given up may have been granted, and is then given back.
     asking = _go_on_behind(store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds))
     try:
         await watch(asking, asking.get_loop().time() + PATIENCE)
@@ -352,7 +352,7 @@ async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
         raise
 
 
-def _answer_of(asked: asyncio.Task[Claim], store: Store) -> Claim:
+def _answer_of(asked: asyncio.Future[Claim], store: Store) -> Claim:
     try:
         return asked.result()
     except OrchestratorError:
@@ -361,7 +361,7 @@ def _answer_of(asked: asyncio.Task[Claim], store: Store) -> Claim:
         raise StoreUnavailable(f"{store!r} did not answer: {type(error).__name__}") from error
 
 
-def _give_back(store: Store, key: str, asked: asyncio.Task[Claim]) -> None:
+def _give_back(store: Store, key: str, asked: asyncio.Future[Claim]) -> None:
     if not asked.cancelled() and asked.exception() is None and asked.result().kind == "ours":
         _go_on_behind(_quietly(store.release(key, asked.result().token)))
 
@@ -441,35 +441,46 @@ def _kept(work: Work[R], result: R) -> bytes | None:
         return None
 
 
-def _settle(store: Store, flight: Flight[Any], kept: bytes) -> Coroutine[Any, Any, bool | None]:
+def _settle(store: Store, flight: Flight[Any], kept: bytes) -> Awaitable[bool | None]:
     """False: the token is stale. None: nobody knows yet."""
     if type(store) is MemoryStore:
         return store.settle(flight.key, flight.token, kept)
-    return _settled(_written(store, flight.key, flight.token, kept), flight.deadline)
+    return _settled(store, flight.key, flight.token, kept, flight.deadline)
 
 
-async def _settled(writing: Coroutine[Any, Any, bool | None], deadline: Deadline) -> bool | None:
+async def _settled(store: Store, key: str, token: int, kept: bytes, deadline: Deadline) -> bool | None:
     """A store that is slow, or comes back, is written to when the caller has his result, which he gets in time."""
-    task = _go_on_behind(writing)
-    await watch(task, min(task.get_loop().time() + PATIENCE, deadline.at - GRACE))
-    return task.result() if task.done() else None
+    first: asyncio.Future[bool] = _go_on_behind(store.settle(key, token, kept))
+    end = min(first.get_loop().time() + PATIENCE, deadline.at - GRACE)
+    try:
+        await watch(first, end)
+    except asyncio.CancelledError:
+        _go_on_behind(_written(first, store, key, token, kept))
+        raise
+    if has_answered(first):
+        return first.result()
+    again = _go_on_behind(_written(first, store, key, token, kept))
+    await watch(again, end)
+    return again.result() if again.done() else None
 
 
-async def _written(store: Store, key: str, token: int, kept: bytes) -> bool | None:
+async def _written(first: Awaitable[bool], store: Store, key: str, token: int, kept: bytes) -> bool | None:
     """As long as the lease may last, for a result is not paid for twice because its store was started anew."""
     loop = asyncio.get_running_loop()
     end = loop.time() + LEASE
+    writing = first
     while True:
         try:
-            return await store.settle(key, token, kept)
+            return await writing
         except Exception as error:
             _log.warning("a result could not be written: %r", error)
             if loop.time() + AGAIN > end:
                 return None
         await asyncio.sleep(AGAIN)
+        writing = store.settle(key, token, kept)
 
 
-async def _patiently(action: Coroutine[Any, Any, R], otherwise: R) -> R:
+async def _patiently(action: Awaitable[R], otherwise: R) -> R:
     try:
         async with asyncio.timeout(PATIENCE):
             return await action

@@ -35,17 +35,17 @@ class Claim(NamedTuple):
 class IdempotencyStore(Protocol):
     """Times in seconds, on the store's own clock. Who holds an older token can no longer write."""
 
-    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim: ...
+    def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Awaitable[Claim]: ...
 
-    async def renew(self, key: str, token: int, lease: float) -> bool:
+    def renew(self, key: str, token: int, lease: float) -> Awaitable[bool]:
         """Hold on to the key; False: it is no longer ours."""
         ...
 
-    async def settle(self, key: str, token: int, result: bytes) -> bool:
+    def settle(self, key: str, token: int, result: bytes) -> Awaitable[bool]:
         """Write the result; False: the token is stale and nothing was written."""
         ...
 
-    async def release(self, key: str, token: int) -> bool:
+    def release(self, key: str, token: int) -> Awaitable[bool]:
         """Give the key back with nothing remembered; False: it is no longer ours."""
         ...
 

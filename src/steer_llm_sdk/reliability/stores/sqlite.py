@@ -101,14 +101,13 @@ class Keys:
         )
         return gone.rowcount > 0
 
-    def is_wanted(self, key: str, seconds: float, now: float) -> bool | None:
-        """Whether `want` would change nothing, a little time aside; None: it would."""
-        found = self._run(
+    def want(self, key: str, seconds: float, now: float) -> bool:
+        """Writes nothing where it would change nothing, a little time aside."""
+        less = self._run(
             "SELECT 1 FROM steer_keys WHERE key = ? AND result IS NULL AND wanted < ?", (key, now + seconds - 1)
         ).fetchone()
-        return True if found is None else None
-
-    def want(self, key: str, seconds: float, now: float) -> bool:
+        if less is None:
+            return True
         done = self._run(
             "UPDATE steer_keys SET wanted = max(wanted, ?) WHERE key = ? AND result IS NULL", (now + seconds, key)
         )
@@ -135,9 +134,8 @@ class Keys:
 
 
 class Job(NamedTuple):
-    """`look` answers without writing, or gives None; `act` writes. Both get Keys and the moment."""
+    """`act` gets Keys and the moment. It may be called twice, the first time in a transaction that is taken back."""
 
-    look: Callable[[Keys, float], Any] | None
     act: Callable[[Keys, float], Any]
     answer: asyncio.Future[Any]
 
@@ -157,28 +155,24 @@ class SqliteStore(Store):
     def __repr__(self) -> str:
         return f"sqlite:///{self._path}"
 
-    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
-        return await self._do(
-            lambda keys, now: keys.claim(key, fingerprint, lease, ttl, now),
-            lambda keys, now: keys.look(key, fingerprint, now),
-        )
+    # Futures and not coroutines: whoever gives up waiting for one needs no task round it.
 
-    async def renew(self, key: str, token: int, lease: float) -> bool:
-        return await self._do(lambda keys, now: keys.renew(key, token, lease, now))
+    def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> asyncio.Future[Claim]:
+        return self._do(lambda keys, now: keys.claim(key, fingerprint, lease, ttl, now))
 
-    async def settle(self, key: str, token: int, result: bytes) -> bool:
-        return await self._do(lambda keys, now: keys.settle(key, token, result, now))
+    def renew(self, key: str, token: int, lease: float) -> asyncio.Future[bool]:
+        return self._do(lambda keys, now: keys.renew(key, token, lease, now))
 
-    async def release(self, key: str, token: int) -> bool:
-        return await self._do(lambda keys, now: keys.release(key, token, now))
+    def settle(self, key: str, token: int, result: bytes) -> asyncio.Future[bool]:
+        return self._do(lambda keys, now: keys.settle(key, token, result, now))
+
+    def release(self, key: str, token: int) -> asyncio.Future[bool]:
+        return self._do(lambda keys, now: keys.release(key, token, now))
 
     @asynccontextmanager
     async def watch(self, key: str, seconds: float) -> AsyncIterator[Changed]:
         most = min(seconds, 1e9)
-        await self._do(
-            lambda keys, now: keys.want(key, most, now),
-            lambda keys, now: keys.is_wanted(key, most, now),
-        )
+        await self._do(lambda keys, now: keys.want(key, most, now))
         yield lambda most: asyncio.sleep(min(most, POLL))
 
     async def wanted(self, key: str, token: int) -> float:
@@ -196,14 +190,18 @@ class SqliteStore(Store):
         if self._worker is not None:
             self._worker.jobs.put(None)
 
-    async def _do(self, act: Callable[[Keys, float], R], look: Callable[[Keys, float], R | None] | None = None) -> R:
+    def _do(self, act: Callable[[Keys, float], R]) -> asyncio.Future[R]:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         with self._lock:
             # Neither a thread nor a connection comes along when a process is forked.
             if self._worker is None or self._worker.pid != os.getpid():
-                self._worker = _Worker(self._path, self._synchronous, self._clock)
-            self._worker.jobs.put(Job(look, act, answer))
-        return await answer
+                try:
+                    self._worker = _Worker(self._path, self._synchronous, self._clock)
+                except RuntimeError as error:  # No thread is to be had.
+                    answer.set_exception(StoreUnavailable(f"{self!r} did not answer: {error}"))
+                    return answer
+            self._worker.jobs.put(Job(act, answer))
+        return answer
 
 
 class _Worker:
@@ -250,18 +248,13 @@ class _Worker:
     def _carry_out(self, batch: list[Job]) -> list[tuple[asyncio.Future[Any], Any]]:
         try:
             database = self._opened()
-            keys = Keys(database, self._where)
-            answers: list[tuple[Job, Any]] = []
-            rest: list[tuple[Job, None]] = []
-            for job in batch:
-                seen = None if job.look is None else _attempt(job.look, keys, self._clock())
-                rest.append((job, None)) if seen is None else answers.append((job, seen))
-            if rest:
-                database.execute("BEGIN IMMEDIATE")
-                now = self._clock()
-                answers += [(job, _attempt(job.act, keys, now)) for job, _ in rest]
-                database.execute("COMMIT")
-            return [(job.answer, answer) for job, answer in answers]
+            try:
+                return self._in_one(database, "BEGIN", batch)
+            except sqlite3.OperationalError:
+                # Somebody else writes, or wrote after our first look: we queue, and look again.
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                return self._in_one(database, "BEGIN IMMEDIATE", batch)
         except StoreTooNew as error:
             self._close()
             return [(job.answer, error) for job in batch]
@@ -269,6 +262,17 @@ class _Worker:
             self._close()
             says = f"{self._where} did not answer: {type(error).__name__}: {error}"
             return [(job.answer, StoreUnavailable(says)) for job in batch]
+
+    def _in_one(
+        self, database: sqlite3.Connection, begin: str, batch: list[Job]
+    ) -> list[tuple[asyncio.Future[Any], Any]]:
+        """Begun without a lock: who only looks takes none, and who writes is let through only where nobody wrote since
+        he looked. So one look will do, where a lock that is taken first would need another before it."""
+        database.execute(begin)
+        keys, now = Keys(database, self._where), self._clock()
+        answers = [(job.answer, _attempt(job.act, keys, now)) for job in batch]
+        database.execute("COMMIT")
+        return answers
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is not None:
@@ -318,11 +322,11 @@ class _Worker:
 _GO_ON = object()
 
 
-def _attempt(action: Callable[[Keys, float], R], keys: Keys, now: float) -> R | StoreTooNew:
-    """A value that cannot be read is the misfortune of the one who asked for it."""
+def _attempt(action: Callable[[Keys, float], R], keys: Keys, now: float) -> R | Exception:
+    """A value that cannot be read, or written, is the misfortune of the one who asked for it."""
     try:
         return action(keys, now)
-    except StoreTooNew as error:
+    except (StoreTooNew, ValueError, TypeError, OverflowError, sqlite3.DataError) as error:
         return error
 
 
