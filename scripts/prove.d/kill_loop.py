@@ -63,6 +63,9 @@ KEYS_PER_KILL = 8
 """So many are worked on between two kills, about."""
 ROUNDS = 10
 """Of 14 kills and stops each, to catch a planted defect in."""
+TICK, STILL = 0.2, 1.0
+"""Seconds between two signs of life of a process in the log, and after which a log without any says that none had a
+turn: the machine stood still."""
 SETTLING = 240.0
 """Seconds in which all keys must be answered once the killing is over."""
 
@@ -143,8 +146,15 @@ async def work(url: str, base_url: str, log: Log, keys: int) -> None:
                         continue
             waiting.insert(0, key)
 
+    async def tick() -> None:
+        while True:
+            log.add("ticks")
+            await asyncio.sleep(TICK)
+
     async with ReliableOrchestrator(registry=registry, reliability_config=config, store=url) as orchestrator:
+        ticking = asyncio.create_task(tick())
         await asyncio.gather(*(one(orchestrator) for _ in range(AT_ONCE)))
+        ticking.cancel()
 
 
 def start_worker(url: str, base_url: str, log: Log, keys: int) -> int:
@@ -250,6 +260,7 @@ class Found:
     """Calls that an owner sent when it was continued after a stop, and had lost its lease."""
     calls: int = 0
     """By the provider's count."""
+    stood_still: int = 0
     broken: list[str] = field(default_factory=list)
 
 
@@ -271,9 +282,16 @@ def judge(log: Log, keys: int, calls: int) -> Found:
     at_work: defaultdict[str, list[Working]] = defaultdict(list)
     works: defaultdict[str, list[Working]] = defaultdict(list)
     names: set[tuple[str, str]] = set()
+    last = None
     for line in log.path.read_text().splitlines():
         at, what, key, pid_, value = line.split()
         pid = int(pid_)
+        if last is not None and float(at) - last > STILL:
+            found.stood_still += 1
+            for working in [each for known, those in works.items() if known not in answers for each in those]:
+                if working.excuse is None:
+                    working.excuse, working.struck = "all stood still", (working.sent, working.heard)
+        last = float(at)
         if what == "begins":
             found.begun += 1
             for other in at_work[key]:
@@ -462,6 +480,8 @@ def main() -> int:
         row = (STORES[kind], *cells, *lost, found.calls, f"{took:.0f}", len(found.broken))
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
         kills += toll.killed + toll.servers_killed
+        if found.stood_still:
+            print(f"    the machine stood still {found.stood_still} times")
         for line in found.broken[:10]:
             print("   ", line)
         broken += len(found.broken)
