@@ -215,7 +215,10 @@ def disturb(
                         continue
                     log.add("stopped", pid=victim)
                     os.kill(victim, signal.SIGSTOP)
-                    stopped[victim] = time.monotonic() + LEASE * chance.uniform(0.75, 1.3)
+                    least = (
+                        0.75 if stops < 0.5 else 1.05
+                    )  # Where defects are to be caught, every stop outlasts a lease.
+                    stopped[victim] = time.monotonic() + LEASE * chance.uniform(least, 1.35)
                     toll.stopped += 1
                     done += 1 if stops > 0.5 else 0
                     continue
