@@ -37,7 +37,7 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig
-from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
+from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator, _shared_at
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.canonical import fingerprint
@@ -90,12 +90,12 @@ class DurableOrchestrator(ReliableOrchestrator):
     `heartbeat` seconds later, and nothing is bought again that had been recorded. A request that comes again with its
     key joins its run, or is answered with the output. Requests, options and results must be JSON.
 
-    `store`: `sqlite:///file.db` for the processes of one machine, `postgresql://user@host/database` for many machines,
-    or a Runner, where the engine is not to be DBOS; the options that follow are those of DBOS. `queues` limits, by
+    `store`: `sqlite:///file.db` for the processes of one machine; `postgresql://user@host/database` for many machines,
+    whose breakers, rate limits, retry budgets and budgets are then shared there as well, unless `shared` says where; or
+    a Runner, where the engine is not to be DBOS. The options that follow are those of DBOS. `queues` limits, by
     provider, the runs that were handed in by `submit`; "default" serves the other providers, and runs whose tool the
-    planner chooses. `works` False: the process carries out what its own callers wait
-    for, and nothing for others. A run is kept for `keep` seconds after its end. A process has one DurableOrchestrator
-    on DBOS at a time.
+    planner chooses. `works` False: the process carries out what its own callers wait for, and nothing for others. A run
+    is kept for `keep` seconds after its end. A process has one DurableOrchestrator on DBOS at a time.
     """
 
     def __init__(
@@ -112,20 +112,25 @@ class DurableOrchestrator(ReliableOrchestrator):
         works: bool = True,
         keep: float = A_WEEK,
     ) -> None:
+        kept_in = Store.of(store) if isinstance(store, str) else store
+        opened = (
+            _shared_at(kept_in.url) if shared is None and isinstance(kept_in, Store) and kept_in.path is None else None
+        )
         super().__init__(
             planner,
             reliability_config,
             IdempotencyManager(),  # For callers of this process; what outlives it is in the engine.
             registry=registry,
             budget_accounts=budget_accounts,
-            shared=shared,
+            shared=opened or shared,
         )
+        self._opened = opened
         if not 0.2 <= heartbeat <= 3600:
             raise InvalidRequest("heartbeat", heartbeat, "give seconds, from 0.2 to 3600")
         if not keep > 0:
             raise InvalidRequest("keep", keep, "give a positive number of seconds")
         self.executor.outermost = (record_call,)
-        self._store = Store.of(store) if isinstance(store, str) else store
+        self._store = kept_in
         self.heartbeat = heartbeat
         self.queues = dict(queues or {})
         self.works = works
