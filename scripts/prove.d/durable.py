@@ -155,18 +155,19 @@ def all_workers_have_one_name() -> None:
 
 
 DEFECTS = {
-    defect.__name__: defect
-    for defect in (
-        calls_are_not_recorded,
-        the_plan_is_made_anew,
-        steps_are_found_by_their_order,
-        nobody_takes_over,
-        a_worker_is_dead_at_once,
-        all_workers_have_one_name,
-        values_are_pickled,
-        any_request_has_the_key,
+    defect.__name__: (defect, sign)
+    for defect, sign in (
+        (calls_are_not_recorded, "calls recorded and not"),
+        (the_plan_is_made_anew, "calls recorded and not"),
+        (steps_are_found_by_their_order, "calls recorded and not"),
+        (nobody_takes_over, "taken over by nobody"),
+        (a_worker_is_dead_at_once, "lost in workers that nobody struck"),
+        (all_workers_have_one_name, "lost in workers that nobody struck|taken over by nobody"),
+        (values_are_pickled, "is a pickle"),
+        (any_request_has_the_key, "another request got the key"),
     )
 }
+"""With what must be said where it is planted: a machine that is too busy is not what catches it."""
 
 
 # ── a worker ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +242,7 @@ def nursery() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             defect = order.pop("defect")
             if defect is not None:
-                DEFECTS[defect]()
+                DEFECTS[defect][0]()
             try:
                 asyncio.run(serve(**order))
             finally:
@@ -336,7 +337,7 @@ async def trial(kind: str, kills: int, seed: int, defect: str | None) -> Trial:
         base_url, asked = stack.enter_context(simulated("--fault", SLOW))
         workers = Nursery(Path(home), store, base_url, defect)
         if defect is not None:
-            DEFECTS[defect]()
+            DEFECTS[defect][0]()
         return await Strikes(server, workers, asked, random.Random(seed)).trial(
             orchestrator(store, base_url, works=False), kills
         )
@@ -368,7 +369,8 @@ class Strikes:
 
     async def trial(self, durable: DurableOrchestrator, kills: int) -> Trial:
         seen = self.seen
-        runner = await in_the_end(durable.started)
+        runner: Any = await in_the_end(durable.started)
+        self.workers_of_store = _tables.Workers(runner._store)
         living = [self.workers.begin() for _ in range(WORKERS)]
         later: list[asyncio.Task[None]] = []
         watching = asyncio.create_task(self.watch(runner))
@@ -423,11 +425,19 @@ class Strikes:
         now, name = time.monotonic(), victim.name
         assert name is not None
         self.orphans |= {run: Orphan(name, now) for run, worker in self.running.items() if worker == name}
+        taken = self.taken_by(name)
+        for orphan in self.orphans.values():
+            if orphan.worker in taken:
+                orphan.since = now  # Whoever was to take it over is dead as well.
         if pausing:
             self.seen.pauses += 1
             return _go_on_later(victim)
         self.seen.kills += 1
         return None
+
+    def taken_by(self, taker: str) -> set[str]:
+        with self.workers_of_store._transaction() as ask:
+            return {name for (name,) in ask("SELECT id FROM steer_workers WHERE taken_by = ?", taker)}
 
     def kill_the_server(self) -> None:
         assert self.server is not None
@@ -628,8 +638,10 @@ def prove(chosen: argparse.Namespace) -> int:
         print()
         for number, defect in enumerate(planted):
             seen = tried("sqlite", 3, chosen.seed + number, defect)
-            caught += bool(seen.wrong)
-            print(f"{defect.replace('_', ' ')}: {seen.wrong[0] if seen.wrong else 'NOT CAUGHT'}", flush=True)
+            signs = DEFECTS[defect][1].split("|")
+            found = [problem for problem in seen.wrong if any(sign in problem for sign in signs)]
+            caught += bool(found)
+            print(f"{defect.replace('_', ' ')}: {found[0] if found else 'NOT CAUGHT'}", flush=True)
         print(f"\ncaught/planted: {caught}/{len(planted)}")
         wrong += len(planted) - caught
     return 1 if wrong else 0

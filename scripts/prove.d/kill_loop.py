@@ -56,6 +56,8 @@ from steer_llm_sdk.reliability.stores.sqlite import Keys
 LEASE = 3.0
 """Seconds; the library's own 20 would make this a matter of hours, and changes nothing else."""
 WORKERS, AT_ONCE, K = 3, 6, 5
+FAILS, FAILS_PLANTED = 0.2, 0.6
+"""The share of works that fails; more of them where a zombie that fails is to be seen."""
 SLOW = "slow:seconds=0.25"
 QUESTIONS = [question.text for question in shipped_recording().questions[:50]]
 """To all of them the model gave an answer that can be read."""
@@ -112,7 +114,7 @@ class NotedBundle(LLMBundleTool):
         self._log.add("begins", key, value)
         # A few take longer than a lease, which must not matter.
         await asyncio.sleep(1.5 * LEASE if random.random() < 0.04 else random.uniform(0, 0.6))
-        if random.random() < 1 / 5:
+        if random.random() < FAILS:
             self._log.add("fails", key, value)
             raise ProviderUnavailable("so it is", "facts", status_code=503)
         made = await super().execute(request, options, event_manager)
@@ -215,10 +217,7 @@ def disturb(
                         continue
                     log.add("stopped", pid=victim)
                     os.kill(victim, signal.SIGSTOP)
-                    least = (
-                        0.75 if stops < 0.5 else 1.05
-                    )  # Where defects are to be caught, every stop outlasts a lease.
-                    stopped[victim] = time.monotonic() + LEASE * chance.uniform(least, 1.35)
+                    stopped[victim] = time.monotonic() + LEASE * chance.uniform(0.75, 1.3)
                     toll.stopped += 1
                     done += 1 if stops > 0.5 else 0
                     continue
@@ -494,7 +493,7 @@ def main() -> int:
     caught = 0
     for name, plant in DEFECTS.items():
         for round_ in range(1, ROUNDS + 1):
-            with plant(), patch(f"{__name__}.SETTLING", 40.0):
+            with plant(), patch(f"{__name__}.SETTLING", 40.0), patch(f"{__name__}.FAILS", FAILS_PLANTED):
                 _, found, took = one_round("sqlite", 14, given.seed + round_, stops=0.9, keep=False)
             if found.broken:
                 break
