@@ -52,6 +52,8 @@ SLOW = "slow:seconds=0.25"
 QUESTION = shipped_recording().questions[3].text
 KILLS_OF_SERVER = 12
 """Kills of workers between two of the server."""
+STILL = 0.7
+"""Seconds between two looks, after which this process had no turn, and so hardly any had."""
 PATIENCE = 8 * HEARTBEAT
 """Seconds that the last runs get to end when nobody is killed any more."""
 
@@ -457,16 +459,17 @@ class Strikes:
                 await self.look(runner)
             await asyncio.sleep(0.15)
             still, last = time.monotonic() - last, time.monotonic()
-            if still > HEARTBEAT / 2:
+            if still > STILL:
                 self.stood_still(still)
 
     def stood_still(self, seconds: float) -> None:
-        """As a whole: nobody had a turn, and whoever is first now takes all others for dead."""
-        self.seen.stood_still += 1
-        for worker in self.workers.born:
-            worker.struck = True
+        """As a whole: nobody had a turn. After so long, whoever is first now takes all others for dead."""
         for orphan in self.orphans.values():
             orphan.since += seconds
+        if seconds > HEARTBEAT / 2:
+            self.seen.stood_still += 1
+            for worker in self.workers.born:
+                worker.struck = True
 
     async def look(self, runner: Any) -> None:
         began = time.monotonic()
