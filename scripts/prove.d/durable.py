@@ -53,7 +53,7 @@ QUESTION = shipped_recording().questions[3].text
 KILLS_OF_SERVER = 12
 """Kills of workers between two of the server."""
 STILL = 0.7
-"""Seconds between two looks, after which this process had no turn, and so hardly any had."""
+"""Seconds between two looks, after which no process had a turn, or there was no server."""
 PATIENCE = 8 * HEARTBEAT
 """Seconds that the last runs get to end when nobody is killed any more."""
 
@@ -438,18 +438,18 @@ class Strikes:
         return None
 
     def taken_by(self, taker: str) -> set[str]:
-        with self.workers_of_store._transaction() as ask:
-            return {name for (name,) in ask("SELECT id FROM steer_workers WHERE taken_by = ?", taker)}
+        query = "SELECT id FROM steer_workers WHERE taken_by = ?"
+        with contextlib.suppress(Exception), self.workers_of_store._transaction() as ask:
+            return {name for (name,) in ask(query, taker)}
+        with self.workers_of_store._transaction() as ask:  # The server was killed since, and the connection with it.
+            return {name for (name,) in ask(query, taker)}
 
     def kill_the_server(self) -> None:
         assert self.server is not None
-        began = time.monotonic()
         self.server.kill()
         time.sleep(self.chance.uniform(0, 0.5))
         self.server.start()
         self.seen.servers_killed += 1
-        for orphan in self.orphans.values():
-            orphan.since += time.monotonic() - began
 
     async def watch(self, runner: Any) -> None:
         """See whose the runs are, and how long it takes until that of a worker which was struck is another's."""
