@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from servers import PostgresServer, RedisServer
 from steer_llm_sdk.orchestration import ReliableOrchestrator, Tool, ToolRegistry
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--in-a-row", type=int, default=10)
     parser.add_argument("--stores", default="memory,SQLite,Redis,PostgreSQL")
+    parser.add_argument("--durable", type=int, default=20, help="rounds of durable runs beside the bare engine")
     given = parser.parse_args()
     names = given.stores.split(",")
     if names[0] != "memory":
@@ -117,11 +118,22 @@ def main() -> None:
             cells = (*new, *again, *together)
             over = (new.wall, new.wall - base.wall, new.cpu, new.cpu - base.cpu, *cells[2:])
             print(f"| {name} | {' | '.join(f'{cell:.0f}' for cell in over)} |")
+        marks: dict[str, tuple[float, float]] = {}
+        if "SQLite" in names:
+            over_memory = found["SQLite"][0].wall - base.wall
+            marks["a new key on SQLite over one in memory, µs of wall time"] = (over_memory, 250)
         if "Redis" in names:
             with redis.Redis.from_url(urls["Redis"]) as connection:
                 scripts = connection.info("commandstats")["cmdstat_evalsha"]["calls"]
             keys = 20 + given.runs + crowds(given.runs) * CROWD
-            print(f"\nRedis: {(scripts - given.runs) / keys:.2f} round trips for a new key, 1 for a replay")
+            marks["round trips to Redis for a new key; a replay takes 1"] = ((scripts - given.runs) / keys, 3)
+        import durable  # Now: its engine is not to be loaded while the stores are measured.
+
+        bare = durable.times_bare(asyncio.run(durable.compared(f"sqlite:///{folder}/runs.db", given.durable)))
+        marks["a step of a durable run, in steps of the bare engine"] = (bare, durable.MARK)
+    print("\n| mark | measured | at most |\n|---|--:|--:|")
+    for mark, (is_, most) in marks.items():
+        print(f"| {mark} | {is_:.{0 if most > 9 else 2}f} | {most} |")
 
 
 if __name__ == "__main__":

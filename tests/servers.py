@@ -141,7 +141,7 @@ class Server:
                 user=user,
                 group=None if user is None else pwd.getpwnam(user).pw_gid,
                 extra_groups=None if user is None else [],
-                preexec_fn=_dies_with_us(self.STOP),
+                preexec_fn=dies_with_us(self.STOP),
                 start_new_session=True,  # Ctrl-C in a terminal is for the tests.
             )
 
@@ -239,7 +239,7 @@ def _signal(pid: int, how: signal.Signals) -> None:
         os.kill(pid, how)
 
 
-def _dies_with_us(how: signal.Signals) -> Callable[[], None] | None:
+def dies_with_us(how: signal.Signals) -> Callable[[], None] | None:
     """Called in the child: has the kernel send it `how` when the thread that started it is gone."""
     if not sys.platform.startswith("linux"):
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contract.kit import STEADY, Fixed, bundle, registry
-from durable.kit import MemoryRunner, SeededModel, bundle_tool, calls_of, yes
+from durable.kit import Crash, MemoryRunner, SeededModel, bundle_tool, calls_of, yes
 from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunCancelled
 from steer_llm_sdk.errors import (
     BudgetExceeded,
@@ -475,3 +475,29 @@ async def test_a_planner_is_asked_once_for_a_run(runner: MemoryRunner) -> None:
     await orchestrator.run("Why?", options=KEYED)
     await runner.go_on("default:k")
     assert planner.asked == 1
+
+
+async def test_calls_of_a_run_without_a_key_have_a_name_of_their_own_which_they_keep_when_the_process_dies(
+    runner: MemoryRunner,
+) -> None:
+    tool = ScriptedTool("a", OK())
+    runner.dies_at = 3  # When the call has been made, and before it is recorded.
+    with pytest.raises(Crash):
+        await durable(runner, tool).run("Why?", "a")
+    (run_id,) = runner.runs
+    runner.dies_at = None
+    again = durable(runner, tool)
+    await again.started()
+    await runner.go_on(run_id)
+    await again.run("Why?", "a")
+    first, second, other = [call.options["idempotency_key"] for call in tool.calls]
+    assert first == second == f"{run_id}:a"
+    assert other != first
+
+
+async def test_a_key_of_the_caller_names_the_calls_of_his_run(runner: MemoryRunner) -> None:
+    tool = ScriptedTool("a", OK())
+    orchestrator = durable(runner, tool)
+    await orchestrator.run("Why?", "a", options=KEYED)
+    await orchestrator.run("Why?", "a", {"idempotency_key": "mine"})
+    assert [call.options["idempotency_key"] for call in tool.calls] == ["k:a", "mine"]

@@ -15,6 +15,7 @@ from steer_llm_sdk.cli._runs import required_store, store_option
 from steer_llm_sdk.cli.exits import complain, errors_as_exits, refuse
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
+from steer_llm_sdk.reliability.budget import BudgetAccounts
 
 if TYPE_CHECKING:
     from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits
@@ -97,7 +98,8 @@ def _durable(
         made.planner,
         made.reliability_config,
         registry=made.registry,
-        budget_accounts=made.budget_accounts,
+        # Accounts in memory know one process only; those in the store know all.
+        budget_accounts=None if type(made.budget_accounts) is BudgetAccounts else made.budget_accounts,
         shared=made.executor.shared,
         heartbeat=heartbeat,
         queues=queues,

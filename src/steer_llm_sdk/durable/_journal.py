@@ -78,7 +78,8 @@ class _HeardRun(Run):
 class Journal:
     """`ends`, on the clock of the loop, is when nothing new is sent any more; what is recorded is still given back."""
 
-    def __init__(self, run: Run, step: Step, ends: float = math.inf) -> None:
+    def __init__(self, run_id: str, run: Run, step: Step, ends: float = math.inf) -> None:
+        self.run_id = run_id
         self.run = run
         self._step = step
         self._ends = ends

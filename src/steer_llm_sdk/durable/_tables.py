@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from steer_llm_sdk.durable.runner import Claim
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError
+from steer_llm_sdk.reliability.stores._url import shown
 
 _WORKERS = """CREATE TABLE IF NOT EXISTS steer_workers (
     id TEXT PRIMARY KEY, beat DOUBLE PRECISION NOT NULL, heartbeat DOUBLE PRECISION NOT NULL, taken_by TEXT,
@@ -41,18 +41,16 @@ class Store(NamedTuple):
             return cls(url, rest[1:])
         if scheme in ("postgresql", "postgres") and rest:
             return cls(f"postgresql://{rest}", None)
-        shown = f"{scheme}://…" if scheme in ("sqlite", "redis", "rediss") else "it"
         raise InvalidRequest(
-            "store", shown, "give sqlite:///file.db, sqlite:////absolute/file.db or postgresql://user@host/database"
+            "store",
+            shown(url),
+            "give sqlite:///file.db, sqlite:////absolute/file.db or postgresql://user@host/database",
         )
 
     @property
     def shown(self) -> str:
-        """For people: without user and password."""
-        if self.path is not None:
-            return self.url
-        parts = urlsplit(self.url)
-        return f"postgresql://{parts.hostname or ''}{parts.path}"
+        """For people: without credentials."""
+        return shown(self.url)
 
     def prepare(self) -> None:
         """Write-ahead logging, which lets several processes read while one writes, and stays with the file."""

@@ -37,7 +37,7 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig
-from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
+from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator, _shared_at
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.canonical import fingerprint
@@ -90,12 +90,12 @@ class DurableOrchestrator(ReliableOrchestrator):
     `heartbeat` seconds later, and nothing is bought again that had been recorded. A request that comes again with its
     key joins its run, or is answered with the output. Requests, options and results must be JSON.
 
-    `store`: `sqlite:///file.db` for the processes of one machine, `postgresql://user@host/database` for many machines,
-    or a Runner, where the engine is not to be DBOS; the options that follow are those of DBOS. `queues` limits, by
+    `store`: `sqlite:///file.db` for the processes of one machine; `postgresql://user@host/database` for many machines,
+    whose breakers, rate limits, retry budgets and budgets are then shared there as well, unless `shared` says where; or
+    a Runner, where the engine is not to be DBOS. The options that follow are those of DBOS. `queues` limits, by
     provider, the runs that were handed in by `submit`; "default" serves the other providers, and runs whose tool the
-    planner chooses. `works` False: the process carries out what its own callers wait
-    for, and nothing for others. A run is kept for `keep` seconds after its end. A process has one DurableOrchestrator
-    on DBOS at a time.
+    planner chooses. `works` False: the process carries out what its own callers wait for, and nothing for others. A run
+    is kept for `keep` seconds after its end. A process has one DurableOrchestrator on DBOS at a time.
     """
 
     def __init__(
@@ -112,20 +112,25 @@ class DurableOrchestrator(ReliableOrchestrator):
         works: bool = True,
         keep: float = A_WEEK,
     ) -> None:
+        kept_in = Store.of(store) if isinstance(store, str) else store
+        opened = (
+            _shared_at(kept_in.url) if shared is None and isinstance(kept_in, Store) and kept_in.path is None else None
+        )
         super().__init__(
             planner,
             reliability_config,
             IdempotencyManager(),  # For callers of this process; what outlives it is in the engine.
             registry=registry,
             budget_accounts=budget_accounts,
-            shared=shared,
+            shared=opened or shared,
         )
+        self._opened = opened
         if not 0.2 <= heartbeat <= 3600:
             raise InvalidRequest("heartbeat", heartbeat, "give seconds, from 0.2 to 3600")
         if not keep > 0:
             raise InvalidRequest("keep", keep, "give a positive number of seconds")
         self.executor.outermost = (record_call,)
-        self._store = Store.of(store) if isinstance(store, str) else store
+        self._store = kept_in
         self.heartbeat = heartbeat
         self.queues = dict(queues or {})
         self.works = works
@@ -331,27 +336,27 @@ class DurableOrchestrator(ReliableOrchestrator):
         """What the engine carries out: here for a caller, or for nobody in particular after its process has died."""
         here = _here.get()
         if here is None:
-            return await self._for_another(self._rebuilt(asked))
-        ended, here.output, here.raised = await self._journaled(here.run, super()._work(here.run), math.inf)
+            return await self._for_another(run_id, self._rebuilt(asked))
+        ended, here.output, here.raised = await self._journaled(run_id, here.run, super()._work(here.run), math.inf)
         return ended
 
-    async def _for_another(self, run: Run) -> Json:
+    async def _for_another(self, run_id: str, run: Run) -> Json:
         task = asyncio.current_task()
         assert task is not None
         self._for_others.add(task)
         try:
             if self._closing:  # It is cancelled in a moment, and goes on elsewhere.
                 await asyncio.get_running_loop().create_future()
-            ended, _, _ = await self._in_its_time(run)
+            ended, _, _ = await self._in_its_time(run_id, run)
             return ended
         finally:
             self._for_others.discard(task)
 
     async def _journaled(
-        self, run: Run, work: Coroutine[Any, Any, OrchestrationOutput], ends: float
+        self, run_id: str, run: Run, work: Coroutine[Any, Any, OrchestrationOutput], ends: float
     ) -> tuple[Json, OrchestrationOutput | None, Exception | None]:
         assert self._engine is not None
-        token = journal_of_run.set(Journal(run, self._engine.step, ends))
+        token = journal_of_run.set(Journal(run_id, run, self._engine.step, ends))
         try:
             output = await work
         except Exception as error:
@@ -372,13 +377,13 @@ class DurableOrchestrator(ReliableOrchestrator):
             run.deadline = Deadline(run.started + asked["limit_ms"] / 1000, asked["limit_ms"])
         return run
 
-    async def _in_its_time(self, run: Run) -> tuple[Json, OrchestrationOutput | None, Exception | None]:
+    async def _in_its_time(self, run_id: str, run: Run) -> tuple[Json, OrchestrationOutput | None, Exception | None]:
         """Where the time is up already, no call is made any more, and REREAD seconds are left to read what there is."""
         deadline = run.deadline
         if deadline is None:
-            return await self._journaled(run, super()._work(run), math.inf)
+            return await self._journaled(run_id, run, super()._work(run), math.inf)
         ends, deadline.at = deadline.at, max(deadline.at, run.clock() + REREAD)
-        return await self._journaled(run, self._cut_off(run, deadline), ends)
+        return await self._journaled(run_id, run, self._cut_off(run, deadline), ends)
 
     async def _cut_off(self, run: Run, deadline: Deadline) -> OrchestrationOutput:
         try:
@@ -412,7 +417,8 @@ class DurableOrchestrator(ReliableOrchestrator):
         record = await journal.once("plan", make)
         if "error" in record:
             raise load_error(record["error"])
-        return made[0] if made else self._load_plan(record, run)
+        plan = made[0] if made else self._load_plan(record, run)
+        return plan if run.options.idempotency_key is not None else _keyed_by(journal.run_id, plan)
 
     def _load_plan(self, record: Json, run: Run) -> Plan:
         steps = tuple(ToolCall.of(self._tool(run, *named), planned) for *named, planned in record["steps"])
@@ -503,6 +509,15 @@ async def _earlier(runner: Runner, run: Run, key: Claim, mark: str) -> list[str]
     if known is None or known.asked is None or known.state != "cancelled" or known.about.get("fingerprint") != mark:
         return []
     return [before, *known.asked.get("continues", ())]
+
+
+def _keyed_by(run_id: str, plan: Plan) -> Plan:
+    """A call that is made again, because its process died, has the name that it had: a provider which heeds
+    Idempotency-Key does not do it twice. A run with a key of its caller has its names from that."""
+    steps = (
+        step._replace(planned={**step.planned, "idempotency_key": f"{run_id}:{step.tool.name}"}) for step in plan.steps
+    )
+    return plan._replace(steps=tuple(steps))
 
 
 def _dump_plan(plan: Plan) -> Json:

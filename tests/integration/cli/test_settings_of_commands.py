@@ -57,6 +57,6 @@ def test_doctor_names_the_store_and_says_whether_it_answers(monkeypatch: pytest.
     monkeypatch.setenv("STEER_STORE", "redis://user:hunter2@127.0.0.1:1/0")
     said = CliRunner().invoke(app, ["doctor", "--json"])
     store = json.loads(said.stdout)["idempotency_store"]
-    assert store["store"] == "redis://user:***@127.0.0.1:1/0"
+    assert store["store"] == "redis://127.0.0.1:1/0"
     assert "did not answer" in store["problem"]
     assert "hunter2" not in said.output

@@ -6,11 +6,15 @@ It prints one line of JSON for each thing that happens: {"ready": worker}, {"out
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
 from typing import Any, Self
@@ -22,6 +26,10 @@ from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.providers.base import ModelReply, ModelRequest
 from steer_llm_sdk.providers.simulated import shipped_recording
 from steer_llm_sdk.reliability import RetryPolicy
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # Also where it is run as a script.
+
+from servers import dies_with_us
 
 ANSWER = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
 QUESTION = shipped_recording().questions[3].text
@@ -60,6 +68,34 @@ class Wire:
 
     async def aclose(self) -> None:
         """Each request has a connection of its own."""
+
+
+@contextlib.contextmanager
+def simulated(*options: str) -> Iterator[tuple[str, Callable[[], int]]]:
+    """`steer-llm simulate` as a process of its own: its base URL, and what asks it for the number of its calls."""
+    command = [sys.executable, "-u", "-m", "steer_llm_sdk.cli", "simulate", "--port", "0", *options]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=dies_with_us(signal.SIGKILL),
+    ) as child:
+        assert child.stdout is not None
+        try:
+            found: dict[str, str] = {}
+            while "Control" not in found:
+                if match := re.match(r"(OpenAI's format|Control) +(http://[^/]+)", child.stdout.readline()):
+                    found[match[1]] = match[2]
+
+            def asked() -> int:
+                with urllib.request.urlopen(f"{found['Control']}/__calls", timeout=10) as answer:
+                    count: int = json.load(answer)["requests"]
+                    return count
+
+            yield found["OpenAI's format"], asked
+        finally:
+            child.kill()
 
 
 def bundle(name: str, base_url: str, version: str = "1.0.0") -> LLMBundleTool:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from contract.kit import registry
-from durable.kit import CASES, Case, Lost, SeededModel, unordered, yes
+from durable.kit import CASES, Case, Lost, MemoryRunner, SeededModel, unordered, yes
 from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunCancelled, _heart
-from steer_llm_sdk.errors import ConflictError, InvalidRequest, OrchestratorError, StoreUnavailable
+from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
+from steer_llm_sdk.reliability.budget import Budget
+from steer_llm_sdk.reliability.shared.state import SharedState
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
 KEYED = {"idempotency_key": "k"}
@@ -23,7 +25,7 @@ BY_THE_CLOCK = ("retry", "attempts that time out", "bundle cut at its deadline")
 QUICK = [case for case in CASES if case.name not in BY_THE_CLOCK]
 
 
-def durable(store: str, *tools: Any, **given: Any) -> DurableOrchestrator:
+def durable(store: Any, *tools: Any, **given: Any) -> DurableOrchestrator:
     return DurableOrchestrator(store, registry=registry(*tools), **given)
 
 
@@ -140,6 +142,24 @@ async def test_a_store_that_cannot_be_reached_is_said_without_its_password(tmp_p
             await durable(store, tool).run("Why?", "a")
         assert "secret" not in str(caught.value)
     assert not tool.calls
+
+
+async def test_on_postgres_processes_share_their_budgets(postgres_url: str) -> None:
+    tool = ScriptedTool("a", OK(cost_usd=0.9))
+    options = {"budgets": [Budget("team", usd=0.9)]}
+    async with durable(postgres_url, tool) as first:
+        assert (await first.run("Why?", "a", options=options)).cost_usd == 0.9
+    async with durable(postgres_url, tool) as second:
+        with pytest.raises(BudgetExceeded, match=r"'team' exceeded: 1\.8 > 0\.9"):
+            await second.run("Why?", "a", options=options)
+
+
+def test_a_file_or_an_engine_shares_nothing_and_what_is_given_is_used(sqlite: str) -> None:
+    elsewhere = SharedState("redis://127.0.0.1:1/0")
+    there = durable("postgresql://u@127.0.0.1:1/db", shared=elsewhere)
+    assert there.executor.shared is elsewhere
+    assert [durable(store).executor.shared for store in (sqlite, MemoryRunner())] == [None, None]
+    elsewhere.close()
 
 
 async def test_every_process_has_a_name_of_its_own(sqlite: str) -> None:

@@ -113,7 +113,7 @@ def test_a_connection_that_broke_is_replaced(workers: Workers) -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("postgresql://user:secret@host:5432/db?sslmode=require", "postgresql://host/db"),
+        ("postgresql://user:secret@host:5432/db?sslmode=require", "postgresql://host:5432/db"),
         ("postgres://user:secret@host/db", "postgresql://host/db"),
         ("sqlite:////abs/runs.db", "sqlite:////abs/runs.db"),
     ],

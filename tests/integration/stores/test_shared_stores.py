@@ -298,6 +298,8 @@ async def test_a_password_is_in_no_error_and_no_repr(url: str) -> None:
         "redis://u:hunter2@host:6379/0?decode_responses=True",
         "postgresql://u:hunter2@host/db?no_such_option=1",
         "postgresql://u:hun[ter2@host/db",
+        "postgresql://u:hun/ter2@host/db",
+        "u:hunter2@host/db",
         "sqlite://u:hunter2@host/file.db",
         "steer.db",
         "",

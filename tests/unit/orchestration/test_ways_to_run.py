@@ -223,7 +223,7 @@ async def test_a_text_is_no_list_of_requests() -> None:
 @pytest.mark.parametrize("requests", [{"text": "one"}, None, 5, b"one"])
 async def test_what_is_no_list_of_requests_is_refused_by_name(requests: Any) -> None:
     tool = ScriptedTool("t", OK())
-    with pytest.raises(InvalidRequest, match="requests: .* cannot be used; give a list of requests"):
+    with pytest.raises(InvalidRequest, match=r"requests: .* cannot be used; give a list of requests"):
         await orchestrator(tool).run_many(requests)
     assert tool.calls == []
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.reliability.stores._url import shown
 
 PREFIX = "steer:shared:"
 """Of all keys, and of the channel on which changes are told."""
@@ -69,16 +70,10 @@ def open_board(url: str) -> Board:
     except ImportError as error:
         extra = "redis" if scheme.startswith("redis") else "postgres"
         raise ImportError(f"{shown(url)} needs the extra: pip install 'steer_llm_sdk[{extra}]'") from error
-    except ValueError:  # It would name what it could not read, and that may be the password.
+    except Exception:  # It would name what it could not read, and that may be the password.
         raise InvalidRequest("store", shown(url), "it is no URL that can be read") from None
     raise InvalidRequest("store", shown(url), "give redis://… or postgresql://…: what is shared needs a server")
 
 
 def _scheme(url: str) -> str:
     return url.partition("://")[0].partition("+")[0]
-
-
-def shown(url: str) -> str:
-    """The URL without credentials and options."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"

@@ -15,8 +15,9 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from steer_llm_sdk.reliability.shared.board import Board, Entry, Swap, open_board, shown
+from steer_llm_sdk.reliability.shared.board import Board, Entry, Swap, open_board
 from steer_llm_sdk.reliability.shared.cell import Cell
+from steer_llm_sdk.reliability.stores._url import shown
 
 _log = logging.getLogger(__name__)
 

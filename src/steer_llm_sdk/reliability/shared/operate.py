@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from steer_llm_sdk.errors import StoreUnavailable
 from steer_llm_sdk.reliability.circuit import Circuit, Open
 from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
-from steer_llm_sdk.reliability.shared.board import Board, open_board, shown
+from steer_llm_sdk.reliability.shared.board import Board, open_board
 from steer_llm_sdk.reliability.shared.breaker import KIND
 from steer_llm_sdk.reliability.shared.cell import Cell, Step
 from steer_llm_sdk.reliability.shared.circuit import Reset, SetMode, Shared, decoded, encoded
 from steer_llm_sdk.reliability.shared.snapshot import Unreadable
+from steer_llm_sdk.reliability.stores._url import shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

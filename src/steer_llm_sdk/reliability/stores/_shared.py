@@ -142,10 +142,12 @@ class Where:
         self._secrets = secrets_of(url)
 
     def said(self, error: BaseException) -> str:
-        says = " ".join(str(error).split())
+        if self._secrets is None:
+            return type(error).__name__  # It may quote what it took for a host.
+        says = str(error)
         for secret in self._secrets:
             says = says.replace(secret, "***")
-        return says
+        return " ".join(says.split())
 
     def unusable(self, client: str, error: BaseException) -> InvalidRequest:
         return InvalidRequest("store", self.shown, f"{client} says: {self.said(error)}")

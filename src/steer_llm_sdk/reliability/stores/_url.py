@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import unquote
 
-_SECRET = re.compile(r"pass|secret|token|key", re.IGNORECASE)
+_SECRET = re.compile(r"pass|pwd|secret|token|key|auth|cred", re.IGNORECASE)
+_HOST = r"(?:[\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?"
+_SERVER = re.compile(
+    rf"([a-z][a-z0-9+.-]*)://(?:([^\s/?#@\[\]]*)@)?((?:{_HOST}(?:,{_HOST})*)?)(/[^\s?#@]*)?(?:\?([^\s#@]*))?",
+    re.IGNORECASE | re.ASCII,
+)
+_FILE = re.compile(r"(sqlite:///[^?#]*).*", re.IGNORECASE | re.DOTALL)
+_WORD = re.compile(r"[\w./-]*|memory://", re.ASCII)
 
 
 def shown(url: str) -> str:
-    """The URL with everything that may be secret starred: the password, and options that sound like one."""
-    try:
-        parts = urlsplit(url)
-        host, userinfo = parts.netloc.rpartition("@")[::-2]
-        user = userinfo.partition(":")[0]
-        starred = f"{user}:***@" if ":" in userinfo else f"{user}@" if userinfo else ""
-        options = "&".join(
-            f"{name}={'***' if _SECRET.search(name) else quote(value, safe='/:')}"
-            for name, value in parse_qsl(parts.query, keep_blank_values=True)
-        )
-    except ValueError:
-        return f"{url.partition(':')[0]}://***"
-    return f"{parts.scheme}://{starred}{host}{parts.path}{'?' if options else ''}{options}"
+    """The URL without credentials and options; nothing of it but the scheme where it can be read in two ways, as a
+    password with a "/" or "@" in it that is not escaped can."""
+    if file := _FILE.fullmatch(url):
+        return file[1]
+    if server := _SERVER.fullmatch(url):
+        return f"{server[1]}://{server[3]}{server[4] or ''}"
+    if _WORD.fullmatch(url):
+        return url
+    scheme = re.match(r"[a-z][a-z0-9+.-]*://", url, re.IGNORECASE | re.ASCII)
+    return f"{scheme[0] if scheme else ''}***"
 
 
-def secrets_of(url: str) -> list[str]:
-    """What must not be said: as it stands in the URL, and as it is meant."""
-    parts = urlsplit(url)
-    found = [parts.netloc.rpartition("@")[0].partition(":")[2]]
-    found += [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
-    return [secret for raw in found if raw for secret in {raw, unquote(raw)}]
+def secrets_of(url: str) -> list[str] | None:
+    """What must not be said: as it stands in the URL, and as it is meant. None where nobody can say what that is."""
+    if _FILE.fullmatch(url) or _WORD.fullmatch(url):
+        return []
+    server = _SERVER.fullmatch(url)
+    if server is None:
+        return None
+    options = (server[5] or "").split("&")
+    secret = [each for each in options if _SECRET.search(each.partition("=")[0])]
+    if secret and options[-1] != secret[0]:
+        return None  # An "&" that is not escaped makes options of the rest of a password.
+    found = [(server[2] or "").partition(":")[2], *(each.partition("=")[2] for each in secret)]
+    return [text for raw in found if raw for text in {raw, unquote(raw)}]
