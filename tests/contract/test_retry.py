@@ -17,8 +17,9 @@ import pytest
 
 from contract.kit import STEADY, calls, failed, now, plain, reliable
 from steer_llm_sdk.models.events import StreamDeltaEvent
+from steer_llm_sdk.orchestration import Tool
 from steer_llm_sdk.providers.base import ProviderError
-from steer_llm_sdk.reliability import RetryPolicy
+from steer_llm_sdk.reliability import HedgingPolicy, RetryPolicy
 from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool, err
 
 URL = "http://127.0.0.1/v1"
@@ -228,6 +229,31 @@ async def test_total_upstream_calls_of_one_run_stay_within_max_total_attempts_ac
     assert sum(calls(*tools)) == limit
     assert sum(entry["attempts"] for entry in output.per_agent.values()) == limit
     assert failed(output)["is_retryable"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_total_upstream_calls_of_one_run_stay_within_max_total_attempts_across_retries_and_hedges(
+    limit: int,
+) -> None:
+    class Stuck(Tool):
+        name, provider = "t", "p"
+        calls = 0
+
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            self.calls += 1
+            if request["query"] == "stuck":
+                await asyncio.sleep(10)
+                raise ProviderError("no", "p", status_code=503)
+            await asyncio.sleep(1 - self.calls / 1000)
+
+    tool = Stuck()
+    policy = RetryPolicy(max_attempts=5, initial_delay=0)
+    runner = reliable(tool, retry=policy, max_total_attempts=limit, hedging=HedgingPolicy(min_samples=3))
+    for _ in range(40):
+        await runner.run("q", "t")
+    output = await runner.run("stuck", "t")
+    assert tool.calls - 40 == limit == len(output.attempts)
+    assert [line["started_ms"] for line in output.attempts[:2]] == pytest.approx([0, 998.5][:limit], abs=5)
 
 
 async def test_a_run_whose_attempts_are_used_up_says_so() -> None:
