@@ -342,7 +342,7 @@ class _Worker:
         except StoreTooNew as error:
             self._close()
             return [(job.answer, error) for job in batch]
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # Whatever it is: a thread that ends answers nobody any more.
             self._close()
             says = f"{self._where} did not answer: {type(error).__name__}: {error}"
             return [(job.answer, StoreUnavailable(says)) for job in batch]
@@ -460,7 +460,14 @@ def opened(url: str) -> Store:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = unquote(parts.path.removeprefix("/"))
     synchronous = options.pop("synchronous", "normal")
-    if parts.netloc or not path or path == ":memory:" or synchronous not in ("normal", "full") or options:
+    if (
+        parts.netloc
+        or not path
+        or "\0" in path
+        or path == ":memory:"
+        or synchronous not in ("normal", "full")
+        or options
+    ):
         raise InvalidRequest(
             "store",
             shown(url),
