@@ -100,6 +100,8 @@ def open_store(url: str) -> Store:
     module = _MODULES.get(scheme)
     if module is None:
         raise InvalidRequest("store", shown(url) if isinstance(url, str) else url, f"give {_KNOWN}")
+    if "#" in url:  # It would end the URL, and what follows be part of a password, or of a path, that is cut off.
+        raise InvalidRequest("store", f"{scheme}://***", "write # as %23 in it")
     try:
         _ = urlsplit(url).port  # which is what fails where it is no number
     except ValueError:

@@ -1,7 +1,9 @@
 """The store in a file: for any number of processes on one machine.
 
-All of SQLite is on one thread per process. What has come in while it was writing is written next in one transaction,
-so that many runs at once cost little more than one.
+Whatever may have to wait is done on one thread per process: opening the file, another process's lock, the disk. What
+comes in meanwhile is written next in one transaction. Where nothing is in the way, a write ends in the memory of the
+operating system, which takes a tenth of the time that it takes to wake a thread and be woken by it: then it is done at
+once, where it is asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -29,8 +31,22 @@ BUSY = 2.0
 """Seconds to wait for another process that is writing."""
 BATCH = 200
 """Actions in one transaction at most: the first of them waits for the last."""
+SLOW = 0.005
+"""Seconds: after an action that took longer all go to the thread for a while,"""
+RESPITE = 10
+"""so many times what it took: so the loop stands still for a tenth of the time at most, however slow the disk."""
+AT_ONCE = 4
+"""Actions in one turn of the loop that are done at once: of a crowd, the others are written in one transaction."""
+TURN = 0.05
+"""Seconds that a turn of a loop lasts at most, should it have no end that is seen."""
+LARGE = 1 << 16
+"""Bytes of a result that is left to the thread to write."""
+CHECKPOINT = 400
+"""Rows changed without the thread, after which it moves them from the log into the file."""
 SWEEP = 60.0
 """Seconds between two removals of what is forgotten."""
+SWEEP_ON = 1.0
+"""The same where there is more."""
 SWEPT = 500
 """Rows removed at a time at most."""
 SCHEMA = 1
@@ -149,7 +165,8 @@ class SqliteStore(Store):
         self._path = path
         self._synchronous = synchronous
         self._clock = clock
-        self._lock = threading.Lock()
+        # A run that is thrown away with its loop lets go wherever it is collected, be it under the lock.
+        self._lock = threading.RLock()
         self._worker: _Worker | None = None
 
     def __repr__(self) -> str:
@@ -164,7 +181,7 @@ class SqliteStore(Store):
         return self._do(lambda keys, now: keys.renew(key, token, lease, now))
 
     def settle(self, key: str, token: int, result: bytes) -> asyncio.Future[bool]:
-        return self._do(lambda keys, now: keys.settle(key, token, result, now))
+        return self._do(lambda keys, now: keys.settle(key, token, result, now), at_once=len(result) <= LARGE)
 
     def release(self, key: str, token: int) -> asyncio.Future[bool]:
         return self._do(lambda keys, now: keys.release(key, token, now))
@@ -190,18 +207,29 @@ class SqliteStore(Store):
         if self._worker is not None:
             self._worker.jobs.put(None)
 
-    def _do(self, act: Callable[[Keys, float], R]) -> asyncio.Future[R]:
+    def _do(self, act: Callable[[Keys, float], R], at_once: bool = True) -> asyncio.Future[R]:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         with self._lock:
-            # Neither a thread nor a connection comes along when a process is forked.
-            if self._worker is None or self._worker.pid != os.getpid():
+            worker = self._worker
+            if worker is None or worker.pid != os.getpid():
+                if worker is not None:
+                    _of_parents.append(worker)
                 try:
-                    self._worker = _Worker(self._path, self._synchronous, self._clock)
+                    worker = self._worker = _Worker(self._path, self._synchronous, self._clock)
                 except RuntimeError as error:  # No thread is to be had.
                     answer.set_exception(StoreUnavailable(f"{self!r} did not answer: {error}"))
                     return answer
-            self._worker.jobs.put(Job(act, answer))
+            done = worker.at_once(act) if at_once else _LATER
+            if done is _LATER:
+                worker.jobs.put(Job(act, answer))
+            else:
+                _answer([(answer, done)])
         return answer
+
+
+_of_parents: list[_Worker] = []
+"""Of processes that we were forked from. Neither a thread nor a connection comes along: SQLite wants it to be used no
+more, and not to be closed either."""
 
 
 class _Worker:
@@ -209,33 +237,87 @@ class _Worker:
 
     def __init__(self, path: str, synchronous: str, clock: Callable[[], float]) -> None:
         self.pid = os.getpid()
-        self.jobs: queue.SimpleQueue[Job | asyncio.Future[None] | None] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[Job | object | asyncio.Future[None] | None] = queue.SimpleQueue()
         self._where = f"sqlite:///{path}"
         self._path = path
         self._synchronous = synchronous
         self._clock = clock
         self._database: sqlite3.Connection | None = None
         self._next_sweep = -math.inf
+        self._more_to_sweep = False
+        # Of whoever asks: a connection that waits for nobody, and by whom it is in use.
+        self._quick: sqlite3.Connection | None = None
+        self._in_hand = threading.Lock()
+        self._slow_until = -math.inf
+        self._turn_until = -math.inf
+        self._in_turn = 0
+        self._checkpointed = 0
         threading.Thread(target=self._serve, name="steer-sqlite", daemon=True).start()
+
+    def at_once(self, act: Callable[[Keys, float], Any]) -> Any:
+        """What it came to, or _LATER: it is to be done by the thread."""
+        if self._quick is None or not self._in_hand.acquire(blocking=False):
+            return _LATER
+        try:
+            database, began = self._quick, time.monotonic()
+            if database is None or began < self._slow_until or self._is_crowded(began):
+                return _LATER
+            try:
+                (done,) = self._in_one(database, "BEGIN", (act,))
+            except BaseException as error:
+                self._take_back(database)
+                if isinstance(error, sqlite3.Error):
+                    return _LATER
+                raise
+            ended = time.monotonic()
+            if ended - began > SLOW:
+                self._slow_until = ended + RESPITE * (ended - began)
+            if database.total_changes - self._checkpointed >= CHECKPOINT:
+                self._checkpointed = database.total_changes
+                self.jobs.put(_CHECKPOINT)
+            return done
+        finally:
+            self._in_hand.release()
+
+    def _is_crowded(self, now: float) -> bool:
+        if now >= self._turn_until:
+            self._in_turn, self._turn_until = 0, now + TURN
+            asyncio.get_running_loop().call_soon(self._turned)
+        self._in_turn += 1
+        return self._in_turn > AT_ONCE
+
+    def _turned(self) -> None:
+        self._turn_until = -math.inf
+
+    def _take_back(self, database: sqlite3.Connection) -> None:
+        try:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._quick = None
+            database.close()
 
     def _serve(self) -> None:
         while True:
-            batch, end = self._wait()
+            batch, then = self._wait()
             answers = self._carry_out(batch) if batch else []
             self._sweep()
-            if end is not _GO_ON:
+            ends = then is None or isinstance(then, asyncio.Future)
+            if ends:
                 self._close()
-                if isinstance(end, asyncio.Future):
-                    answers.append((end, None))
+                if isinstance(then, asyncio.Future):
+                    answers.append((then, None))
             _hand_over(answers)
-            if end is not _GO_ON:
+            if ends:
                 return
+            if then is _CHECKPOINT:
+                self._checkpoint()
 
     def _wait(self) -> tuple[list[Job], object]:
-        """The jobs that are there, at least one unless it is time to sweep; and how it is to end, if it is."""
+        """The jobs that are there, and what is to be done then: one of the two, unless it is time to sweep."""
         batch: list[Job] = []
         try:
-            item = self.jobs.get(timeout=SWEEP)
+            item = self.jobs.get(timeout=SWEEP_ON if self._more_to_sweep else SWEEP)
             while isinstance(item, Job):
                 batch.append(item)
                 if len(batch) == BATCH:
@@ -248,31 +330,33 @@ class _Worker:
     def _carry_out(self, batch: list[Job]) -> list[tuple[asyncio.Future[Any], Any]]:
         try:
             database = self._opened()
+            acts = [job.act for job in batch]
             try:
-                return self._in_one(database, "BEGIN", batch)
+                done = self._in_one(database, "BEGIN", acts)
             except sqlite3.OperationalError:
                 # Somebody else writes, or wrote after our first look: we queue, and look again.
                 if database.in_transaction:
                     database.execute("ROLLBACK")
-                return self._in_one(database, "BEGIN IMMEDIATE", batch)
+                done = self._in_one(database, "BEGIN IMMEDIATE", acts)
+            return [(job.answer, answer) for job, answer in zip(batch, done, strict=True)]
         except StoreTooNew as error:
             self._close()
             return [(job.answer, error) for job in batch]
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # Whatever it is: a thread that ends answers nobody any more.
             self._close()
             says = f"{self._where} did not answer: {type(error).__name__}: {error}"
             return [(job.answer, StoreUnavailable(says)) for job in batch]
 
     def _in_one(
-        self, database: sqlite3.Connection, begin: str, batch: list[Job]
-    ) -> list[tuple[asyncio.Future[Any], Any]]:
+        self, database: sqlite3.Connection, begin: str, acts: Sequence[Callable[[Keys, float], Any]]
+    ) -> list[Any]:
         """Begun without a lock: who only looks takes none, and who writes is let through only where nobody wrote since
         he looked. So one look will do, where a lock that is taken first would need another before it."""
         database.execute(begin)
         keys, now = Keys(database, self._where), self._clock()
-        answers = [(job.answer, _attempt(job.act, keys, now)) for job in batch]
+        done = [_attempt(act, keys, now) for act in acts]
         database.execute("COMMIT")
-        return answers
+        return done
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is not None:
@@ -280,14 +364,23 @@ class _Worker:
         folder = Path(self._path).absolute().parent
         if not folder.is_dir():
             raise OSError(f"the folder {folder} is not there; make it")
-        database = self._database = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)
+        database = self._database = self._connected(BUSY)
         self._into_wal(database)
-        database.execute(f"PRAGMA synchronous = {self._synchronous}")
         (schema,) = database.execute("PRAGMA user_version").fetchone()
         if schema > SCHEMA:
             raise StoreTooNew(self._where, "its schema", schema, SCHEMA)
         if schema < SCHEMA:
             database.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        if self._synchronous == "normal":  # Else each write waits for the disk.
+            quick = self._connected(0)
+            quick.execute("PRAGMA wal_autocheckpoint = 0")
+            quick.execute("SELECT last FROM steer_tokens").fetchone()
+            self._checkpointed, self._quick = 0, quick
+        return database
+
+    def _connected(self, busy: float) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=busy, isolation_level=None, check_same_thread=False)
+        database.execute(f"PRAGMA synchronous = {self._synchronous}")
         return database
 
     @staticmethod
@@ -303,6 +396,13 @@ class _Worker:
                     raise
             time.sleep(0.01)
 
+    def _checkpoint(self) -> None:
+        try:
+            if self._database is not None:
+                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error:
+            pass  # The log grows, until the next one.
+
     def _sweep(self) -> None:
         now = self._clock()
         if now < self._next_sweep or self._database is None:
@@ -311,15 +411,19 @@ class _Worker:
             swept = Keys(self._database).sweep(now)
         except sqlite3.Error:
             swept = 0  # Somebody else writes; there is time.
-        self._next_sweep = now + (1 if swept == SWEPT else SWEEP)
+        self._more_to_sweep = swept == SWEPT
+        self._next_sweep = now + (SWEEP_ON if self._more_to_sweep else SWEEP)
 
     def _close(self) -> None:
+        with self._in_hand:
+            quick, self._quick = self._quick, None
         database, self._database = self._database, None
-        if database is not None:
-            database.close()
+        for connection in (quick, database):
+            if connection is not None:
+                connection.close()
 
 
-_GO_ON = object()
+_GO_ON, _LATER, _CHECKPOINT = object(), object(), object()
 
 
 def _attempt(action: Callable[[Keys, float], R], keys: Keys, now: float) -> R | Exception:
@@ -356,7 +460,14 @@ def opened(url: str) -> Store:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = unquote(parts.path.removeprefix("/"))
     synchronous = options.pop("synchronous", "normal")
-    if parts.netloc or not path or path == ":memory:" or synchronous not in ("normal", "full") or options:
+    if (
+        parts.netloc
+        or not path
+        or "\0" in path
+        or path == ":memory:"
+        or synchronous not in ("normal", "full")
+        or options
+    ):
         raise InvalidRequest(
             "store",
             shown(url),
