@@ -380,7 +380,7 @@ class Strikes:
             end = time.monotonic() + 60 + 15 * kills
             while seen.kills < kills and time.monotonic() < end:
                 await self.submit(durable, {one.name for one in living})
-                await asyncio.sleep(self.chance.uniform(0.2, 1.0))
+                await asyncio.sleep(self.chance.uniform(0.3, 1.3))
                 at_work = set(self.running.values())
                 victims = [one for one in living if one.name in at_work]
                 if not victims:

@@ -285,7 +285,9 @@ class DbosRunner:
 
     def _prepare(self) -> None:
         self._store.prepare()
-        self._heart = Heart(self._workers, self.worker, self._version, self._heartbeat, self._adopt, self._tidy_up)
+        self._heart = Heart(
+            self._workers, self.worker, self._version, self._heartbeat, self._at_work, self._adopt, self._tidy_up
+        )
         self._heart.beat()  # Before anything can be begun in its name: whoever begins is watched.
         DBOS.migrate(self._store.url)
 
@@ -323,7 +325,7 @@ class DbosRunner:
                 on_conflict="always_update" if limits != QueueLimits() else "never_update",
             )
         assert self._heart is not None
-        self._heart.start()
+        self._heart.watch()
 
     def _let_go(self) -> None:
         if self._heart is not None:
@@ -349,6 +351,10 @@ class DbosRunner:
         except Exception as error:
             kind = type(error).__name__
             _log.warning("the runs of worker %s are not handed over but taken over later: %s", self.worker, kind)
+
+    def _at_work(self) -> set[str]:
+        running = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+        return {run.executor_id for run in running if run.executor_id is not None}
 
     def _adopt(self, dead: str) -> int:
         found = _of_worker(DBOS, dead)

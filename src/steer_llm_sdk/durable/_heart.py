@@ -5,6 +5,9 @@ which no beat may wait. A worker beats four times in `heartbeat`
 seconds and is dead when it gave no sign for as long; the others look as often. So its runs are with another worker
 1.25 heartbeats after its last sign at the latest, and under way when that one next looks into its queue. Each worker
 has said what its heartbeat is, so that those of one store need not have the same.
+
+Who is at work and on no list is put on it: a process that was slow was taken for dead when it had nothing, forgotten,
+and has begun something before it died.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from steer_llm_sdk.durable._tables import Workers
 
@@ -24,8 +27,8 @@ TIDY_EVERY = 60.0
 
 
 class Heart:
-    """`adopt` gives the runs of a dead worker to those who live, and says how many there were. `tidy` forgets what is
-    too old. Both are called in the second thread."""
+    """`at_work` names the workers that have runs under way. `adopt` gives the runs of a dead worker to those who live,
+    and says how many there were. `tidy` forgets what is too old. All are called in the second thread."""
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Heart:
         worker: str,
         version: str,
         heartbeat: float,
+        at_work: Callable[[], Collection[str]],
         adopt: Callable[[str], int],
         tidy: Callable[[], None],
     ) -> None:
@@ -40,21 +44,27 @@ class Heart:
         self._worker = worker
         self._version = version
         self._heartbeat = heartbeat
+        self._at_work = at_work
         self._adopt = adopt
         self._tidy = tidy
         self._ended = threading.Event()
         self._tidied = time.monotonic()
-        self._threads = [
-            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
-            for name, work in (("steer-heart", self.beat), ("steer-watch", self._look))
-        ]
+        self._threads: list[threading.Thread] = []
 
     def beat(self) -> None:
-        self._workers.beat(self._worker, self._heartbeat, socket.gethostname(), os.getpid(), self._version)
+        """Say that this worker lives, from now on."""
+        self._beat()
+        self._begin("steer-heart", self._beat)
 
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+    def watch(self) -> None:
+        self._begin("steer-watch", self._look)
+
+    def _begin(self, name: str, work: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True))
+        self._threads[-1].start()
+
+    def _beat(self) -> None:
+        self._workers.beat(self._worker, self._heartbeat, socket.gethostname(), os.getpid(), self._version)
 
     def stop(self) -> None:
         """Nobody is taken over from here on. The worker still counts as alive, until it is forgotten."""
@@ -72,6 +82,7 @@ class Heart:
                 _log.warning("worker %s could not reach the store: %r", self._worker, error)
 
     def _look(self) -> None:
+        self._workers.watch(self._at_work(), self._heartbeat)
         for dead in self._workers.take_dead(self._worker):
             self._take_over(dead)
         if time.monotonic() - self._tidied > TIDY_EVERY:

@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,6 +193,18 @@ class Workers(_Table):
                 pid,
                 version,
             )
+
+    def watch(self, workers: Collection[str], heartbeat: float) -> None:
+        """From now on whoever of them is on no list is dead unless it says within `heartbeat` seconds that it lives."""
+        with self._transaction() as ask:
+            known = {name for (name,) in ask("SELECT id FROM steer_workers")}
+            for worker in set(workers) - known:
+                ask(
+                    "INSERT INTO steer_workers VALUES (?, ?, ?, NULL, '', 0, '') ON CONFLICT DO NOTHING",
+                    worker,
+                    self._now(ask),
+                    heartbeat,
+                )
 
     def take_dead(self, taker: str) -> list[str]:
         """The workers that are dead. Each is given to one taker, whose taking counts as a sign of life of it: if he

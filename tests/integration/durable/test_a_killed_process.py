@@ -11,6 +11,7 @@ import pytest
 from durable_process import HEARTBEAT, Process
 
 from conftest import Watch
+from steer_llm_sdk.durable._tables import Store, Workers
 from steer_llm_sdk.testing import SimulatedProvider
 
 pytestmark = pytest.mark.timeout(180)  # Three processes start, on a machine that may be busy.
@@ -88,6 +89,24 @@ def test_a_process_that_was_only_paused_cannot_write_into_the_run_that_another_h
     assert said["output"] == run.ended["output"]
     assert run.worker == worker
     assert len(provider.calls) <= 7  # At the pause, and at its end, one call was under way.
+
+
+def test_the_runs_of_a_process_that_was_taken_for_dead_before_it_began_them_go_on_as_well(
+    store: str, provider: SimulatedProvider, watch: Watch
+) -> None:
+    """It was so slow to start that the others had forgotten it, and was killed before it could say that it lives."""
+    with Process(store, provider.base_url, KEYED) as first:
+        worker = first.next()["ready"]
+        until(lambda: watch.recorded() == 2)
+        first.kill()
+    workers = Workers(Store.of(store))
+    workers.forget(worker)
+    workers.close()
+    with Process(store, provider.base_url, serve=True) as survivor:
+        survivor.next()
+        run = until(lambda: (run := watch.runs.info("default:k")) and run.ended and run)
+    assert run.ended["output"]["status"] == "succeeded"
+    assert len(provider.calls) <= 6
 
 
 def test_a_run_that_is_cancelled_from_outside_stops_and_keeps_what_it_has(
