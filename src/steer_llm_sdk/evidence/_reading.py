@@ -10,6 +10,7 @@ from itertools import chain
 from math import fsum
 from typing import Any, Final, NamedTuple, overload
 
+from steer_llm_sdk.evidence._alignment import Assignment, found_key
 from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, class_of, is_element
 from steer_llm_sdk.evidence.equivalence import OBJECT, Key, clusters, key_of, number_of
 from steer_llm_sdk.evidence.policy import FieldPolicy, Policies
@@ -114,7 +115,7 @@ class Reading:
 
     def _column(self, path: Path, members: Sequence[int], values: Sequence[Any], keep: float | None = None) -> Column:
         policy = self.policies.at(path)
-        shapes = [_aligned(value, policy) for value in values] if policy.aligned else values
+        shapes = self._aligned(members, values, policy) if policy.aligned else values
         raw, kinds = _raw_keys(shapes)
         weights = Counter(raw) if self._alike else self._weighed(raw, members)
         classes: Sequence[int]
@@ -167,9 +168,7 @@ class Reading:
 
     def _is_key(self, path: Path) -> bool:
         """Whether it is the field by which elements of an aligned array are told apart."""
-        if len(path) < 2 or not is_element(path[-2]):
-            return False
-        return self.policies.at(path[:-2]).key == path[-1]
+        return len(path) > 1 and is_element(path[-2]) and path[-2].startswith(f"[{path[-1] or '='}=")
 
     def _weighed(self, raw: Sequence[Hashable], members: Sequence[int]) -> dict[Hashable, float]:
         weights: dict[Hashable, list[float]] = {}
@@ -192,6 +191,19 @@ class Reading:
         if len(found) == 1:
             found[0].is_key = False
         return found
+
+    def _aligned(self, members: Sequence[int], values: Sequence[Any], policy: FieldPolicy) -> Sequence[Any]:
+        """The values with the elements of arrays by name, where they can be told apart."""
+        arrays = [
+            (value, self._weights[index]) for index, value in zip(members, values, strict=True) if type(value) is list
+        ]
+        if not arrays:
+            return values
+        key = found_key([array for array, _ in arrays]) if policy.align else policy.key
+        if policy.align and key is None:
+            assignment = Assignment(arrays, policy.threshold)
+            return [assignment.named(value) if type(value) is list else value for value in values]
+        return [_by_name(value, key) for value in values]
 
     # ── classes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -254,8 +266,8 @@ def _by_key(objects: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Sequence[A
     return ((key, [each.get(key, ABSENT) for each in objects]) for key in keys)
 
 
-def _aligned(value: Any, policy: FieldPolicy) -> Any:
-    found = aligned(value, policy.key) if isinstance(value, list) else None
+def _by_name(value: Any, key: str | None) -> Any:
+    found = aligned(value, key) if isinstance(value, list) else None
     return value if found is None else found
 
 

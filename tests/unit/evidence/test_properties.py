@@ -31,6 +31,7 @@ RULES = st.sampled_from(
         FieldPolicy(consensus="first_valid"),
         FieldPolicy(consensus="union"),
         FieldPolicy(key="x"),
+        FieldPolicy(align=True),
     ]
 )
 VALUES = (
