@@ -19,6 +19,8 @@ _PLAIN: Final = frozenset({str, int, float, type(None), Absent})
 """Types whose values `==` tells apart as well as anything; a truth value is none of them, because True == 1."""
 _WITHOUT_NUMBERS: Final = frozenset({str, bool, type(None), Absent})
 _NUMERIC: Final = frozenset({int, float})
+_MANY: Final = 100
+"""Classes from which not each has a list of its ballots."""
 
 
 class Ballot(NamedTuple):
@@ -326,11 +328,40 @@ class _Alone(Sequence[Sequence[int]]):
         return (self._members[number],)
 
 
+class _Several(Sequence[Sequence[int]]):
+    """The ballots of each class where most have few: a list is made for those with more than one only.
+
+    A thousand lists would take longer than all that is counted, and most are never looked at.
+    """
+
+    def __init__(self, members: Sequence[int], classes: Sequence[int], count: int) -> None:
+        self._members, self._classes, self._count = members, classes, count
+        self._several: dict[int, list[int]] = {number: [] for number, n in Counter(classes).items() if n > 1}
+        for index, number in zip(members, classes, strict=True):
+            if number in self._several:
+                self._several[number].append(index)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> Sequence[int]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Sequence[int]]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [self[each] for each in range(self._count)[number]]
+        number = range(self._count)[number]
+        return self._several.get(number) or (self._members[self._classes.index(number)],)
+
+
 def _split(members: Sequence[int], classes: Sequence[int], count: int) -> Sequence[Sequence[int]]:
     if count == 1:
         return [members]
     if count == len(members):
         return [[index] for index in members]
+    if count > _MANY:
+        return _Several(members, classes, count)
     found: list[list[int]] = [[] for _ in range(count)]
     for index, number in zip(members, classes, strict=True):
         found[number].append(index)
