@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import Any, Final
 
 from steer_llm_sdk.evidence._leaves import ABSENT, PLACE, canonical, class_of, fold, leaves
@@ -85,14 +84,27 @@ class Assignment:
 
 def _ranks(places: Mapping[str, Sequence[int]], weights: Mapping[str, float], needed: float) -> dict[int, int]:
     """From a place to its number: those that are kept first, in the order in which most have them."""
-    held: dict[int, list[float]] = {}
-    where: dict[int, list[int]] = {}
+    where: dict[int, list[tuple[int, float]]] = {}
     for text, of_text in sorted(places.items()):
         for index, place in enumerate(of_text):
-            held.setdefault(place, []).append(weights[text])
-            where.setdefault(place, []).append(index)
-    order = sorted(held, key=lambda place: (math.fsum(held[place]) < needed, fmean(where[place]), place))
-    return {place: number for number, place in enumerate(order, start=1)}
+            where.setdefault(place, []).append((index, weights[text]))
+
+    def order(place: int) -> tuple[bool, float, float, int]:
+        held = math.fsum(weight for _, weight in where[place])
+        mean = math.fsum(index * weight for index, weight in where[place]) / held
+        return held < needed, _median(where[place], held), mean, place
+
+    return {place: number for number, place in enumerate(sorted(where, key=order), start=1)}
+
+
+def _median(weighed: Sequence[tuple[int, float]], whole: float) -> int:
+    """The lower one, by weight: the place that more than half give."""
+    passed = 0.0
+    for index, weight in sorted(weighed):
+        passed += weight
+        if passed >= whole / 2:
+            return index
+    return max(weighed)[0]
 
 
 def _places(arrays: Sequence[Sequence[Any]], weights: Sequence[float]) -> list[Sequence[int]]:

@@ -219,6 +219,10 @@ class Reading:
     ) -> tuple[Mapping[Hashable, Key], Mapping[Key, Any]]:
         """From the raw key to the one that stands for its class, and the value that most of each class gave."""
         first = dict(zip(reversed(raw), reversed(values), strict=True))
+        if policy.judge is not None:
+            # He may tell 0 from -0.0 and 1 from 1.0, which are one answer: he is shown the same one in any order.
+            for key, value in zip(raw, values, strict=True):
+                first[key] = min(first[key], value, key=canonical)
         keys = _keys(weights, first, policy)
         if policy.kind in ("number", "text") or policy.judge is not None:
             keys = self._clustered(path, keys, first, weights, policy)
