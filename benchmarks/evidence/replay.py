@@ -11,6 +11,7 @@ from statistics import fmean
 
 from recordings import Question, accuracy, plurality
 
+from steer_llm_sdk.evidence import weights_by_agreement
 from steer_llm_sdk.evidence.stopping import Counts, Rule, Standing, decide, is_certified, is_decided
 
 Stops = Callable[[Counts, int, int], bool]
@@ -209,3 +210,29 @@ def _beta_binomial(k: int, n: int, alpha: float, beta: float) -> float:
         + math.lgamma(alpha + beta)
     )
     return math.comb(n, k) * math.exp(logs)
+
+
+def weighed(questions: Sequence[Question], k: int, past: int, orders: int) -> tuple[float, float]:
+    """Accuracy on the questions that are held out, in %: of the most votes, and of the most weight.
+
+    The weights come from k answers to `past` of the other questions each; no label is looked at.
+    """
+    rng, sources = random.Random(3), range(len(questions[0].votes))
+    known = [question for question in questions if not question.held_out][:past]
+    weights = weights_by_agreement([{str(n): q.votes[n] for n in rng.sample(sources, k)} for q in known])
+    found: tuple[list[float], list[float]] = [], []
+    for question in (question for question in questions if question.held_out):
+        for _ in range(orders):
+            drawn = [n for n in rng.sample(sources, k) if question.votes[n] is not None]
+            for weigh, right in zip((lambda n: 1.0, lambda n: weights.get(str(n), 1.0)), found, strict=True):
+                right.append(accuracy(_heaviest([(question.votes[n], weigh(n)) for n in drawn]), question))
+    return 100 * fmean(found[0]), 100 * fmean(found[1])
+
+
+def _heaviest(votes: Iterable[tuple[str | None, float]]) -> frozenset[str]:
+    heavy: dict[str, float] = {}
+    for vote, weight in votes:
+        if vote is not None:
+            heavy[vote] = heavy.get(vote, 0.0) + weight
+    most = max(heavy.values(), default=0.0)
+    return frozenset(vote for vote, weight in heavy.items() if weight > most - 1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -18,6 +18,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from steer_llm_sdk.evidence import Calibrator, confidence, stability, stopping
 from steer_llm_sdk.evidence.confidence import area_under_roc, expected_calibration_error
+from steer_llm_sdk.evidence.equivalence import shingles, unlikeness
 
 _doubt = confidence._platt
 OTHER_WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -73,6 +74,10 @@ class Selective:
         """The share that is acted on; over tasks, each weighs the same."""
         tasks = [task] if task is not None else list(self.told)
         return fmean(fmean(trust >= threshold for trust, _ in self.told[name]) for name in tasks)
+
+    def area(self) -> float:
+        """The AUROC of all that was told."""
+        return area_under_roc([each for told in self.told.values() for each in told]) or 0.0
 
     def curve(self) -> list[tuple[float, float]]:
         """Coverage and the share that is wrong, in %, from the most trusted answers on; tasks weigh the same."""
@@ -174,16 +179,29 @@ def unanimous(questions: Sequence[Question], k: int) -> tuple[float, float]:
     return len(agreed) / len(cases), fmean(agreed) if agreed else math.nan
 
 
-def by_forest(questions: Sequence[Question], k: int) -> float:
-    """AUROC of the best that can be learned from the counts: votes by rank, invalid ones, answers, their entropy."""
+def counted(votes: Sequence[str | None]) -> list[float]:
+    """What the counts say: the first four by rank, invalid ones, answers, their entropy."""
+    counts = sorted(Counter(vote for vote in votes if vote is not None).values(), reverse=True)
+    entropy = -sum(n / len(votes) * math.log(n / len(votes)) for n in counts)
+    return [*(counts + [0] * 4)[:4], votes.count(None), len(counts), entropy]
+
+
+def worded(votes: Sequence[str | None]) -> list[float]:
+    """What the texts say: the length of the leader, the mean length, and how alike the others are to the leader."""
+    valid = [vote for vote in votes if vote is not None]
+    leader = max(dict.fromkeys(valid), key=valid.count, default="")
+    alike = [1 - unlikeness(leader, vote, shingles(leader), shingles(vote)) for vote in valid]
+    return [len(leader), fmean(map(len, valid)) if valid else 0, sum(alike) / len(votes)]
+
+
+def by_forest(questions: Sequence[Question], k: int, *seen: Callable[[Sequence[str | None]], list[float]]) -> float:
+    """AUROC of the best that can be learned from what is `seen` of the votes, with labels of the same task."""
     rows, right, groups = [], [], []
     for repeat in range(5 if len(questions[0].votes) > k else 1):
         order = random.Random(repeat)
         for number, question in enumerate(questions):
             (votes, good), *_ = drawn([question], k, order)
-            counts = sorted(Counter(vote for vote in votes if vote is not None).values(), reverse=True)
-            entropy = -sum(n / k * math.log(n / k) for n in counts)
-            rows.append([*(counts + [0] * k)[:4], votes.count(None), len(counts), entropy])
+            rows.append([number for each in seen for number in each(votes)])
             right.append(good)
             groups.append(number)
     forest = RandomForestClassifier(100, min_samples_leaf=20, random_state=0)

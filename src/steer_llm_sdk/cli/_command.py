@@ -17,6 +17,7 @@ from steer_llm_sdk.cli._show import console
 from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.cli.exits import complain, refuse
 from steer_llm_sdk.errors import ToolNotFound
+from steer_llm_sdk.evidence import Calibrator
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.planning import RuleBasedPlanner
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
@@ -36,22 +37,37 @@ _OF_A_MODEL = frozenset({"temperature", "seed", "max_tokens", "first_byte_timeou
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form of a model's answer, and the fields by which several answers are compared."""
+    """The form of a model's answer, the fields by which several answers are compared, and what makes trust of it."""
 
     schema: dict[str, Any] | None = None
     fields: Sequence[str] = ()
+    calibrator: Calibrator | None = None
+    calibrator_file: str | None = None
 
     @classmethod
-    def of(cls, schema: str | None, fields: Sequence[str]) -> Form:
-        """`schema` is that of --schema. Without one, an answer must have the fields: no text has any."""
+    def of(cls, schema: str | None, fields: Sequence[str], calibrator: str | None = None) -> Form:
+        """`schema` is that of --schema. Without one, an answer must have the fields: no text has any.
+
+        `calibrator` is the file of --calibrator.
+        """
         paths, given = inputs.read_fields(fields), inputs.read_schema(schema)
-        return cls(given if given is not None else inputs.schema_with(paths) or None, fields)
+        schema_of_answer = given if given is not None else inputs.schema_with(paths) or None
+        return cls(schema_of_answer, fields, inputs.read_calibrator(calibrator), calibrator)
+
+    @property
+    def made_of(self) -> tuple[Any, ...]:
+        """What tells two forms apart, as JSON."""
+        return (self.schema, self.fields, *([self.calibrator.to_json()] if self.calibrator is not None else []))
 
     def refuse(self) -> None:
         """Refuse the form where no model is named whose answer could have it."""
         for option, given in (("--fields", self.fields), ("--schema", self.schema)):
             if given:
                 refuse(option, given, "it forms the answer of a model: name one with --model, and no --tool")
+        if self.calibrator is not None:
+            refuse(
+                "--calibrator", self.calibrator_file, "it is of the answers of a model: name one with --model and -k"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +132,7 @@ def command_of(
             who=who_answers(asked, by),
             named=asked,
             source=by,
-            made_of=(models, k, form.schema, form.fields),
+            made_of=(models, k, *form.made_of),
         )
     form.refuse()
     own = None if tool_name is None or ":" not in tool_name else _imported(tool_name)
@@ -211,7 +227,11 @@ def _model_tool(models: list[str], k: int | None, form: Form) -> Tool:
             refuse(
                 "--fields", form.fields[0], "--fields needs -k: it says by which fields several answers are compared"
             )
+        if form.calibrator is not None:
+            refuse("--calibrator", form.calibrator_file, "--calibrator needs -k: one answer has no agreement to go by")
         return LLMTool(ASK, models, output_type=form.schema)
     if k > MAX_K:
         refuse("-k", k, f"ask once, or at most {MAX_K} times")
-    return LLMBundleTool(ASK, models, output_type=form.schema, k=k, fields=form.fields or None)
+    return LLMBundleTool(
+        ASK, models, output_type=form.schema, k=k, fields=form.fields or None, calibrator=form.calibrator
+    )

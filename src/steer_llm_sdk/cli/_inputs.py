@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from steer_llm_sdk.cli.exits import refuse
-from steer_llm_sdk.evidence import parse_path
+from steer_llm_sdk.evidence import Calibrator, parse_path
 from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 from steer_llm_sdk.orchestration.options import A_YEAR, BUDGET_KEYS
 
@@ -83,6 +83,16 @@ def read_schema(given: str | None) -> dict[str, Any] | None:
     if not isinstance(schema, dict):
         refuse("--schema", given, f'{what} must be a JSON object, such as {{"type": "object", "properties": {{...}}}}')
     return schema
+
+
+def read_calibrator(file: str | None) -> Calibrator | None:
+    """The calibrator in a file that `steer-llm calibrate` made."""
+    if file is None:
+        return None
+    try:
+        return Calibrator.from_json(bytes_of(file, "--calibrator").decode())
+    except ValueError as error:
+        refuse("--calibrator", file, f"give a file that `steer-llm calibrate LABELS --out FILE` made ({error})")
 
 
 def read_fields(given: Sequence[str]) -> list[tuple[str, ...]]:

@@ -113,8 +113,9 @@ def _show_failure(output: OrchestrationOutput, err: Console) -> None:
 
 def _warnings(output: OrchestrationOutput) -> list[str]:
     """What the tool has to say about its answer."""
-    given = output.metadata.get("warnings")
-    return [f"warning: {warning}" for warning in given] if isinstance(given, list) else []
+    given, refused = output.metadata.get("warnings"), output.metadata.get("calibrator_refused")
+    said = [f"warning: {warning}" for warning in given] if isinstance(given, list) else []
+    return said if refused is None else [*said, f"warning: confidence is stability, not trust: {refused}"]
 
 
 def show_evidence(evidence: EvidenceBundle, out: Console) -> None:

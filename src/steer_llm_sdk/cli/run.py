@@ -82,6 +82,14 @@ def run(
         str | None,
         typer.Option(metavar="FILE|{...}", help="A JSON Schema, in a file or as it is, that the answer must have."),
     ] = None,
+    calibrator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With -k: what `steer-llm calibrate` made of labelled answers. Confidence is then how likely the "
+            "answer is right.",
+        ),
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Two requests with one key are one request.")
     ] = None,
@@ -138,7 +146,7 @@ def run(
                 durable=durable,
             )
         options = single if batch is None else limits
-        form = Form.of(schema, fields or [])
+        form = Form.of(schema, fields or [], calibrator)
         command = command_of(model or [], tool, k, inputs.read_options(option or []), form, options)
         if batch is None:
             kept_in = required_store(store) if durable else None

@@ -38,14 +38,15 @@ def worker(
         typer.Option(
             "--model",
             "-m",
-            help="Instead of --app: the tool of `steer-llm run --durable` with the same --model, -k, --fields and "
-            "--schema.",
+            help="Instead of --app: the tool of `steer-llm run --durable` with the same --model, -k, --fields, "
+            "--schema and --calibrator.",
             autocompletion=model_names,
         ),
     ] = None,
     k: Annotated[int | None, typer.Option("-k", metavar="1..10", help="As in steer-llm run.")] = None,
     fields: Annotated[list[str] | None, typer.Option(metavar="PATH", help="As in steer-llm run.")] = None,
     schema: Annotated[str | None, typer.Option(metavar="FILE|{...}", help="As in steer-llm run.")] = None,
+    calibrator: Annotated[str | None, typer.Option(metavar="FILE", help="As in steer-llm run.")] = None,
     concurrency: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +72,7 @@ def worker(
             refuse("--app", None, "name your tools, as in --app my_app:registry, or a model with --model")
         if app is not None and model:
             refuse("--app", app, "give either --app or --model")
-        made = _of_app(app) if app is not None else _of_model(model or [], k, fields or [], schema)
+        made = _of_app(app) if app is not None else _of_model(model or [], k, Form.of(schema, fields or [], calibrator))
         limits = _limits(concurrency or [], rate or [])
         raise typer.Exit(asyncio.run(_work(_durable(kept_in, made, limits, heartbeat))))
 
@@ -115,8 +116,8 @@ def _of_app(path: str) -> ReliableOrchestrator:
     return ReliableOrchestrator(registry=found)
 
 
-def _of_model(model: list[str], k: int | None, fields: list[str], schema: str | None) -> ReliableOrchestrator:
-    command = command_of(model, None, k, {}, Form.of(schema, fields), {}).pinned()
+def _of_model(model: list[str], k: int | None, form: Form) -> ReliableOrchestrator:
+    command = command_of(model, None, k, {}, form, {}).pinned()
     command.announce()
     return ReliableOrchestrator(registry=command.registry())
 

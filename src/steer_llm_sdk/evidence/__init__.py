@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from steer_llm_sdk.evidence._limits import Limits
     from steer_llm_sdk.evidence.confidence import Calibrator, stability, support
     from steer_llm_sdk.evidence.distance import mean_distance, pairwise_distance
+    from steer_llm_sdk.evidence.ensemble import weights_by_agreement
     from steer_llm_sdk.evidence.policy import FieldPolicy
     from steer_llm_sdk.evidence.stopping import StopDecision, should_stop
     from steer_llm_sdk.evidence.summary import summarize
@@ -28,6 +29,7 @@ __all__ = [
     "stability",
     "summarize",
     "support",
+    "weights_by_agreement",
 ]
 
 # A run whose tool makes no bundle counts nothing.
@@ -38,6 +40,7 @@ _LATE = {
     **dict.fromkeys(("Calibrator", "stability", "support"), f"{__name__}.confidence"),
     **dict.fromkeys(("StopDecision", "should_stop"), f"{__name__}.stopping"),
     "summarize": f"{__name__}.summary",
+    "weights_by_agreement": f"{__name__}.ensemble",
 }
 
 if not TYPE_CHECKING:  # A type checker would take any name to be there.

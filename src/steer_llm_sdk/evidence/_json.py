@@ -56,13 +56,14 @@ def are_flat(values: Sequence[Any]) -> bool:
     """Whether each of them is such an object: sooner said of many at once."""
     if set(map(type, values)) != {dict}:
         return False
+    names = tuple(values[0])
+    alike = all(tuple(each) == names for each in values)
     try:
-        if not "".join(chain.from_iterable(values)).isascii():
+        if not "".join(names if alike else chain.from_iterable(values)).isascii():
             return False
     except TypeError:
         return False
-    names = tuple(values[0])
-    if all(tuple(each) == names for each in values):
+    if alike:
         # What stands in one field is of one type, which is seen at once.
         return all(map(_are_plain, zip(*map(dict.values, values), strict=True)))
     return _are_plain(list(chain.from_iterable(map(dict.values, values))))

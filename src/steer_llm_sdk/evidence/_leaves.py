@@ -79,10 +79,10 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def at(value: Any, path: Path) -> Any:
-    """The value at `path`, or ABSENT. `[id=7]` in a path is the element of an array whose `id` is 7."""
+    """The value at `path`, or ABSENT. `[id=7]` is the element of an array whose `id` is 7, `[#=2]` the second one."""
     for key in path:
         if isinstance(value, list) and is_element(key):
-            value = aligned(value, key[1:].partition("=")[0] or None) or {}
+            value = aligned(value, key_in(key)) or {}
         if not isinstance(value, Mapping) or key not in value:
             return ABSENT
         value = value[key]
@@ -101,11 +101,22 @@ def is_element(part: str) -> bool:
     return part.startswith("[") and part.endswith("]") and "=" in part
 
 
+def key_in(part: str) -> str | None:
+    """By what such an element is told apart: the key, None for the element itself, or PLACE."""
+    return part[1:].partition("=")[0] or None
+
+
+PLACE: Final = "#"
+"""In the place of a key: elements are told apart by the place that they have in the consensus."""
+
+
 def aligned(items: Sequence[Any], key: str | None) -> dict[str, Any] | None:
     """The elements of an array by what tells them apart: the value of `key`, or without one the element itself.
 
     None where they cannot be told apart: one is no object, has no such key, or one that another one has.
     """
+    if key == PLACE:
+        return {f"[{PLACE}={place}]": item for place, item in enumerate(items, start=1)}
     found: dict[str, Any] = {}
     for item in items:
         if key is None:
@@ -144,6 +155,15 @@ def replaced(value: Any, path: Path, new: Any) -> Any:
 def is_under(path: Path, roots: Sequence[Path] | None) -> bool:
     """Whether `path` is one of the `roots` or inside one; always true if `roots` is None."""
     return roots is None or any(path[: len(root)] == root for root in roots)
+
+
+_DIGITS = re.compile(r"(\d{1,18})")
+
+
+def natural(name: str) -> tuple[Any, ...]:
+    """r2 comes before r10."""
+    parts = _DIGITS.split(name)
+    return (*((text, int(number)) for text, number in zip(parts[::2], [*parts[1::2], "-1"], strict=True)), name)
 
 
 _PLAIN_KEY = re.compile(r'[^".$]+')

@@ -10,6 +10,7 @@ from itertools import chain
 from math import fsum
 from typing import Any, Final, NamedTuple, overload
 
+from steer_llm_sdk.evidence._alignment import Assignment, found_key
 from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, class_of, is_element
 from steer_llm_sdk.evidence.equivalence import OBJECT, Key, clusters, key_of, number_of
 from steer_llm_sdk.evidence.policy import FieldPolicy, Policies
@@ -18,6 +19,8 @@ _PLAIN: Final = frozenset({str, int, float, type(None), Absent})
 """Types whose values `==` tells apart as well as anything; a truth value is none of them, because True == 1."""
 _WITHOUT_NUMBERS: Final = frozenset({str, bool, type(None), Absent})
 _NUMERIC: Final = frozenset({int, float})
+_MANY: Final = 100
+"""Classes from which not each has a list of its ballots."""
 
 
 class Ballot(NamedTuple):
@@ -114,7 +117,7 @@ class Reading:
 
     def _column(self, path: Path, members: Sequence[int], values: Sequence[Any], keep: float | None = None) -> Column:
         policy = self.policies.at(path)
-        shapes = [_aligned(value, policy) for value in values] if policy.aligned else values
+        shapes = self._aligned(members, values, policy) if policy.aligned else values
         raw, kinds = _raw_keys(shapes)
         weights = Counter(raw) if self._alike else self._weighed(raw, members)
         classes: Sequence[int]
@@ -167,9 +170,7 @@ class Reading:
 
     def _is_key(self, path: Path) -> bool:
         """Whether it is the field by which elements of an aligned array are told apart."""
-        if len(path) < 2 or not is_element(path[-2]):
-            return False
-        return self.policies.at(path[:-2]).key == path[-1]
+        return len(path) > 1 and is_element(path[-2]) and path[-2].startswith(f"[{path[-1] or '='}=")
 
     def _weighed(self, raw: Sequence[Hashable], members: Sequence[int]) -> dict[Hashable, float]:
         weights: dict[Hashable, list[float]] = {}
@@ -193,6 +194,19 @@ class Reading:
             found[0].is_key = False
         return found
 
+    def _aligned(self, members: Sequence[int], values: Sequence[Any], policy: FieldPolicy) -> Sequence[Any]:
+        """The values with the elements of arrays by name, where they can be told apart."""
+        arrays = [
+            (value, self._weights[index]) for index, value in zip(members, values, strict=True) if type(value) is list
+        ]
+        if not arrays:
+            return values
+        key = found_key([array for array, _ in arrays]) if policy.align else policy.key
+        if policy.align and key is None:
+            assignment = Assignment(arrays, policy.threshold)
+            return [assignment.named(value) if type(value) is list else value for value in values]
+        return [_by_name(value, key) for value in values]
+
     # ── classes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _classes(
@@ -205,6 +219,10 @@ class Reading:
     ) -> tuple[Mapping[Hashable, Key], Mapping[Key, Any]]:
         """From the raw key to the one that stands for its class, and the value that most of each class gave."""
         first = dict(zip(reversed(raw), reversed(values), strict=True))
+        if policy.judge is not None:
+            # He may tell 0 from -0.0 and 1 from 1.0, which are one answer: he is shown the same one in any order.
+            for key, value in zip(raw, values, strict=True):
+                first[key] = min(first[key], value, key=canonical)
         keys = _keys(weights, first, policy)
         if policy.kind in ("number", "text") or policy.judge is not None:
             keys = self._clustered(path, keys, first, weights, policy)
@@ -254,8 +272,8 @@ def _by_key(objects: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Sequence[A
     return ((key, [each.get(key, ABSENT) for each in objects]) for key in keys)
 
 
-def _aligned(value: Any, policy: FieldPolicy) -> Any:
-    found = aligned(value, policy.key) if isinstance(value, list) else None
+def _by_name(value: Any, key: str | None) -> Any:
+    found = aligned(value, key) if isinstance(value, list) else None
     return value if found is None else found
 
 
@@ -314,11 +332,40 @@ class _Alone(Sequence[Sequence[int]]):
         return (self._members[number],)
 
 
+class _Several(Sequence[Sequence[int]]):
+    """The ballots of each class where most have few: a list is made for those with more than one only.
+
+    A thousand lists would take longer than all that is counted, and most are never looked at.
+    """
+
+    def __init__(self, members: Sequence[int], classes: Sequence[int], count: int) -> None:
+        self._members, self._classes, self._count = members, classes, count
+        self._several: dict[int, list[int]] = {number: [] for number, n in Counter(classes).items() if n > 1}
+        for index, number in zip(members, classes, strict=True):
+            if number in self._several:
+                self._several[number].append(index)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> Sequence[int]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Sequence[int]]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [self[each] for each in range(self._count)[number]]
+        number = range(self._count)[number]
+        return self._several.get(number) or (self._members[self._classes.index(number)],)
+
+
 def _split(members: Sequence[int], classes: Sequence[int], count: int) -> Sequence[Sequence[int]]:
     if count == 1:
         return [members]
     if count == len(members):
         return [[index] for index in members]
+    if count > _MANY:
+        return _Several(members, classes, count)
     found: list[list[int]] = [[] for _ in range(count)]
     for index, number in zip(members, classes, strict=True):
         found[number].append(index)

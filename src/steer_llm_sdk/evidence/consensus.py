@@ -15,7 +15,7 @@ from operator import add
 from statistics import median_low
 from typing import Any
 
-from steer_llm_sdk.evidence._leaves import ABSENT, Path, aligned, canonical, class_of, dotted
+from steer_llm_sdk.evidence._leaves import ABSENT, PLACE, Path, aligned, canonical, class_of, dotted, key_in, natural
 from steer_llm_sdk.evidence._reading import Column, Reading
 from steer_llm_sdk.evidence.distance import Ruler
 from steer_llm_sdk.evidence.equivalence import number_of
@@ -156,9 +156,14 @@ class Election:
 
     def _in_order(self, column: Column, kept: dict[str, Any]) -> list[Any]:
         """The elements of an aligned array, where most have them."""
+        if not kept:
+            return []
+        key = key_in(next(iter(kept)))
+        if key == PLACE:  # They were numbered in this order.
+            return [kept[name] for name in sorted(kept, key=natural)]
         places: dict[str, list[int]] = {}
         for value in column.values:
-            found = aligned(value, column.policy.key) if isinstance(value, list) else None
+            found = aligned(value, key) if isinstance(value, list) else None
             for place, name in enumerate(found or ()):
                 places.setdefault(name, []).append(place)
         return [kept[name] for name in sorted(kept, key=lambda name: (median_low(places[name]), name))]

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from steer_llm_sdk.evidence._leaves import dotted
 from steer_llm_sdk.evidence._reading import Column
-from steer_llm_sdk.evidence.distance import Ruler, relative
+from steer_llm_sdk.evidence.distance import Ruler
 from steer_llm_sdk.evidence.distributions import entropy
+from steer_llm_sdk.evidence.equivalence import relative
 from steer_llm_sdk.evidence.models import Answer, Disagreement
 from steer_llm_sdk.models.plain import copied
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from steer_llm_sdk.evidence._leaves import ABSENT, canonical, fold
 from steer_llm_sdk.evidence._reading import Ballot, Column, Reading
-from steer_llm_sdk.evidence.equivalence import number_of, shingles, unlikeness
+from steer_llm_sdk.evidence.equivalence import number_of, relative, shingles, unlikeness
 from steer_llm_sdk.evidence.policy import Fields, Policies
 
 MOST_GRADED: Final = 200
@@ -63,12 +63,6 @@ class Ruler:
         if number not in self._shingles:
             self._shingles[number] = shingles(self._text(number))
         return self._shingles[number]
-
-
-def relative(left: float, right: float) -> float:
-    """The difference of two numbers by the larger one, at most 1."""
-    largest = max(abs(left), abs(right))
-    return min(1.0, abs(left - right) / largest) if largest else 0.0
 
 
 def pairwise_distance(answers: Sequence[Any], *, fields: Fields | Policies | None = None) -> Matrix:

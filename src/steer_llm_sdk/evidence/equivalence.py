@@ -6,7 +6,7 @@ What comes out is a partition, and the same one whatever the order of the values
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final, TypeAlias
 
@@ -235,6 +235,7 @@ def unlikeness(left: str, right: str, of_left: frozenset[str], of_right: frozens
     return max(1.0 - shared / (len(of_left) + len(of_right) - shared), 1.0 / (1 + max(len(left), len(right))))
 
 
-def by_weight(weighted: Iterable[tuple[Any, float]]) -> list[tuple[Any, float]]:
-    """The heaviest first, then by text."""
-    return sorted(weighted, key=lambda item: (-item[1], canonical(item[0])))
+def relative(left: float, right: float) -> float:
+    """The difference of two numbers by the larger one, at most 1."""
+    largest = max(abs(left), abs(right))
+    return min(1.0, abs(left - right) / largest) if largest else 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from pydantic import BaseModel
 
 from steer_llm_sdk.evidence._json import are_flat, json_value
-from steer_llm_sdk.evidence._leaves import ABSENT, at, dotted, replaced
+from steer_llm_sdk.evidence._leaves import ABSENT, at, dotted, natural, replaced
 from steer_llm_sdk.evidence._limits import Limits, cut, noting
 from steer_llm_sdk.evidence._reading import Ballot, Reading
 from steer_llm_sdk.evidence.confidence import stability as stability_of
@@ -373,12 +372,3 @@ def _models(cast: Sequence[_Cast], shares: Mapping[str, float]) -> dict[str, Mod
         agreement = math.fsum(valid) / len(valid) if valid else None
         found[name] = ModelAgreement(replicates=len(own), valid=len(valid), agreement=agreement)
     return found
-
-
-_DIGITS = re.compile(r"(\d{1,18})")
-
-
-def natural(name: str) -> tuple[Any, ...]:
-    """r2 comes before r10."""
-    parts = _DIGITS.split(name)
-    return (*((text, int(number)) for text, number in zip(parts[::2], [*parts[1::2], "-1"], strict=True)), name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from steer_llm_sdk.cli.exits import Exit
 from steer_llm_sdk.cli.main import app
@@ -94,3 +94,62 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["calibrate", str(tmp_path / "none.jsonl"), "--model", "m"])
     assert result.exit_code == Exit.BAD_INPUT
+
+
+# ── what a run does with it ──────────────────────────────────────────────────────────────────────────────────────────
+
+MODEL = "recorded:gpt-4o-2024-05-13"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> str:
+    """Of three that agree 19 in 20 are right, of three that differ 1 in 4."""
+    to = tmp_path / "made.json"
+    lines = [{**AGREED, "correct": n > 0} for n in range(20)] + [{**SPLIT, "correct": n == 0} for n in range(4)]
+    assert Ran(tmp_path, *lines * 5, arguments=("--model", MODEL, "--out", str(to))).code == Exit.OK
+    return str(to)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["run", "crux-test-#24", "--model", MODEL, *arguments])
+
+
+def test_the_confidence_of_a_run_is_the_trust_of_its_calibrator(made: str) -> None:
+    told = json.loads(run("-k", "3", "--calibrator", made, "--json").stdout)["content"]["evidence_bundle"]["summary"]
+    without = json.loads(run("-k", "3", "--json").stdout)["content"]["evidence_bundle"]["summary"]
+    # The first two agree, and the third is not asked for.
+    expected = Calibrator.from_json(Path(made).read_text("utf-8")).trust(["a", "a"])
+    assert (told["confidence"], told["confidence_is"]) == (pytest.approx(expected), "trust")
+    assert without["confidence_is"] == "stability"
+
+
+def test_where_a_calibrator_says_nothing_of_a_run_that_is_told(made: str) -> None:
+    done = run("-k", "4", "--calibrator", made)
+    assert done.exit_code == Exit.OK
+    assert "warning: confidence is stability, not trust: k = 4: this calibrator is of k = 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--calibrator needs -k"),
+        (("-k", "1"), "--calibrator needs -k"),
+        (("-k", "3", "--tool", "text_analyzer"), "name one with --model and -k"),
+    ],
+)
+def test_a_calibrator_that_would_change_nothing_is_refused(made: str, arguments: tuple[str, ...], said: str) -> None:
+    done = run("--calibrator", made, *arguments)
+    assert (done.exit_code, said in done.stderr) == (Exit.BAD_INPUT, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("{}", "version"), ("no", "Expecting value"), ("\xff", "decode"), (None, "No such file")]
+)
+def test_what_is_no_calibrator_is_refused_before_anything_is_asked(tmp_path: Path, text: str | None, why: str) -> None:
+    path = tmp_path / "c.json"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    done = run("-k", "3", "--calibrator", str(path))
+    assert (done.exit_code, done.stdout) == (Exit.BAD_INPUT, "")
+    assert "--calibrator: " in done.stderr
+    assert why in done.stderr

@@ -8,7 +8,7 @@ import pytest
 from answers import valid
 from pydantic import BaseModel, Field
 
-from steer_llm_sdk.evidence import FieldPolicy, summarize
+from steer_llm_sdk.evidence import FieldPolicy, at, parse_path, summarize
 
 
 def chosen(values: list[Any], **policy: Any) -> tuple[Any, float | None]:
@@ -323,3 +323,63 @@ def test_elements_that_have_nothing_but_their_key_agree_on_it() -> None:
 def test_what_is_missing_is_no_company_in_a_tie() -> None:
     data = [{"a": "z", "b": 1, "c": 1}, {"a": "z", "b": 1, "d": 2}, {"a": "y"}, {"a": "y"}]
     assert summarize(data).consensus["a"] == "z"
+
+
+# Arrays of which no key is known.
+
+
+def aligned(*arrays: Any, **more: Any) -> Any:
+    return summarize([{"x": array} for array in arrays], fields={"x": FieldPolicy(align=True, **more)})
+
+
+def test_a_key_that_tells_the_elements_apart_is_found() -> None:
+    one = [{"sku": "a", "n": 1}, {"sku": "b", "n": 2}]
+    found = aligned(one, one[::-1], [{"sku": "b", "n": 2}, {"sku": "a", "n": 3}])
+    assert found.consensus == {"x": one[::-1]}
+    assert [each.field for each in found.disagreements] == ["x.[sku=a].n"]
+
+
+def test_of_several_keys_the_one_called_id_is_taken_then_one_with_texts() -> None:
+    by_id = aligned([{"id": 1, "a": "p", "n": 1}], [{"id": 1, "a": "p", "n": 2}])
+    by_text = aligned([{"z": "p", "a": 1, "n": 1}], [{"z": "p", "a": 1, "n": 2}])
+    assert [each.field for found in (by_id, by_text) for each in found.disagreements] == ["x.[id=1].n", "x.[z=p].n"]
+
+
+def test_a_key_may_be_missing_or_twice_in_one_array_of_five_and_that_one_is_voted_on_whole() -> None:
+    good = [{"sku": "a", "n": 1}, {"sku": "b", "n": 2}]
+    twice = [{"sku": "a", "n": 1}, {"sku": "a", "n": 2}]
+    assert aligned(good, good, good, good, twice).consensus == {"x": good}
+    found = aligned(good, good, good, twice)
+    assert all("sku=" not in each.field for each in found.disagreements)
+
+
+def test_elements_without_a_key_are_those_that_are_most_alike() -> None:
+    hens = {"what": "twelve brown hens", "price": 40}
+    cow = {"what": "one old cow", "price": 900}
+    found = aligned([hens, cow], [cow, {**hens, "what": "12 brown hens"}], [hens, cow, {"y": 1}])
+    assert found.consensus == {"x": [hens, cow]}
+    assert [each.field for each in found.disagreements] == ["x.[#=1].what", "x.[#=3]"]
+
+
+def test_texts_in_an_array_are_aligned_as_well_and_what_most_lack_is_left_out() -> None:
+    found = aligned(["send the invoice", "call Ann"], ["Call Ann.", "send the invoice"], ["send the invoice"])
+    assert found.consensus["x"][0] == "send the invoice"
+    assert len(found.consensus["x"]) == 2
+    assert len(aligned(["a b c", "x y z"], ["a b c"], ["a b c"]).consensus["x"]) == 1
+
+
+def test_arrays_of_more_than_fifty_elements_are_aligned_by_place() -> None:
+    long = [[n, n] for n in range(60)]
+    found = aligned(long, [*long[:-1], "other"])
+    assert [each.field for each in found.disagreements] == ["x.[#=60]"]
+
+
+def test_a_path_of_an_element_without_a_key_leads_to_the_one_of_the_consensus() -> None:
+    found = aligned([["b"], ["a"]], [["b"], ["a"]], [["a"], ["b"]])
+    assert at(found.consensus, parse_path("x.[#=2]")) == found.consensus["x"][1]
+
+
+@pytest.mark.parametrize("more", [{"key": "id"}, {"consensus": "union"}])
+def test_align_does_not_go_with_what_says_otherwise(more: Any) -> None:
+    with pytest.raises(ValueError, match="align: True is for arrays of which no key is known"):
+        FieldPolicy(align=True, **more)

@@ -147,6 +147,8 @@ POLICIES = {
     "set": FieldPolicy(consensus="union"),
     "few": FieldPolicy(consensus="union", threshold=0.3),
     "rows": FieldPolicy(key="id"),
+    "found": FieldPolicy(align=True),
+    "alike": FieldPolicy(align=True),
     "first": FieldPolicy(consensus="first_valid"),
     "free": FieldPolicy(compare="ignore"),
 }
@@ -159,6 +161,12 @@ RECORDS = st.fixed_dictionaries(
         "set": st.sampled_from([["a"], ["a"], ["a", "b"], ["b", "c"]]),
         "few": st.sampled_from([["a"], ["a"], ["a", "b"]]),
         "rows": st.sampled_from([[{"id": 1, "n": 1}], [{"id": 1, "n": 1}], [{"id": 1, "n": 2}, {"id": 2, "n": 1}], []]),
+        "found": st.sampled_from(
+            [[{"id": 1, "n": 1}, {"id": 2, "n": 5}], [{"id": 1, "n": 1}, {"id": 2, "n": 5}], [{"id": 2, "n": 5}], [{}]]
+        ),
+        "alike": st.sampled_from(
+            [["a cat", "a dog"], ["a cat", "a dog"], ["a dog", "a cat"], ["a dig"], ["a cat"] * 2]
+        ),
         "first": st.sampled_from([1, 1, 2]),
     },
 )
