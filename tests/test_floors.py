@@ -107,6 +107,8 @@ HEAVY_ROOMS = tuple(
         "reliability.shared",
         "reliability.stores.postgres",
         "reliability.stores.redis",
+        "reliability.stores.sums_postgres",
+        "reliability.stores.sums_redis",
         "service",
         "settings",
         "telemetry",

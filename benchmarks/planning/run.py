@@ -24,6 +24,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import rules
+
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.orchestration.planning.learned import LearnedPlanner, Neighbours, Pacing
 from steer_llm_sdk.orchestration.planning.neighbours import Nearby, Prompt
@@ -295,11 +297,11 @@ def _paced(rows: Sequence[Row], share: float, seed: int) -> tuple[float, float, 
 def speed() -> list[Mark]:
     """plan() with 1,000 tools, 10,000 rules and learning on: the median of 2,000, with feedback after each."""
     tools = MappingProxyType({f"tool{n}": ToolMetadata(name=f"tool{n}") for n in range(1000)})
-    rules = [
+    of_types = [
         PlanningRule(f"r{n}", n, [RuleCondition("type", "equals", f"kind{n}")], RuleAction(f"tool{n % 1000}"))
         for n in range(10_000)
     ]
-    planner = LearnedPlanner(default_tool="tool0", rules=rules, explore="thompson")
+    planner = LearnedPlanner(default_tool="tool0", rules=of_types, explore="thompson")
 
     async def measured() -> list[float]:
         taken = []
@@ -316,6 +318,10 @@ def speed() -> list[Mark]:
     return [
         Mark("plan() with 1,000 tools and 10,000 rules, us p50", p50, 200, False, f"{p50:.0f} us, p99 {p99:.0f} us")
     ]
+
+
+def rule_index() -> list[Mark]:
+    return [Mark(name, value, limit, False, f"{value:.2f}") for name, value, limit in rules.marks()]
 
 
 def main() -> int:
@@ -337,6 +343,7 @@ def main() -> int:
         "mmlu pair": lambda: strong_calls(read(given.data, "routellm_mmlu.jsonl.gz", {})),
         "pacing": lambda: pacing(nine()),
         "speed": speed,
+        "rules": rule_index,
     }
     marks = []
     for name, part in parts.items():

@@ -241,3 +241,34 @@ def test_a_planner_of_many_rules_decides_as_one_that_is_built_the_other_way_roun
     for kind in range(8):
         request = {"type": f"k{kind}"}
         assert one.decide(request, tools) == other.decide(request, tools)
+
+
+def test_a_rule_that_certainly_holds_is_the_first_of_all_that_do() -> None:
+    chance = random.Random(7)
+    known = 0
+    for _ in range(300):
+        index: RuleIndex[CompiledRule] = RuleIndex(reader)
+        rules: list[CompiledRule] = []
+        for number in range(chance.randint(1, 25)):
+            conditions = [RuleCondition("type", "equals", chance.choice(["a", "b", "c", 1, True]))]
+            if chance.random() < 0.3:
+                conditions.append(
+                    RuleCondition(*chance.choice([("n", "gt", 1), ("type", "equals", "b"), ("n", "exists")]))
+                )
+            rules.append(compiled(conditions, number, chance.randint(0, 3)))
+            index.add(rules[-1])
+            for request in ({"type": "a"}, {"type": "b", "n": 2}, {"type": 1}, {"type": True}, {"type": None}, {}, "a"):
+                certain = index.certain(request)
+                if certain is not None:
+                    known += 1
+                    assert certain is min((r for r in rules if r.holds(request)), key=lambda rule: rule.order)
+    assert known > 500
+
+
+@given(
+    st.lists(st.text("aKks\u017f\u212aß.|", min_size=1, max_size=3), min_size=1, max_size=3),
+    st.text("aAKkSs\u017f\u212aßẞ.|", max_size=8),
+)
+def test_words_occur_where_re2_finds_them_in_capitals_or_not(words: list[str], text: str) -> None:
+    holds = compiled([RuleCondition("query", "keywords", words)], 0).holds
+    assert holds({"query": text}) == bool(re2.search(f"(?i:{'|'.join(map(re.escape, words))})", text))

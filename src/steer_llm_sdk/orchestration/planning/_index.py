@@ -45,6 +45,10 @@ class Entry(Protocol):
     def values(self) -> Sequence[Value]: ...
     @property
     def words(self) -> Words | None: ...
+    @property
+    def settled(self) -> bool:
+        """Whether the one value that it asks for is all that it asks for."""
+        ...
 
 
 E = TypeVar("E", bound=Entry)
@@ -55,12 +59,13 @@ _by_order = attrgetter("order")
 class RuleIndex(Generic[E]):
     """Rules, in the order they are asked. `reader` makes of a path what follows it into a request."""
 
-    __slots__ = ("_by_key", "_reader", "_root")
+    __slots__ = ("_by_key", "_certain", "_reader", "_root")
 
     def __init__(self, reader: Callable[[str], Reader]) -> None:
         self._reader = reader
         self._root: _Node[E] = _Node()
         self._by_key: tuple[str, dict[Any, _Node[E]]] | None = None
+        self._certain: dict[str, E] = {}
 
     def __len__(self) -> int:
         return self._root.count
@@ -70,7 +75,27 @@ class RuleIndex(Generic[E]):
         root.add(entry, tuple(entry.values), self._reader)
         alone = len(root.branches) == 1 and not root.here and root.texts is None
         path, branch = next(iter(root.branches.items())) if alone else (".", None)
-        self._by_key = None if branch is None or "." in path else (path, branch.children)
+        if branch is None or "." in path:
+            self._by_key, self._certain = None, {}
+            return
+        known, self._by_key = self._by_key, (path, branch.children)
+        for value in branch.children if known is None else [guard.value for guard in entry.values]:
+            if type(value) is str:
+                self._find_certain(value, branch.children.get(value))
+
+    def _find_certain(self, value: str, child: _Node[E] | None) -> None:
+        if child is not None and not child.branches and child.texts is None and child.here[0].settled:
+            self._certain[value] = child.here[0]
+        else:
+            self._certain.pop(value, None)
+
+    def certain(self, request: Any) -> E | None:
+        """The first of the candidates, where nothing has to be asked to know that it holds; else None."""
+        by_key = self._by_key
+        if by_key is None or type(request) is not dict:
+            return None
+        value = request.get(by_key[0])
+        return self._certain.get(value) if type(value) is str else None
 
     def candidates(self, request: Any) -> Iterable[E]:
         """All that may hold, in order."""
@@ -254,9 +279,10 @@ class _Needles(Generic[E]):
             size = next(size for size in GRAMS if size <= len(needle))
             known = self._by_size.get(size)
             if known is None:
-                known = self._by_size[size] = _SameSize({}, [])
+                known = self._by_size[size] = _SameSize({}, set(), [])
             rarest = min(pieces(needle, size), key=lambda piece: len(known.by_piece.get(piece, ())))
             known.by_piece.setdefault(rarest, []).append((needle, entry))
+            known.pieces.add(rarest)
             known.all.append((needle, entry))
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
@@ -278,8 +304,8 @@ class _Needles(Generic[E]):
             if len(known.all) <= FEW_NEEDLES:
                 found += known.all
                 continue
-            for pairs in filter(None, map(known.by_piece.get, pieces(text, size))):
-                found += pairs
+            for piece in known.pieces.intersection(pieces(text, size)):
+                found += known.by_piece[piece]
         return found
 
 
@@ -287,6 +313,7 @@ class _SameSize(NamedTuple, Generic[E]):
     """The words that are found by pieces of one length, by these, and all of them."""
 
     by_piece: dict[str, list[tuple[str, E]]]
+    pieces: set[str]  # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
     all: list[tuple[str, E]]
 
 

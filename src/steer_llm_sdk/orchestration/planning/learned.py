@@ -40,7 +40,7 @@ from steer_llm_sdk.orchestration.planning.planner import (
 from steer_llm_sdk.orchestration.planning.rule_based import Allowed, RuleBasedPlanner, default_options, task_type_of
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule
 from steer_llm_sdk.orchestration.planning.shared_beliefs import SharedBeliefs
-from steer_llm_sdk.reliability.stores.sums import SumStore
+from steer_llm_sdk.reliability.stores.sums import SumStore, open_sums
 
 __all__ = ["LearnedPlanner", "Neighbours", "Pacing"]
 
@@ -102,7 +102,8 @@ class LearnedPlanner(Planner):
     comes. True and False stand for "thompson" and "off". A deterministic run explores nothing.
 
     `pacing` spends a budget over the requests it is for. `neighbours` adds what is known from prompts that read alike
-    (extra `numpy`). `store` shares what is learned, and the budget, among processes under the name `space`. `shadow`:
+    (extra `numpy`). `store`, the URL of a store or a SumStore, shares what is learned, and the budget, among processes
+    under the name `space`. `shadow`:
     the rules' own choice, or the default, is what is decided; what would have been chosen is in
     `metadata["shadow"]`. `log` gets a line of JSON for each decision with a reward, for `steer-llm plan evaluate`.
 
@@ -119,7 +120,7 @@ class LearnedPlanner(Planner):
         rules: RuleBasedPlanner | Iterable[PlanningRule] | None = None,
         cost_weight: float = 0.0,
         explore: Explore | bool | None = "auto",
-        store: SumStore | None = None,
+        store: SumStore | str | None = None,
         *,
         latency_weight: float = 0.0,
         latency_target_ms: float | None = None,
@@ -158,7 +159,7 @@ class LearnedPlanner(Planner):
         self._decided: dict[str, int] = {}
         self._decisions = 0
         self._last_feedback: int | None = None
-        self._shared = None if store is None else SharedBeliefs(store, space, self.beliefs)
+        self._shared = None if store is None else SharedBeliefs(_sums(store), space, self.beliefs)
 
     @property
     def paced(self) -> Paced | None:
@@ -564,6 +565,12 @@ class LearnedPlanner(Planner):
         while self._telling:
             await asyncio.wait(self._telling)
 
+    async def aclose(self) -> None:
+        """Wait until everything is learned, and close the store. It is opened again if the planner is used again."""
+        await self.settled()
+        if self._shared is not None:
+            await self._shared.aclose()
+
     def _learn(
         self, pending: _Pending, reward: float | None, cost: float | None, ms: float | None
     ) -> tuple[Seen, Line | None, float]:
@@ -693,6 +700,14 @@ def _reasoning(choice: _Choice, chosen: int, shadow: bool) -> str:
     if taken is not best_one:
         return f"Trying '{taken.name}', which may turn out best ({seen})"
     return f"'{taken.name}' is worth most ({seen})"
+
+
+def _sums(given: SumStore | str) -> SumStore:
+    if isinstance(given, str):
+        return open_sums(given)
+    if not hasattr(given, "add_within"):
+        raise InvalidRequest("store", given, "give the URL of the store, or a SumStore such as open_sums(url)")
+    return given
 
 
 def _explore(given: Any) -> Explore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,12 +123,22 @@ class RuleBasedPlanner(Planner):
             self._decisions = ({}, {})
 
     async def plan(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
-        decision = self.decide(request, available_tools, context)
-        own = {"tool_options": copy.deepcopy(decision.tool_options), "fallback_tools": [*decision.fallback_tools]}
-        return decision.model_copy(update={**own, "metadata": copy.deepcopy(decision.metadata)})
+        if type(self).decide is RuleBasedPlanner.decide:
+            return self._decide(request, available_tools, context, None)
+        return self.decide(request, available_tools, context).model_copy(deep=True)
 
     def decide(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
         """What `plan` answers, without a loop, and to be read only: it may be handed out again."""
+        made_before: _Made | None = None
+        if not self._has_policies:
+            kept = self._decisions
+            same = context is None and kept[0] is available_tools
+            made_before = kept[1] if same else self._made_before(available_tools, context)
+        return self._decide(request, available_tools, context, made_before)
+
+    def _decide(
+        self, request: Any, available_tools: Tools, context: PlanRequest | None, made_before: _Made | None
+    ) -> PlanDecision:
         if not available_tools:
             raise NoEligibleTool
         asked = {"query": request} if isinstance(request, str) else request
@@ -137,11 +146,15 @@ class RuleBasedPlanner(Planner):
         if self._has_policies:
             search = _Search(self, asked, available_tools, context)
             search.ask_policies(self._policies.candidates(asked))
-            made_before = None
-        else:
-            kept = self._decisions
-            same = context is None and kept[0] is available_tools
-            made_before = kept[1] if same else self._made_before(available_tools, context)
+        elif (certain := self._pins.certain(asked)) is not None and certain.always_the_same:
+            if made_before is not None and (known := self._recall(made_before, certain.order, available_tools)):
+                return known
+            search = _Search(self, asked, available_tools, context)
+            if (decision := search.first_choice(certain)) is not None:
+                if made_before is not None and search.met_nothing:
+                    made_before[certain.order] = (decision, self.statistics.version)
+                return decision
+            search = None
         for entry in self._pins.candidates(asked):
             try:
                 if not entry.holds(asked):
@@ -282,6 +295,7 @@ class _Search:
     skipped: dict[str, str] = field(default_factory=dict)
     passed_over: dict[str, str] = field(default_factory=dict)
     matched: list[CompiledRule] = field(default_factory=list)
+    _catalog: Catalog | None = None
 
     def __post_init__(self) -> None:
         self.kind = task_type_of(self.request)
@@ -300,7 +314,10 @@ class _Search:
 
     @property
     def catalog(self) -> Catalog:
-        return self.planner._catalogs.of(self.tools)
+        catalog = self._catalog
+        if catalog is None:
+            catalog = self._catalog = self.planner._catalogs.of(self.tools)
+        return catalog
 
     def skip(self, entry: CompiledRule, error: Exception) -> None:
         self.skipped[entry.rule.name] = reason_of(error)
@@ -476,11 +493,7 @@ class _Search:
     # ── the decision ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def by_rule(self, entry: CompiledRule, name: str) -> PlanDecision:
-        fields = {**entry.fields, "tool_options": entry.options(self.request, self.context)}
-        if name != entry.serves[0]:
-            fields["selected_tool"] = name
-            fields["fallback_tools"] = [other for other in entry.serves[1:] if other != name]
-        return self.decision(name, fields)
+        return self.decision(name, entry.decision(self.request, self.context, name))
 
     def by_default(self, name: str, group: Group) -> PlanDecision:
         reasoning, method = "No matching rules, using default selection", "default"

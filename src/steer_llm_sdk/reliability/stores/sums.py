@@ -12,13 +12,21 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Protocol
+from urllib.parse import unquote
+
+from steer_llm_sdk.errors import InvalidRequest, StoreUnavailable
+from steer_llm_sdk.reliability.stores._url import shown
 
 Row = Sequence[float]
 
 
 class SumStore(Protocol):
-    """Rows of numbers and notes by key, in named spaces. Rows that are added to a key are of one length."""
+    """Rows of numbers and notes by key, in named spaces. Rows that are added to a key are of one length.
+
+    Raises StoreUnavailable where it does not answer.
+    """
 
     async def add(self, space: str, rows: Mapping[str, Row]) -> None:
         """Add each row to what is there, all of them at once."""
@@ -38,9 +46,22 @@ class SumStore(Protocol):
 
     async def kept(self, space: str, key: str) -> bytes | None: ...
 
+    async def aclose(self) -> None:
+        """Close what was opened. It is opened again if it is used again."""
+        ...
+
 
 def total(row: Row | None, more: Row) -> tuple[float, ...]:
     return tuple(more) if row is None else tuple(a + b for a, b in zip(row, more, strict=True))
+
+
+def as_bytes(key: str) -> bytes:
+    """A task type may be any text: with a null in it, or half of a pair of surrogates."""
+    return key.encode("utf-8", "surrogatepass")
+
+
+def as_text(key: bytes) -> str:
+    return bytes(key).decode("utf-8", "surrogatepass")
 
 
 class MemorySums:
@@ -89,16 +110,19 @@ class MemorySums:
             until, note = self._notes.get((space, key), (0.0, b""))
             return note if self._clock() < until else None
 
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sums
-    (space TEXT, key TEXT, mark INTEGER, row TEXT, PRIMARY KEY (space, key)) WITHOUT ROWID;
+    (space BLOB, key BLOB, mark INTEGER, row TEXT, PRIMARY KEY (space, key)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sums_changed ON sums (space, mark);
 CREATE TABLE IF NOT EXISTS sum_notes
-    (space TEXT, key TEXT, until REAL, note BLOB, PRIMARY KEY (space, key)) WITHOUT ROWID;
+    (space BLOB, key BLOB, until REAL, note BLOB, PRIMARY KEY (space, key)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sum_notes_until ON sum_notes (until);
 """
-_SWEEP = 1000
+SWEEP = 1000
 """Notes are looked through for old ones once in so many."""
 
 
@@ -123,14 +147,18 @@ class SQLiteSums:
     async def keep(self, space: str, key: str, note: bytes, ttl: float) -> None:
         now = self._clock()
         self._kept += 1
-        sweep = self._kept % _SWEEP == 0
+        sweep = self._kept % SWEEP == 0
         await asyncio.to_thread(
-            self._in_one, lambda db: _keep(db, (space, key, now + ttl, note), now if sweep else None)
+            self._in_one,
+            lambda db: _keep(db, (as_bytes(space), as_bytes(key), now + ttl, note), now if sweep else None),
         )
 
     async def kept(self, space: str, key: str) -> bytes | None:
         now = self._clock()
         return await asyncio.to_thread(self._in_one, lambda db: _kept(db, space, key, now), False)
+
+    async def aclose(self) -> None:
+        self.close()
 
     def close(self) -> None:
         with self._lock:
@@ -140,17 +168,11 @@ class SQLiteSums:
 
     def _in_one(self, work: Callable[[sqlite3.Connection], Any], writes: bool = True) -> Any:
         with self._lock:
-            db = self._connection or self._opened()
-            if not writes:
-                return work(db)
-            db.execute("BEGIN IMMEDIATE")
             try:
-                done = work(db)
-                db.execute("COMMIT")
-                return done
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
+                db = self._connection or self._opened()
+                return _in_transaction(db, work) if writes else work(db)
+            except sqlite3.Error as error:
+                raise StoreUnavailable(f"{self._path}: {error}") from error
 
     def _opened(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
@@ -161,28 +183,42 @@ class SQLiteSums:
         return db
 
 
+def _in_transaction(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        done = work(db)
+        db.execute("COMMIT")
+        return done
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+
+
 def _add(db: sqlite3.Connection, space: str, rows: Mapping[str, Row]) -> None:
-    (mark,) = db.execute("SELECT COALESCE(MAX(mark), 0) + 1 FROM sums WHERE space = ?", (space,)).fetchone()
+    (mark,) = db.execute("SELECT COALESCE(MAX(mark), 0) + 1 FROM sums WHERE space = ?", (as_bytes(space),)).fetchone()
     for key, more in rows.items():
-        known = db.execute("SELECT row FROM sums WHERE space = ? AND key = ?", (space, key)).fetchone()
+        place = (as_bytes(space), as_bytes(key))
+        known = db.execute("SELECT row FROM sums WHERE space = ? AND key = ?", place).fetchone()
         row = total(None if known is None else json.loads(known[0]), more)
-        db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?)", (space, key, mark, json.dumps(row)))
+        db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?)", (*place, mark, json.dumps(row)))
 
 
 def _since(db: sqlite3.Connection, space: str, mark: int) -> tuple[int, Mapping[str, Row]]:
-    found = db.execute("SELECT key, mark, row FROM sums WHERE space = ? AND mark > ?", (space, mark)).fetchall()
-    return max((at for _, at, _ in found), default=mark), {key: json.loads(row) for key, _, row in found}
+    found = db.execute(
+        "SELECT key, mark, row FROM sums WHERE space = ? AND mark > ?", (as_bytes(space), mark)
+    ).fetchall()
+    return max((at for _, at, _ in found), default=mark), {as_text(key): json.loads(row) for key, _, row in found}
 
 
 def _add_within(db: sqlite3.Connection, space: str, key: str, amount: float, limit: float) -> bool:
-    known = db.execute("SELECT row FROM sums WHERE space = ? AND key = ?", (space, key)).fetchone()
+    known = db.execute("SELECT row FROM sums WHERE space = ? AND key = ?", (as_bytes(space), as_bytes(key))).fetchone()
     if (0.0 if known is None else json.loads(known[0])[0]) + amount > limit:
         return False
     _add(db, space, {key: (amount,)})
     return True
 
 
-def _keep(db: sqlite3.Connection, note: tuple[str, str, float, bytes], sweep: float | None) -> None:
+def _keep(db: sqlite3.Connection, note: tuple[bytes, bytes, float, bytes], sweep: float | None) -> None:
     db.execute("INSERT OR REPLACE INTO sum_notes VALUES (?, ?, ?, ?)", note)
     if sweep is not None:
         db.execute("DELETE FROM sum_notes WHERE until < ?", (sweep,))
@@ -190,6 +226,28 @@ def _keep(db: sqlite3.Connection, note: tuple[str, str, float, bytes], sweep: fl
 
 def _kept(db: sqlite3.Connection, space: str, key: str, now: float) -> bytes | None:
     found = db.execute(
-        "SELECT note FROM sum_notes WHERE space = ? AND key = ? AND until > ?", (space, key, now)
+        "SELECT note FROM sum_notes WHERE space = ? AND key = ? AND until > ?", (as_bytes(space), as_bytes(key), now)
     ).fetchone()
     return None if found is None else bytes(found[0])
+
+
+_MODULES = {"redis": "redis", "rediss": "redis", "postgresql": "postgres", "postgres": "postgres"}
+
+
+def open_sums(url: str) -> SumStore:
+    """The sums at the URL of a store, as `open_store` takes it; nothing is connected to before they are used."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory":
+        return MemorySums()
+    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
+        return SQLiteSums(unquote(rest.partition("?")[0])[1:])
+    module = _MODULES.get(scheme.lower())
+    if module is None:
+        known = "sqlite:///file.db, redis://host:6379/0, rediss://…, postgresql://user@host/database or memory://"
+        raise InvalidRequest("store", shown(url), f"give {known}")
+    try:
+        opened: SumStore = import_module(f"{__package__}.sums_{module}").opened(url)
+    except ImportError as error:
+        way_out = f"its client is not installed: pip install 'steer_llm_sdk[{module}]'"
+        raise InvalidRequest("store", shown(url), way_out) from error
+    return opened
