@@ -38,7 +38,10 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """However slow the machine is while this is tested, nothing is left to the thread for that."""
+    monkeypatch.setattr(sqlite, "SLOW", float("inf"))
+    monkeypatch.setattr(sqlite, "TURN", float("inf"))
     return Clock()
 
 
@@ -126,13 +129,10 @@ async def test_a_lock_that_is_not_let_go_is_a_store_that_does_not_answer(
 
 
 async def test_the_log_is_moved_into_the_file_without_being_asked(store: SqliteStore, tmp_path: Path) -> None:
-    log = tmp_path / "steer.db-wal"
-    largest = 0
-    for n in range(3000):
+    for n in range(1500):
         claim = await claims(store, str(n))
         await store.settle(str(n), claim.token, b"x" * 700)
-        largest = max(largest, log.stat().st_size)
-    assert largest < 16_000_000  # Unmoved it would be 80 MB.
+    assert (tmp_path / "steer.db-wal").stat().st_size < 12_000_000  # Unmoved it is 42 MB.
 
 
 async def test_one_store_in_many_threads_gives_each_key_to_one(store: SqliteStore) -> None:

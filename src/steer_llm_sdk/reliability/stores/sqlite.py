@@ -398,8 +398,10 @@ class _Worker:
 
     def _checkpoint(self) -> None:
         try:
-            if self._database is not None:
-                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            # Nobody writes meanwhile: the log begins anew only when all of it was moved.
+            with self._in_hand:
+                if self._database is not None:
+                    self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error:
             pass  # The log grows, until the next one.
 
