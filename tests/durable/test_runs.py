@@ -41,6 +41,13 @@ def slow_bundle() -> LLMBundleTool:
     return LLMBundleTool("facts", SeededModel(yes, after=1.0), k=5)
 
 
+async def test_the_simplest_run_of_all_is_durable_too(runner: MemoryRunner) -> None:
+    """Without a key, a deadline or an event manager a plain run takes a short cut."""
+    output = await durable(runner, ScriptedTool("a", OK("yes"))).run("Why?", "a")
+    assert output.content == "yes"
+    assert len(runner.runs) == 1
+
+
 # ── the key ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
