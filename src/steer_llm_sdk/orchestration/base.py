@@ -75,12 +75,6 @@ class Plan(NamedTuple):
 class BaseOrchestrator(ABC):
     """Takes a request through deadline, replay, plan and fallback to an output. `async with` closes what it opened."""
 
-    _works_as_all_do = True
-
-    def __init_subclass__(cls, **named: Any) -> None:
-        super().__init_subclass__(**named)
-        cls._works_as_all_do = cls._work is BaseOrchestrator._work
-
     def __init__(
         self,
         registry: ToolRegistry | None = None,
@@ -137,12 +131,8 @@ class BaseOrchestrator(ABC):
         run = self._accept(request, tool_name, tool_options, options, event_manager)
         events, deadline = run.events, run.deadline
         if events is None:
-            if deadline is None and run.given["idempotency_key"] is None and self._works_as_all_do:
-                # As `_work` does it: most runs have one coroutine less.
-                plan = self._plan_at_once(run) or await self._plan(run)
-                output = self._output(run, plan, await self._answer(run, plan))
-            else:
-                output = await self._until_deadline(run)
+            plain = deadline is None and run.given["idempotency_key"] is None
+            output = await (self._work(run) if plain else self._until_deadline(run))
             return output if run.given["budget"] is None and run.ledger is None else self._within_budget(run, output)
         try:
             output = self._within_budget(run, await self._until_deadline(run))
