@@ -90,7 +90,9 @@ def create_app(
     if not simulated and named.startswith("recorded:"):
         raise InvalidRequest(MODEL_VARIABLE, named, "name a real model, or simulate: --simulated, simulated=True")
     book = RunBook(runs)
-    state = _State(orchestrator, book, Chat(orchestrator, models or {}, simulated), simulated)
+    state = _State(
+        orchestrator, book, Chat(orchestrator, models or {}, simulated, orchestrator.idempotency_manager), simulated
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,7 +102,7 @@ def create_app(
             yield
             state.ready = False
             await book.close(drain)
-            await state.chat.aclose()
+            await state.chat.aclose(drain)
 
     app = FastAPI(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.steer = state
