@@ -139,8 +139,8 @@ def waterfall(run: Run) -> str:
         for name, entry in ((run.output or {}).get("per_agent") or {}).items()
         for line in entry.get("timeline", ())
     ]
-    began = run.created * 1000
-    told = [(event["timestamp"] * 1000 - began, text) for event in run.events if (text := _told(event))]
+    # On the same clock as the attempts: that of the process that carried the run out.
+    told = [(event["at_ms"], text) for event in run.events if (text := _told(event))]
     rows: list[tuple[float, Mapping[str, Any] | str]] = [(line["started_ms"], line) for line in attempts]
     rows += [(max(at, 0.0), text) for at, text in told]
     rows.sort(key=_at)
@@ -293,7 +293,16 @@ def _button(name: str, action: str, label: str) -> str:
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_MARKS = {"succeeded": "✓", "closed": "✓", "failed": "✕", "error": "✕", "open": "✕", "running": "…", "partial": "◐"}
+_MARKS = {
+    "succeeded": "✓",
+    "closed": "✓",
+    "failed": "✕",
+    "error": "✕",
+    "interrupted": "✕",
+    "open": "✕",
+    "running": "…",
+    "partial": "◐",
+}
 
 
 def _state(state: str) -> str:
