@@ -245,13 +245,13 @@ class DurableOrchestrator(ReliableOrchestrator):
         ended = await runner.wait(run_id)
         if ended is None:
             raise RunCancelled(run_id)
-        output = self.came_to(known.asked, ended)
-        output.replayed = False  # It was made for whoever handed it in.
-        return output
+        return self.came_to(known.asked, ended)
 
     def came_to(self, asked: Json, ended: Json) -> OrchestrationOutput:
-        """The output of a run as it was recorded, or raises what `run` would have raised."""
-        return self._within_budget(self._rebuilt(asked), load_ended(ended))
+        """The output of a run as it was recorded, for whoever handed it in; or raises what `run` would have raised."""
+        output = load_ended(ended)
+        output.replayed = False
+        return self._within_budget(self._rebuilt(asked), output)
 
     async def living(self) -> set[str] | None:
         """The workers of the store that live; None where its engine is another one, and does not say."""

@@ -68,8 +68,6 @@ class Hosted:
         )
 
         def came_to(ended: dict[str, Any]) -> OrchestrationOutput:
-            output = self._orchestrator.came_to(asked, ended)
-            output.replayed = False
-            return output
+            return self._orchestrator.came_to(asked, ended)
 
         return await self._book.carry(run, max(time.time() - asked["began"], 0.0), work, came_to)

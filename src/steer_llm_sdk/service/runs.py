@@ -132,7 +132,7 @@ class Run:
     def take(self, row: Row) -> None:
         """Become what the table says."""
         record = json.loads(row.record)
-        self.state, self.tool, self.owner = row.state, row.tool or self.tool, row.owner
+        self.state, self.tool, self.owner, self.created = row.state, row.tool or self.tool, row.owner, row.created
         self.engine = row.engine or self.engine
         self.request, self.output, self.error = record["request"], record["output"], record["error"]
         if self.over:
