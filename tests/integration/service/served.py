@@ -16,6 +16,7 @@ import uvicorn
 from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, Tool, ToolRegistry
 from steer_llm_sdk.reliability import RetryPolicy
 from steer_llm_sdk.service import create_app
+from steer_llm_sdk.service._server import PatientProtocol
 
 CERTIFICATES = ssl.create_default_context()
 QUICK = RetryPolicy(initial_delay=0.01, max_delay=5.0)
@@ -39,7 +40,11 @@ class Service:
 
 @contextmanager
 def serving(
-    *tools: Tool, retry: RetryPolicy = QUICK, reliability: ReliabilityConfig | None = None, **options: Any
+    *tools: Tool,
+    retry: RetryPolicy = QUICK,
+    reliability: ReliabilityConfig | None = None,
+    http: Any = PatientProtocol,
+    **options: Any,
 ) -> Iterator[Service]:
     registry = ToolRegistry()
     for tool in tools:
@@ -47,7 +52,7 @@ def serving(
     config = reliability or ReliabilityConfig(retry_policy=retry)
     orchestrator = ReliableOrchestrator(reliability_config=config, registry=registry)
     app = create_app(orchestrator, **options)
-    setup = uvicorn.Config(app, port=0, log_level="warning", http="h11", ws="none", server_header=False)
+    setup = uvicorn.Config(app, port=0, log_level="warning", http=http, ws="none", server_header=False)
     listener = setup.bind_socket()
     server = uvicorn.Server(setup)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
