@@ -24,7 +24,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._owners import FileOwners, NoOwners
 from steer_llm_sdk.service._shelf import News, Row, Shelf
 from steer_llm_sdk.service.problems import Problem, problem_of
-from steer_llm_sdk.streaming.manager import EventManager
+from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
 R = TypeVar("R")
 Work = Callable[[EventManager], Awaitable[OrchestrationOutput]]
@@ -79,6 +79,8 @@ class Run:
     cancelled: bool = False
     written: int = -1
     """Events that are in the table; -1: not even its row is."""
+    left: bool = False
+    """Nobody here carries it out any more, and it goes on elsewhere."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -110,7 +112,7 @@ class Run:
             for event in self.events[max(after, 0) :]:
                 after = event["id"]
                 yield event
-            if self.over:
+            if self.over or self.left:
                 return
             await changed.wait()
 
@@ -165,6 +167,20 @@ class Engine(Protocol):
         ...
 
     async def cancel(self, engine_id: str) -> None: ...
+
+
+class _Heard(EventManager):
+    """The events of one run, for the book. Its time begins where that of its attempts does: when its events are asked
+    for; `ago` seconds earlier where it goes on from elsewhere."""
+
+    def __init__(self, book: RunBook, run: Run, ago: float = 0.0) -> None:
+        super().__init__(on_create_event=lambda event: book.heard(run, event))
+        self._run = run
+        self._ago = ago
+
+    def for_run(self, *given: Any, **named: Any) -> RunEvents:
+        self._run.began = asyncio.get_running_loop().time() - self._ago
+        return super().for_run(*given, **named)
 
 
 class _Seen(NamedTuple):
@@ -283,7 +299,7 @@ class RunBook:
         goes_on = False
         run.began = asyncio.get_running_loop().time()
         try:
-            output = await work(self._events_of(run))
+            output = await work(_Heard(self, run))
             run.end(output)
             if self.on_end is not None and not output.replayed:
                 assert run.output is not None
@@ -302,7 +318,7 @@ class RunBook:
             raise
         finally:
             if goes_on:
-                self._running.pop(run.id, None)
+                self._leave(run)
             else:
                 await asyncio.shield(self._ended(run))
 
@@ -334,12 +350,11 @@ class RunBook:
         if not run.over:
             run.events = events
             self._running[run.id] = run
-        run.began = asyncio.get_running_loop().time() - began
         run.written = len(events)
         try:
-            gave = await work(self._events_of(run))
+            gave = await work(_Heard(self, run, began))
         except BaseException:
-            self._running.pop(run.id, None)
+            self._leave(run)
             with contextlib.suppress(RuntimeError):  # The thread may have ended.
                 self._thread.submit(self._shelf.leave, run.id, self.owner)
             raise
@@ -349,6 +364,11 @@ class RunBook:
                 self.on_end(run.output)
             await asyncio.shield(self._ended(run))
         return gave
+
+    def _leave(self, run: Run) -> None:
+        self._running.pop(run.id, None)
+        run.left = True
+        run.wake()
 
     def _settle(self, run: Run, came_to: Callable[[], OrchestrationOutput]) -> None:
         try:
@@ -377,21 +397,30 @@ class RunBook:
         return sorted(each, key=lambda run: -run.created)[:count]
 
     async def follow(self, run: Run, after: int) -> AsyncIterator[dict[str, Any]]:
-        """Its events from the one after number `after`, until its end, whichever process carries it out."""
-        if run.over or run.id in self._running:
-            async for event in run.follow(after):
-                yield event
-            return
-        shared, readers = self._followed.get(run.id, (run, 0))
-        self._followed[run.id] = shared, readers + 1
-        try:
-            async for event in shared.follow(after):
-                yield event
-            run.state, run.error = shared.state, shared.error
-        finally:
-            shared, readers = self._followed.pop(run.id)
-            if readers > 1:
-                self._followed[run.id] = shared, readers - 1
+        """Its events from the one after number `after`, until its end, whichever process carries it out. In the end
+        `run` says how it ended."""
+        source = run
+        while True:
+            if source.over or source.id in self._running:
+                async for event in source.follow(after):
+                    after = event["id"]
+                    yield event
+            else:
+                source, readers = self._followed.get(source.id, (source, 0))
+                self._followed[source.id] = source, readers + 1
+                try:
+                    async for event in source.follow(after):
+                        after = event["id"]
+                        yield event
+                finally:
+                    shared, readers = self._followed.pop(source.id)
+                    if readers > 1:
+                        self._followed[source.id] = shared, readers - 1
+            if source.over:
+                run.state, run.error = source.state, source.error
+                return
+            # It was here, and goes on elsewhere.
+            source = await self.get(run.tenant, run.id)
 
     async def cancel(self, run: Run) -> None:
         """Here at once; where another process has it, within a moment."""
@@ -417,10 +446,7 @@ class RunBook:
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _events_of(self, run: Run) -> EventManager:
-        return EventManager(on_create_event=lambda event: self._heard(run, event))
-
-    def _heard(self, run: Run, event: StreamEvent) -> None:
+    def heard(self, run: Run, event: StreamEvent) -> None:
         # Beside the attempts of the run, which are on this clock too: the time of day may be set meanwhile.
         at = 0.0 if run.began is None else asyncio.get_running_loop().time() - run.began
         run.tell({**told(event), "at_ms": round(at * 1000, 3)})

@@ -134,7 +134,7 @@ def test_a_caller_who_goes_away_takes_the_run_along(serve: Serve) -> None:
 def test_events_and_attempts_are_on_one_clock(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of day may be set while a run is under way."""
     monkeypatch.setattr("steer_llm_sdk.streaming.manager.time.time", lambda: 1.0)
-    with serve(ScriptedTool("t", err(503), OK("done", after=0.05))).client() as client:
+    with serve(ScriptedTool("t", err(503, after=0.05), OK("done", after=0.05))).client() as client:
         run = client.post("/v1/runs", json={"request": "x", "tool_name": "t", "options": {"streaming": True}}).json()
         events = {
             each["event"]: json.loads(each["data"]) for each in sse(client.get(f"/v1/runs/{run['id']}/events").text)
