@@ -35,6 +35,7 @@ from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.service import view
 from steer_llm_sdk.service._engine import DurableEngine, Hosted
 from steer_llm_sdk.service.chat import Chat
+from steer_llm_sdk.service.formats import ANTHROPIC, OPENAI
 from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem, until_gone
 from steer_llm_sdk.service.keys import KeyRing
 from steer_llm_sdk.service.metrics import Scrape
@@ -95,7 +96,8 @@ def create_app(
     under way get when the service stops.
 
     `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
-    lets `recorded:` models answer. `models`: what the names stand for that clients of OpenAI's format use.
+    lets `recorded:` models answer. `models`: what the names stand for that clients of /v1/chat/completions and
+    /v1/messages use.
     """
     named = configured_model() or ""
     if not simulated and named.startswith("recorded:"):
@@ -308,7 +310,13 @@ def _add_routes(app: FastAPI, state: _State) -> None:
     async def chat(request: Request, caller: Known) -> Response:
         """OpenAI's chat completions, under the policies."""
         book.require_room()
-        return await state.chat.complete(request, caller)
+        return await state.chat.complete(OPENAI, request, caller)
+
+    @app.post("/v1/messages", response_model=None)
+    async def messages(request: Request, caller: Known) -> Response:
+        """Anthropic's messages, under the policies."""
+        book.require_room()
+        return await state.chat.complete(ANTHROPIC, request, caller)
 
     @app.get("/v1/models", response_model=None)
     async def models() -> dict[str, Any]:

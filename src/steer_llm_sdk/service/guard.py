@@ -115,7 +115,9 @@ class Guard:
     def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
         if self._keys is None or (path != "/view/runs" and OPEN_PATHS.match(path)):
             return Caller()
-        kind, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        # Anthropic's clients have a header of their own for it.
+        usual = b"Bearer " + headers.get(b"x-api-key", b"")
+        kind, _, secret = headers.get(b"authorization", usual).decode("latin-1").partition(" ")
         key: Key | None = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
         if key is None:
             raise Problem(401, "give an API key: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
@@ -198,7 +200,17 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _DEPTH)
 _LONG = 50_000
 """Bytes from which on a body is looked at beside the loop."""
 
-_ONCE = (b"host", b"authorization", b"content-length", b"transfer-encoding", b"idempotency-key", b"content-type")
+_ONCE = frozenset(
+    [
+        b"host",
+        b"authorization",
+        b"x-api-key",
+        b"content-length",
+        b"transfer-encoding",
+        b"idempotency-key",
+        b"content-type",
+    ]
+)
 
 
 def _single_headers(scope: Scope, most: int) -> dict[bytes, bytes]:
