@@ -95,6 +95,7 @@ class Guard:
         send = _with_headers(send)
         try:
             headers = _single_headers(scope, self._limits.header)
+            _check_length(headers)
             self._check_host(headers)
             _check_origin(scope["method"], headers)
             caller = self._caller(scope["path"], headers)
@@ -225,6 +226,12 @@ def _single_headers(scope: Scope, most: int) -> dict[bytes, bytes]:
     if size > most:
         raise Problem(431, f"more than {most} bytes of headers")
     return found
+
+
+def _check_length(headers: dict[bytes, bytes]) -> None:
+    """A body whose length is told in two ways ends in two places; what is in between must not become a request."""
+    if b"content-length" in headers and b"transfer-encoding" in headers:
+        raise Problem(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
 
 
 def _check_origin(method: str, headers: dict[bytes, bytes]) -> None:
