@@ -306,13 +306,13 @@ def _add_routes(app: FastAPI, state: _State) -> None:
             "budgets": {name.removeprefix(mine): dict(each) for name, each in accounts.items() if name.startswith(mine)}
         }
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, openapi_extra=_passed_on("messages"))
     async def chat(request: Request, caller: Known) -> Response:
         """OpenAI's chat completions, under the policies."""
         book.require_room()
         return await state.chat.complete(OPENAI, request, caller)
 
-    @app.post("/v1/messages", response_model=None)
+    @app.post("/v1/messages", response_model=None, openapi_extra=_passed_on("messages", "max_tokens"))
     async def messages(request: Request, caller: Known) -> Response:
         """Anthropic's messages, under the policies."""
         book.require_room()
@@ -343,6 +343,18 @@ def _add_routes(app: FastAPI, state: _State) -> None:
         if not caller.admin:
             raise Problem(403, "this key may not read the metrics of all tenants; it needs admin = true")
         return state.scrape.response(accept)
+
+
+def _passed_on(*needed: str) -> dict[str, Any]:
+    """How a body is described that the service does not read: `model` and `stream` are looked at, the rest goes on."""
+    known = {
+        "model": {"type": "string"},
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "stream": {"type": "boolean"},
+        "max_tokens": {"type": "integer", "minimum": 1},
+    }
+    schema = {"type": "object", "required": ["model", *needed], "properties": known}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _add_view(app: FastAPI, state: _State) -> None:
