@@ -46,7 +46,7 @@ from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
 from steer_llm_sdk.reliability.classify import parse_retry_after
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
-from steer_llm_sdk.service.formats import ANTHROPIC, OPENAI, Format, parsed
+from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.telemetry._spans import below_caller
@@ -346,7 +346,7 @@ class Chat:
         leaving: asyncio.Future[None],
     ) -> Response:
         key = request.headers.get("idempotency-key")
-        passed = {name: value for name, value in request.headers.items() if format.headers_in.match(name)}
+        passed = {name: value for name, value in request.headers.items() if FROM_CLIENT.match(name)}
         passed = {**format.usual_headers, **passed}
         exchange = _Exchange(format, body, fields, self._routes(format, fields["model"]), passed, key)
         token = _exchange.set(exchange)

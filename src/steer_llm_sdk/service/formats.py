@@ -8,20 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+FROM_CLIENT = re.compile(r"(openai-(organization|project|beta)|anthropic-[a-z-]+|x-client-request-id)$")
+"""Headers of a client that are meant for the provider. Who asks us, and with which key, is none of its business."""
 _PASSED_ON = r"x-ratelimit-|retry-after|(x-should-retry|content-type|x-simulated|(x-)?request-id)$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """`name` is also the prefix of models that are named without one. `path` comes behind the host, or behind a base
-    URL that has the /v1 already. Headers of a request that match `headers_in` go to the provider, and `usual_headers`
-    where they are not there; those of an answer that match `headers_out` go to the client. Who asks us, and with which
-    key, is none of the provider's business. `counts` are the names of the tokens used."""
+    URL that has the /v1 already. `usual_headers` go to a
+    provider where the client has none of that name; headers of an answer that match `headers_out` go to the client.
+    `counts` are the names of the tokens used."""
 
     name: str
     title: str
     path: str
-    headers_in: re.Pattern[str]
     usual_headers: Mapping[str, str]
     headers_out: re.Pattern[str]
     counts: tuple[str, ...]
@@ -85,7 +86,6 @@ OPENAI = Format(
     name="openai",
     title="OpenAI",
     path="/v1/chat/completions",
-    headers_in=re.compile(r"(openai-(organization|project|beta)|x-client-request-id)$"),
     usual_headers={},
     headers_out=re.compile(f"(openai-|{_PASSED_ON})"),
     counts=("prompt_tokens", "completion_tokens", "total_tokens"),
@@ -94,7 +94,6 @@ ANTHROPIC = Format(
     name="anthropic",
     title="Anthropic",
     path="/v1/messages",
-    headers_in=re.compile(r"(anthropic-[a-z-]+|x-client-request-id)$"),
     usual_headers={"anthropic-version": "2023-06-01"},
     headers_out=re.compile(f"(anthropic-ratelimit-|{_PASSED_ON})"),
     counts=("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
