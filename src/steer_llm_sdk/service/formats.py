@@ -16,9 +16,8 @@ _PASSED_ON = r"x-ratelimit-|retry-after|(x-should-retry|content-type|x-simulated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """`name` is also the prefix of models that are named without one. `path` comes behind the host, or behind a base
-    URL that has the /v1 already. `usual_headers` go to a
-    provider where the client has none of that name; headers of an answer that match `headers_out` go to the client.
-    `counts` are the names of the tokens used."""
+    URL that has the /v1 already. `usual_headers` go to a provider where the client has none of that name; headers of an
+    answer that match `headers_out` go to the client. `counts` are the names of the tokens used."""
 
     name: str
     title: str
