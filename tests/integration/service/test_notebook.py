@@ -16,9 +16,11 @@ def told(path: Path) -> list[Any]:
     """What each cell of code printed; of a report its titles, for times and widths are never the same twice."""
     found: list[Any] = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        for output in cell.get("outputs", ()):
-            report = "".join(output.get("data", {}).get("text/html", ()))
-            found.append(re.findall("<h[12]>(.*?)</h", report) if report else "".join(output["text"]))
+        outputs = cell.get("outputs", ())
+        report = "".join("".join(output.get("data", {}).get("text/html", ())) for output in outputs)
+        printed = "".join("".join(output.get("text", ())) for output in outputs)
+        if outputs:
+            found.append(re.findall("<h[12]>(.*?)</h", report) if report else printed)
     return found
 
 
