@@ -464,3 +464,33 @@ class AttemptsUsedUp(Rejected):
     def __init__(self, attempts: int) -> None:
         super().__init__(f"The run has made all {attempts} upstream calls that max_total_attempts allows")
         self.attempts = attempts
+
+
+_OF_CATEGORY: Mapping[ErrorCategory, type[ProviderError]] = {
+    ErrorCategory.AUTHENTICATION: AuthenticationFailed,
+    ErrorCategory.PERMISSION_DENIED: PermissionDenied,
+    ErrorCategory.QUOTA: QuotaExhausted,
+    ErrorCategory.NOT_FOUND: ModelNotFound,
+    ErrorCategory.CONFLICT: ProviderConflict,
+    ErrorCategory.TIMEOUT: ProviderTimeout,
+    ErrorCategory.RATE_LIMIT: RateLimited,
+    ErrorCategory.SERVER_ERROR: ProviderUnavailable,
+    ErrorCategory.VALIDATION: RequestRejected,
+}
+_OF_CODE: Mapping[str, type[ProviderError]] = {
+    "insufficient_quota": QuotaExhausted,
+    "context_length_exceeded": ContextWindowExceeded,
+    "content_filter": ContentFiltered,
+    "content_policy_violation": ContentFiltered,
+    "question_not_recorded": RequestRejected,
+}
+
+
+def error_of_status(status: int | None) -> type[ProviderError] | None:
+    """What a provider's answer of this status is raised as; None for none, and for what is no error."""
+    return _OF_CATEGORY.get(category_of_status(status))
+
+
+def error_of_code(code: str | None) -> type[ProviderError] | None:
+    """What a provider's own code is raised as, where it says more than the status beside it."""
+    return None if code is None else _OF_CODE.get(code)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from integration.service.served import Service, serving
+from steer_llm_sdk.errors import ProviderUnavailable
+from steer_llm_sdk.orchestration import Tool
 from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
 from steer_llm_sdk.service import Key, KeyRing, new_key
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
@@ -19,6 +22,24 @@ from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SCRIPT = "<script>window.hit=1</script><img src=x onerror=window.hit=1>\"'>{{7*7}}"
+
+
+class Hostile(Tool):
+    """Has markup wherever a tool may say something; its provider is down once, so that a retry tells of it."""
+
+    name = f"all {SCRIPT}"
+    version = "1.0.0"
+    provider = f"p {SCRIPT}"
+    description = SCRIPT
+    capabilities = (SCRIPT,)
+    calls = 0
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        self.calls += 1
+        if self.calls % 2:
+            raise ProviderUnavailable(SCRIPT, str(self.provider), 503)
+        metadata = {"notes": [SCRIPT], SCRIPT: SCRIPT}
+        return {"content": {SCRIPT: SCRIPT}, "usage": {SCRIPT: 1}, "cost_usd": 0.1, "metadata": metadata}
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +56,10 @@ def service() -> Iterator[Service]:
         ScriptedTool("flaky", err(503), OK({"said": SCRIPT}, after=0.05), provider="alpha", description=SCRIPT),
         ScriptedTool("waits", HANG, provider="beta"),
         ScriptedTool(SCRIPT, err(ValueError(SCRIPT)), provider=SCRIPT),
+        Hostile(),
         SimpleBundleTool(),
     )
-    with serving(*tools) as running:
+    with serving(*tools, drain=0.0) as running:
         yield running
 
 
@@ -75,6 +97,12 @@ def ended(service: Service) -> dict[str, str]:
     return {
         "flaky": run(service, "flaky", request={"text": SCRIPT, SCRIPT: [SCRIPT]}),
         "hostile": run(service, SCRIPT, request=SCRIPT),
+        "everywhere": run(
+            service,
+            f"all {SCRIPT}",
+            request={SCRIPT: SCRIPT},
+            options={"streaming": True, "metadata": {SCRIPT: SCRIPT}},
+        ),
         "bundle": run(service, "simple_bundle", request={"query": SCRIPT}, tool_options={"k": 3}),
     }
 
@@ -196,6 +224,155 @@ def test_a_service_that_is_gone_is_told_in_words(browser: Browser) -> None:
         watched = opened(browser, service, "/")
         expect(watched.page.locator("main")).to_contain_text("No run yet")
     expect(watched.page.get_by_role("status")).to_contain_text("does not answer")
+
+
+# ── for everybody ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+AXE = Path(AXE_FILE_PATH).read_text(encoding="utf-8")
+REACHABLE = "a[href], button, input, [tabindex='0'], svg a"
+NAME = "node => node.id || node.getAttribute('aria-label') || node.innerText"
+FOCUSED = f"() => ({NAME})(document.activeElement)"
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds, all its rules on, with the element and the reason."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations'], rules: {region: {enabled: true}}})")
+    return [
+        f"{rule['id']} ({rule['impact']}): {node['html'][:120]} {node['failureSummary']}"
+        for rule in found["violations"]
+        for node in rule["nodes"]
+    ]
+
+
+def settled(watched: Watched) -> Page:
+    expect(watched.page.locator("main .note", has_text="Loading")).to_have_count(0)
+    return watched.page
+
+
+@pytest.fixture(scope="module")
+def under_way(service: Service) -> str:
+    with service.client() as client:
+        body, headers = {"request": "x", "tool_name": "waits"}, {"Prefer": "respond-async"}
+        return str(client.post("/v1/runs", json=body, headers=headers).json()["id"])
+
+
+def test_axe_sees_a_page_that_is_wrong(browser: Browser, service: Service) -> None:
+    page = opened(browser, service, "/").page
+    page.evaluate("document.body.innerHTML = '<main><h1>x</h1><input><img src=\\'data:,\\'></main>'")
+    found = " ".join(violations(page))
+    assert "label (critical)" in found
+    assert "image-alt (critical)" in found
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1100, "light")])
+def test_no_page_has_anything_that_axe_finds_wrong(
+    browser: Browser, service: Service, ended: dict[str, str], under_way: str, width: int, scheme: Any
+) -> None:
+    runs = [f"/view/runs/{run_id}" for run_id in (*ended.values(), under_way)]
+    watched = opened(browser, service, "/", viewport={"width": width, "height": 800}, color_scheme=scheme)
+    for path in ("/", "/view/providers", *runs, f"/view/runs/{ended['bundle']}/evidence"):
+        watched.page.goto(service.url + path)
+        assert (path, violations(settled(watched))) == (path, [])
+    assert watched.trouble == []
+    watched.page.goto(f"{service.url}/view/runs/none")
+    expect(watched.page.get_by_role("status")).to_contain_text("It is not there")
+    assert violations(watched.page) == []
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_page_that_asks_for_a_key_and_one_without_its_service_are_right_too(browser: Browser, scheme: Any) -> None:
+    _, digest = new_key()
+    with serving(keys=KeyRing((Key(tenant="a", sha256=digest),))) as service:
+        watched = opened(browser, service, "/", color_scheme=scheme)
+        expect(watched.page.get_by_label("This service asks for an API key.")).to_be_visible()
+        assert violations(watched.page) == []
+    with serving() as service:
+        watched = opened(browser, service, "/", color_scheme=scheme)
+        expect(watched.page.locator("main")).to_contain_text("No run yet")
+    expect(watched.page.get_by_role("status")).to_contain_text("does not answer")
+    assert violations(watched.page) == []
+
+
+def test_the_tab_key_reaches_all_that_acts_in_its_order_and_shows_where_it_is(
+    browser: Browser, service: Service, ended: dict[str, str], under_way: str
+) -> None:
+    runs = [f"/view/runs/{run_id}" for run_id in (ended["flaky"], ended["bundle"], under_way)]
+    watched = opened(browser, service, "/", viewport={"width": 400, "height": 800})
+    for path in ("/", "/view/providers", *runs):
+        watched.page.goto(service.url + path)
+        page = settled(watched)
+        wanted = page.eval_on_selector_all(REACHABLE, f"all => all.filter(node => node.checkVisibility()).map({NAME})")
+        assert len(wanted) >= 4
+        reached = []
+        for _ in wanted:
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate(FOCUSED))
+            shown = page.evaluate(
+                "() => { const style = getComputedStyle(document.activeElement);"
+                " return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0; }"
+            )
+            assert (path, reached[-1], shown) == (path, reached[-1], True)
+        assert reached == wanted
+
+
+def tabbed_to(page: Page, name: str) -> None:
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(FOCUSED) == name:
+            return
+    raise AssertionError(f"the tab key does not lead to {name}")
+
+
+def test_every_action_is_done_with_the_keyboard_alone(
+    browser: Browser, service: Service, ended: dict[str, str]
+) -> None:
+    with service.client() as client:
+        body, headers = {"request": "x", "tool_name": "waits"}, {"Prefer": "respond-async"}
+        run_id = client.post("/v1/runs", json=body, headers=headers).json()["id"]
+    watched = opened(browser, service, "/")
+    page = settled(watched)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # skips to the content
+    assert page.evaluate("location.hash") == "#content"
+    tabbed_to(page, f"run-{run_id}")
+    page.keyboard.press("Enter")
+    page.on("dialog", lambda dialog: dialog.accept())
+    expect(page.locator("#cancel")).to_be_visible()
+    tabbed_to(page, "cancel")
+    page.keyboard.press("Enter")
+    expect(page.locator(".state").first).to_contain_text("cancelled")
+    tabbed_to(page, "Providers")
+    page.keyboard.press("Enter")
+    section = page.locator("section", has=page.get_by_role("heading", name="alpha"))
+    for label, state in (("Force open", "✕ open"), ("Let it decide", "✓ closed"), ("Reset", "✓ closed")):
+        button = page.get_by_role("button", name=f"{label}: alpha")
+        expect(button).to_be_visible()
+        tabbed_to(page, str(button.get_attribute("id")))
+        page.keyboard.press("Space")
+        expect(section.locator(".state")).to_have_text(state)
+    page.goto(f"{service.url}/view/runs/{ended['bundle']}")
+    expect(page.get_by_role("link", name="The evidence bundle")).to_be_visible()
+    tabbed_to(page, "The evidence bundle")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{service.url}/view/runs/{ended['bundle']}/evidence")
+    assert watched.trouble == []
+
+
+def test_a_timeline_is_scrolled_with_the_arrows(browser: Browser, service: Service, ended: dict[str, str]) -> None:
+    page = settled(opened(browser, service, f"/view/runs/{ended['flaky']}", viewport={"width": 400, "height": 800}))
+    tabbed_to(page, "timeline")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.getElementById('timeline').scrollLeft > 0")
+
+
+def test_without_colour_every_state_has_its_sign_and_its_word(
+    browser: Browser, service: Service, ended: dict[str, str], under_way: str
+) -> None:
+    page = settled(opened(browser, service, "/", forced_colors="active"))
+    states = page.eval_on_selector_all(".state", "all => all.map(node => node.innerText)")
+    assert {"✓ succeeded", "✕ failed", "… running"} <= set(states)
+    assert all(len(state) > 2 and state[1] == " " for state in states)
 
 
 def test_pictures_for_the_page_of_the_service(browser: Browser) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steer_llm_sdk.cli.exits import Group, OneCommand, errors_as_exits, refuse
+from steer_llm_sdk.cli.worker import durable_of, orchestrator_of
 from steer_llm_sdk.providers._endpoint import is_loopback
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+IN_MEMORY = ":memory:"
 keys = typer.Typer(cls=Group, help="API keys of the service.", no_args_is_help=True)
 
 
@@ -21,8 +28,22 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Who may ask; `steer-llm keys new TENANT` makes an entry.")
     ] = None,
     runs: Annotated[
-        str, typer.Option(metavar="FILE", help="The SQLite file that ended runs are kept in.")
+        str,
+        typer.Option(
+            metavar="FILE|URL", help="What runs are kept in: a SQLite file, or postgresql://… together with --durable."
+        ),
     ] = "steer-runs.db",
+    durable: Annotated[
+        bool, typer.Option("--durable", help="Runs outlive their process: another one goes on with them.")
+    ] = False,
+    app: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Your tools: a ToolRegistry, or a ReliableOrchestrator with its planner and configuration.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that serve the port together.", min=1, max=64)] = 1,
     simulated: Annotated[bool, typer.Option("--simulated", help="Let recorded: models answer.")] = False,
 ) -> None:
     """Serve runs, chat completions in OpenAI's format, and the web view.
@@ -32,27 +53,66 @@ def serve(
     with errors_as_exits():
         if keys is None and not is_loopback(f"http://{f'[{host}]' if ':' in host else host}"):
             refuse("host", host, "beyond loopback everybody could spend your money; give --keys FILE, or leave it out")
+        if runs == IN_MEMORY and (durable or workers > 1):
+            refuse("--runs", runs, "what several processes are to know is kept in a file; name one")
+        served = _Served(None if keys is None else str(keys), runs, durable, app, simulated)
+        made = served()  # What is wrong with it is told here, and not by each process.
+        _listen(served if workers > 1 else made, host, port, workers)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What is served, as each of several processes makes it for itself."""
+
+    keys: str | None
+    runs: str
+    durable: bool
+    app: str | None
+    simulated: bool
+
+    def __call__(self) -> FastAPI:
+        from steer_llm_sdk.orchestration import ReliableOrchestrator
         from steer_llm_sdk.service import KeyRing, create_app
 
-        ring = None if keys is None else KeyRing.read(keys)
-        from steer_llm_sdk.orchestration import ReliableOrchestrator
+        ring = None if self.keys is None else KeyRing.read(Path(self.keys))
+        remembered = None if self.durable else self._remembered()
+        if self.app is None:
+            made = ReliableOrchestrator(store=remembered)
+        else:
+            made = orchestrator_of(self.app, remembered)
+        if self.durable:
+            made = durable_of(self.runs if "://" in self.runs else f"sqlite:///{self.runs}.durable", made)
+        return create_app(made, keys=ring, runs=self.runs, simulated=self.simulated)
 
-        app = create_app(ReliableOrchestrator(), keys=ring, runs=runs, simulated=simulated)
-        _listen(app, host, port)
+    def _remembered(self) -> str | None:
+        """Where keyed runs are remembered: beside the others, so that all processes know them, unless STEER_STORE says
+        where."""
+        beside = None if self.runs == IN_MEMORY or "://" in self.runs else f"sqlite:///{self.runs}"
+        return os.environ.get("STEER_STORE") or beside
 
 
-def _listen(app: object, host: str, port: int) -> None:
+def _listen(app: object, host: str, port: int, workers: int) -> None:
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    from steer_llm_sdk.service._server import MOST_CONNECTIONS, PatientProtocol
+    from steer_llm_sdk.service.app import DRAIN
 
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
+        factory=workers > 1,
+        workers=workers,
         host=host,
         port=port,
         log_level="warning",
-        http="h11",
+        http=PatientProtocol,
+        ws="none",
         h11_max_incomplete_event_size=65_536,
+        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=15,
+        # Connections that wait for a run are open as long as the run has time to end.
+        timeout_graceful_shutdown=int(DRAIN),
+        timeout_worker_healthcheck=60,
         server_header=False,
     )
     try:
@@ -63,7 +123,10 @@ def _listen(app: object, host: str, port: int) -> None:
     print(
         f"steer-llm serves on http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops it)", file=sys.stderr
     )
-    uvicorn.Server(config).run([listener])
+    if workers == 1:
+        uvicorn.Server(config).run([listener])
+    else:
+        Multiprocess(config, [listener]).run()
 
 
 def new(

@@ -20,6 +20,7 @@ from steer_llm_sdk.reliability.budget import BudgetAccounts
 if TYPE_CHECKING:
     from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits
 
+HEARTBEAT = 5.0
 DRAIN = 10.0
 """Seconds that runs under way get to end when the worker is told to; the others go on elsewhere."""
 
@@ -59,7 +60,7 @@ def worker(
     ] = None,
     heartbeat: Annotated[
         float, typer.Option(metavar="SECONDS", help="The runs of a dead worker go on within twice this time.")
-    ] = 5.0,
+    ] = HEARTBEAT,
 ) -> None:
     """Carry out the runs of a store: those that were handed in, and those whose process has died.
 
@@ -72,9 +73,9 @@ def worker(
             refuse("--app", None, "name your tools, as in --app my_app:registry, or a model with --model")
         if app is not None and model:
             refuse("--app", app, "give either --app or --model")
-        made = _of_app(app) if app is not None else _of_model(model or [], k, Form.of(schema, fields or [], calibrator))
+        made = orchestrator_of(app) if app is not None else _of_model(model or [], k, Form.of(schema, fields or [], calibrator))
         limits = _limits(concurrency or [], rate or [])
-        raise typer.Exit(asyncio.run(_work(_durable(kept_in, made, limits, heartbeat))))
+        raise typer.Exit(asyncio.run(_work(durable_of(kept_in, made, limits, heartbeat))))
 
 
 async def _work(orchestrator: DurableOrchestrator) -> int:
@@ -89,9 +90,13 @@ async def _work(orchestrator: DurableOrchestrator) -> int:
     return 0
 
 
-def _durable(
-    store: str, made: ReliableOrchestrator, queues: dict[str, QueueLimits], heartbeat: float
+def durable_of(
+    store: str,
+    made: ReliableOrchestrator,
+    queues: dict[str, QueueLimits] | None = None,
+    heartbeat: float = HEARTBEAT,
 ) -> DurableOrchestrator:
+    """A durable one with the tools, the planner and the configuration of another."""
     from steer_llm_sdk.durable import DurableOrchestrator
 
     return DurableOrchestrator(
@@ -107,13 +112,14 @@ def _durable(
     )
 
 
-def _of_app(path: str) -> ReliableOrchestrator:
+def orchestrator_of(path: str, store: str | None = None) -> ReliableOrchestrator:
+    """What `--app` names. `store` is where one that is made of a registry remembers keyed runs."""
     found = inputs.imported(path, "--app", "my_app:registry")
     if isinstance(found, ReliableOrchestrator):
         return found
     if not isinstance(found, ToolRegistry):
         refuse("--app", path, f"it is a {type(found).__name__}; name a ToolRegistry or a ReliableOrchestrator")
-    return ReliableOrchestrator(registry=found)
+    return ReliableOrchestrator(registry=found, store=store)
 
 
 def _of_model(model: list[str], k: int | None, form: Form) -> ReliableOrchestrator:

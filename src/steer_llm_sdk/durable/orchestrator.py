@@ -7,9 +7,9 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -25,12 +25,14 @@ from steer_llm_sdk.durable._records import (
     load_ended,
     load_error,
 )
-from steer_llm_sdk.durable._tables import Store
+from steer_llm_sdk.durable._tables import Store, Worker, Workers
 from steer_llm_sdk.durable.queues import QueueLimits
 from steer_llm_sdk.durable.runner import Claim, Runner
 from steer_llm_sdk.errors import ConflictError, InvalidRequest, OrchestratorError, StoreUnavailable
+from steer_llm_sdk.models.events import StreamErrorEvent
 from steer_llm_sdk.orchestration._call import Run
-from steer_llm_sdk.orchestration.base import Plan, exceeded_by
+from steer_llm_sdk.orchestration._result import describe_error
+from steer_llm_sdk.orchestration.base import Plan, _tell_end, exceeded_by
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
@@ -43,6 +45,7 @@ from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.canonical import fingerprint
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.streaming.manager import EventManager
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability.shared.state import SharedState
@@ -77,6 +80,18 @@ class _Here:
 
 
 _here: ContextVar[_Here | None] = ContextVar("steer_llm_sdk.durable.here", default=None)
+
+
+class Host(Protocol):
+    """Who wants to know which runs this process carries out. Unset, nobody does."""
+
+    def began(self, run_id: str, request_id: str) -> None:
+        """A run is carried out for a caller here, under this id."""
+        ...
+
+    async def carry(self, run_id: str, asked: Json, work: Callable[[EventManager], Awaitable[Json]]) -> Json:
+        """Carry out, by `work`, a run that nobody waits for here; what it gives is how the run ended."""
+        ...
 
 
 class DurableOrchestrator(ReliableOrchestrator):
@@ -135,6 +150,7 @@ class DurableOrchestrator(ReliableOrchestrator):
         self.queues = dict(queues or {})
         self.works = works
         self.keep = keep
+        self.host: Host | None = None
         self._engine: Runner | None = None
         self._runner: Runner | None = None
         self._starting = asyncio.Lock()
@@ -229,9 +245,19 @@ class DurableOrchestrator(ReliableOrchestrator):
         ended = await runner.wait(run_id)
         if ended is None:
             raise RunCancelled(run_id)
+        return self.came_to(known.asked, ended)
+
+    def came_to(self, asked: Json, ended: Json) -> OrchestrationOutput:
+        """The output of a run as it was recorded, for whoever handed it in; or raises what `run` would have raised."""
         output = load_ended(ended)
-        output.replayed = False  # It was made for whoever handed it in.
-        return self._within_budget(self._rebuilt(known.asked), output)
+        output.replayed = False
+        return self._within_budget(self._rebuilt(asked), output)
+
+    async def living(self) -> set[str] | None:
+        """The workers of the store that live; None where its engine is another one, and does not say."""
+        if not isinstance(self._store, Store):
+            return None
+        return {worker.id for worker in await asyncio.to_thread(_workers_of, self._store)}
 
     # ── one run ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -334,9 +360,15 @@ class DurableOrchestrator(ReliableOrchestrator):
 
     async def _carry_on(self, run_id: str, asked: Json) -> Json:
         """What the engine carries out: here for a caller, or for nobody in particular after its process has died."""
-        here = _here.get()
+        here, host = _here.get(), self.host
+        if here is None and host is not None:
+            return await host.carry(
+                run_id, asked, lambda events: self._for_another(run_id, self._rebuilt(asked, events))
+            )
         if here is None:
             return await self._for_another(run_id, self._rebuilt(asked))
+        if host is not None:
+            host.began(run_id, here.run.request_id)
         ended, here.output, here.raised = await self._journaled(run_id, here.run, super()._work(here.run), math.inf)
         return ended
 
@@ -347,7 +379,12 @@ class DurableOrchestrator(ReliableOrchestrator):
         try:
             if self._closing:  # It is cancelled in a moment, and goes on elsewhere.
                 await asyncio.get_running_loop().create_future()
-            ended, _, _ = await self._in_its_time(run_id, run)
+            ended, output, raised = await self._in_its_time(run_id, run)
+            if run.events is not None:
+                if output is not None:
+                    _tell_end(run.events, output)
+                elif raised is not None:
+                    run.events.tell(StreamErrorEvent(describe_error(raised)))
             return ended
         finally:
             self._for_others.discard(task)
@@ -365,11 +402,11 @@ class DurableOrchestrator(ReliableOrchestrator):
             journal_of_run.reset(token)
         return dump_output(output), output, None
 
-    def _rebuilt(self, asked: Json) -> Run:
+    def _rebuilt(self, asked: Json, events: EventManager | None = None) -> Run:
         """The run as it was accepted: it began when it began, and its deadline is where it was."""
         if asked["format"] != FORMAT:
             raise OrchestratorError(f"the run was recorded in format {asked['format']}; this version reads {FORMAT}")
-        run = self._accept(asked["request"], asked["tool_name"], asked["tool_options"], asked["options"], None)
+        run = self._accept(asked["request"], asked["tool_name"], asked["tool_options"], asked["options"], events)
         assert self._engine is not None
         ago = max(self._engine.now() - asked["began"], 0.0)
         run.started -= ago
@@ -439,6 +476,14 @@ class DurableOrchestrator(ReliableOrchestrator):
             keep=self.keep,
         )
         return runner
+
+
+def _workers_of(store: Store) -> list[Worker]:
+    workers = Workers(store)
+    try:
+        return workers.all()
+    finally:
+        workers.close()
 
 
 async def _require_left(runner: Runner, run_id: str) -> None:

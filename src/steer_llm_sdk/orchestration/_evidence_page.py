@@ -88,7 +88,7 @@ def as_page(bundle: EvidenceBundle) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{title}</title><style>html,body{{margin:0;background:Canvas}}"
         "@media(prefers-color-scheme:dark){html,body{background:#0d1117}}</style></head>"
-        f"<body>{as_block(bundle)}</body></html>\n"
+        f"<body><main>{as_block(bundle)}</main></body></html>\n"
     )
 
 
@@ -243,7 +243,7 @@ def _contested(row: Row) -> str:
     if row.more:
         rows += f'<tr><td></td><td colspan="3" class="dim">… and {row.more:,} other answers</td></tr>'
     return f'<h3><bdi>{escaped(_name(row.name))}</bdi></h3><p class="dim">{facts}</p>' + _table(
-        '<th></th><th>answer</th><th class="num">votes</th><th>replicates</th>', rows
+        '<th>letter</th><th>answer</th><th class="num">votes</th><th>replicates</th>', rows
     )
 
 
@@ -351,7 +351,7 @@ def _matrix(bundle: EvidenceBundle, view: View) -> str:
     )
     return (
         "<h2>Distances</h2>"
-        + _table(f'<th class="f"></th>{head}', rows, "grid")
+        + _table(f'<th class="f" scope="col">replicate</th>{head}', rows, "grid")
         + '<p class="dim">0 the same answer, 1 nothing alike; the stronger the colour, the farther.</p>'
         + _left_out(len(matrix) - size, "replicates")
     )
@@ -384,7 +384,7 @@ def _stopping(bundle: EvidenceBundle, view: View) -> str:
         f'<td class="num">{escaped(str(line.get("need", "")))}</td></tr>'
         for line in trace[:MOST_ROWS]
     )
-    titles = '<th>after</th><th></th><th>stability</th><th class="num">more needed at least</th>'
+    titles = '<th>after</th><th>note</th><th>stability</th><th class="num">more needed at least</th>'
     return f"<h2>Stopping</h2><p>{escaped(sentence)}</p>{_table(titles, rows) if rows else ''}"
 
 
@@ -402,7 +402,7 @@ def _replicates(bundle: EvidenceBundle, view: View) -> str:
         f"<th{cls}>{title}</th>"
         for title, cls in (
             ("id", ""),
-            ("", ""),
+            ("mark", ""),
             ("model", ""),
             ("agrees", ""),
             ("outlier", ' class="num"'),

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 if find_spec("fastapi") is None:
     raise ImportError("the service needs the extra `service`: pip install 'steer_llm_sdk[service]'")
 
+from steer_llm_sdk.service._server import PatientProtocol
 from steer_llm_sdk.service.app import create_app
 from steer_llm_sdk.service.guard import Limits
 from steer_llm_sdk.service.keys import Key, KeyRing, new_key
 
-__all__ = ["Key", "KeyRing", "Limits", "create_app", "new_key"]
+__all__ = ["Key", "KeyRing", "Limits", "PatientProtocol", "create_app", "new_key"]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from random import getrandbits
+from types import FrameType
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs
 
@@ -18,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from steer_llm_sdk import __version__
+from steer_llm_sdk.durable import DurableOrchestrator
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ProviderError
 from steer_llm_sdk.orchestration.base import _config_of as config_of
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -25,8 +31,11 @@ from steer_llm_sdk.orchestration.planning import PlanRequest
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_model
 from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
+from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.service import view
+from steer_llm_sdk.service._engine import DurableEngine, Hosted
 from steer_llm_sdk.service.chat import Chat
+from steer_llm_sdk.service.formats import ANTHROPIC, OPENAI
 from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem, until_gone
 from steer_llm_sdk.service.keys import KeyRing
 from steer_llm_sdk.service.metrics import Scrape
@@ -81,26 +90,52 @@ def create_app(
     simulated: bool = False,
     drain: float = DRAIN,
 ) -> FastAPI:
-    """The application, for any ASGI server. `runs` is the SQLite file that ended runs are kept in.
+    """The application, for any ASGI server. `runs` is the SQLite file that runs are kept in, or, where the orchestrator
+    is a DurableOrchestrator, the URL of a PostgreSQL database. All processes of a service have the same one. Runs of a
+    DurableOrchestrator outlive their process; those of another one are then interrupted. `drain`: seconds that runs
+    under way get when the service stops.
 
     `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
-    lets `recorded:` models answer. `models`: what the names stand for that clients of OpenAI's format use.
+    lets `recorded:` models answer. `models`: what the names stand for that clients of /v1/chat/completions and
+    /v1/messages use.
     """
     named = configured_model() or ""
     if not simulated and named.startswith("recorded:"):
         raise InvalidRequest(MODEL_VARIABLE, named, "name a real model, or simulate: --simulated, simulated=True")
-    book = RunBook(runs)
-    state = _State(orchestrator, book, Chat(orchestrator, models or {}, simulated), simulated)
+    durable = _durable(orchestrator)
+    if durable is None and runs.startswith(("postgresql://", "postgres://")):
+        raise InvalidRequest("runs", "postgresql://…", "a database keeps the runs of a DurableOrchestrator: --durable")
+    book = RunBook(runs, None if durable is None else DurableEngine(durable))
+    remembered = orchestrator.idempotency_manager
+    if durable is not None:
+        durable.host = Hosted(durable, book)
+        if runs != ":memory:":
+            # What it remembers itself is in its engine, where answers of chat completions are not.
+            remembered = IdempotencyManager(store=runs if "://" in runs else f"sqlite:///{runs}")
+    chat = Chat(orchestrator, models or {}, simulated, remembered)
+    state = _State(orchestrator, book, chat, simulated)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await book.open()
-        state.ready = True
-        async with orchestrator:
+        owner = None if durable is None else (await durable.started()).worker
+        await book.open(owner)
+        with _told_to_stop(state):
+            state.ready = True
             yield
-            state.ready = False
-            await book.close(drain)
-            await state.chat.aclose()
+        state.stop()
+
+        def left() -> float:
+            return max(0.0, state.stopped_at + drain - time.monotonic())
+
+        await asyncio.gather(book.drain(left()), chat.aclose(left()))
+        if durable is None:
+            await book.close()
+            await orchestrator.aclose()
+        else:
+            await durable.aclose(left())
+            await book.close()
+            if remembered is not orchestrator.idempotency_manager:
+                await remembered.aclose()
 
     app = FastAPI(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.steer = state
@@ -124,6 +159,44 @@ class _State:
         self.book = book
         self.simulated = simulated
         self.ready = False
+        self.stopped_at = math.inf
+
+    def stop(self) -> None:
+        """Nothing new is accepted; what is under way has its time to end, counted from the first time that this is
+        called."""
+        self.stopped_at = min(self.stopped_at, time.monotonic())
+        self.ready = False
+        self.book.stopping = True
+
+
+def _durable(orchestrator: ReliableOrchestrator) -> DurableOrchestrator | None:
+    return orchestrator if isinstance(orchestrator, DurableOrchestrator) else None
+
+
+@contextmanager
+def _told_to_stop(state: _State) -> Iterator[None]:
+    """A server that is told to stop first waits for its connections, and then says so to the application. That is to
+    know it at once, so that it begins nothing more on connections that are still open."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {how: signal.getsignal(how) for how in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(how: int, frame: FrameType | None) -> None:
+        state.stop()
+        handler = before[signal.Signals(how)]
+        if callable(handler):
+            handler(how, frame)
+
+    for how, handler in before.items():
+        if callable(handler):
+            signal.signal(how, handle)
+    try:
+        yield
+    finally:
+        for how, handler in before.items():
+            if callable(handler) and signal.getsignal(how) is handle:
+                signal.signal(how, handler)
 
 
 def caller_of(request: Request) -> Caller:
@@ -159,12 +232,19 @@ def _add_routes(app: FastAPI, state: _State) -> None:
 
         if body.tool_name is not None:
             orchestrator.registry.resolve(body.tool_name)
-        with below_caller({} if traceparent is None else {"traceparent": traceparent}):
-            begun = book.start(run_id, caller.tenant, body.request, work)
+        book.require_room()
         where = {"Location": f"/v1/runs/{run_id}"}
-        if "respond-async" in prefer:
-            told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}
-            return JSONResponse(told, 202, {**where, "Preference-Applied": "respond-async"})
+        with below_caller({} if traceparent is None else {"traceparent": traceparent}):
+            if "respond-async" in prefer:
+                durable = _durable(orchestrator)
+                if durable is None:
+                    await book.accept(run_id, caller.tenant, body.request, work)
+                else:
+                    engine_id = await durable.submit(body.request, body.tool_name, body.tool_options, config)
+                    await book.handed_in(run_id, caller.tenant, body.request, body.tool_name, engine_id)
+                told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}
+                return JSONResponse(told, 202, {**where, "Preference-Applied": "respond-async"})
+            begun = book.start(run_id, caller.tenant, body.request, work)
         output = await _waited(book, begun, request, keyed=config.idempotency_key is not None)
         replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
         return JSONResponse(output.model_dump(mode="json") | {"id": run_id}, headers={**where, **replayed})
@@ -185,7 +265,7 @@ def _add_routes(app: FastAPI, state: _State) -> None:
         """The events of a run as they come, those before `Last-Event-ID` left out."""
         found = await book.get(caller.tenant, _run_id(run_id))
         after = int(last_event_id) if last_event_id is not None and re.fullmatch("[0-9]{1,9}", last_event_id) else 0
-        return StreamingResponse(_sse(found, after), media_type="text/event-stream")
+        return StreamingResponse(_sse(book, found, after), media_type="text/event-stream")
 
     @app.delete("/v1/runs/{run_id}", response_model=None)
     async def cancel(run_id: str, caller: Known) -> Response:
@@ -193,7 +273,7 @@ def _add_routes(app: FastAPI, state: _State) -> None:
         found = await book.get(caller.tenant, _run_id(run_id))
         if found.over:
             return Response(status_code=204)
-        book.cancel(found)
+        await book.cancel(found)
         return JSONResponse({"id": found.id, "state": "cancelling"}, 202)
 
     @app.get("/v1/tools", response_model=None)
@@ -226,10 +306,17 @@ def _add_routes(app: FastAPI, state: _State) -> None:
             "budgets": {name.removeprefix(mine): dict(each) for name, each in accounts.items() if name.startswith(mine)}
         }
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, openapi_extra=_passed_on("messages"))
     async def chat(request: Request, caller: Known) -> Response:
         """OpenAI's chat completions, under the policies."""
-        return await state.chat.complete(request, caller)
+        book.require_room()
+        return await state.chat.complete(OPENAI, request, caller)
+
+    @app.post("/v1/messages", response_model=None, openapi_extra=_passed_on("messages", "max_tokens"))
+    async def messages(request: Request, caller: Known) -> Response:
+        """Anthropic's messages, under the policies."""
+        book.require_room()
+        return await state.chat.complete(ANTHROPIC, request, caller)
 
     @app.get("/v1/models", response_model=None)
     async def models() -> dict[str, Any]:
@@ -256,6 +343,18 @@ def _add_routes(app: FastAPI, state: _State) -> None:
         if not caller.admin:
             raise Problem(403, "this key may not read the metrics of all tenants; it needs admin = true")
         return state.scrape.response(accept)
+
+
+def _passed_on(*needed: str) -> dict[str, Any]:
+    """How a body is described that the service does not read: `model` and `stream` are looked at, the rest goes on."""
+    known = {
+        "model": {"type": "string"},
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "stream": {"type": "boolean"},
+        "max_tokens": {"type": "integer", "minimum": 1},
+    }
+    schema = {"type": "object", "required": ["model", *needed], "properties": known}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _add_view(app: FastAPI, state: _State) -> None:
@@ -370,14 +469,16 @@ async def _waited(book: RunBook, run: Run, request: Request, *, keyed: bool) -> 
     finally:
         leaving.cancel()
         if not (run.task.done() or keyed):
-            book.cancel(run)
+            book.let_go(run)
+    if run.state == "interrupted":
+        raise Problem(503, "the service was stopped before the run ended", {"Retry-After": "1"}, error="Interrupted")
     if not run.task.done() or run.task.cancelled():
         raise Problem(409, "the run was cancelled", error="Cancelled")
     return run.task.result()
 
 
-async def _sse(run: Run, after: int) -> AsyncIterator[bytes]:
-    events = aiter(run.follow(after))
+async def _sse(book: RunBook, run: Run, after: int) -> AsyncIterator[bytes]:
+    events = aiter(book.follow(run, after))
     waiting: asyncio.Task[dict[str, Any]] | None = None
     try:
         while True:

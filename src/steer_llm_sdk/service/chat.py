@@ -1,20 +1,22 @@
-"""/v1/chat/completions in OpenAI's format: what a client sends and gets goes through as it is, byte for byte.
+"""/v1/chat/completions in OpenAI's format and /v1/messages in Anthropic's: what a client sends and gets goes through
+as it is, byte for byte.
 
 Each call to a provider is made under the policies of the orchestrator, so that a client gets retries, breakers and
 fallback by changing its base URL. Of the request only `model` is read and written; of the answer only its usage is
-read. A stream is not taken up by another provider once a byte of it was shown.
+read. A stream is not taken up by another provider once a byte of it was shown. With an Idempotency-Key the answer is
+kept as it came, streams too, and is given again to whoever sends the same bytes with that key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -22,26 +24,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from steer_llm_sdk.errors import (
-    AuthenticationFailed,
     BadResponse,
     ConnectionFailed,
-    ErrorCategory,
     InvalidRequest,
-    ModelNotFound,
     OrchestratorError,
-    PermissionDenied,
     ProviderError,
     ProviderTimeout,
-    ProviderUnavailable,
-    QuotaExhausted,
-    RateLimited,
-    RequestRejected,
     TruncatedStream,
-    category_of_status,
+    error_of_code,
+    error_of_status,
 )
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Spent, protected
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.providers._endpoint import Endpoint
@@ -49,6 +45,8 @@ from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
 from steer_llm_sdk.reliability.classify import parse_retry_after
+from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.telemetry._spans import below_caller
@@ -56,37 +54,42 @@ from steer_llm_sdk.telemetry._spans import below_caller
 CONNECT = 10.0
 SILENCE = 600.0
 """Seconds without a byte, after which a provider is held to be gone; a client says less by its own deadline."""
-_PASSED_ON = re.compile(r"^(openai-|x-ratelimit-|x-request-id$|retry-after|x-should-retry$|content-type$|x-simulated$)")
-
-_BY_CATEGORY: Mapping[ErrorCategory, type[ProviderError]] = {
-    ErrorCategory.AUTHENTICATION: AuthenticationFailed,
-    ErrorCategory.PERMISSION_DENIED: PermissionDenied,
-    ErrorCategory.QUOTA: QuotaExhausted,
-    ErrorCategory.NOT_FOUND: ModelNotFound,
-    ErrorCategory.TIMEOUT: ProviderTimeout,
-    ErrorCategory.RATE_LIMIT: RateLimited,
-    ErrorCategory.SERVER_ERROR: ProviderUnavailable,
-    ErrorCategory.VALIDATION: RequestRejected,
-}
+MOST_KEPT = 1_000_000
+"""Bytes of an answer that are kept under a key. A longer one is passed on, and cannot be given again."""
+_REPLAYED = {"Idempotent-Replayed": "true"}
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a provider answered: passed on as it came. `body` is empty for a stream, which has been passed on."""
+    """What a provider answered: passed on as it came, and the tokens used. The `body` of a stream is None where it was
+    not kept."""
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | None
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Exchange:
     """One request of a client, on its way through the policies; `sink` takes the bytes of a stream."""
 
-    def __init__(self, body: bytes, fields: dict[str, Any], routes: list[Endpoint], key: str | None) -> None:
+    def __init__(
+        self,
+        format: Format,
+        body: bytes,
+        fields: dict[str, Any],
+        routes: list[Endpoint],
+        headers: Mapping[str, str],
+        key: str | None,
+    ) -> None:
+        self.format = format
         self.body = body
         self.fields = fields
         self.routes = routes
+        self.headers = headers
         self.key = key
+        self.shown = True
+        """False once the caller has gone, and the work goes on for its key."""
         self.stream = fields.get("stream") is True
         self.head: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
         self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue(64)
@@ -125,35 +128,41 @@ class _Passage(Tool):
                     model=endpoint.model,
                     followed=place + 1 < len(exchange.routes),
                 )
-            except Exception:
+            except Exception as error:
+                if exchange.head.done() and isinstance(error, ProviderError):
+                    error.is_retryable = True  # Not by us, to whom it is shown already; but nothing of it is kept.
                 if place + 1 == len(exchange.routes) or exchange.head.done():
                     raise
                 continue
             exchange.answered = answered
-            usage = _usage(answered)
-            return {"content": {"model": endpoint.name}, "usage": dict(usage.usage)}
+            kept = {} if exchange.key is None else _kept(answered)
+            return {"content": {"model": endpoint.name, **kept}, "usage": dict(answered.usage)}
         raise AssertionError("there is at least one route")
 
     async def _ask(self, exchange: _Exchange, endpoint: Endpoint) -> Answered:
-        url = f"{_base_url(endpoint)}/chat/completions"
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **(trace_headers.get() or {})}
-        if secret := endpoint.api_key.get_secret_value():
-            headers["Authorization"] = f"Bearer {secret}"
+        format = exchange.format
+        url = format.url(_base_url(endpoint, format))
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers |= {**exchange.headers, **(trace_headers.get() or {})}
+        headers |= format.key(endpoint.api_key.get_secret_value())
         if exchange.key is not None:
             headers["Idempotency-Key"] = exchange.key
         try:
             async with self._http().stream(
                 "POST", url, content=exchange.body_for(endpoint), headers=headers
             ) as response:
-                passed = {name: value for name, value in response.headers.items() if _PASSED_ON.match(name.lower())}
+                told = response.headers.items()
+                passed = {name: value for name, value in told if format.headers_out.match(name.lower())}
                 if not response.is_success:
                     body = await response.aread()
                     exchange.refused = Answered(response.status_code, passed, _without_key(endpoint, body))
                     raise _failure(endpoint, response, body)
                 if not exchange.stream:
                     body = await response.aread()
-                    _require_json(endpoint, body)
-                    return Answered(response.status_code, passed, body)
+                    answer = parsed(body)
+                    if not format.is_answer(answer):
+                        raise BadResponse(f"an answer of {endpoint.target} is no completion", endpoint.target)
+                    return Answered(response.status_code, passed, body, format.usage(answer))
                 return await _pass_on(exchange, endpoint, response, passed)
         except httpx2.TimeoutException as error:
             raise ProviderTimeout(f"no answer from {endpoint.target}", endpoint.target) from error
@@ -168,26 +177,45 @@ class _Passage(Tool):
 async def _pass_on(
     exchange: _Exchange, endpoint: Endpoint, response: httpx2.Response, headers: Mapping[str, str]
 ) -> Answered:
-    """Hand over each piece as it comes. The last line of data is kept, for it may have the usage."""
-    tail, usage, ended = b"", b"", False
+    """Hand over each piece as it comes. The first and the last line of data that tell of usage are kept."""
+    format, tail, ended = exchange.format, b"", False
+    usage: list[bytes] = []
+    kept: list[bytes] | None = None if exchange.key is None else []
+    size = 0
     async for piece in response.aiter_raw():
         if not piece:
             continue
         if not exchange.head.done():
             exchange.head.set_result(headers)
-        await exchange.pieces.put(piece)
+        if exchange.shown:
+            await exchange.pieces.put(piece)
+        if kept is not None:
+            size += len(piece)
+            kept.append(piece)
+            if size > MOST_KEPT:
+                kept = None
         *lines, tail = (tail + piece).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
                 data = line[5:].strip()
-                ended = ended or data == b"[DONE]"
+                ended = ended or format.ends(data)
                 if b'"usage"' in data:
-                    usage = data
-    if not ended and tail.strip() != b"data: [DONE]":
+                    usage = [*usage[:1], data]
+    if not (ended or (tail.startswith(b"data:") and format.ends(tail[5:].strip()))):
         failure = TruncatedStream("the stream ended without its end marker", endpoint.target)
         failure.is_retryable = not exchange.head.done()
         raise failure
-    return Answered(response.status_code, headers, usage)
+    whole = None if kept is None else b"".join(kept)
+    return Answered(response.status_code, headers, whole, format.usage(*map(parsed, usage)))
+
+
+def _kept(answered: Answered) -> dict[str, Any]:
+    """As JSON, byte for byte: each byte is a character."""
+    body = answered.body
+    if body is None or len(body) > MOST_KEPT:
+        return {"answer": None}
+    answer = {"status": answered.status, "headers": dict(answered.headers), "body": body.decode("latin-1")}
+    return {"answer": answer}
 
 
 def _without_key(endpoint: Endpoint, body: bytes) -> bytes:
@@ -198,19 +226,16 @@ def _without_key(endpoint: Endpoint, body: bytes) -> bytes:
 
 def _failure(endpoint: Endpoint, response: httpx2.Response, body: bytes) -> ProviderError:
     headers = dict(response.headers)
-    said: Any = None
-    with suppress(ValueError, RecursionError):
-        said = json.loads(body)
-    error = said.get("error") if isinstance(said, dict) else None
-    error = error if isinstance(error, dict) else {}
+    said = parsed(body).get("error")
+    error = said if isinstance(said, dict) else {}
     code = str(error.get("code") or error.get("type") or "") or None
-    category = ErrorCategory.QUOTA if code == "insufficient_quota" else category_of_status(response.status_code)
-    failure = _BY_CATEGORY.get(category, ProviderUnavailable)(
+    kind = error_of_code(code) or error_of_status(response.status_code) or BadResponse
+    failure = kind(
         endpoint.scrub(str(error.get("message") or f"status {response.status_code}"))[:400],
         endpoint.target,
         response.status_code,
         parse_retry_after(headers, time.time()),
-        request_id=headers.get("x-request-id"),
+        request_id=headers.get("x-request-id") or headers.get("request-id"),
         code=code,
     )
     should = headers.get("x-should-retry")
@@ -219,22 +244,8 @@ def _failure(endpoint: Endpoint, response: httpx2.Response, body: bytes) -> Prov
     return failure
 
 
-def _require_json(endpoint: Endpoint, body: bytes) -> None:
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict) or not answer.get("choices"):
-        raise BadResponse(f"an answer of {endpoint.target} is no chat completion", endpoint.target)
-
-
 def _usage(answered: Answered) -> Spent:
-    try:
-        usage = json.loads(answered.body or b"{}").get("usage") or {}
-    except (ValueError, AttributeError, RecursionError):
-        usage = {}
-    counts = {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens") if name in usage}
-    return Spent({name: count for name, count in counts.items() if isinstance(count, int)})
+    return Spent(answered.usage)
 
 
 def _worst(exchange: _Exchange) -> Amount:
@@ -244,19 +255,26 @@ def _worst(exchange: _Exchange) -> Amount:
     return Amount(len(exchange.body) // 3 + most, None)
 
 
-def _base_url(endpoint: Endpoint) -> str:
-    return endpoint.base_url if endpoint.base_url is not None else f"{shared_recorded_server()}/v1"
+def _base_url(endpoint: Endpoint, format: Format) -> str:
+    if endpoint.base_url is not None:
+        return endpoint.base_url
+    return shared_recorded_server() + ("/v1" if format is OPENAI else "")
 
 
 class Chat:
-    """The passage for clients of OpenAI's format. `models` says what a name stands for: ways to be served, the first
-    one first. A name that is not in it is taken as one of `openai:`, or as it is if it has a prefix."""
+    """The passage for clients of both formats. `models` says what a name stands for: ways to be served, the first one
+    first. A name that is not in it is taken as one of the format's own provider, or as it is if it has a prefix."""
 
     def __init__(
-        self, orchestrator: ReliableOrchestrator, models: Mapping[str, tuple[str | Model, ...]], simulated: bool
+        self,
+        orchestrator: ReliableOrchestrator,
+        models: Mapping[str, tuple[str | Model, ...]],
+        simulated: bool,
+        remembered: IdempotencyManager,
     ) -> None:
         self._models = dict(models)
         self._simulated = simulated
+        self._behind: set[asyncio.Future[Any]] = set()
         self._client: httpx2.AsyncClient | None = None
         registry = ToolRegistry()
         registry.register_tool(_Passage(self._http))
@@ -264,6 +282,7 @@ class Chat:
             reliability_config=orchestrator.reliability_config,
             registry=registry,
             budget_accounts=orchestrator.budget_accounts,
+            idempotency_manager=remembered,
         )
         # One provider, one breaker, whichever way it is called.
         self.orchestrator.executor = orchestrator.executor
@@ -277,7 +296,13 @@ class Chat:
             )
         return self._client
 
-    async def aclose(self) -> None:
+    async def aclose(self, drain: float = 0.0) -> None:
+        """What goes on for a key, though its caller has gone, gets `drain` seconds."""
+        behind = [*self._behind]
+        if behind:
+            _, late = await asyncio.wait(behind, timeout=drain)
+            for run in late:
+                run.cancel()
         if self._client is not None:
             await self._client.aclose()
 
@@ -288,31 +313,32 @@ class Chat:
     def model(self, name: str) -> dict[str, Any]:
         told: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "steer"}
         if name.startswith("recorded:"):
-            self._routes(name)
+            self._routes(OPENAI, name)
             told["questions"] = [question.text for question in shipped_recording().questions]
             told["question"] = told["questions"][0]
         elif name not in self._models:
             raise Problem(404, f"there is no model {name!r}", error="ModelNotFound")
         return told
 
-    async def complete(self, request: Request, caller: Caller) -> Response:
-        """Answer one request; what is wrong with it is told in OpenAI's form, which its clients read."""
+    async def complete(self, format: Format, request: Request, caller: Caller) -> Response:
+        """Answer one request; what is wrong with it is told in the form that its clients read."""
         try:
-            return await self._complete(request, caller)
-        except (OrchestratorError, ProviderError) as error:
-            return _error_response(error)
+            return await self._complete(format, request, caller)
+        except (OrchestratorError, ProviderError, Problem) as error:
+            return _error_response(format, error)
 
-    async def _complete(self, request: Request, caller: Caller) -> Response:
+    async def _complete(self, format: Format, request: Request, caller: Caller) -> Response:
         body = await request.body()
         fields = _fields(body)
         leaving = asyncio.ensure_future(until_gone(request.receive))
         try:
-            return await self._under_policies(body, fields, request, caller, leaving)
+            return await self._under_policies(format, body, fields, request, caller, leaving)
         finally:
             leaving.cancel()
 
     async def _under_policies(
         self,
+        format: Format,
         body: bytes,
         fields: dict[str, Any],
         request: Request,
@@ -320,31 +346,45 @@ class Chat:
         leaving: asyncio.Future[None],
     ) -> Response:
         key = request.headers.get("idempotency-key")
-        exchange = _Exchange(body, fields, self._routes(fields["model"]), key)
+        passed = {name: value for name, value in request.headers.items() if FROM_CLIENT.match(name)}
+        passed = {**format.usual_headers, **passed}
+        exchange = _Exchange(format, body, fields, self._routes(format, fields["model"]), passed, key)
         token = _exchange.set(exchange)
         try:
-            options = OrchestrationConfig(tenant=caller.tenant)
+            options = OrchestrationConfig(tenant=caller.tenant, idempotency_key=key)
+            asked = {"model": fields["model"], "format": format.name}
+            if key is not None:
+                asked["sha256"] = hashlib.sha256(body).hexdigest()
             with below_caller(request.headers):
-                run = asyncio.ensure_future(self.orchestrator.run({"model": fields["model"]}, "chat", None, options))
+                run = asyncio.ensure_future(self.orchestrator.run(asked, "chat", None, options))
         finally:
             _exchange.reset(token)
-        if not exchange.stream:
-            await _first_of(run, leaving)
-            return _whole(run, exchange)
+        if key is not None:
+            self._behind.add(run)
+            run.add_done_callback(self._ended_behind)
         head = exchange.head
-        await _first_of(run, leaving, head)
-        if not head.done():
+        await _first_of(run, exchange, leaving, *([head] if exchange.stream else []))
+        if run.done() and run.result().replayed:
+            return _again(format, run.result())
+        if not (exchange.stream and head.done()):
             return _whole(run, exchange)
         return StreamingResponse(_pieces(run, exchange), headers=dict(head.result()))
 
-    def _routes(self, name: str) -> list[Endpoint]:
-        specs = self._models.get(name) or (name if ":" in name else f"openai:{name}",)
+    def _ended_behind(self, run: asyncio.Future[Any]) -> None:
+        self._behind.discard(run)
+        if not run.cancelled():
+            run.exception()  # There may be nobody left whom it would be raised to.
+
+    def _routes(self, format: Format, name: str) -> list[Endpoint]:
+        specs = self._models.get(name) or (name if ":" in name else f"{format.name}:{name}",)
         endpoints = [endpoint_of(spec) for spec in specs]
         for endpoint in endpoints:
             if endpoint.recorded and not self._simulated:
                 raise InvalidRequest("model", name, "this service answers from no recording; start it with --simulated")
-            if endpoint.wire != "openai" and not endpoint.recorded:
-                raise InvalidRequest("model", name, "it does not speak OpenAI's format; POST /v1/runs can ask it")
+            if endpoint.wire != format.name and not endpoint.recorded:
+                other = OPENAI if format is ANTHROPIC else ANTHROPIC
+                remedy = f"it does not speak {format.title}'s format; ask it at {other.path}"
+                raise InvalidRequest("model", name, remedy)
         return endpoints
 
 
@@ -384,16 +424,43 @@ def _with_model(body: bytes, model: str) -> bytes:
         at = text.index(",", end) + 1
 
 
-async def _first_of(run: asyncio.Future[Any], leaving: asyncio.Future[None], *more: asyncio.Future[Any]) -> None:
+async def _first_of(
+    run: asyncio.Future[Any], exchange: _Exchange, leaving: asyncio.Future[None], *more: asyncio.Future[Any]
+) -> None:
     """Wait for one of them. Who goes away takes the run along."""
     try:
         await asyncio.wait({run, leaving, *more}, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
-        run.cancel()
+        _leave(run, exchange)
         raise
     if not run.done() and leaving.done():
-        run.cancel()
+        _leave(run, exchange)
         raise Problem(409, "the caller has gone")
+
+
+def _leave(run: asyncio.Future[Any], exchange: _Exchange) -> None:
+    """The caller has gone. With a key he may come back for the answer, and the work goes on."""
+    if run.done():
+        return
+    if exchange.key is None:
+        run.cancel()
+        return
+    exchange.shown = False
+    while not exchange.pieces.empty():  # One piece may be waiting to get in.
+        exchange.pieces.get_nowait()
+
+
+def _again(format: Format, output: OrchestrationOutput) -> Response:
+    """The answer that was kept. Of a failure that no retry can cure it is what the provider said, in the same form."""
+    if output.status == "failed":
+        info = output.content["error"]
+        status = info.get("status_code") or 502
+        said = format.error(status, info["message"], info["type"], code=info.get("provider_code"))
+        return JSONResponse(said, status, _REPLAYED)
+    answer = output.content["answer"]
+    if answer is None:
+        raise Problem(409, f"the answer of this key had more than {MOST_KEPT} bytes, and was given once", _REPLAYED)
+    return Response(answer["body"].encode("latin-1"), answer["status"], {**answer["headers"], **_REPLAYED})
 
 
 def _whole(run: asyncio.Future[Any], exchange: _Exchange) -> Response:
@@ -401,19 +468,18 @@ def _whole(run: asyncio.Future[Any], exchange: _Exchange) -> Response:
     output = run.result()
     if output.status != "failed" and exchange.answered is not None:
         answered = exchange.answered
-        return Response(answered.body, answered.status, dict(answered.headers))
+        return Response(answered.body or b"", answered.status, dict(answered.headers))
     if exchange.refused is not None:
         refused = exchange.refused
         return Response(refused.body, refused.status, dict(refused.headers))
     cause = getattr(output, "_cause", None)
-    return _error_response(cause if isinstance(cause, Exception) else RuntimeError("no answer"))
+    return _error_response(exchange.format, cause if isinstance(cause, Exception) else RuntimeError("no answer"))
 
 
-def _error_response(error: Exception) -> Response:
+def _error_response(format: Format, error: Exception) -> Response:
     problem = problem_of(error)
-    kind, field = problem.more.get("error"), problem.more.get("field")
-    said = {"message": problem.detail, "type": kind, "param": field, "code": None}
-    return JSONResponse({"error": said}, problem.status, problem.headers)
+    said = format.error(problem.status, problem.detail, problem.more.get("error"), problem.more.get("field"))
+    return JSONResponse(said, problem.status, problem.headers)
 
 
 async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterator[bytes]:
@@ -432,10 +498,8 @@ async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterato
         output = run.result()
         if output.status == "failed":
             error = output.content["error"]
-            said = {"message": error["message"], "type": error["type"], "param": None, "code": error["code"]}
-            yield f"data: {json.dumps({'error': said})}\n\n".encode()
+            yield exchange.format.error_event(error["message"], error["type"], error["code"])
     finally:
         if getting is not None:
             getting.cancel()
-        if not run.done():
-            run.cancel()
+        _leave(run, exchange)

@@ -95,6 +95,7 @@ class Guard:
         send = _with_headers(send)
         try:
             headers = _single_headers(scope, self._limits.header)
+            _check_length(headers)
             self._check_host(headers)
             _check_origin(scope["method"], headers)
             caller = self._caller(scope["path"], headers)
@@ -115,7 +116,9 @@ class Guard:
     def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
         if self._keys is None or (path != "/view/runs" and OPEN_PATHS.match(path)):
             return Caller()
-        kind, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        # Anthropic's clients have a header of their own for it.
+        usual = b"Bearer " + headers.get(b"x-api-key", b"")
+        kind, _, secret = headers.get(b"authorization", usual).decode("latin-1").partition(" ")
         key: Key | None = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
         if key is None:
             raise Problem(401, "give an API key: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
@@ -198,7 +201,17 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _DEPTH)
 _LONG = 50_000
 """Bytes from which on a body is looked at beside the loop."""
 
-_ONCE = (b"host", b"authorization", b"content-length", b"transfer-encoding", b"idempotency-key", b"content-type")
+_ONCE = frozenset(
+    [
+        b"host",
+        b"authorization",
+        b"x-api-key",
+        b"content-length",
+        b"transfer-encoding",
+        b"idempotency-key",
+        b"content-type",
+    ]
+)
 
 
 def _single_headers(scope: Scope, most: int) -> dict[bytes, bytes]:
@@ -213,6 +226,12 @@ def _single_headers(scope: Scope, most: int) -> dict[bytes, bytes]:
     if size > most:
         raise Problem(431, f"more than {most} bytes of headers")
     return found
+
+
+def _check_length(headers: dict[bytes, bytes]) -> None:
+    """A body whose length is told in two ways ends in two places; what is in between must not become a request."""
+    if b"content-length" in headers and b"transfer-encoding" in headers:
+        raise Problem(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
 
 
 def _check_origin(method: str, headers: dict[bytes, bytes]) -> None:

@@ -1,48 +1,65 @@
-"""The runs that this service knows: those under way, with their events, and those that have ended, in SQLite."""
+"""The runs that this service knows: those that this process carries out, those of other processes, and the ended ones.
+
+Other processes of the service know of a run what is in the table: its row, written before it is accepted or once it is
+older than TICK, and its events so far. They ask there for its end, and write there that it is to be cancelled.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import sqlite3
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+from uuid import uuid4
 
-from steer_llm_sdk.errors import BudgetExceeded
+from steer_llm_sdk.errors import BudgetExceeded, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration._result import as_json, describe_error
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.service._owners import FileOwners, NoOwners
+from steer_llm_sdk.service._shelf import News, Row, Shelf
 from steer_llm_sdk.service.problems import Problem, problem_of
-from steer_llm_sdk.streaming.manager import EventManager
+from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
 R = TypeVar("R")
+Work = Callable[[EventManager], Awaitable[OrchestrationOutput]]
+_log = logging.getLogger(__name__)
 
 MOST_RUNS = 10_000
 """Ended runs that are kept; the oldest go first."""
 MOST_EVENTS = 2_000
 """Events of one run that are kept; those that come after are counted, and their number stands at the end."""
 MOST_RUNNING = 1_000
-"""Runs under way that nobody waits for; one more is refused with 503."""
-
-_SCHEMA = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-CREATE TABLE IF NOT EXISTS run (
-    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, created REAL NOT NULL, state TEXT NOT NULL,
-    tool TEXT, record TEXT NOT NULL, events TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS run_by_time ON run (tenant, created);
-"""
+"""Runs under way in this process that were not handed to an engine; one more is refused with 503."""
+TICK = 0.2
+"""Seconds between two looks at what other processes want to know, and want of us."""
+SWEEP = 2.0
+"""Seconds between two looks for runs whose process has died."""
+PRUNE = 60.0
+AGAIN = 1.0
+LOOKED_AT = 100
+"""Runs of others, at most, that are looked at in one sweep."""
+GIVEN_UP = 60.0
+"""Seconds after which a run that no engine knows, and whose process has died, is held to be lost: an engine that knows
+it has given it to another process long before."""
+INTERRUPTED = (
+    "the process that carried this run out ended before the run did; what it had asked of a provider may have been "
+    "billed; send the request again to have it run"
+)
 
 
 @dataclass(slots=True)
 class Run:
-    """`state`: running, then succeeded, partial or failed (as the output says), cancelled, or error: it raised.
+    """`state`: running, then succeeded, partial or failed (as the output says), cancelled, error: it raised, or
+    interrupted: its process ended before it did.
 
-    `changed` is replaced each time that something new is to be seen.
+    `began` is on the clock of the loop, None where another process carries it out. `engine` is what it is called by the
+    engine that it was handed to. `changed` is replaced each time that something new is to be seen.
     """
 
     id: str
@@ -55,7 +72,15 @@ class Run:
     error: dict[str, Any] | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
     dropped: int = 0
+    began: float | None = None
+    owner: str = ""
+    engine: str | None = None
     task: asyncio.Task[OrchestrationOutput] | None = None
+    cancelled: bool = False
+    written: int = -1
+    """Events that are in the table; -1: not even its row is."""
+    left: bool = False
+    """Nobody here carries it out any more, and it goes on elsewhere."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -87,58 +112,278 @@ class Run:
             for event in self.events[max(after, 0) :]:
                 after = event["id"]
                 yield event
-            if self.over:
+            if self.over or self.left:
                 return
             await changed.wait()
 
+    def row(self) -> Row:
+        record = {"request": as_json(self.request)[0], "output": self.output, "error": self.error}
+        events = json.dumps(self.events) if self.over else "[]"
+        return Row(
+            self.id,
+            self.tenant,
+            self.created,
+            self.state,
+            self.tool,
+            self.owner,
+            self.engine,
+            json.dumps(record),
+            events,
+        )
+
+    def take(self, row: Row) -> None:
+        """Become what the table says."""
+        record = json.loads(row.record)
+        self.state, self.tool, self.owner, self.created = row.state, row.tool or self.tool, row.owner, row.created
+        self.engine = row.engine or self.engine
+        self.request, self.output, self.error = record["request"], record["output"], record["error"]
+        if self.over:
+            self.events = json.loads(row.events)
+        self.wake()
+
+    def end(self, output: OrchestrationOutput) -> None:
+        self.output, self.state = output.model_dump(mode="json"), output.status
+        self.tool = output.metadata.get("tool_name") or self.tool
+
+    def fail(self, error: Exception) -> None:
+        self.state, self.error = "error", {**describe_error(error), "status": problem_of(error).status}
+        if isinstance(error, BudgetExceeded) and error.output is not None:
+            self.output = error.output.model_dump(mode="json")
+
+    def interrupt(self) -> None:
+        self.state = "interrupted"
+        self.error = {"type": "Interrupted", "message": INTERRUPTED, "is_retryable": True, "status": 503}
+
+
+class Engine(Protocol):
+    """What carries runs on when their process has died."""
+
+    async def owners(self) -> set[str] | None:
+        """The processes that live, as `owner` names them; None where nobody knows."""
+        ...
+
+    async def outcome(self, engine_id: str) -> OrchestrationOutput | str | None:
+        """What a run came to; raises what it raised. "cancelled", or None: it is under way."""
+        ...
+
+    async def cancel(self, engine_id: str) -> None: ...
+
+
+class _Heard(EventManager):
+    """The events of one run, for the book. Its time begins where that of its attempts does: when its events are asked
+    for; `ago` seconds earlier where it goes on from elsewhere."""
+
+    def __init__(self, book: RunBook, run: Run, ago: float = 0.0) -> None:
+        super().__init__(on_create_event=lambda event: book.heard(run, event))
+        self._run = run
+        self._ago = ago
+
+    def for_run(self, *given: Any, **named: Any) -> RunEvents:
+        self._run.began = asyncio.get_running_loop().time() - self._ago
+        return super().for_run(*given, **named)
+
+
+class _Seen(NamedTuple):
+    """What one look at the table came to: whom to cancel, and what is new of the runs that are followed here."""
+
+    stopped: list[str]
+    rows: dict[str, Row | None]
+    events: dict[str, list[dict[str, Any]]]
+
 
 class RunBook:
-    """`path` of the SQLite file; ":memory:" for nothing that is kept. `starts` puts a request on its way."""
+    """`where` as in Shelf. `engine` None: a run whose process dies is interrupted."""
 
-    def __init__(self, path: str, most_runs: int = MOST_RUNS, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
+    def __init__(
+        self,
+        where: str,
+        engine: Engine | None = None,
+        most_runs: int = MOST_RUNS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._shelf = Shelf(where)
+        self._engine = engine
         self._most_runs = most_runs
         self._clock = clock
+        self._owners = NoOwners() if engine is not None or where == ":memory:" else FileOwners(where)
+        self.owner = uuid4().hex
         self.on_end: Callable[[Mapping[str, Any]], None] | None = None
+        self.stopping = False
         self._running: dict[str, Run] = {}
-        # SQLite is asked by one thread, so that a slow disk holds up no run.
+        self._followed: dict[str, tuple[Run, int]] = {}
+        self._alone = where == ":memory:"
+        self._ending: list[tuple[Run, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        # The table is asked by one thread, so that a slow disk holds up no run.
         self._thread = ThreadPoolExecutor(1, "steer-runs")
-        self._db: sqlite3.Connection | None = None
+        self._open = asyncio.Event()
 
-    async def open(self) -> None:
-        await self._do(self._connect)
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def close(self, drain: float = 0.0) -> None:
-        """What is under way gets `drain` seconds, and is then cancelled."""
+    async def open(self, owner: str | None = None) -> None:
+        """`owner`: what this process is called by the engine."""
+        self.owner = owner or self.owner
+        await self._do(self._owners.open, self.owner)
+        await self._do(self._shelf.open)
+        self._open.set()
+        await self._sweep()
+        self._ticking = asyncio.create_task(self._tick())
+
+    async def drain(self, seconds: float) -> None:
+        """What is under way here for callers, or was accepted here, gets so long to end. Nothing new is accepted."""
+        self.stopping = True
         tasks = [run.task for run in self._running.values() if run.task is not None]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=drain)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=1.0)
-        await self._do(self._disconnect)
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def close(self) -> None:
+        """What is still under way is interrupted, unless the engine has it."""
+        self.stopping = True
+        tasks = [run.task for run in self._running.values() if run.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.wait([self._ticking])
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        await self._do(self._shelf.close)
+        await self._do(self._owners.close)
         self._thread.shutdown(wait=False)
 
-    def start(
-        self,
-        run_id: str,
-        tenant: str,
-        request: Any,
-        work: Callable[[EventManager], Awaitable[OrchestrationOutput]],
-    ) -> Run:
+    # ── runs that begin here ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, run_id: str, tenant: str, request: Any, work: Work) -> Run:
         """Begin a run that goes on whether or not anybody waits for it."""
+        run = self._new(run_id, tenant, request)
+        self._begin(run, work)
+        return run
+
+    async def accept(self, run_id: str, tenant: str, request: Any, work: Work) -> Run:
+        """The same, written down first: whatever becomes of this process, the run ends."""
+        run = self._new(run_id, tenant, request)
+        try:
+            await self._do(self._shelf.accept, [run.row()])
+            run.written = 0
+        except BaseException:
+            self._running.pop(run_id, None)
+            raise
+        self._begin(run, work)
+        return run
+
+    async def handed_in(self, run_id: str, tenant: str, request: Any, tool: str | None, engine_id: str) -> Run:
+        """Write down a run that the engine has: some process or other carries it out, and has perhaps done so."""
+        run = Run(run_id, tenant, request, self._clock(), tool=tool, owner="", engine=engine_id)
+        await self._do(self._shelf.accept, [run.row()])
+        return run
+
+    def require_room(self) -> None:
+        if self.stopping:
+            raise Problem(503, "the service is being stopped", {"Retry-After": "1"})
         if len(self._running) >= MOST_RUNNING:
             raise Problem(503, f"{MOST_RUNNING} runs are under way", {"Retry-After": "1"})
-        run = Run(run_id, tenant, request, self._clock())
-        self._running[run_id] = run
+
+    def _new(self, run_id: str, tenant: str, request: Any) -> Run:
+        self.require_room()
+        run = self._running[run_id] = Run(run_id, tenant, request, self._clock(), owner=self.owner)
+        return run
+
+    def _begin(self, run: Run, work: Work) -> None:
         run.task = asyncio.create_task(self._carried_out(run, work))
         run.task.add_done_callback(_seen)
-        return run
+
+    async def _carried_out(self, run: Run, work: Work) -> OrchestrationOutput:
+        goes_on = False
+        run.began = asyncio.get_running_loop().time()
+        try:
+            output = await work(_Heard(self, run))
+            run.end(output)
+            if self.on_end is not None and not output.replayed:
+                assert run.output is not None
+                self.on_end(run.output)
+            return output
+        except asyncio.CancelledError:
+            goes_on = self._goes_on(run)
+            if self.stopping and not run.cancelled:
+                run.interrupt()
+            else:
+                run.state = "cancelled"
+            raise
+        except Exception as error:
+            goes_on = self._goes_on(run)
+            run.fail(error)
+            raise
+        finally:
+            if goes_on:
+                self._leave(run)
+            else:
+                await asyncio.shield(self._ended(run))
+
+    def _goes_on(self, run: Run) -> bool:
+        """Whether another process goes on with it: this one is being stopped, and the engine has it."""
+        return self.stopping and not run.cancelled and run.engine is not None and self._engine is not None
+
+    # ── runs that the engine gives us ────────────────────────────────────────────────────────────────────────────────
+
+    def known_as(self, run_id: str, engine_id: str) -> None:
+        """A run that began here is called that by the engine."""
+        run = self._running.get(run_id)
+        if run is not None:
+            run.engine = engine_id
+
+    async def carry(
+        self,
+        run: Run,
+        began: float,
+        work: Callable[[EventManager], Awaitable[R]],
+        came_to: Callable[[R], OrchestrationOutput],
+    ) -> R:
+        """Carry out a run of the engine that began `began` seconds ago. Where `work` is broken off, it goes on
+        elsewhere, or the engine knows why it ended."""
+        await self._open.wait()
+        run.owner = self.owner
+        known, events = await self._do(self._shelf.take, run.row())
+        run.take(known)
+        if not run.over:
+            run.events = events
+            self._running[run.id] = run
+        run.written = len(events)
+        try:
+            gave = await work(_Heard(self, run, began))
+        except BaseException:
+            self._leave(run)
+            with contextlib.suppress(RuntimeError):  # The thread may have ended.
+                self._thread.submit(self._shelf.leave, run.id, self.owner)
+            raise
+        if not run.over:
+            self._settle(run, lambda: came_to(gave))
+            if self.on_end is not None and run.output is not None:
+                self.on_end(run.output)
+            await asyncio.shield(self._ended(run))
+        return gave
+
+    def _leave(self, run: Run) -> None:
+        self._running.pop(run.id, None)
+        run.left = True
+        run.wake()
+
+    def _settle(self, run: Run, came_to: Callable[[], OrchestrationOutput]) -> None:
+        try:
+            run.end(came_to())
+        except Exception as error:
+            run.fail(error)
+
+    # ── any run ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get(self, tenant: str, run_id: str) -> Run:
         """404 for a run that is not there, or another tenant's: which of both is nobody's business."""
-        run = self._running.get(run_id) or await self._do(self._read, run_id)
+        run = self._running.get(run_id)
+        if run is None and run_id in self._followed:
+            run = self._followed[run_id][0]
+        run = run or await self._do(self._read, run_id)
         if run is None or run.tenant != tenant:
             raise Problem(404, "there is no such run")
         return run
@@ -146,107 +391,245 @@ class RunBook:
     async def latest(self, tenant: str, count: int = 50) -> list[Run]:
         """The newest first."""
         running = [run for run in self._running.values() if run.tenant == tenant]
-        ended = await self._do(self._read_latest, tenant, count)
+        rows = await self._do(self._shelf.latest, tenant, count)
         # One that ended in between is in both.
-        each = {run.id: run for run in [*ended, *running]}.values()
+        each = {run.id: run for run in [*map(_run_of, rows), *running]}.values()
         return sorted(each, key=lambda run: -run.created)[:count]
 
-    def cancel(self, run: Run) -> None:
+    async def follow(self, run: Run, after: int) -> AsyncIterator[dict[str, Any]]:
+        """Its events from the one after number `after`, until its end, whichever process carries it out. In the end
+        `run` says how it ended."""
+        source = run
+        while True:
+            if source.over or source.id in self._running:
+                async for event in source.follow(after):
+                    after = event["id"]
+                    yield event
+            else:
+                source, readers = self._followed.get(source.id, (source, 0))
+                self._followed[source.id] = source, readers + 1
+                try:
+                    async for event in source.follow(after):
+                        after = event["id"]
+                        yield event
+                finally:
+                    shared, readers = self._followed.pop(source.id)
+                    if readers > 1:
+                        self._followed[source.id] = shared, readers - 1
+            if source.over:
+                run.state, run.error = source.state, source.error
+                return
+            # It was here, and goes on elsewhere.
+            source = await self.get(run.tenant, run.id)
+
+    async def cancel(self, run: Run) -> None:
+        """Here at once; where another process has it, within a moment."""
         if run.task is not None:
+            run.cancelled = True
+            run.task.cancel()
+        elif run.engine is not None and self._engine is not None:
+            await self._engine.cancel(run.engine)
+            self._running.pop(run.id, None)
+            await self._look_up(run)
+        else:
+            await self._do(self._shelf.stop, run.id)
+
+    def let_go(self, run: Run) -> None:
+        """Its caller has gone. Where he had to, since the service stops, the run has its time to end."""
+        if run.task is not None and not self.stopping:
+            run.cancelled = True
             run.task.cancel()
 
     @property
     def under_way(self) -> int:
         return len(self._running)
 
-    async def _carried_out(
-        self, run: Run, work: Callable[[EventManager], Awaitable[OrchestrationOutput]]
-    ) -> OrchestrationOutput:
-        try:
-            output = await work(EventManager(on_create_event=lambda event: self._heard(run, event)))
-            run.output, run.state = output.model_dump(mode="json"), output.status
-            run.tool = output.metadata.get("tool_name")
-            if self.on_end is not None and not output.replayed:
-                self.on_end(run.output)
-            return output
-        except asyncio.CancelledError:
-            run.state = "cancelled"
-            raise
-        except Exception as error:
-            run.state, run.error = "error", {**describe_error(error), "status": problem_of(error).status}
-            if isinstance(error, BudgetExceeded) and error.output is not None:
-                run.output = error.output.model_dump(mode="json")
-            raise
-        finally:
-            if run.dropped:
-                run.events.append({"id": len(run.events) + 1, "type": "dropped", "data": {"events": run.dropped}})
-            run.wake()
-            await asyncio.shield(self._ended(run))
+    # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _ended(self, run: Run) -> None:
-        try:
-            await self._do(self._write, run)
-        finally:
-            self._running.pop(run.id, None)
-
-    def _heard(self, run: Run, event: StreamEvent) -> None:
-        run.tell(told(event))
+    def heard(self, run: Run, event: StreamEvent) -> None:
+        # Beside the attempts of the run, which are on this clock too: the time of day may be set meanwhile.
+        at = 0.0 if run.began is None else asyncio.get_running_loop().time() - run.began
+        run.tell({**told(event), "at_ms": round(at * 1000, 3)})
         if run.tool is None and event.metadata.get("tool_name"):
             run.tool = str(event.metadata["tool_name"])
+
+    async def _ended(self, run: Run) -> None:
+        """Write down how a run ended. All that end while something is written are written at once after it."""
+        if run.dropped:
+            run.events.append({"id": len(run.events) + 1, "type": "dropped", "data": {"events": run.dropped}})
+            run.dropped = 0
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ending.append((run, written))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        try:
+            await written
+        finally:
+            self._running.pop(run.id, None)
+            run.wake()
+
+    async def _write(self) -> None:
+        try:
+            while self._ending:
+                batch, self._ending = self._ending, []
+                runs = [run for run, _ in batch]
+                try:
+                    for run, row in zip(runs, await self._do(self._write_ends, runs), strict=True):
+                        if row is not None:
+                            run.take(row)
+                except StoreUnavailable as error:
+                    # Whoever waits gets what there is. It is written down once that can be done.
+                    _log.warning("%d ended runs could not be written down yet: %s", len(batch), error)
+                    self._ending = [*batch, *self._ending][-MOST_RUNS:]
+                for _, written in batch:
+                    if not written.done():
+                        written.set_result(None)
+                if self._ending and self._ending[0] is batch[0]:
+                    if self.stopping:
+                        return
+                    await asyncio.sleep(AGAIN)
+        finally:
+            self._writing = None
+
+    def _write_ends(self, runs: list[Run]) -> list[Row | None]:
+        return self._shelf.end([run.row() for run in runs])
+
+    async def _look_up(self, run: Run) -> None:
+        """Write down how a run of the engine ended, where nobody who carried it out could."""
+        assert self._engine is not None
+        assert run.engine is not None
+        if run.over or run.id in self._running:
+            return
+        try:
+            came_to = await self._engine.outcome(run.engine)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            run.fail(error)
+        else:
+            if came_to is None:
+                return
+            if isinstance(came_to, str):
+                run.state = came_to
+            else:
+                run.end(came_to)
+        run.events = await self._do(self._shelf.live, run.id)
+        await self._ended(run)
+
+    # ── what others want ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_sweep, next_prune = loop.time() + SWEEP, loop.time() + PRUNE
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                await self._look()
+                if loop.time() >= next_sweep:
+                    next_sweep = loop.time() + SWEEP
+                    await self._sweep()
+                if loop.time() >= next_prune:
+                    next_prune = loop.time() + PRUNE
+                    await self._do(self._shelf.prune, self._most_runs)
+            except Exception:
+                _log.warning("the table of runs could not be looked at", exc_info=True)
+
+    async def _look(self) -> None:
+        young = self._clock() - TICK
+        news = [
+            (run, News(run.row(), run.events[max(run.written, 0) :]))
+            for run in self._running.values()
+            if not run.over and run.created < young and len(run.events) > run.written
+        ]
+        followed = {run_id: len(run.events) for run_id, (run, _) in self._followed.items()}
+        if self._alone or not (self._running or followed):
+            return
+        seen = await self._do(self._looked, [new for _, new in news], followed)
+        for run, new in news:
+            run.written = max(run.written, 0) + len(new.events)
+        for run_id in seen.stopped:
+            if run_id in self._running:
+                await self.cancel(self._running[run_id])
+        for run_id, events in seen.events.items():
+            self._refresh(run_id, seen.rows[run_id], events)
+
+    def _looked(self, news: list[News], followed: Mapping[str, int]) -> _Seen:
+        shelf = self._shelf
+        if news:
+            shelf.tell(news)
+        # The row first: who sees that a run has ended sees all of its events.
+        rows = {run_id: shelf.get(run_id) for run_id in followed}
+        return _Seen(
+            shelf.stopped(self.owner), rows, {run_id: shelf.live(run_id, after) for run_id, after in followed.items()}
+        )
+
+    def _refresh(self, run_id: str, row: Row | None, events: list[dict[str, Any]]) -> None:
+        if run_id not in self._followed:
+            return
+        run, _ = self._followed[run_id]
+        if row is None:
+            run.state = "forgotten"
+            run.wake()
+        elif row.state != "running":
+            run.take(row)
+        elif events:
+            run.events += [event for event in events if event["id"] > len(run.events)]
+            run.wake()
+
+    async def _sweep(self) -> None:
+        """Runs whose process has died, or which have ended while nobody was there to write it down."""
+        if self._engine is None:
+            await self._do(self._interrupt_orphans)
+            return
+        rows = await self._do(self._shelf.under_way_elsewhere, self.owner, LOOKED_AT)
+        if not rows:
+            return
+        living, now = await self._engine.owners(), self._clock()
+        for run in map(_run_of, rows):
+            if run.engine is not None:
+                await self._look_up(run)
+            elif living is not None and run.owner not in living and run.created < now - GIVEN_UP:
+                run.interrupt()
+                await self._ended(run)
+
+    def _interrupt_orphans(self) -> None:
+        shelf = self._shelf
+        for owner in shelf.owners():
+            if owner == self.owner or self._owners.lives(owner):
+                continue
+            found = [_run_of(row) for row in shelf.of_owner(owner)]
+            for run in found:
+                run.events = shelf.live(run.id)
+                run.interrupt()
+            shelf.end([run.row() for run in found])
+            if found:
+                _log.warning("%d runs of a process that has died are interrupted", len(found))
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _do(self, work: Callable[..., R], *given: Any) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
-
-    def _connect(self) -> None:
-        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        self._db.executescript(_SCHEMA)
-
-    def _disconnect(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-
-    def _write(self, run: Run) -> None:
-        assert self._db is not None
-        record = json.dumps({"request": as_json(run.request)[0], "output": run.output, "error": run.error})
-        self._db.execute(
-            "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (run.id, run.tenant, run.created, run.state, run.tool, record, json.dumps(run.events)),
-        )
-        self._db.execute(
-            "DELETE FROM run WHERE id IN (SELECT id FROM run ORDER BY created DESC LIMIT -1 OFFSET ?)",
-            (self._most_runs,),
-        )
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
+        except (OrchestratorError, Problem):
+            raise
+        except Exception as error:
+            # By type only: what a database says may quote its URL.
+            raise StoreUnavailable(f"the table of runs did not answer ({type(error).__name__})") from error
 
     def _read(self, run_id: str) -> Run | None:
-        assert self._db is not None
-        row = self._db.execute("SELECT * FROM run WHERE id = ?", (run_id,)).fetchone()
-        return None if row is None else _run_of(row)
-
-    def _read_latest(self, tenant: str, count: int) -> list[Run]:
-        assert self._db is not None
-        rows = self._db.execute(
-            "SELECT * FROM run WHERE tenant = ? ORDER BY created DESC LIMIT ?", (tenant, count)
-        ).fetchall()
-        return [_run_of(row) for row in rows]
+        row = self._shelf.get(run_id)
+        if row is None:
+            return None
+        run = _run_of(row)
+        if not run.over:
+            run.events = self._shelf.live(run_id)
+        return run
 
 
-def _run_of(row: tuple[Any, ...]) -> Run:
-    run_id, tenant, created, state, tool, record, events = row
-    told = json.loads(record)
-    return Run(
-        run_id,
-        tenant,
-        told["request"],
-        created,
-        state,
-        tool,
-        told["output"],
-        told["error"],
-        json.loads(events),
-    )
+def _run_of(row: Row) -> Run:
+    run = Run(row.id, row.tenant, None, row.created)
+    run.take(row)
+    return run
 
 
 def told(event: StreamEvent) -> dict[str, Any]:

@@ -125,10 +125,10 @@ def run_shown(run: Run) -> str:
     if isinstance(output.get("content"), dict) and output["content"].get("evidence_bundle"):
         parts.append(f'<h2>Evidence</h2><p><a href="/view/runs/{escape(run.id)}/evidence">The evidence bundle</a></p>')
     if run.error is not None:
-        parts.append(f"<h2>Error</h2><pre>{_json(run.error)}</pre>")
+        parts.append(_shown("Error", run.error))
     if "content" in output:
-        parts.append(f"<h2>Answer</h2><pre>{_json(output['content'])}</pre>")
-    parts.append(f"<h2>Request</h2><pre>{_json(run.request)}</pre>")
+        parts.append(_shown("Answer", output["content"]))
+    parts.append(_shown("Request", run.request))
     return "".join(parts)
 
 
@@ -139,8 +139,8 @@ def waterfall(run: Run) -> str:
         for name, entry in ((run.output or {}).get("per_agent") or {}).items()
         for line in entry.get("timeline", ())
     ]
-    began = run.created * 1000
-    told = [(event["timestamp"] * 1000 - began, text) for event in run.events if (text := _told(event))]
+    # On the same clock as the attempts: that of the process that carried the run out.
+    told = [(event["at_ms"], text) for event in run.events if (text := _told(event))]
     rows: list[tuple[float, Mapping[str, Any] | str]] = [(line["started_ms"], line) for line in attempts]
     rows += [(max(at, 0.0), text) for at, text in told]
     rows.sort(key=_at)
@@ -293,7 +293,16 @@ def _button(name: str, action: str, label: str) -> str:
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_MARKS = {"succeeded": "✓", "closed": "✓", "failed": "✕", "error": "✕", "open": "✕", "running": "…", "partial": "◐"}
+_MARKS = {
+    "succeeded": "✓",
+    "closed": "✓",
+    "failed": "✕",
+    "error": "✕",
+    "interrupted": "✕",
+    "open": "✕",
+    "running": "…",
+    "partial": "◐",
+}
 
 
 def _state(state: str) -> str:
@@ -308,6 +317,12 @@ def _usd(cost: float | None) -> str:
 def _when(seconds: float) -> str:
     at = datetime.fromtimestamp(seconds, UTC)
     return f'<time datetime="{at.isoformat(timespec="seconds")}">{at:%Y-%m-%d %H:%M:%S} UTC</time>'
+
+
+def _shown(title: str, value: Any) -> str:
+    """JSON under a title of its own. It may be too long for its box: then the arrow keys scroll it."""
+    what = f'id="{title.lower()}" tabindex="0" role="region" aria-label="{title}"'
+    return f"<h2>{title}</h2><pre {what}>{_json(value)}</pre>"
 
 
 def _json(value: Any) -> str:

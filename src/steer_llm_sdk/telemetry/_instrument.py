@@ -21,7 +21,7 @@ from steer_llm_sdk.orchestration.base import BaseOrchestrator
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.reliability._pipeline import Next
-from steer_llm_sdk.streaming.manager import EventManager, Handler
+from steer_llm_sdk.streaming.manager import EventManager, Handler, RunEvents
 from steer_llm_sdk.telemetry import names
 from steer_llm_sdk.telemetry._meters import Meters
 from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, end_attempt, headers_of, trace_id_of
@@ -79,6 +79,11 @@ class _Tee(EventManager):
         if source is not None:
             self.request_id, self.trace_id, self.sdk_version = source.request_id, source.trace_id, source.sdk_version
             self.on_delta, self.on_create_event = source.on_delta, source.on_create_event
+
+    def for_run(self, *given: Any, **named: Any) -> RunEvents:
+        if self._source is not None:
+            self._source.for_run(*given, **named)  # One of somebody else's may want to know when its run begins.
+        return super().for_run(*given, **named)
 
     def handlers_of(self, event: StreamEvent) -> list[Handler]:
         return [self._hear, *([] if self._source is None else self._source.handlers_of(event))]

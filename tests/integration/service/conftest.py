@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from served import Service, serving
 
 from steer_llm_sdk.testing import SimulatedProvider
@@ -21,3 +24,12 @@ def serve() -> Iterator[Callable[..., Service]]:
 def provider() -> Iterator[SimulatedProvider]:
     with SimulatedProvider() as running:
         yield running
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[ReadableSpan, ...]]:
+    """The spans of the process that have ended, whose tracer provider is ours for this test."""
+    kept, tracers = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(kept))
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", tracers)
+    return kept.get_finished_spans

@@ -16,6 +16,7 @@ import uvicorn
 from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, Tool, ToolRegistry
 from steer_llm_sdk.reliability import RetryPolicy
 from steer_llm_sdk.service import create_app
+from steer_llm_sdk.service._server import PatientProtocol
 
 CERTIFICATES = ssl.create_default_context()
 QUICK = RetryPolicy(initial_delay=0.01, max_delay=5.0)
@@ -38,15 +39,22 @@ class Service:
 
 
 @contextmanager
-def serving(*tools: Tool, retry: RetryPolicy = QUICK, **options: Any) -> Iterator[Service]:
+def serving(
+    *tools: Tool,
+    retry: RetryPolicy = QUICK,
+    reliability: ReliabilityConfig | None = None,
+    http: Any = PatientProtocol,
+    **options: Any,
+) -> Iterator[Service]:
     registry = ToolRegistry()
     for tool in tools:
         registry.register_tool(tool)
-    orchestrator = ReliableOrchestrator(reliability_config=ReliabilityConfig(retry_policy=retry), registry=registry)
+    config = reliability or ReliabilityConfig(retry_policy=retry)
+    orchestrator = ReliableOrchestrator(reliability_config=config, registry=registry)
     app = create_app(orchestrator, **options)
-    config = uvicorn.Config(app, port=0, log_level="warning", http="h11", ws="none", server_header=False)
-    listener = config.bind_socket()
-    server = uvicorn.Server(config)
+    setup = uvicorn.Config(app, port=0, log_level="warning", http=http, ws="none", server_header=False)
+    listener = setup.bind_socket()
+    server = uvicorn.Server(setup)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     end = time.monotonic() + 20

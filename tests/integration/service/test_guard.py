@@ -50,7 +50,11 @@ def test_without_a_key_or_with_a_wrong_one_nothing_is_shown(serve: Serve) -> Non
                 assert (path, answer.status_code) == (path, 401)
                 assert answer.headers["www-authenticate"] == "Bearer"
             assert client.post("/v1/runs", json=BODY, headers=headers).status_code == 401
-            assert client.post("/v1/chat/completions", json={}, headers=headers).status_code == 401
+            for route in ("/v1/chat/completions", "/v1/messages"):
+                assert client.post(route, json={}, headers=headers).status_code == 401
+                if key is not None:
+                    named = {"X-Api-Key": key.encode()}
+                    assert client.post(route, json={}, headers=named).status_code == 401
             for open_ in ("/", "/healthz", "/readyz", "/view/providers", "/view/runs/x", "/static/view.js"):
                 assert client.get(open_, headers=headers).status_code == 200
 

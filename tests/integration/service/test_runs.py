@@ -131,6 +131,26 @@ def test_a_caller_who_goes_away_takes_the_run_along(serve: Serve) -> None:
         assert tool.cancelled == 1
 
 
+def test_events_and_attempts_are_on_one_clock(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day may be set while a run is under way."""
+    monkeypatch.setattr("steer_llm_sdk.streaming.manager.time.time", lambda: 1.0)
+    with serve(ScriptedTool("t", err(503, after=0.05), OK("done", after=0.05))).client() as client:
+        run = client.post("/v1/runs", json={"request": "x", "tool_name": "t", "options": {"streaming": True}}).json()
+        events = {
+            each["event"]: json.loads(each["data"]) for each in sse(client.get(f"/v1/runs/{run['id']}/events").text)
+        }
+        first, second = run["per_agent"]["t"]["timeline"]
+        waits = events["delta"]["at_ms"]
+        assert events["start"]["at_ms"] <= first["started_ms"] + 1
+        assert first["started_ms"] + first["elapsed_ms"] - 1 <= waits <= second["started_ms"] + 1
+        assert waits <= events["complete"]["at_ms"] <= run["elapsed_ms"] + 1000
+        drawn = client.get(f"/view/runs/{run['id']}/shown").text
+        said = drawn[drawn.index('aria-label="planned') :].partition(">")[0]
+        assert [said.index(word) for word in ("attempt 1", "waits", "attempt 2")] == sorted(
+            said.index(word) for word in ("attempt 1", "waits", "attempt 2")
+        )
+
+
 # ── keys of idempotency ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -18,7 +18,7 @@ import openai
 from pydantic_ai import exceptions as ai
 
 from steer_llm_sdk import errors
-from steer_llm_sdk.errors import ErrorCategory, ProviderError, category_of_status
+from steer_llm_sdk.errors import ProviderError
 from steer_llm_sdk.providers._endpoint import Endpoint
 from steer_llm_sdk.providers._llm.exchange import LONGEST_SILENCE, Exchange
 from steer_llm_sdk.reliability.classify import classify, parse_retry_after
@@ -43,24 +43,6 @@ _BY_TYPE: tuple[tuple[type[Exception], type[ProviderError]], ...] = (
     (httpx2.TransportError, errors.ConnectionFailed),
     (ConnectionError, errors.ConnectionFailed),
 )
-
-_BY_CATEGORY: Mapping[ErrorCategory, type[ProviderError]] = {
-    ErrorCategory.AUTHENTICATION: errors.AuthenticationFailed,
-    ErrorCategory.PERMISSION_DENIED: errors.PermissionDenied,
-    ErrorCategory.QUOTA: errors.QuotaExhausted,
-    ErrorCategory.NOT_FOUND: errors.ModelNotFound,
-    ErrorCategory.CONFLICT: errors.ProviderConflict,
-    ErrorCategory.TIMEOUT: errors.ProviderTimeout,
-    ErrorCategory.RATE_LIMIT: errors.RateLimited,
-    ErrorCategory.SERVER_ERROR: errors.ProviderUnavailable,
-    ErrorCategory.VALIDATION: errors.RequestRejected,
-}
-
-_BY_CODE: Mapping[str, type[ProviderError]] = {
-    "content_filter": errors.ContentFiltered,
-    "content_policy_violation": errors.ContentFiltered,
-    "question_not_recorded": errors.RequestRejected,
-}
 _LONGEST_DETAIL = 400
 
 
@@ -100,13 +82,13 @@ def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
         return errors.ProviderTimeout
     if exchange.no_stream is not None:
         return errors.BadResponse
-    by_code = _BY_CODE.get(_code_of(error) or "")
+    by_code = errors.error_of_code(_code_of(error))
     if by_code is not None:
         return by_code
     for known, kind in _BY_TYPE:
         if isinstance(error, known):
             return kind
-    by_status = _BY_CATEGORY.get(category_of_status(_status_of(error)))
+    by_status = errors.error_of_status(_status_of(error))
     if by_status is not None:
         return by_status
     if isinstance(error, ai.ModelAPIError) and error.provider_error_type == "invalid_request_error":

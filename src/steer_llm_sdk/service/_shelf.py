@@ -1,0 +1,238 @@
+"""The table of runs: in a SQLite file that the processes of one machine share, or in a PostgreSQL database.
+
+A run has one row, from the moment that it was accepted, or is older than a moment. It ends once: `running` is left by
+one statement that asks for it, whoever comes first. All of this is called in one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+BUSY = 10.0
+"""Seconds to wait for another process that is writing."""
+_LOCK = 7_355_609
+"""The advisory lock under which the tables are made, on PostgreSQL."""
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS steer_runs (
+        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, created DOUBLE PRECISION NOT NULL, state TEXT NOT NULL, tool TEXT,
+        owner TEXT NOT NULL, engine TEXT, stop INTEGER NOT NULL DEFAULT 0, record TEXT NOT NULL, events TEXT NOT NULL)
+    """,
+    "CREATE INDEX IF NOT EXISTS steer_runs_of_tenant ON steer_runs (tenant, created)",
+    "CREATE INDEX IF NOT EXISTS steer_runs_by_age ON steer_runs (created)",
+    "CREATE INDEX IF NOT EXISTS steer_runs_under_way ON steer_runs (owner) WHERE state = 'running'",
+    """CREATE TABLE IF NOT EXISTS steer_live (
+        run TEXT NOT NULL, id INTEGER NOT NULL, event TEXT NOT NULL, PRIMARY KEY (run, id))""",
+)
+_COLUMNS = "id, tenant, created, state, tool, owner, engine, record, events"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`record` has request, output and error; both it and the events are JSON."""
+
+    id: str
+    tenant: str
+    created: float
+    state: str
+    tool: str | None
+    owner: str
+    engine: str | None
+    record: str
+    events: str = "[]"
+
+
+class News(NamedTuple):
+    """Of a run that is under way: its row, and the events that nobody else knows yet."""
+
+    row: Row
+    events: Sequence[Mapping[str, Any]]
+
+
+class Shelf:
+    """`where` is the path of a file, the URL of a PostgreSQL database, or ":memory:", which is nobody else's."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self.on_server = where.startswith(("postgresql://", "postgres://"))
+        self._mark = "%s" if self.on_server else "?"
+        self._connection: Any = None
+
+    def open(self) -> None:
+        self._connection = self._postgres() if self.on_server else self._sqlite()
+        with self._written():
+            if self.on_server:
+                self._ask("SELECT pg_advisory_xact_lock(?)", _LOCK)
+            for statement in _TABLES:
+                self._ask(statement)
+
+    def _sqlite(self) -> Any:
+        connection = sqlite3.connect(self._where, isolation_level=None, check_same_thread=False, timeout=BUSY)
+        end = time.monotonic() + BUSY
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError:  # SQLite does not wait where two do this to a new file at once.
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.01)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    def _postgres(self) -> Any:
+        import psycopg
+
+        return psycopg.connect(self._where, connect_timeout=5, autocommit=True)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def accept(self, rows: Iterable[Row]) -> None:
+        """Write down runs that nobody knows; one that has ended meanwhile stays as it is."""
+        with self._written():
+            for row in rows:
+                self._insert(row, "DO NOTHING")
+
+    def take(self, row: Row) -> tuple[Row, list[dict[str, Any]]]:
+        """Make a run that is under way ours, whether or not it is known; what is known of it, and its events."""
+        with self._written():
+            self._insert(
+                row,
+                "(id) DO UPDATE SET owner = excluded.owner, engine = excluded.engine "
+                "WHERE steer_runs.state = 'running'",
+            )
+        known = self.get(row.id)
+        assert known is not None
+        return known, self.live(row.id)
+
+    def end(self, rows: Sequence[Row]) -> list[Row | None]:
+        """Write down how runs ended. For one that had ended already it is what stands, for the others None."""
+        stands: list[Row | None] = []
+        with self._written():
+            for row in rows:
+                ended = self._insert(
+                    row,
+                    "(id) DO UPDATE SET state = excluded.state, tool = excluded.tool, record = excluded.record, "
+                    "events = excluded.events WHERE steer_runs.state = 'running' RETURNING id",
+                )
+                stands.append(None if ended else self.get(row.id))
+                self._ask("DELETE FROM steer_live WHERE run = ?", row.id)
+        return stands
+
+    def tell(self, news: Iterable[News]) -> None:
+        with self._written():
+            for row, events in news:
+                self._insert(
+                    row,
+                    "(id) DO UPDATE SET tool = excluded.tool, engine = COALESCE(excluded.engine, steer_runs.engine) "
+                    "WHERE steer_runs.state = 'running'",
+                )
+                for event in events:
+                    self._ask(
+                        "INSERT INTO steer_live VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                        row.id,
+                        event["id"],
+                        json.dumps(event),
+                    )
+
+    def leave(self, run_id: str, owner: str) -> None:
+        """Nobody here carries it out any more: it is to be looked at by all."""
+        self._ask("UPDATE steer_runs SET owner = '' WHERE id = ? AND owner = ? AND state = 'running'", run_id, owner)
+
+    def stop(self, run_id: str) -> None:
+        """Ask the owner of a run to cancel it."""
+        self._ask("UPDATE steer_runs SET stop = 1 WHERE id = ? AND state = 'running'", run_id)
+
+    def stopped(self, owner: str) -> list[str]:
+        found = self._ask("SELECT id FROM steer_runs WHERE owner = ? AND state = 'running' AND stop = 1", owner)
+        return [run_id for (run_id,) in found]
+
+    def get(self, run_id: str) -> Row | None:
+        found = self._ask(f"SELECT {_COLUMNS} FROM steer_runs WHERE id = ?", run_id)
+        return Row(*found[0]) if found else None
+
+    def live(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """The events of a run that is under way."""
+        found = self._ask("SELECT event FROM steer_live WHERE run = ? AND id > ? ORDER BY id", run_id, after)
+        return [json.loads(event) for (event,) in found]
+
+    def latest(self, tenant: str, count: int) -> list[Row]:
+        found = self._ask(
+            f"SELECT {_COLUMNS} FROM steer_runs WHERE tenant = ? ORDER BY created DESC LIMIT ?", tenant, count
+        )
+        return [Row(*row) for row in found]
+
+    def under_way_elsewhere(self, owner: str, count: int) -> list[Row]:
+        """Runs that somebody else has, some of them where there are many."""
+        found = self._ask(
+            f"SELECT {_COLUMNS} FROM steer_runs WHERE state = 'running' AND owner <> ? ORDER BY random() LIMIT ?",
+            owner,
+            count,
+        )
+        return [Row(*row) for row in found]
+
+    def owners(self) -> list[str]:
+        return [owner for (owner,) in self._ask("SELECT DISTINCT owner FROM steer_runs WHERE state = 'running'")]
+
+    def of_owner(self, owner: str) -> list[Row]:
+        found = self._ask(f"SELECT {_COLUMNS} FROM steer_runs WHERE state = 'running' AND owner = ?", owner)
+        return [Row(*row) for row in found]
+
+    def prune(self, most: int) -> None:
+        """Forget the oldest of the ended ones, where there are more than `most` runs."""
+        with self._written():
+            self._ask(
+                "DELETE FROM steer_runs WHERE state <> 'running' AND created < "
+                "(SELECT created FROM steer_runs ORDER BY created DESC LIMIT 1 OFFSET ?)",
+                most - 1,
+            )
+
+    def _insert(self, row: Row, known: str) -> Sequence[tuple[Any, ...]]:
+        return self._ask(
+            f"INSERT INTO steer_runs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT {known}",
+            row.id,
+            row.tenant,
+            row.created,
+            row.state,
+            row.tool,
+            row.owner,
+            row.engine,
+            row.record,
+            row.events,
+        )
+
+    def _ask(self, statement: str, *values: Any) -> Sequence[tuple[Any, ...]]:
+        if self._connection is None:
+            self.open()
+        cursor = self._connection.execute(statement.replace("?", self._mark), values)
+        return list(cursor.fetchall()) if cursor.description else []
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """One transaction. A connection that has failed is not used again."""
+        if self._connection is None:
+            self.open()
+        self._ask("BEGIN IMMEDIATE" if self._mark == "?" else "BEGIN")
+        try:
+            yield
+            self._ask("COMMIT")
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Roll back; connect anew next time, but for what is in memory, which would be gone."""
+        with contextlib.suppress(Exception):
+            self._connection.execute("ROLLBACK")
+        if self._where != ":memory:":
+            with contextlib.suppress(Exception):
+                self.close()
+            self._connection = None
