@@ -73,7 +73,11 @@ def worker(
             refuse("--app", None, "name your tools, as in --app my_app:registry, or a model with --model")
         if app is not None and model:
             refuse("--app", app, "give either --app or --model")
-        made = orchestrator_of(app) if app is not None else _of_model(model or [], k, Form.of(schema, fields or [], calibrator))
+        made = (
+            orchestrator_of(app)
+            if app is not None
+            else _of_model(model or [], k, Form.of(schema, fields or [], calibrator))
+        )
         limits = _limits(concurrency or [], rate or [])
         raise typer.Exit(asyncio.run(_work(durable_of(kept_in, made, limits, heartbeat))))
 
