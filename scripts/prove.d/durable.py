@@ -452,7 +452,8 @@ class Strikes:
         self.seen.servers_killed += 1
 
     async def watch(self, runner: Any) -> None:
-        """See whose the runs are, and how long it takes until that of a worker which was struck is another's."""
+        """See whose the runs are, and how long it takes until that of a worker which was struck is given to the others:
+        it is another's, or waits in their queue."""
         last = time.monotonic()
         while True:
             with contextlib.suppress(Exception):
@@ -477,7 +478,7 @@ class Strikes:
         running = {run.id: run.worker for run in await runner.list("running", 1000)}
         self.waiting, self.running = waiting, running
         for run_id, orphan in list(self.orphans.items()):
-            if orphan.since < began and run_id not in waiting and running.get(run_id) != orphan.worker:
+            if orphan.since < began and running.get(run_id) != orphan.worker:
                 self.seen.takeovers.append(time.monotonic() - orphan.since)
                 del self.orphans[run_id]
 
