@@ -379,6 +379,8 @@ class Strikes:
         try:
             end = time.monotonic() + 60 + 15 * kills
             while seen.kills < kills and time.monotonic() < end:
+                # One that met a server which was down when it began has given up.
+                living = [one if one.send(0) else self.workers.begin() for one in living]
                 await self.submit(durable, {one.name for one in living})
                 await asyncio.sleep(self.chance.uniform(0.3, 1.3))
                 at_work = set(self.running.values())
