@@ -31,8 +31,8 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        # asyncio does so only for sockets that say they are TCP, which uvicorn's do not: an answer of two pieces, head
-        # and body, would wait for the client's delayed acknowledgement, 40 ms.
+        # asyncio does so only for sockets that say they are TCP, which uvicorn's do not: an answer of two pieces would
+        # wait for the client's delayed acknowledgement, 40 ms.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._late = self.loop.call_later(self.header_seconds, self._give_up)
 
