@@ -20,7 +20,7 @@ from steer_llm_sdk.evidence.confidence import stability as stability_of
 from steer_llm_sdk.evidence.consensus import Election, Tally
 from steer_llm_sdk.evidence.disagreements import MOST_ANSWERS, disagreement
 from steer_llm_sdk.evidence.distance import Matrix, distances
-from steer_llm_sdk.evidence.distributions import describe, entropy
+from steer_llm_sdk.evidence.distributions import describe
 from steer_llm_sdk.evidence.equivalence import number_of
 from steer_llm_sdk.evidence.models import BundleSummary, ModelAgreement, Replicate, Standing
 from steer_llm_sdk.evidence.policy import Fields, Policies
@@ -279,7 +279,7 @@ class _Result:
             "absent": 0 if absent is None else len(column.ballots_of[absent]),
             "null": sum(len(column.ballots_of[number]) for number in nulls),
             "invalid": invalid,
-            "entropy": entropy(column.weights),
+            "entropy": column.entropy,
             **describe(_numbers(tally)),
         }
 
@@ -296,7 +296,7 @@ def _keeps(tally: Tally) -> float:
     if leads and len(column.members) <= _MOST_EXACT and math.fsum(column.weights) == len(column.members):
         return stability_of(column.classes)
     first = column.weights[winner]
-    rivals = Counter(column.weights)
+    rivals = Counter(column.alike)
     rivals[first] -= 1
     rivals[0.0] += 1  # An answer that nobody has given yet.
     return math.prod(_is_ahead(first, weight) ** count for weight, count in rivals.items())
