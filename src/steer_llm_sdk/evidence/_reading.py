@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, overload
 
 from steer_llm_sdk.evidence._alignment import Assignment, found_key
 from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, class_of, is_element
+from steer_llm_sdk.evidence.distributions import entropy
 from steer_llm_sdk.evidence.equivalence import OBJECT, Key, clusters, key_of, number_of
 from steer_llm_sdk.evidence.policy import FieldPolicy, Policies
 
@@ -73,6 +74,15 @@ class Column:
         return dict(zip(self.members, self.classes, strict=True))
 
     @cached_property
+    def alike(self) -> Mapping[float, int]:
+        """How many classes have each weight."""
+        return Counter(self.weights)
+
+    @cached_property
+    def entropy(self) -> float:
+        return entropy(self.alike)
+
+    @cached_property
     def given(self) -> Sequence[int]:
         """The classes of those who have the field, the heaviest first."""
         absent = self.absent_class
@@ -81,7 +91,7 @@ class Column:
     @cached_property
     def by_weight(self) -> Sequence[int]:
         """The classes, the heaviest first, then in the order of the replicates."""
-        if min(self.weights) == max(self.weights):
+        if len(self.alike) == 1:
             return range(len(self.weights))
         return sorted(range(len(self.weights)), key=self.weights.__getitem__, reverse=True)
 

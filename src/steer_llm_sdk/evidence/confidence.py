@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, Literal, TypeAlias
 
-from steer_llm_sdk.evidence.stopping import Counts, Rule, Standing, check_rule, decide
+from steer_llm_sdk.evidence.stopping import Counts, Rule, Standing, check_k, check_rule, decide, uncountable
 
 Method: TypeAlias = Literal["none", "platt", "isotonic"]
 
@@ -78,7 +78,10 @@ def _gamma_below(shape: int, x: float) -> float:
 
 
 def _counts(votes: Iterable[Hashable]) -> Counts:
-    tally = Counter(vote for vote in votes if vote is not None)
+    try:
+        tally = Counter(vote for vote in votes if vote is not None and vote == vote)
+    except TypeError as error:
+        raise uncountable(votes) from error
     return tuple(sorted(tally.values(), reverse=True))
 
 
@@ -129,7 +132,7 @@ class Calibrator:
         leave open), from 500 labels of one task isotonic. No labels at all: an uncalibrated one. ValueError names what
         does not fit together.
         """
-        _check(votes_per_question, correct, k, rule, tasks)
+        _check(votes_per_question, correct, k, model, rule, tasks)
         blank = cls(k=k, model=model, rule=rule, date=date)
         if not correct:
             return blank
@@ -166,6 +169,8 @@ class Calibrator:
         than k votes, or if `k` or `model` is given and is another one.
         """
         self.check(k=k, model=model)
+        if not isinstance(votes, Collection):
+            raise uncountable(votes)
         if len(votes) > self.k:
             raise ValueError(f"votes: {len(votes)} of a calibrator for k = {self.k}; fit one with k = {len(votes)}")
         counts = _counts(votes)
@@ -470,19 +475,28 @@ def _check(
     votes_per_question: Sequence[Sequence[Hashable]],
     correct: Sequence[bool],
     k: int,
+    model: str | None,
     rule: Rule | None,
     tasks: Sequence[str] | None,
 ) -> None:
-    if k < 1:
-        raise ValueError(f"k = {k}: give the number of votes that are asked for, 1 or more")
+    check_k(k)
+    if model is not None and not (isinstance(model, str) and model):
+        raise ValueError(f"model = {model!r}: name the model that answered, or give None")
     if rule is not None:
         check_rule(rule, 0.01)
+    if not isinstance(votes_per_question, Collection):
+        raise uncountable(votes_per_question)
     for name, given in (("correct", correct), ("tasks", tasks)):
         if given is not None and len(given) != len(votes_per_question):
             raise ValueError(f"{name}: {len(given)} for {len(votes_per_question)} questions; give one for each")
-    for number, votes in enumerate(votes_per_question):
+    for number, (votes, right) in enumerate(zip(votes_per_question, correct, strict=True)):
+        if right not in (True, False):
+            raise ValueError(f"question {number}: correct is {right!r}; give True or False")
+        if not isinstance(votes, Collection):
+            raise uncountable(votes)
         if len(votes) > k:
             raise ValueError(f"question {number}: {len(votes)} votes, but k = {k}; cut them to the first {k}")
+        _counts(votes)
 
 
 def _cut(votes: Sequence[Hashable], k: int, rule: Rule | None) -> Counts:

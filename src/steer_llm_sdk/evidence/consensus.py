@@ -82,8 +82,8 @@ class Election:
             given = [number for number in range(len(column.said)) if number != absent]
             present = sum(column.weights[number] for number in given)
             return self._heaviest(column, given) if present >= column.keep * sum(column.weights) else absent
-        most = max(column.weights)
-        if column.weights.count(most) == 1:
+        most = max(column.alike)
+        if column.alike[most] == 1:
             winner = column.weights.index(most)
         else:
             winner = self._heaviest(column, range(len(column.said)))

@@ -10,7 +10,6 @@ from typing import Any, Final
 from steer_llm_sdk.evidence._leaves import dotted
 from steer_llm_sdk.evidence._reading import Column
 from steer_llm_sdk.evidence.distance import Ruler
-from steer_llm_sdk.evidence.distributions import entropy
 from steer_llm_sdk.evidence.equivalence import relative
 from steer_llm_sdk.evidence.models import Answer, Disagreement
 from steer_llm_sdk.models.plain import copied
@@ -41,7 +40,7 @@ def disagreement(column: Column, ids: Sequence[str], behind: int | None, support
         values=values,
         replicate_ids=names,
         support=support,
-        entropy=entropy(column.weights),
+        entropy=column.entropy,
         severity=severity(column, behind),
         answers=[_answer(column, number, ids, chosen, total) for number in ranked[:MOST_ANSWERS]],
         more=max(0, len(ranked) - MOST_ANSWERS),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from operator import mul
 from typing import Any
@@ -53,11 +52,14 @@ def _median_distance(ordered: Sequence[float], middle: int) -> float:
     return sorted(below + [number - median for number in ordered[middle:]])[middle]
 
 
-def entropy(weights: Sequence[float]) -> float:
-    """-Σ p ln p in nats over the classes: 0 where all agree, ln n where all n differ."""
-    total = math.fsum(weights)
-    alike = Counter(weights).items()
-    return math.fsum([-count * weight / total * math.log(weight / total) for weight, count in alike]) if total else 0.0
+def entropy(alike: Mapping[float, int]) -> float:
+    """-Σ p ln p in nats over the classes: 0 where all agree, ln n where all n differ.
+
+    `alike` is how many classes have each weight.
+    """
+    total = math.fsum(weight * count for weight, count in alike.items())
+    shares = [(weight / total, count) for weight, count in alike.items()] if total else []
+    return math.fsum([-count * share * math.log(share) for share, count in shares])
 
 
 def _rank(n: int, q: float) -> int:

@@ -144,6 +144,10 @@ class Policies:
                 if not isinstance(policy, FieldPolicy):
                     raise ValueError(f"fields: {policy!r} for {name!r} is no FieldPolicy; give FieldPolicy(...)")
             return cls({**annotated, **{parse_path(name): policy for name, policy in fields.items()}})
+        if not isinstance(fields, Sequence) or not all(isinstance(path, str) for path in fields):
+            raise ValueError(
+                f"fields: {fields!r} are no paths; give a list of texts, such as ['answer', 'person.name']"
+            )
         if isinstance(fields, str):
             raise ValueError(f"fields: {fields!r} is one text; give a list of paths, such as [{fields!r}]")
         if not fields:

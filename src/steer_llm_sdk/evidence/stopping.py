@@ -1,7 +1,7 @@
 """When to stop asking the same question again: votes in, a decision out.
 
-`n` votes are in, of at most `k`; `r = k - n` are to come. Votes for one answer are equal and hashable; None is an
-invalid one, which uses up a draw and is for nobody. The leader has v1 votes, the runner-up v2.
+`n` votes are in, of at most `k`; `r = k - n` are to come. Votes for one answer are equal and hashable; None, or a
+NaN, is an invalid one, which uses up a draw and is for nobody. The leader has v1 votes, the runner-up v2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from operator import mul
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 Rule: TypeAlias = Literal["curtail", "pcurtail", "certified"]
 Reason: TypeAlias = Literal[
@@ -68,7 +68,7 @@ class Standing:
         n, tally = 0, dict[Hashable, int]()
         for vote in votes:
             n += 1
-            if vote is not None:
+            if vote is not None and vote == vote:  # NaN is the answer of nobody.
                 tally[vote] = tally.get(vote, 0) + 1
         if not tally:
             return cls((), n, k)
@@ -114,18 +114,44 @@ def should_stop(
     ValueError names an argument that cannot be used.
     """
     check_rule(rule, risk, floor)
-    if k < 1:
-        raise ValueError(f"k = {k}: give the number of votes that are asked for, 1 or more")
-    return decide(Standing.of(votes, k), rule, risk, floor, min_valid)
+    check_k(k)
+    if not isinstance(min_valid, int) or not 0 <= min_valid <= k:
+        raise ValueError(f"min_valid = {min_valid!r}: give a whole number of votes from 0 to k = {k}")
+    try:
+        standing = Standing.of(votes, k)
+    except TypeError as error:
+        raise uncountable(votes) from error
+    return decide(standing, rule, risk, floor, min_valid)
 
 
 def check_rule(rule: str, risk: float, floor: float = 0.0) -> None:
     if rule not in RULES:
         raise ValueError(f"rule = {rule!r} is unknown; the rules are {', '.join(RULES)}")
-    if not 0 < risk < 1:
-        raise ValueError(f"risk = {risk}: give a probability between 0 and 1, such as 0.01")
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor = {floor}: give a share of k from 0 to 1")
+    if not isinstance(risk, (int, float)) or not 0 < risk < 1:
+        raise ValueError(f"risk = {risk!r}: give a probability between 0 and 1, such as 0.01")
+    if not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
+        raise ValueError(f"floor = {floor!r}: give a share of k from 0 to 1")
+
+
+def check_k(k: int) -> None:
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k = {k!r}: give the number of votes that are asked for, a whole one of 1 or more")
+
+
+def uncountable(votes: Any) -> ValueError:
+    """Why votes cannot be counted, and what to give."""
+    if not isinstance(votes, Iterable):
+        return ValueError(f"votes: {votes!r} is no list of votes; give one, with None for an invalid vote")
+    odd = next((vote for vote in votes if not _is_hashable(vote)), None)
+    return ValueError(f"votes: {odd!r} cannot be counted; give a text or a number for each answer, or use summarize")
+
+
+def _is_hashable(vote: Any) -> bool:
+    try:
+        hash(vote)
+    except TypeError:
+        return False
+    return True
 
 
 def decide(standing: Standing, rule: Rule, risk: float, floor: float = 0.0, min_valid: int = 1) -> StopDecision:

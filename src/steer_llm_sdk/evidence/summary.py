@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from statistics import median
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, SupportsFloat, TypeAlias
 
 from pydantic import BaseModel
 
@@ -20,7 +20,7 @@ from steer_llm_sdk.evidence.confidence import stability as stability_of
 from steer_llm_sdk.evidence.consensus import Election, Tally
 from steer_llm_sdk.evidence.disagreements import MOST_ANSWERS, disagreement
 from steer_llm_sdk.evidence.distance import Matrix, distances
-from steer_llm_sdk.evidence.distributions import describe, entropy
+from steer_llm_sdk.evidence.distributions import describe
 from steer_llm_sdk.evidence.equivalence import number_of
 from steer_llm_sdk.evidence.models import BundleSummary, ModelAgreement, Replicate, Standing
 from steer_llm_sdk.evidence.policy import Fields, Policies
@@ -97,6 +97,8 @@ class _Cast(NamedTuple):
 def _read(
     replicates: Iterable[Given], check: Check | None, weights: Mapping[str, float] | Sequence[float] | None
 ) -> list[_Cast]:
+    if isinstance(replicates, (str, Mapping, BaseModel, float, int, type(None))):
+        raise ValueError(f"replicates: {replicates!r:.80} is no list of answers; give one, such as [first, second]")
     given = list(replicates)
     weigh = _weigher(weights, len(given))
     seen: set[str] = set()
@@ -141,9 +143,14 @@ def _value_of(item: Any, check: Check | None) -> tuple[Any, Sequence[str]]:
 def _weigher(
     weights: Mapping[str, float] | Sequence[float] | None, count: int
 ) -> Callable[[int, str, str | None], float]:
-    if not weights:
+    if weights is None:
         return lambda place, name, model: 1.0
+    if not isinstance(weights, Iterable):
+        raise ValueError(
+            f"weights: {weights!r} cannot be used; give one for each replicate, or a mapping by id or model"
+        )
     if not isinstance(weights, Mapping):
+        weights = list(weights)
         if len(weights) != count:
             raise ValueError(f"weights: {len(weights)} for {count} replicates; give one for each, or a mapping by id")
         by_place = [_checked(str(place), weight) for place, weight in enumerate(weights, start=1)]
@@ -152,10 +159,11 @@ def _weigher(
     return lambda place, name, model: by_name.get(name, by_name.get(model or "", 1.0))
 
 
-def _checked(name: str, weight: float) -> float:
-    if not (math.isfinite(weight) and weight > 0):
+def _checked(name: str, weight: Any) -> float:
+    number = float(weight) if isinstance(weight, SupportsFloat) else math.nan
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"weights: {weight!r} for {name!r} cannot be used; give a positive finite number")
-    return float(weight)
+    return number
 
 
 def _acceptance(check: Check | None, accepts: Callable[[Any], bool] | None) -> Callable[[Any], bool] | None:
@@ -271,7 +279,7 @@ class _Result:
             "absent": 0 if absent is None else len(column.ballots_of[absent]),
             "null": sum(len(column.ballots_of[number]) for number in nulls),
             "invalid": invalid,
-            "entropy": entropy(column.weights),
+            "entropy": column.entropy,
             **describe(_numbers(tally)),
         }
 
@@ -288,7 +296,7 @@ def _keeps(tally: Tally) -> float:
     if leads and len(column.members) <= _MOST_EXACT and math.fsum(column.weights) == len(column.members):
         return stability_of(column.classes)
     first = column.weights[winner]
-    rivals = Counter(column.weights)
+    rivals = Counter(column.alike)
     rivals[first] -= 1
     rivals[0.0] += 1  # An answer that nobody has given yet.
     return math.prod(_is_ahead(first, weight) ** count for weight, count in rivals.items())

@@ -149,6 +149,25 @@ def test_ids_that_are_there_twice_are_refused() -> None:
         summarize([Replicate(id="r1", data=1), Replicate(id="r1", data=2)])
 
 
+@pytest.mark.parametrize(
+    ("replicates", "given", "message"),
+    [
+        ("abc", {}, "replicates: 'abc' is no list of answers; give one, such as"),
+        ({"a": 1}, {}, "is no list of answers"),
+        (None, {}, "replicates: None is no list of answers"),
+        ([1, 1], {"weights": 3}, "weights: 3 cannot be used; give one for each replicate"),
+        ([1, 1], {"weights": {"r1": "x"}}, "weights: 'x' for 'r1' cannot be used; give a positive finite number"),
+        ([1, 1], {"fields": 5}, "fields: 5 are no paths; give a list of texts"),
+        ([1, 1], {"fields": [3]}, r"fields: \[3\] are no paths; give a list of texts"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named_with_its_value_and_a_way_out(
+    replicates: Any, given: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        summarize(replicates, **given)
+
+
 def test_weights_must_be_one_for_each_and_may_be_by_model() -> None:
     with pytest.raises(ValueError, match="weights: 1 for 2 replicates"):
         summarize([1, 2], weights=[1.0])

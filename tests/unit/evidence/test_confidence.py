@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -302,11 +302,16 @@ def test_the_json_is_plain() -> None:
         ([["a"]], [True], {"tasks": []}, "tasks: 0 for 1 questions"),
         ([["a"] * 4], [True], {"k": 3}, "question 0: 4 votes, but k = 3"),
         ([["a"]], [True], {"k": 0}, "k = 0: give the number"),
+        ([["a"]], [True], {"k": "3"}, "k = '3': give the number"),
+        ([["a"]], [True], {"model": ""}, "model = '': name the model"),
+        ([["a"]], ["no"], {}, "question 0: correct is 'no'; give True or False"),
+        ([["a"], [["a"]]], [True, True], {}, r"votes: \['a'\] cannot be counted"),
+        ([5], [True], {}, "votes: 5 is no list of votes"),
         ([["a"]], [True], {"rule": "majority"}, "rule = 'majority' is unknown"),
     ],
 )
 def test_labels_that_do_not_fit_together_are_refused(
-    votes: Sequence[Sequence[Hashable]], correct: Sequence[bool], given: dict[str, Any], message: str
+    votes: Any, correct: Any, given: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Calibrator.fit(votes, correct, **{"k": 3, "model": "m", **given})

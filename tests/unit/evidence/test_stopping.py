@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from scipy.special import beta as beta_function
 from scipy.stats import beta as beta_distribution
 from scipy.stats import dirichlet_multinomial
 
-from steer_llm_sdk.evidence import should_stop
+from steer_llm_sdk.evidence import should_stop, stability, support
 from steer_llm_sdk.evidence.stopping import RULES, THETAS, Standing, _Urn, evidence_for, is_certified, will_keep
 
 Votes = Sequence[Hashable]
@@ -153,11 +154,24 @@ def test_votes_stop_when_too_few_can_be_valid() -> None:
         ({"risk": math.nan}, "risk = nan: give a probability"),
         ({"floor": 1.5}, "floor = 1.5: give a share"),
         ({"k": 0}, "k = 0: give the number of votes"),
+        ({"k": 2.5}, "k = 2.5: give the number of votes"),
+        ({"k": math.nan}, "k = nan: give the number of votes"),
+        ({"risk": "low"}, "risk = 'low': give a probability"),
+        ({"floor": "x"}, "floor = 'x': give a share"),
+        ({"min_valid": 4}, "min_valid = 4: give a whole number of votes from 0 to k = 3"),
+        ({"votes": [["a"]]}, r"votes: \['a'\] cannot be counted; give a text or a number for each answer"),
+        ({"votes": None}, "votes: None is no list of votes"),
     ],
 )
-def test_an_argument_that_cannot_be_used_is_named(given: dict[str, float], message: str) -> None:
+def test_an_argument_that_cannot_be_used_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        should_stop(["a"], **{"k": 3, **given})  # type: ignore[arg-type]
+        should_stop(**{"votes": ["a"], "k": 3, **given})
+
+
+def test_a_vote_of_nan_is_an_invalid_one() -> None:
+    nan = math.nan
+    assert should_stop([nan, nan, "a"], 5) == should_stop([None, None, "a"], 5)
+    assert (stability([nan, "a"]), support([nan, "a"])) == (stability(["a"]), 0.5)
 
 
 def test_a_thousand_votes_are_no_trouble() -> None:
