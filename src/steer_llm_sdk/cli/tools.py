@@ -17,7 +17,7 @@ from steer_llm_sdk.cli._show import console, printable, table_of
 from steer_llm_sdk.cli.exits import Group, OneCommand, errors_as_exits, flowing, refuse
 from steer_llm_sdk.orchestration.release_files import Releases, read_releases, write_releases
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry, installed_tools
-from steer_llm_sdk.orchestration.versions import ACTIVE, Release, rank
+from steer_llm_sdk.orchestration.versions import ACTIVE, MARGIN, Release, rank
 
 RELEASES_VARIABLE = "STEER_RELEASES"
 _DEFAULT_FILE = "releases.toml"
@@ -73,12 +73,19 @@ def canary(
     key: Annotated[
         str, typer.Option(metavar="NAME", help='What tells callers apart: "tenant", or a name in the metadata of runs.')
     ] = "tenant",
+    margin: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Worse than the other version by more than this, it goes to nobody any more; 1: never.",
+        ),
+    ] = MARGIN,
     releases: _File = None,
     as_json: _Json = False,
 ) -> None:
     """Give a version to a share of callers. A larger share only adds callers; 0 takes it back from all."""
     with errors_as_exits(as_json=as_json):
-        _set(name, version, Release(state="canary", share=share, key=key), releases, as_json)
+        _set(name, version, Release(state="canary", share=share, key=key, margin=margin), releases, as_json)
 
 
 def promote(name: _Name, version: _Version, releases: _File = None, as_json: _Json = False) -> None:

@@ -10,6 +10,7 @@ from steer_llm_sdk.errors import ErrorCategory
 from steer_llm_sdk.orchestration._call import Run
 from steer_llm_sdk.orchestration.fallback import Answer, ToolCall
 from steer_llm_sdk.orchestration.planning.planner import Outcome, PlanDecision, Planner
+from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.reliability.classify import classify
 
 
@@ -41,7 +42,7 @@ class Observer:
     def __call__(self, run: Run, steps: Sequence[ToolCall], answer: Answer) -> None:
         timeline = run.timeline
         if len(timeline) != 1 or answer.failures:
-            outcomes = tuple(_outcomes(run, steps, answer))
+            outcomes = tuple(outcomes_of(run, steps, answer))
             if outcomes:
                 self._planner.observe(run.request, self._decision, outcomes)
             return
@@ -62,7 +63,19 @@ COUNTED = 64
 EVERY = 0.05
 
 
-def _outcomes(run: Run, steps: Sequence[ToolCall], answer: Answer) -> Iterator[Outcome]:
+def watch_canaries(registry: ToolRegistry, run: Run, steps: Sequence[ToolCall], answer: Answer) -> None:
+    """Count the run for and against canaries; one that is taken back for it is told as an event."""
+    if not any(registry.watches(step.tool.name) for step in steps):
+        return
+    for seen in outcomes_of(run, steps, answer):
+        if registry.watches(seen.tool):
+            taken = registry.saw(seen.tool, seen.version, seen.succeeded, seen.confidence)
+            if taken is not None:
+                version, why = taken
+                run.tell("canary_taken_back", {"tool_name": seen.tool, "tool_version": version, "message": why})
+
+
+def outcomes_of(run: Run, steps: Sequence[ToolCall], answer: Answer) -> Iterator[Outcome]:
     versions = {step.tool.name: step.tool.version for step in steps}
     for name, version in versions.items():
         # A tool that asks others has its calls under their names.

@@ -30,6 +30,7 @@ from steer_llm_sdk.models.events import (
 )
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._call import Policies, Run
+from steer_llm_sdk.orchestration._observed import watch_canaries
 from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
 from steer_llm_sdk.orchestration._pinned import is_worth_it, pinned
 from steer_llm_sdk.orchestration._result import describe_error
@@ -318,6 +319,8 @@ class BaseOrchestrator(ABC):
     def _output(self, run: Run, plan: Plan, answer: Answer) -> OrchestrationOutput:
         if (observe := plan.observe) is not None:
             observe(run, plan.steps, answer)
+        if self.registry.staged:
+            watch_canaries(self.registry, run, plan.steps, answer)
         if answer.result is None:
             return failed(run, plan.shown, answer)
         if run.events is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.orchestration.versions import ACTIVE, Release
+from steer_llm_sdk.orchestration.versions import ACTIVE, MARGIN, Release
 
 Releases = dict[str, dict[str, Release]]
 
@@ -83,7 +83,9 @@ def write_releases(path: str | Path, releases: Mapping[str, Mapping[str, Release
 def _lines(release: Release) -> list[str]:
     found = {field.name: getattr(release, field.name) for field in fields(Release)}
     if release.state != "canary":
-        del found["share"], found["key"]
+        del found["share"], found["key"], found["margin"]
+    elif release.margin == MARGIN:
+        del found["margin"]
     return [f"{name} = {_toml(value)}" for name, value in found.items() if value is not None]
 
 

@@ -18,7 +18,10 @@ from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
 from steer_llm_sdk.orchestration.release_files import read_releases
 from steer_llm_sdk.orchestration.versions import (
     ACTIVE,
+    ENOUGH,
+    MARGIN,
     Release,
+    Seen,
     Who,
     check_spec,
     choose,
@@ -26,6 +29,7 @@ from steer_llm_sdk.orchestration.versions import (
     rank,
     satisfies,
     wanted,
+    why_worse,
 )
 
 if TYPE_CHECKING:
@@ -121,6 +125,8 @@ class ToolRegistry:
         self._releases: dict[str, dict[str, Release]] = {}
         self._today = today
         self._followed: _Followed | None = None
+        self._seen: dict[tuple[str, str], Seen] = {}
+        self._taken_back: dict[tuple[str, str], Release] = {}
         self._changes = 0
         self._targets: tuple[tuple[int, int], Mapping[str, Sequence[Tool]]] | None = None
         self._view: tuple[int, int, Mapping[str, ToolMetadata]] | None = None
@@ -160,7 +166,11 @@ class ToolRegistry:
 
     def set_releases(self, releases: Mapping[str, Mapping[str, Release]]) -> None:
         """Say it of all versions at once; those that are not named are active."""
-        self._releases = {name: {v: r for v, r in some.items() if r != ACTIVE} for name, some in releases.items()}
+        taken_back = self._taken_back
+        self._releases = {
+            name: {v: _closed(r) if taken_back.get((name, v)) == r else r for v, r in some.items() if r != ACTIVE}
+            for name, some in releases.items()
+        }
         self.staged = any(self._releases.values())
         self._changes += 1
 
@@ -187,9 +197,35 @@ class ToolRegistry:
             except (ValueError, OSError) as error:
                 _log.warning("%s; what was known of releases stays", error)
 
-    def canary(self, name: str, version: str, share: float, key: str = "tenant") -> None:
-        """Give a version to a share of callers, from 0 to 1. A larger share only adds callers."""
-        self.set_release(name, version, Release(state="canary", share=share, key=key))
+    def canary(self, name: str, version: str, share: float, key: str = "tenant", margin: float | None = MARGIN) -> None:
+        """Give a version to a share of callers, from 0 to 1. A larger share only adds callers. It goes to nobody any
+        more once it turns out to be worse than the version beside it by more than `margin`; see Release."""
+        self._taken_back.pop((name, version), None)
+        self._seen.pop((name, version), None)
+        self.set_release(name, version, Release(state="canary", share=share, key=key, margin=margin))
+
+    def watches(self, name: str) -> bool:
+        """Whether a canary of the tool is watched."""
+        return any(_is_watched(release) for release in self._releases.get(name, _NOTHING).values())
+
+    def saw(self, name: str, version: str, succeeded: bool, confidence: float | None) -> tuple[str, str] | None:
+        """Count a run of a watched tool. Of a canary that is taken back for it, its version and why."""
+        seen = self._seen[name, version] = self._seen.get((name, version), _NO_RUNS).plus(succeeded, confidence)
+        release = self.release_of(name, version)
+        if not _is_watched(release) or release.margin is None or not _is_time(seen.runs):
+            return None
+        beside = choose(name, self._tools.get(name, ()), self._closed_releases(name), None, _NOBODY, self._today())
+        other = self._seen.get((name, beside.version or ""))
+        why = None if other is None or beside.version == version else why_worse(seen, other, release.margin)
+        if why is None:
+            return None
+        self._taken_back[name, version] = release
+        self.set_release(name, version, _closed(release))
+        _log.warning("Tool '%s' version %s, a canary, goes to nobody any more: %s", name, version, why)
+        return version, why
+
+    def _closed_releases(self, name: str) -> dict[str, Release]:
+        return {version: _closed(release) for version, release in self._releases.get(name, {}).items()}
 
     def promote(self, name: str, version: str) -> None:
         """Make a version active."""
@@ -396,6 +432,21 @@ class _Followed(NamedTuple):
     every: float
     next_look: float
     mark: tuple[int, int, int] | None
+
+
+_NO_RUNS = Seen()
+
+
+def _is_watched(release: Release) -> bool:
+    return release.state == "canary" and release.share > 0 and release.margin is not None
+
+
+def _is_time(runs: int) -> bool:
+    """At ENOUGH runs, and each time there are half as many more."""
+    mark = ENOUGH
+    while mark < runs:
+        mark += mark // 2
+    return mark == runs
 
 
 def _closed(release: Release) -> Release:

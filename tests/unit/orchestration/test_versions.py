@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from datetime import date
 from pathlib import Path
@@ -12,14 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_llm_sdk.errors import InvalidRequest, ToolNotFound, VersionUnavailable
-from steer_llm_sdk.orchestration import Orchestrator, ReliableOrchestrator, ToolRegistry
+from steer_llm_sdk.orchestration import Orchestrator, ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.orchestration.planning import PlanningRule, PlanRequest, RuleAction, RuleBasedPlanner
 from steer_llm_sdk.orchestration.release_files import read_releases, write_releases
-from steer_llm_sdk.orchestration.versions import ACTIVE, Release, is_in_share, place_of, satisfies, wanted
-from steer_llm_sdk.reliability import IdempotencyManager
+from steer_llm_sdk.orchestration.versions import (
+    ACTIVE,
+    Release,
+    Seen,
+    is_in_share,
+    place_of,
+    satisfies,
+    wanted,
+    why_worse,
+)
+from steer_llm_sdk.reliability import IdempotencyManager, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.streaming.manager import EventManager
-from steer_llm_sdk.testing import OK, ScriptedTool, err
+from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool, err
 
 TODAY = date(2026, 6, 1)
 
@@ -408,7 +418,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     [
         ("x", "it is not TOML"),
         ("t = 1", r"releases\.t: 1 cannot be used; write \[t\.\"VERSION\"\] above the fields"),
-        ('[t]\n"1" = 2', "give fields: key, share, since, state, successor, sunset"),
+        ('[t]\n"1" = 2', "give fields: key, margin, share, since, state, successor, sunset"),
         ('[t."1"]\nshape = 1', "there is no such field"),
         ('[t."1"]\nshare = 2', r"releases\.t@1\.share: 2 cannot be used; give a number from 0 to 1"),
         ('[t."1"]\nsunset = 2026-01-01T00:00:00', r"releases\.t@1\.sunset: .* give a date"),
@@ -440,3 +450,88 @@ async def test_a_registry_follows_the_file_and_keeps_what_it_knows_where_the_fil
     assert "it is not TOML" in caplog.text
     path.unlink()
     assert await version() == "2.0"
+
+
+class Fails(ScriptedTool):
+    """Fails this share of its runs."""
+
+    def __init__(self, version: str, share: float, chance: random.Random) -> None:
+        super().__init__("t", version=version)
+        self._share, self._chance = share, chance
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        if self._chance.random() < self._share:
+            raise ConnectionError("down")
+        return "fine"
+
+
+def failing(stable: float, canary: float, seed: int = 0, **options: Any) -> tuple[ToolRegistry, ReliableOrchestrator]:
+    chance, tools = random.Random(seed), ToolRegistry()
+    for version, share in (("1.0", stable), ("2.0", canary)):
+        tools.register_tool(Fails(version, share, chance))
+    tools.canary("t", "2.0", 0.5, **options)
+    reliability = ReliabilityConfig(retry_policy=RetryPolicy(max_attempts=1))
+    return tools, ReliableOrchestrator(registry=tools, reliability_config=reliability)
+
+
+async def versions_served(runner: ReliableOrchestrator, callers: int, name: str | None = "t") -> list[str]:
+    options = {"enable_circuit_breaker": False}
+    outputs = [await runner.run("q", name, options={**options, "tenant": f"c{n}"}) for n in range(callers)]
+    return [output.metadata["tool_version"] for output in outputs]
+
+
+@pytest.mark.parametrize("name", ["t", None])
+async def test_a_canary_that_fails_more_goes_to_nobody_any_more_and_says_so(
+    name: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    tools, runner = failing(0.05, 0.6)
+    told = RecordedEvents()
+    served = await versions_served(runner, 200, name)
+    assert 30 <= served.count("2.0") <= 45
+    assert set(served[-50:]) == {"1.0"}
+    assert tools.release_of("t", "2.0").share == 0.0
+    assert "a canary, goes to nobody any more" in caplog.text
+    # Given out anew it gets a new chance.
+    tools.canary("t", "2.0", 0.5)
+    for n in range(200):
+        await runner.run("q", name, options={"tenant": f"d{n}", "enable_circuit_breaker": False}, event_manager=told)
+    assert [data["tool_version"] for data in told.data("canary_taken_back")] == ["2.0"]
+
+
+async def test_a_canary_that_is_no_worse_or_is_not_watched_stays() -> None:
+    for seed in range(20):
+        tools, runner = failing(0.1, 0.1, seed)
+        await versions_served(runner, 200)
+        assert tools.release_of("t", "2.0").share == 0.5
+    tools, runner = failing(0.0, 1.0, margin=None)
+    await versions_served(runner, 150)
+    assert tools.release_of("t", "2.0").share == 0.5
+
+
+def test_a_canary_whose_answers_are_trusted_less_is_worse() -> None:
+    def seen(confidence: float, runs: int) -> Seen:
+        found = Seen()
+        for n in range(runs):
+            found = found.plus(True, confidence + 0.05 * (-1) ** n)
+        return found
+
+    assert why_worse(seen(0.6, 30), seen(0.9, 30), 0.05) is not None
+    assert why_worse(seen(0.6, 29), seen(0.9, 100), 0.05) is None
+    assert why_worse(seen(0.6, 100), seen(0.9, 29), 0.05) is None
+    assert why_worse(seen(0.87, 1000), seen(0.9, 1000), 0.05) is None
+    assert why_worse(seen(0.9, 100), seen(0.6, 100), 0.05) is None
+
+
+async def test_what_was_taken_back_stays_so_until_the_file_says_something_else(tmp_path: Path) -> None:
+    tools, runner = failing(0.0, 1.0)
+    path = tmp_path / "releases.toml"
+    both = Release(state="canary", share=0.5)
+    write_releases(path, {"t": {"2.0": both}})
+    tools.follow(path, every=0.0)
+    await versions_served(runner, 150)
+    assert tools.release_of("t", "2.0").share == 0.0
+    write_releases(path, {"t": {"2.0": both}, "u": {"1.0": both}})
+    assert set(await versions_served(runner, 20)) == {"1.0"}
+    write_releases(path, {"t": {"2.0": Release(state="canary", share=0.6, margin=1.0)}})
+    assert set(await versions_served(runner, 20)) == {"1.0", "2.0"}
+    assert read_releases(path)["t"]["2.0"].margin == 1.0
