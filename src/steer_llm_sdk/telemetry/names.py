@@ -29,10 +29,8 @@ REPLAYED = "steer.replayed"
 COST = "steer.cost_usd"
 TOOL_VERSION = "steer.tool.version"
 PLAN_REASON = "steer.plan.reason"
-ATTEMPT_NUMBER = "steer.attempt"
 REPLICATE = "steer.replicate_id"
 OUTCOME = "steer.outcome"
-QUEUED = "steer.queued_ms"
 RETRY_AFTER = "steer.retry_after"
 
 # Metrics. Durations in seconds, cost in USD.
