@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-_INPUT = ("input_tokens", "prompt_tokens")
-_OUTPUT = ("output_tokens", "completion_tokens")
+_SIDES = {"input": ("input_tokens", "prompt_tokens"), "output": ("output_tokens", "completion_tokens")}
+"""The two names that providers give to each."""
 
 
 def add_usage(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,10 +31,15 @@ def tokens_of(usage: Mapping[str, Any]) -> int:
     total = usage.get("total_tokens")
     if _is_number(total):
         return _count(total)
-    return sum(_count(next((usage[name] for name in names if _is_number(usage.get(name))), 0)) for names in _SIDES)
+    return sum(
+        _count(next((usage[name] for name in names if _is_number(usage.get(name))), 0)) for names in _SIDES.values()
+    )
 
 
-_SIDES = (_INPUT, _OUTPUT)
+def tokens_by_side(usage: Mapping[str, Any]) -> dict[str, int]:
+    """By "input" and "output", each only where it is given."""
+    known = {side: [usage[name] for name in names if _is_number(usage.get(name))] for side, names in _SIDES.items()}
+    return {side: _count(counts[0]) for side, counts in known.items() if counts}
 
 
 def _count(number: Any) -> int:

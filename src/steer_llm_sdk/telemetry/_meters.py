@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from steer_llm_sdk.models.usage import tokens_by_side
 from steer_llm_sdk.telemetry import names
 
 STATES = {"closed": 0, "half_open": 1, "open": 2}
@@ -75,12 +76,7 @@ class Meters:
 
     def _tried(self, name: str, entry: Mapping[str, Any]) -> None:
         tool = {names.TOOL: name}
-        usage = entry.get("usage") or {}
-        for kind, keys in (
-            ("input", ("input_tokens", "prompt_tokens")),
-            ("output", ("output_tokens", "completion_tokens")),
-        ):
-            used = next((usage[key] for key in keys if isinstance(usage.get(key), int)), 0)
+        for kind, used in tokens_by_side(entry.get("usage") or {}).items():
             if used > 0:
                 self._tokens.add(used, {**tool, names.TOKEN_TYPE: kind})
         if entry.get("cost_usd"):

@@ -24,6 +24,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.span import INVALID_SPAN, format_trace_id
 
+from steer_llm_sdk.models.usage import tokens_by_side
 from steer_llm_sdk.telemetry import names
 
 Redactor = Callable[[dict[str, Any]], dict[str, Any]]
@@ -178,12 +179,7 @@ def _fail(span: Span, kind: str, message: str) -> None:
 
 
 def _spent(span: Span, usage: Mapping[str, Any], cost: float | None) -> None:
-    for attribute, keys in (
-        (names.INPUT_TOKENS, ("input_tokens", "prompt_tokens")),
-        (names.OUTPUT_TOKENS, ("output_tokens", "completion_tokens")),
-    ):
-        found = next((usage[key] for key in keys if isinstance(usage.get(key), int)), None)
-        if found is not None:
-            span.set_attribute(attribute, found)
+    for kind, used in tokens_by_side(usage).items():
+        span.set_attribute(names.USED[kind], used)
     if cost is not None:
         span.set_attribute(names.COST, cost)
