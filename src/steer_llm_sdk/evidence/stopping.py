@@ -7,6 +7,7 @@ NaN, is an invalid one, which uses up a draw and is for nobody. The leader has v
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -191,7 +192,27 @@ def _need(standing: Standing, rule: Rule, risk: float) -> int:
             low = middle
         else:
             high = middle
-    return high
+    return _given_up(standing, risk, high) if rule == "certified" else high
+
+
+def _given_up(standing: Standing, risk: float, most: int) -> int:
+    """The least number of further votes, `most` at most, after which a certificate can be out of reach and the answer
+    decided: votes against the leader end the hope of one. For each number of these, as few as will do are for the
+    runner-up, whom they bring nearer, and the others for nobody."""
+    counts, n, left = standing.counts, standing.n, standing.left
+    if not counts:
+        firsts = (Standing((1,), n + 1, standing.k, rank=1), Standing((), n + 1, standing.k))
+        return most if left < 2 else 1 + min(_given_up(after, risk, most - 1) for after in firsts)
+    first, second = (*counts, 0)[:2]
+    # Of two that lead, the one that appeared later may come to lead alone, and needs more.
+    enough = 2.0 ** (len(counts) if first == second else standing.rank) / risk
+    for against in range(min(left, most)):
+        best = first + left - against
+        rival = bisect_left(range(against + 1), True, key=lambda more: evidence_for(best, second + more) < enough)
+        if rival <= against:
+            short = left - (against - rival) - (first - second)
+            most = min(most, against + (short // 2 + 1 if short >= 0 else 0))
+    return max(most, 1)
 
 
 # ── the rules ────────────────────────────────────────────────────────────────────────────────────────────────────────

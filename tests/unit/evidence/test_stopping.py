@@ -222,7 +222,12 @@ def test_a_rival_overtakes_with_the_probability_that_scipy_has(one: int, other: 
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 20), rules, st.sampled_from([0.01, 0.05, 0.2]))
+@given(
+    st.lists(st.sampled_from("abc"), max_size=12),
+    st.integers(1, 20),
+    st.sampled_from(["curtail", "pcurtail"]),
+    st.sampled_from([0.01, 0.05, 0.2]),
+)
 def test_need_is_the_least_number_of_votes_for_the_leader_with_which_the_rule_holds(
     votes: list[str], k: int, rule: str, risk: float
 ) -> None:
@@ -246,6 +251,12 @@ def test_fewer_than_need_further_votes_never_stop(votes: Votes, k: int, rule: st
     if need > 1:
         more = data.draw(st.lists(st.sampled_from("abcde"), max_size=need - 1))
         assert not should_stop([*votes, *more], k, rule=rule).stop  # type: ignore[arg-type]
+
+
+def test_a_certificate_that_one_vote_would_put_out_of_reach_needs_one() -> None:
+    assert should_stop("a" * 7, 12, rule="certified").need == 1
+    assert should_stop("aaaaaaab", 12, rule="certified").reason == "decided"
+    assert should_stop("a" * 12, 12, rule="certified").reason == "certified"
 
 
 @given(st.permutations("aaabbc"), rules)
