@@ -134,7 +134,7 @@ def a_list_grows_with_each_run() -> None:
     kept, seen = Weather.note, []
 
     def note(self: Weather, output: Any) -> None:
-        seen.append(bytearray(b"x" * 400_000))
+        seen.append(bytearray(b"x" * 1_000_000))
         kept(self, output)
 
     Weather.note = note  # type: ignore[method-assign]
