@@ -134,7 +134,7 @@ def a_list_grows_with_each_run() -> None:
     kept, seen = Weather.note, []
 
     def note(self: Weather, output: Any) -> None:
-        seen.append(bytearray(b"x" * 400_000))
+        seen.append(bytearray(b"x" * 1_000_000))
         kept(self, output)
 
     Weather.note = note  # type: ignore[method-assign]
@@ -239,15 +239,26 @@ class Connections:
         place = urlsplit(url)
         self._host, self._port = str(place.hostname), int(place.port or 80)
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.resent = 0
+        """Requests that met a kept connection in the moment in which it was closed, and went on another one."""
 
     @asynccontextmanager
     async def asked(self, method: str, path: str, body: Any = None, more: str = "") -> AsyncIterator[Answer]:
-        reader, writer = await self._connection()
         said = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{more}"
+        sent = f"{head}Content-Length: {len(said)}\r\n\r\n".encode() + said
+        while True:
+            kept, reader, writer = await self._connection()
+            try:
+                writer.write(sent)
+                told = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                break
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                writer.close()
+                if not kept or getattr(error, "partial", b""):
+                    raise
+                self.resent += 1
         try:
-            writer.write(f"{head}Content-Length: {len(said)}\r\n\r\n".encode() + said)
-            told = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             answer = Answer(int(told.split(" ", 2)[1]), told, reader)
             yield answer
             await answer.rest()
@@ -263,12 +274,13 @@ class Connections:
         async with self.asked(method, path, body, more) as answer:
             return answer.status, json.loads(await answer.rest() or b"null")
 
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connection(self) -> tuple[bool, asyncio.StreamReader, asyncio.StreamWriter]:
+        """Whether it was kept, and its two ends."""
         while self._idle:
             reader, writer = self._idle.pop()
             if not (reader.at_eof() or writer.is_closing()):
-                return reader, writer
-        return await asyncio.open_connection(self._host, self._port, limit=1 << 20)
+                return True, reader, writer
+        return False, *await asyncio.open_connection(self._host, self._port, limit=1 << 20)
 
     def close(self) -> None:
         for _, writer in self._idle:
@@ -510,7 +522,9 @@ async def loaded(service: str, provider: str, seconds: float, processes: int, sh
     found.say(
         "lost",
         kept,
-        f"{sum(lost.values())} of {sum(seen.sent.values())} ({sent}); the provider was asked {asked} times for {wanted}"
+        f"{sum(lost.values())} of {sum(seen.sent.values())} ({sent}){f', of these {dict(lost)}' if lost else ''}; "
+        f"{asking.service.resent} sent again, as their connection had been closed; "
+        f"the provider was asked {asked} times for {wanted}"
         + (f"; {len(seen.wrong)} wrong, such as {seen.wrong[0]}" if seen.wrong else ""),
     )
     least = 0.99 * share if share == 1 else 0.8 * share
