@@ -275,11 +275,10 @@ def _by_value_alone(policy: FieldPolicy) -> bool:
 
 def _by_key(objects: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Sequence[Any]]]:
     """Each key with what the objects have there."""
-    keys = dict.fromkeys(chain.from_iterable(objects))
-    names = tuple(keys)
+    names = tuple(objects[0])
     if all(tuple(each) == names for each in objects):
         return zip(names, zip(*map(dict.values, objects), strict=True), strict=True)
-    return ((key, [each.get(key, ABSENT) for each in objects]) for key in keys)
+    return ((key, [each.get(key, ABSENT) for each in objects]) for key in dict.fromkeys(chain.from_iterable(objects)))
 
 
 def _by_name(value: Any, key: str | None) -> Any:
@@ -350,10 +349,11 @@ class _Several(Sequence[Sequence[int]]):
 
     def __init__(self, members: Sequence[int], classes: Sequence[int], count: int) -> None:
         self._members, self._classes, self._count = members, classes, count
-        self._several: dict[int, list[int]] = {number: [] for number, n in Counter(classes).items() if n > 1}
-        for index, number in zip(members, classes, strict=True):
-            if number in self._several:
-                self._several[number].append(index)
+        several: dict[int, list[int]] = {number: [] for number, n in Counter(classes).items() if n > 1}
+        for index, number in zip(members, classes, strict=True) if several else ():
+            if number in several:
+                several[number].append(index)
+        self._several = several
 
     def __len__(self) -> int:
         return self._count
