@@ -162,6 +162,15 @@ def test_one_type_of_ten_thousand_is_found_without_looking_at_the_others() -> No
     assert list(index.candidates({})) == []
 
 
+def test_a_rule_is_at_hand_however_many_there_are() -> None:
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for number in range(200):
+        index.add(compiled([RuleCondition("type", "equals", f"t{number}")], number))
+        if number >= 5:
+            found = [index.certain({"type": f"t{of}"}) for of in range(number + 1)]
+            assert [rule and rule.order for rule in found] == [(0, of) for of in range(number + 1)]
+
+
 def test_a_word_of_ten_thousand_is_found_without_looking_at_the_others() -> None:
     index: RuleIndex[CompiledRule] = RuleIndex(reader)
     for number in range(10_000):

@@ -170,7 +170,7 @@ class _Node(Generic[E]):
         insort(self.here, entry, key=_by_order)
         if values or entry.words is not None:
             self.open[entry.order] = values
-        if len(self.here) > FEW and self.open:
+        if self.open and (self.branches or self.texts is not None or len(self.here) > FEW):
             deeper = [other for other in self.here if other.order in self.open]
             self.here = [other for other in self.here if other.order not in self.open]
             opened, self.open = self.open, {}
