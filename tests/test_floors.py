@@ -105,6 +105,8 @@ HEAVY_ROOMS = tuple(
         "durable._dbos",
         "providers._llm",
         "reliability.shared",
+        "reliability.stores._postgres",
+        "reliability.stores._redis",
         "reliability.stores.postgres",
         "reliability.stores.redis",
         "reliability.stores.sums_postgres",
