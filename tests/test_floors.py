@@ -39,6 +39,7 @@ FLOORS = {
     "orchestration.versions": NOUNS,
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
+    "orchestration._calibration": NOUNS,
     "orchestration._html": NOUNS,
     "orchestration._evidence_view": NOUNS,
     "orchestration._evidence_text": NOUNS,

@@ -17,12 +17,12 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from steer_llm_sdk import evidence
 from steer_llm_sdk.errors import AllToolsFailed, InvalidRequest, OrchestratorError
 from steer_llm_sdk.models.usage import add_usage
+from steer_llm_sdk.orchestration._calibration import Calibration
 from steer_llm_sdk.orchestration._call import Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer, NotAcceptable, ToolCall, answer_of_one
@@ -39,9 +39,6 @@ from steer_llm_sdk.reliability.deadline import stop
 from steer_llm_sdk.reliability.silence import Life
 
 __all__ = ["Calibration", "Strategy", "StrategyTool", "branch", "cascade", "chain", "merge", "quorum", "race", "step"]
-
-LEAST_AUROC = 0.65
-"""A verifier that tells right from wrong no better than this is no reason to stop at a cheap answer."""
 
 
 class Done(NamedTuple):
@@ -435,78 +432,6 @@ def quorum(size: int, *stages: Stage, same: Callable[[Any], Any] = canonical_jso
 
 
 # ── conditional ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """From which score on an answer is right as often as was asked.
-
-    `bound` is infinite where no score is good enough: then every answer is escalated. `right_at_least` is the lower
-    bound of the share that is right from there on, over `answers` scored ones.
-    """
-
-    bound: float
-    auroc: float
-    right_at_least: float
-    answers: int
-
-    def __post_init__(self) -> None:
-        if not self.auroc >= LEAST_AUROC:
-            raise InvalidRequest(
-                "auroc",
-                round(self.auroc, 4),
-                f"a verifier that tells right from wrong no better than {LEAST_AUROC} cannot stop a cascade; "
-                "use a better one, or the dear tool alone",
-            )
-
-    @classmethod
-    def of(cls, scored: Iterable[tuple[float, bool]], target: float, *, confidence: float = 0.9) -> Calibration:
-        """The lowest bound above which `target` of the answers are right, by the lower bound of Wilson's interval with
-        this one-sided `confidence`, so that a lucky sample is not taken for a good verifier. InvalidRequest where the
-        AUROC of the scores is below LEAST_AUROC."""
-        pairs = sorted(((float(score), bool(right)) for score, right in scored), reverse=True)
-        if not 0 < target < 1:
-            raise InvalidRequest("target", target, "give a share between 0 and 1")
-        area = auroc(pairs)
-        z = _quantile(confidence)
-        bound, lowest, right = math.inf, 0.0, 0
-        for count, (score, is_right) in enumerate(pairs, 1):
-            right += is_right
-            tied = count < len(pairs) and pairs[count][0] == score
-            least = wilson_lower(right, count, z)
-            if not tied and least >= target:
-                bound, lowest = score, least
-        return cls(bound=bound, auroc=area, right_at_least=lowest, answers=len(pairs))
-
-
-def auroc(pairs: Iterable[tuple[float, bool]]) -> float:
-    """The chance that a right answer has a higher score than a wrong one; InvalidRequest where one kind is missing."""
-    ordered = sorted(pairs)
-    right = sum(is_right for _, is_right in ordered)
-    wrong = len(ordered) - right
-    if not right or not wrong:
-        raise InvalidRequest("scored", f"{right} right and {wrong} wrong answers", "give some of both")
-    ranks, place = 0.0, 0
-    while place < len(ordered):
-        end = place
-        while end < len(ordered) and ordered[end][0] == ordered[place][0]:
-            end += 1
-        ranks += (place + 1 + end) / 2 * sum(is_right for _, is_right in ordered[place:end])
-        place = end
-    return (ranks - right * (right + 1) / 2) / (right * wrong)
-
-
-def wilson_lower(right: int, count: int, z: float) -> float:
-    """Lower bound of a share (Wilson 1927)."""
-    share, square = right / count, z * z
-    spread = z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
-    return (share + square / (2 * count) - spread) / (1 + square / count)
-
-
-def _quantile(confidence: float) -> float:
-    if not 0.5 <= confidence < 1:
-        raise InvalidRequest("confidence", confidence, "give a number from 0.5 to below 1")
-    return NormalDist().inv_cdf(confidence)
 
 
 @dataclass(frozen=True, slots=True)

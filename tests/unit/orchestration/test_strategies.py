@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.orchestration._calibration import auroc, wilson_lower
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning import ExecutionStrategy, PlanDecision, Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, RetryPolicy
@@ -17,7 +18,6 @@ from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrat
 from steer_llm_sdk.orchestration.strategies import (
     Calibration,
     StrategyTool,
-    auroc,
     branch,
     cascade,
     chain,
@@ -25,7 +25,6 @@ from steer_llm_sdk.orchestration.strategies import (
     quorum,
     race,
     step,
-    wilson_lower,
 )
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err
