@@ -165,12 +165,11 @@ class Chain:
             try:
                 if done:
                     here = _View(run, _request_of(done[-1].answer, stage))
-                    if run.deadline is not None and not run.deadline.remaining():
+                    if _time_is_up(run):
                         break
                 reached = await stage.carry_out(here, wanted if last else None, life)
             except asyncio.CancelledError:
-                # At the deadline what was finished is kept, as a partial answer to who comes for it.
-                if not done or run.deadline is None or run.deadline.remaining():
+                if not (done and _time_is_up(run)):
                     raise
                 break
             except Exception as error:
@@ -180,6 +179,11 @@ class Chain:
             if not reached.usable:
                 break
         return _end_of_chain(done, len(self.stages))
+
+
+def _time_is_up(run: Run) -> bool:
+    """Then what was finished is kept, as a partial answer to who comes for it."""
+    return run.deadline is not None and not run.deadline.remaining()
 
 
 def _end_of_chain(done: Sequence[Done], asked: int) -> Done:
@@ -247,17 +251,25 @@ async def _side_by_side(
                 done[tasks[task]] = task.result()
             if enough(done):
                 break
-        lost = [tasks[task] for task in running]
-        for number in lost:
-            lives[number].lost = True  # So that it is charged what it may have cost.
+    except asyncio.CancelledError:
+        if not (_any_usable(done) and _time_is_up(run)):
+            raise
+    else:
+        for task in running:
+            lives[tasks[task]].lost = True  # So that it is charged what it may have cost.
     finally:
         for one in lives:
             one.close()
         await stop(*running)
-    stopped = [call.tool.name for number in sorted(lost) for call in stages[number].calls]
+    lost = sorted(tasks[task] for task in running)
+    stopped = [call.tool.name for number in lost for call in stages[number].calls]
     for name in stopped:
         run.tell("loser_stopped", {"tool_name": name})
     return done, stopped
+
+
+def _any_usable(done: Mapping[int, Done]) -> bool:
+    return any(one.usable for one in done.values())
 
 
 def _failures(done: Iterable[Done]) -> dict[str, Exception]:
@@ -277,9 +289,7 @@ class Race:
         return _calls(self.stages)
 
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
-        done, stopped = await _side_by_side(
-            self.stages, run, wanted, life, lambda done: any(one.usable for one in done.values())
-        )
+        done, stopped = await _side_by_side(self.stages, run, wanted, life, _any_usable)
         won = next((one for _, one in sorted(done.items()) if one.usable), None)
         trace: dict[str, Any] = {"kind": "race", "stages": _traces(done), "stopped": stopped}
         failures = _failures(done.values())
@@ -332,7 +342,7 @@ class Merge:
         done, _ = await _side_by_side(self.stages, run, None, life, lambda done: False)
         trace = {"kind": "merge", "stages": _traces(done)}
         failures = _failures(done.values())
-        bundle = _bundle(done, self.fields, (run.clock() - began) * 1000)
+        bundle = _bundle(done, len(self.stages), self.fields, (run.clock() - began) * 1000)
         tool = _Together("merge", (call.tool.name for call in self.calls))
         if not bundle.meta.k_completed:
             return Done(_best_of(done, failures), trace)
@@ -344,7 +354,7 @@ class Merge:
         return Done(Answer(tool, result, failures), trace)
 
 
-def _bundle(done: Mapping[int, Done], fields: Sequence[str] | None, elapsed_ms: float) -> EvidenceBundle:
+def _bundle(done: Mapping[int, Done], asked: int, fields: Sequence[str] | None, elapsed_ms: float) -> EvidenceBundle:
     replicates: list[Replicate] = []
     usage: dict[str, Any] = {}
     cost: float | None = 0.0
@@ -356,7 +366,7 @@ def _bundle(done: Mapping[int, Done], fields: Sequence[str] | None, elapsed_ms: 
             cost = None if cost is None or result.cost_usd is None else cost + result.cost_usd
     summary = evidence.summarize(replicates, fields=fields)
     return EvidenceBundle(
-        meta=BundleMetadata(task="merge", k=len(done), total_elapsed_ms=round(elapsed_ms, 1)),
+        meta=BundleMetadata(task="merge", k=asked, total_elapsed_ms=round(elapsed_ms, 1)),
         replicates=replicates,
         summary=summary,
         usage_total=usage,
@@ -447,15 +457,22 @@ class Cascade:
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
         done: dict[int, Done] = {}
         scores: list[float | None] = []
+        trusted = False
         for number, stage in enumerate(self.stages):
             last = number == len(self.stages) - 1
-            if done and run.deadline is not None and not run.deadline.remaining():
+            if done and _time_is_up(run):
                 break
             run.tools_left = len(self.stages) - 1 - number
-            reached = done[number] = await stage.carry_out(run, wanted, life)
+            try:
+                reached = done[number] = await stage.carry_out(run, wanted, life)
+            except asyncio.CancelledError:
+                if not (_any_usable(done) and _time_is_up(run)):
+                    raise
+                break
             score = None if last or not reached.usable else self._score(run, reached)
             scores.append(score)
-            if reached.usable and (last or (score is not None and score >= self.bound)):
+            trusted = reached.usable and (last or (score is not None and score >= self.bound))
+            if trusted:
                 break
             if not last:
                 to = self.stages[number + 1].calls[0].tool.name
@@ -464,7 +481,7 @@ class Cascade:
         trace = {"kind": "cascade", "bound": _shown(self.bound), "scores": scores, "stages": _traces(done)}
         failures = _failures(done.values())
         final = done[max(done)]
-        if final.usable:
+        if trusted:
             return Done(final.answer._replace(failures=failures), trace)
         usable = [number for number, one in done.items() if one.usable]
         if usable:  # It was not trusted, but it is an answer, and paid for.

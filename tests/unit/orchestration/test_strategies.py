@@ -349,3 +349,21 @@ async def test_a_plan_that_cannot_be_carried_out_says_what_is_missing() -> None:
 def test_a_strategy_with_too_few_stages_is_refused(make: Any) -> None:
     with pytest.raises(InvalidRequest):
         make()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        lambda one, two: cascade(one, two, calibration=SURE, verifier=lambda request, content: 0.1),
+        lambda one, two: quorum(2, one, two),
+        lambda one, two: merge(one, two),
+    ],
+    ids=["cascade", "quorum", "merge"],
+)
+async def test_what_was_answered_before_the_deadline_is_kept_and_charged(strategy: Any) -> None:
+    with pytest.raises(BudgetExceeded) as caught:
+        await run(strategy(priced("one", "paid for"), ScriptedTool("two", HANG)), timeout_ms=500)
+    output = caught.value.output
+    assert output is not None
+    assert (output.status, output.cost_usd) == ("partial", 0.01)
+    assert "paid for" in str(output.content)
