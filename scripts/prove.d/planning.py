@@ -20,6 +20,7 @@ CHOOSING, PACING = "orchestration/planning/choosing.py", "orchestration/planning
 CHANGE, JUDGED = "orchestration/planning/change.py", "orchestration/planning/evaluation.py"
 SHARED, SUMS = "orchestration/planning/shared_beliefs.py", "reliability/stores/sums.py"
 STRATEGIES, OBSERVED = "orchestration/strategies.py", "orchestration/_observed.py"
+CALIBRATION = "orchestration/_calibration.py"
 
 OF_CHOICE = ("tests/unit/planning/test_choosing.py", "tests/unit/planning/test_learned.py")
 OF_BELIEF = ("tests/unit/planning/test_beliefs.py", "tests/unit/planning/test_learned.py")
@@ -261,14 +262,14 @@ DEFECTS = (
     ),
     Planted(
         "a bound is fitted to the share, and not to its lower bound",
-        STRATEGIES,
+        CALIBRATION,
         "            least = wilson_lower(right, count, z)\n",
         "            least = right / count\n",
         OF_STRATEGIES,
     ),
     Planted(
         "a useless verifier is used",
-        STRATEGIES,
+        CALIBRATION,
         "        if not self.auroc >= LEAST_AUROC:\n",
         "        if not self.auroc >= 0:\n",
         OF_STRATEGIES,

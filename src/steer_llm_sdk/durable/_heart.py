@@ -1,10 +1,10 @@
 """The heart of a worker: a thread that says that the process lives, and one that finds the runs of those that do not.
 
 Threads, so that an event loop which is busy is not taken for a dead process; and two, because to take over is work, for
-which no beat may wait. A worker beats four times in `heartbeat`
-seconds and is dead when it gave no sign for as long; the others look as often. So its runs are with another worker
-1.25 heartbeats after its last sign at the latest, and under way when that one next looks into its queue. Each worker
-has said what its heartbeat is, so that those of one store need not have the same.
+which no beat may wait. A worker beats four times in `heartbeat` seconds and is dead when it gave no sign for as long;
+the others look as often. So its runs are with another worker 1.25 heartbeats after its last sign at the latest, and
+under way when that one next looks into its queue. Each worker has said what its heartbeat is, so that those of one
+store need not have the same.
 
 Who is at work and on no list is put on it: a process that was slow was taken for dead when it had nothing, forgotten,
 and has begun something before it died.

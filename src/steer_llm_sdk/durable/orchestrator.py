@@ -39,7 +39,7 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig
-from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator, _shared_at
+from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator, shared_at
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.canonical import fingerprint
@@ -129,7 +129,7 @@ class DurableOrchestrator(ReliableOrchestrator):
     ) -> None:
         kept_in = Store.of(store) if isinstance(store, str) else store
         opened = (
-            _shared_at(kept_in.url) if shared is None and isinstance(kept_in, Store) and kept_in.path is None else None
+            shared_at(kept_in.url) if shared is None and isinstance(kept_in, Store) and kept_in.path is None else None
         )
         super().__init__(
             planner,

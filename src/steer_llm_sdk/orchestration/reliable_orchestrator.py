@@ -82,7 +82,7 @@ _SERVERS = ("redis://", "rediss://", "postgres://", "postgresql://")
 """How the URL of a store begins that several machines can reach."""
 
 
-def _shared_at(url: str) -> SharedState:
+def shared_at(url: str) -> SharedState:
     from steer_llm_sdk.reliability.shared.state import SharedState
 
     return SharedState(url)
@@ -135,7 +135,7 @@ class ReliableOrchestrator(BaseOrchestrator):
             store = store or os.environ.get("STEER_STORE") or None
             idempotency_manager = IdempotencyManager(store=store)
             if shared is None and isinstance(store, str) and store.startswith(_SERVERS):
-                shared = self._opened = _shared_at(store)
+                shared = self._opened = shared_at(store)
         elif store is not None:
             raise InvalidRequest(
                 "store",

@@ -17,12 +17,12 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from steer_llm_sdk import evidence
 from steer_llm_sdk.errors import AllToolsFailed, InvalidRequest, OrchestratorError
 from steer_llm_sdk.models.usage import add_usage
+from steer_llm_sdk.orchestration._calibration import Calibration
 from steer_llm_sdk.orchestration._call import Run, current
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer, NotAcceptable, ToolCall, answer_of_one
@@ -39,9 +39,6 @@ from steer_llm_sdk.reliability.deadline import stop
 from steer_llm_sdk.reliability.silence import Life
 
 __all__ = ["Calibration", "Strategy", "StrategyTool", "branch", "cascade", "chain", "merge", "quorum", "race", "step"]
-
-LEAST_AUROC = 0.65
-"""A verifier that tells right from wrong no better than this is no reason to stop at a cheap answer."""
 
 
 class Done(NamedTuple):
@@ -168,12 +165,11 @@ class Chain:
             try:
                 if done:
                     here = _View(run, _request_of(done[-1].answer, stage))
-                    if run.deadline is not None and not run.deadline.remaining():
+                    if _time_is_up(run):
                         break
                 reached = await stage.carry_out(here, wanted if last else None, life)
             except asyncio.CancelledError:
-                # At the deadline what was finished is kept, as a partial answer to who comes for it.
-                if not done or run.deadline is None or run.deadline.remaining():
+                if not (done and _time_is_up(run)):
                     raise
                 break
             except Exception as error:
@@ -183,6 +179,11 @@ class Chain:
             if not reached.usable:
                 break
         return _end_of_chain(done, len(self.stages))
+
+
+def _time_is_up(run: Run) -> bool:
+    """Then what was finished is kept, as a partial answer to who comes for it."""
+    return run.deadline is not None and not run.deadline.remaining()
 
 
 def _end_of_chain(done: Sequence[Done], asked: int) -> Done:
@@ -250,17 +251,25 @@ async def _side_by_side(
                 done[tasks[task]] = task.result()
             if enough(done):
                 break
-        lost = [tasks[task] for task in running]
-        for number in lost:
-            lives[number].lost = True  # So that it is charged what it may have cost.
+    except asyncio.CancelledError:
+        if not (_any_usable(done) and _time_is_up(run)):
+            raise
+    else:
+        for task in running:
+            lives[tasks[task]].lost = True  # So that it is charged what it may have cost.
     finally:
         for one in lives:
             one.close()
         await stop(*running)
-    stopped = [call.tool.name for number in sorted(lost) for call in stages[number].calls]
+    lost = sorted(tasks[task] for task in running)
+    stopped = [call.tool.name for number in lost for call in stages[number].calls]
     for name in stopped:
         run.tell("loser_stopped", {"tool_name": name})
     return done, stopped
+
+
+def _any_usable(done: Mapping[int, Done]) -> bool:
+    return any(one.usable for one in done.values())
 
 
 def _failures(done: Iterable[Done]) -> dict[str, Exception]:
@@ -280,9 +289,7 @@ class Race:
         return _calls(self.stages)
 
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
-        done, stopped = await _side_by_side(
-            self.stages, run, wanted, life, lambda done: any(one.usable for one in done.values())
-        )
+        done, stopped = await _side_by_side(self.stages, run, wanted, life, _any_usable)
         won = next((one for _, one in sorted(done.items()) if one.usable), None)
         trace: dict[str, Any] = {"kind": "race", "stages": _traces(done), "stopped": stopped}
         failures = _failures(done.values())
@@ -335,7 +342,7 @@ class Merge:
         done, _ = await _side_by_side(self.stages, run, None, life, lambda done: False)
         trace = {"kind": "merge", "stages": _traces(done)}
         failures = _failures(done.values())
-        bundle = _bundle(done, self.fields, (run.clock() - began) * 1000)
+        bundle = _bundle(done, len(self.stages), self.fields, (run.clock() - began) * 1000)
         tool = _Together("merge", (call.tool.name for call in self.calls))
         if not bundle.meta.k_completed:
             return Done(_best_of(done, failures), trace)
@@ -347,7 +354,7 @@ class Merge:
         return Done(Answer(tool, result, failures), trace)
 
 
-def _bundle(done: Mapping[int, Done], fields: Sequence[str] | None, elapsed_ms: float) -> EvidenceBundle:
+def _bundle(done: Mapping[int, Done], asked: int, fields: Sequence[str] | None, elapsed_ms: float) -> EvidenceBundle:
     replicates: list[Replicate] = []
     usage: dict[str, Any] = {}
     cost: float | None = 0.0
@@ -359,7 +366,7 @@ def _bundle(done: Mapping[int, Done], fields: Sequence[str] | None, elapsed_ms: 
             cost = None if cost is None or result.cost_usd is None else cost + result.cost_usd
     summary = evidence.summarize(replicates, fields=fields)
     return EvidenceBundle(
-        meta=BundleMetadata(task="merge", k=len(done), total_elapsed_ms=round(elapsed_ms, 1)),
+        meta=BundleMetadata(task="merge", k=asked, total_elapsed_ms=round(elapsed_ms, 1)),
         replicates=replicates,
         summary=summary,
         usage_total=usage,
@@ -437,78 +444,6 @@ def quorum(size: int, *stages: Stage, same: Callable[[Any], Any] = canonical_jso
 # ── conditional ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """From which score on an answer is right as often as was asked.
-
-    `bound` is infinite where no score is good enough: then every answer is escalated. `right_at_least` is the lower
-    bound of the share that is right from there on, over `answers` scored ones.
-    """
-
-    bound: float
-    auroc: float
-    right_at_least: float
-    answers: int
-
-    def __post_init__(self) -> None:
-        if not self.auroc >= LEAST_AUROC:
-            raise InvalidRequest(
-                "auroc",
-                round(self.auroc, 4),
-                f"a verifier that tells right from wrong no better than {LEAST_AUROC} cannot stop a cascade; "
-                "use a better one, or the dear tool alone",
-            )
-
-    @classmethod
-    def of(cls, scored: Iterable[tuple[float, bool]], target: float, *, confidence: float = 0.9) -> Calibration:
-        """The lowest bound above which `target` of the answers are right, by the lower bound of Wilson's interval with
-        this one-sided `confidence`, so that a lucky sample is not taken for a good verifier. InvalidRequest where the
-        AUROC of the scores is below LEAST_AUROC."""
-        pairs = sorted(((float(score), bool(right)) for score, right in scored), reverse=True)
-        if not 0 < target < 1:
-            raise InvalidRequest("target", target, "give a share between 0 and 1")
-        area = auroc(pairs)
-        z = _quantile(confidence)
-        bound, lowest, right = math.inf, 0.0, 0
-        for count, (score, is_right) in enumerate(pairs, 1):
-            right += is_right
-            tied = count < len(pairs) and pairs[count][0] == score
-            least = wilson_lower(right, count, z)
-            if not tied and least >= target:
-                bound, lowest = score, least
-        return cls(bound=bound, auroc=area, right_at_least=lowest, answers=len(pairs))
-
-
-def auroc(pairs: Iterable[tuple[float, bool]]) -> float:
-    """The chance that a right answer has a higher score than a wrong one; InvalidRequest where one kind is missing."""
-    ordered = sorted(pairs)
-    right = sum(is_right for _, is_right in ordered)
-    wrong = len(ordered) - right
-    if not right or not wrong:
-        raise InvalidRequest("scored", f"{right} right and {wrong} wrong answers", "give some of both")
-    ranks, place = 0.0, 0
-    while place < len(ordered):
-        end = place
-        while end < len(ordered) and ordered[end][0] == ordered[place][0]:
-            end += 1
-        ranks += (place + 1 + end) / 2 * sum(is_right for _, is_right in ordered[place:end])
-        place = end
-    return (ranks - right * (right + 1) / 2) / (right * wrong)
-
-
-def wilson_lower(right: int, count: int, z: float) -> float:
-    """Lower bound of a share (Wilson 1927)."""
-    share, square = right / count, z * z
-    spread = z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
-    return (share + square / (2 * count) - spread) / (1 + square / count)
-
-
-def _quantile(confidence: float) -> float:
-    if not 0.5 <= confidence < 1:
-        raise InvalidRequest("confidence", confidence, "give a number from 0.5 to below 1")
-    return NormalDist().inv_cdf(confidence)
-
-
 @dataclass(frozen=True, slots=True)
 class Cascade:
     stages: Sequence[Strategy]
@@ -522,15 +457,22 @@ class Cascade:
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
         done: dict[int, Done] = {}
         scores: list[float | None] = []
+        trusted = False
         for number, stage in enumerate(self.stages):
             last = number == len(self.stages) - 1
-            if done and run.deadline is not None and not run.deadline.remaining():
+            if done and _time_is_up(run):
                 break
             run.tools_left = len(self.stages) - 1 - number
-            reached = done[number] = await stage.carry_out(run, wanted, life)
+            try:
+                reached = done[number] = await stage.carry_out(run, wanted, life)
+            except asyncio.CancelledError:
+                if not (_any_usable(done) and _time_is_up(run)):
+                    raise
+                break
             score = None if last or not reached.usable else self._score(run, reached)
             scores.append(score)
-            if reached.usable and (last or (score is not None and score >= self.bound)):
+            trusted = reached.usable and (last or (score is not None and score >= self.bound))
+            if trusted:
                 break
             if not last:
                 to = self.stages[number + 1].calls[0].tool.name
@@ -539,7 +481,7 @@ class Cascade:
         trace = {"kind": "cascade", "bound": _shown(self.bound), "scores": scores, "stages": _traces(done)}
         failures = _failures(done.values())
         final = done[max(done)]
-        if final.usable:
+        if trusted:
             return Done(final.answer._replace(failures=failures), trace)
         usable = [number for number, one in done.items() if one.usable]
         if usable:  # It was not trusted, but it is an answer, and paid for.

@@ -262,7 +262,7 @@ _EMPTY = Account()
 # ── what holds it ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Shared:
+class NamedAccount:
     """One shared account and its limits."""
 
     __slots__ = ("__weakref__", "account", "budget", "limits")
@@ -310,12 +310,12 @@ class BudgetAccounts:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._accounts: dict[str, _Shared] = Kept(self._is_as_new)
+        self._accounts: dict[str, NamedAccount] = Kept(self._is_as_new)
         # Those that were forgotten while a run has them.
-        self._known: WeakValueDictionary[str, _Shared] = WeakValueDictionary()
-        self._last: tuple[Sequence[Budget], tuple[_Shared, ...]] = ((), ())
+        self._known: WeakValueDictionary[str, NamedAccount] = WeakValueDictionary()
+        self._last: tuple[Sequence[Budget], tuple[NamedAccount, ...]] = ((), ())
 
-    def open(self, budgets: Sequence[Budget]) -> tuple[_Shared, ...]:
+    def open(self, budgets: Sequence[Budget]) -> tuple[NamedAccount, ...]:
         """The accounts of these budgets. InvalidRequest where a name is known with other numbers."""
         # Runs come with the budgets of the run before; an account stays for ever, and a tuple as it is.
         last, opened = self._last
@@ -353,7 +353,7 @@ class BudgetAccounts:
             held = self._accounts[name]
             held.account = held.account._replace(overrun=False)
 
-    def reserve(self, held: Sequence[_Shared], claim: Claim) -> None:
+    def reserve(self, held: Sequence[NamedAccount], claim: Claim) -> None:
         """From all of them, or from none: then it raises what the first that refuses has to say."""
         with self._lock:
             now = self._clock()
@@ -368,7 +368,7 @@ class BudgetAccounts:
                 if each.budget.name not in self._accounts:
                     self._accounts[each.budget.name] = each
 
-    def settle(self, held: Sequence[_Shared], claim: Claim, actual: Claim) -> list[Settled]:
+    def settle(self, held: Sequence[NamedAccount], claim: Claim, actual: Claim) -> list[Settled]:
         """What is to be told of it, of those of which something is."""
         told: list[Settled] = []
         with self._lock:
@@ -378,14 +378,14 @@ class BudgetAccounts:
                     told.append(settled)
         return told
 
-    def _is_as_new(self, held: _Shared) -> bool:
+    def _is_as_new(self, held: NamedAccount) -> bool:
         account = held.account.at(self._clock(), held.limits)
         return not (account.spent_tokens or account.spent_usd or account.reserved_tokens or account.reserved_usd)
 
-    def _made(self, budget: Budget) -> _Shared:
-        return _Shared(budget)
+    def _made(self, budget: Budget) -> NamedAccount:
+        return NamedAccount(budget)
 
-    def left(self, held: Sequence[_Shared]) -> tuple[float, float]:
+    def left(self, held: Sequence[NamedAccount]) -> tuple[float, float]:
         """Tokens and USD that all of them have left."""
         with self._lock:
             now = self._clock()
@@ -393,7 +393,7 @@ class BudgetAccounts:
         return min(tokens for tokens, _ in rooms), min(usd for _, usd in rooms)
 
 
-def _shown(held: _Shared, now: float) -> dict[str, Any]:
+def _shown(held: NamedAccount, now: float) -> dict[str, Any]:
     budget, account = held.budget, held.account.at(now, held.limits)
     return {
         "limit": {"tokens": budget.tokens, "usd": budget.usd},
@@ -421,7 +421,7 @@ class Ledger:
         tokens: float | None = None,
         cost_usd: float | None = None,
         accounts: BudgetAccounts | None = None,
-        shared: Sequence[_Shared] = (),
+        shared: Sequence[NamedAccount] = (),
     ) -> None:
         self._limits: Limits = _new(Limits, (tokens, picos(cost_usd), None))
         self._account = _EMPTY

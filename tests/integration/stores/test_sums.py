@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from servers import RedisServer
 from steer_llm_sdk.errors import InvalidRequest, StoreUnavailable
 from steer_llm_sdk.orchestration.planning import LearnedPlanner, ToolMetadata
 from steer_llm_sdk.orchestration.planning.learned import Pacing
+from steer_llm_sdk.reliability.stores import open_store
 from steer_llm_sdk.reliability.stores.sums import SumStore, open_sums
 
 TOOLS = {name: ToolMetadata(name=name) for name in ("good", "odd")}
@@ -215,3 +217,41 @@ def test_a_store_that_is_none_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         LearnedPlanner(store="ftp://me:secret@here")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///sums.db?synchronous=never",
+        "sqlite:///sums.db?wait=1",
+        "sqlite:///:memory:",
+        "redis://host:1/0?decode_responses=True",
+        "redis://host:1/0?nothing_of_that_name=1",
+        "redis://me:sec#ret@host:1/0",
+        "postgresql://me:sec/ret@host/db",
+        "postgresql://host/db?nothing_of_that_name=1",
+    ],
+)
+def test_a_url_that_no_store_takes_is_refused_before_anything_is_written(url: str) -> None:
+    for opens in (open_sums, open_store):
+        with pytest.raises(InvalidRequest, match="store") as caught:
+            opens(url)
+        assert "ret@" not in str(caught.value)
+
+
+async def test_sums_wait_for_the_disk_where_the_url_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def traced(*given: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*given, **options)
+        connection.set_trace_callback(said.append)
+        return connection
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    for option, expected in (("", "PRAGMA synchronous = normal"), ("?synchronous=full", "PRAGMA synchronous = full")):
+        said.clear()
+        sums = open_sums(f"sqlite:///{tmp_path / 'sums.db'}{option}")
+        await sums.add("s", {"a": (1.0,)})
+        await sums.aclose()
+        assert expected in said

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.orchestration._calibration import auroc, wilson_lower
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning import ExecutionStrategy, PlanDecision, Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, RetryPolicy
@@ -17,7 +18,6 @@ from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrat
 from steer_llm_sdk.orchestration.strategies import (
     Calibration,
     StrategyTool,
-    auroc,
     branch,
     cascade,
     chain,
@@ -25,7 +25,6 @@ from steer_llm_sdk.orchestration.strategies import (
     quorum,
     race,
     step,
-    wilson_lower,
 )
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err
@@ -350,3 +349,21 @@ async def test_a_plan_that_cannot_be_carried_out_says_what_is_missing() -> None:
 def test_a_strategy_with_too_few_stages_is_refused(make: Any) -> None:
     with pytest.raises(InvalidRequest):
         make()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        lambda one, two: cascade(one, two, calibration=SURE, verifier=lambda request, content: 0.1),
+        lambda one, two: quorum(2, one, two),
+        lambda one, two: merge(one, two),
+    ],
+    ids=["cascade", "quorum", "merge"],
+)
+async def test_what_was_answered_before_the_deadline_is_kept_and_charged(strategy: Any) -> None:
+    with pytest.raises(BudgetExceeded) as caught:
+        await run(strategy(priced("one", "paid for"), ScriptedTool("two", HANG)), timeout_ms=500)
+    output = caught.value.output
+    assert output is not None
+    assert (output.status, output.cost_usd) == ("partial", 0.01)
+    assert "paid for" in str(output.content)

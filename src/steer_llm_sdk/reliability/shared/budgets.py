@@ -24,11 +24,11 @@ from steer_llm_sdk.reliability.budget import (
     Claim,
     Ledger,
     Limits,
+    NamedAccount,
     Overrun,
     Refusal,
     Reservation,
     Settled,
-    _Shared,
     refuse,
     reserved,
     settle,
@@ -79,7 +79,7 @@ class Reopen:
 
 
 class AccountCell(OwnedCell[Account]):
-    def __init__(self, link: Link, budget: Budget, limits: Limits, held: _Shared) -> None:
+    def __init__(self, link: Link, budget: Budget, limits: Limits, held: NamedAccount) -> None:
         self.name = budget.name
         self.limits = limits
         self.heard = False
@@ -174,7 +174,7 @@ def _claim(held: Held) -> Claim:
     return Claim(int(held.first), int(held.second))
 
 
-class StoreAccount(_Shared):
+class StoreAccount(NamedAccount):
     """`account` is what is known of it here."""
 
     __slots__ = ("cell",)
@@ -201,7 +201,7 @@ class SharedAccounts(BudgetAccounts):
         assert isinstance(account, StoreAccount)
         account.cell.submit(Reopen()).result()
 
-    def _made(self, budget: Budget) -> _Shared:
+    def _made(self, budget: Budget) -> NamedAccount:
         made = StoreAccount(budget, self._link)
         self._link.add(made.cell)
         return made

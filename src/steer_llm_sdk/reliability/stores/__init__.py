@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from steer_llm_sdk.errors import InvalidRequest
@@ -96,9 +96,15 @@ def open_store(url: str) -> Store:
     "sqlite:///steer.db" (relative), "sqlite:////var/lib/steer.db" (absolute), "redis://user:password@host:6379/0",
     "rediss://…" (TLS), "postgresql://user:password@host/database?sslmode=require", "memory://".
     """
+    opened: Store = opened_by(kind_of(url), url)
+    return opened
+
+
+def kind_of(url: object) -> str:
+    """What kind of store it is that `url` names. InvalidRequest, with nothing secret in it, where it is none."""
     scheme = url.partition("://")[0].lower() if isinstance(url, str) and "://" in url else ""
-    module = _MODULES.get(scheme)
-    if module is None:
+    kind = _MODULES.get(scheme)
+    if kind is None or not isinstance(url, str):
         raise InvalidRequest("store", shown(url) if isinstance(url, str) else url, f"give {_KNOWN}")
     if "#" in url:  # It would end the URL, and what follows be part of a password, or of a path, that is cut off.
         raise InvalidRequest("store", f"{scheme}://***", "write # as %23 in it")
@@ -107,11 +113,15 @@ def open_store(url: str) -> Store:
     except ValueError:
         # Nothing of it is shown, for where the password ends in what is no URL, nobody can say.
         raise InvalidRequest("store", f"{scheme}://***", f"it is no URL; give {_KNOWN}") from None
+    return kind
+
+
+def opened_by(kind: str, url: str, module: str = "{}") -> Any:
+    """What the module of a kind opens. By name, for the clients of servers are optional, and none is loaded where
+    nothing is shared."""
     try:
-        # By name, for the clients of servers are optional, and none is loaded where nothing is shared.
-        opened: Store = import_module(f"{__name__}.{module}").opened(url)
+        return import_module(f"{__name__}.{module.format(kind)}").opened(url)
     except ImportError as error:
         raise InvalidRequest(
-            "store", shown(url), f"its client is not installed: pip install 'steer_llm_sdk[{module}]'"
+            "store", shown(url), f"its client is not installed: pip install 'steer_llm_sdk[{kind}]'"
         ) from error
-    return opened

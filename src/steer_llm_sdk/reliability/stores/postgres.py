@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import select
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from steer_llm_sdk.errors import StoreTooNew, StoreUnavailable
 from steer_llm_sdk.reliability.stores import VERSION, Changed, Claim, Store
-from steer_llm_sdk.reliability.stores._shared import CONNECT, FOREVER, Listener, PerLoop, Where
+from steer_llm_sdk.reliability.stores._postgres import Database
+from steer_llm_sdk.reliability.stores._shared import CONNECT, FOREVER, Listener, PerLoop
 
-CONNECTIONS = 10
-"""At most, for each loop; one more listens while somebody waits for a key."""
 SWEEP = 60.0
 """Seconds between two removals of what is forgotten."""
 SWEPT = 1000
@@ -44,7 +42,6 @@ MIGRATIONS: Sequence[str] = (
     CREATE SEQUENCE steer_tokens;
     """,
 )
-_MIGRATING = 0x5354454552  # "STEER": the number of the advisory lock
 
 _CLAIM = """
 WITH clock AS MATERIALIZED (SELECT {now} AS now),
@@ -94,15 +91,10 @@ class PostgresStore(Store):
     """What tells the time in each statement."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._where = Where(url)
-        try:
-            psycopg.conninfo.conninfo_to_dict(url)
-        except psycopg.ProgrammingError as error:
-            raise self._where.unusable("libpq", error) from None
+        self._database = Database(url, "keys", MIGRATIONS)
+        self._where = self._database.where
         self._statements = {name: text.format(now=self.NOW).encode() for name, text in _STATEMENTS.items()}
-        self._migrated = False
-        self._connections = PerLoop(lambda: _Connections(self._connect), _Connections.aclose)
+        self._listeners = PerLoop(lambda: _Listener(self._database.connect), _Listener.aclose)
         self._next_sweep = 0.0
         self._sweeps: set[asyncio.Task[None]] = set()
 
@@ -141,7 +133,7 @@ class PostgresStore(Store):
 
     @asynccontextmanager
     async def watch(self, key: str, seconds: float) -> AsyncIterator[Changed]:
-        async with self._connections.get().listener.waiting(_digest(key).hex()) as changed:
+        async with self._listeners.get().waiting(_digest(key).hex()) as changed:
             await self._write("want", key, seconds=_interval(seconds))
             yield changed
 
@@ -154,7 +146,8 @@ class PostgresStore(Store):
         sweeps = [sweep for sweep in self._sweeps if sweep.get_loop() is here]
         if sweeps:
             await asyncio.wait(sweeps, timeout=CONNECT)
-        await self._connections.aclose()
+        await self._listeners.aclose()
+        await self._database.aclose()
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -165,23 +158,7 @@ class PostgresStore(Store):
         return (await self._execute(name, digest=_digest(key), **values))[0] > 0
 
     async def _execute(self, name: str, **values: Any) -> tuple[int, list[TupleRow]]:
-        try:
-            async with self._connections.get().use() as connection:
-                done = await connection.execute(self._statements[name], values)
-                return done.rowcount, await done.fetchall() if done.description else []
-        except (psycopg.Error, OSError) as error:
-            raise self._where.unavailable(error) from None
-
-    async def _connect(self) -> psycopg.AsyncConnection:
-        connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, connect_timeout=round(CONNECT))
-        try:
-            if not self._migrated:
-                await migrate(connection, "keys", MIGRATIONS, self._where.shown)
-                self._migrated = True
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
+        return await self._database.execute(self._statements[name], values)
 
     # ── removing what is forgotten ───────────────────────────────────────────────────────────────────────────────────
 
@@ -203,63 +180,8 @@ class PostgresStore(Store):
             self._next_sweep = 0.0
 
 
-async def migrate(connection: psycopg.AsyncConnection, part: str, steps: Sequence[str], where: str) -> None:
-    """Bring the tables of `part` up to date: of the numbered `steps`, those that were not taken yet, in one
-    transaction and under one lock, so that any number of processes may start at once."""
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS steer_migrations (part text PRIMARY KEY, number int NOT NULL)"
-        )
-        found = await connection.execute("SELECT number FROM steer_migrations WHERE part = %s", (part,))
-        row = await found.fetchone()
-        taken = 0 if row is None else row[0]
-        if taken > len(steps):
-            raise StoreTooNew(where, f"its schema of {part}", taken, len(steps))
-        for step in steps[taken:]:
-            await connection.execute(step.encode())
-        await connection.execute(
-            "INSERT INTO steer_migrations VALUES (%s, %s) ON CONFLICT (part) DO UPDATE SET number = excluded.number",
-            (part, len(steps)),
-        )
-
-
-class _Connections:
-    """Those of one loop. Whoever asks for one gets the one that was used last."""
-
-    def __init__(self, connect: Callable[[], Any]) -> None:
-        self._connect = connect
-        self._idle: list[psycopg.AsyncConnection] = []
-        self._places = asyncio.Semaphore(CONNECTIONS)
-        self.listener = _Listener(connect)
-
-    @asynccontextmanager
-    async def use(self) -> AsyncIterator[psycopg.AsyncConnection]:
-        async with self._places:
-            connection = await self._taken()
-            try:
-                yield connection
-            except BaseException:
-                await connection.close()  # Whoever was cut off left it in the middle of something.
-                raise
-            self._idle.append(connection)
-
-    async def _taken(self) -> psycopg.AsyncConnection:
-        while self._idle:
-            connection = self._idle.pop()
-            if _is_quiet(connection):
-                return connection
-            await connection.close()
-        return cast(psycopg.AsyncConnection, await self._connect())
-
-    async def aclose(self) -> None:
-        await self.listener.aclose()
-        while self._idle:
-            await self._idle.pop().close()
-
-
 class _Listener(Listener):
-    def __init__(self, connect: Callable[[], Any]) -> None:
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, psycopg.AsyncConnection]]) -> None:
         super().__init__()
         self._connect = connect
 
@@ -272,15 +194,6 @@ class _Listener(Listener):
                 self.wakes.wake(said.payload)
         finally:
             await connection.close()
-
-
-def _is_quiet(connection: psycopg.AsyncConnection) -> bool:
-    """Whether nothing came in on an idle connection: what comes is its end, for the server was stopped."""
-    if connection.closed:
-        return False
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return not poll.poll(0)
 
 
 def _digest(key: str) -> bytes:

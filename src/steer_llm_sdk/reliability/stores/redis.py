@@ -10,20 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from steer_llm_sdk.errors import StoreTooNew
 from steer_llm_sdk.reliability.stores import VERSION, Changed, Claim, Store
-from steer_llm_sdk.reliability.stores._shared import CONNECT, FOREVER, Listener, PerLoop, Where
-
-CONNECTIONS = 20
-"""At most, for each loop: a server that does one thing at a time is not faster for more. One may listen."""
-ANSWER = 30.0
-"""Seconds to wait for an answer on a connection that is there. Callers give up earlier, and the late answer to their
-claim still tells which key to give back."""
+from steer_llm_sdk.reliability.stores._redis import checked, client
+from steer_llm_sdk.reliability.stores._shared import FOREVER, Listener, PerLoop
 
 # Of a key: v version, f fingerprint, t token, l ttl, u end of the lease, g when all of it is forgotten, w until when
 # somebody elsewhere waits for it, r result. Times in microseconds, which a number in Lua holds exactly.
@@ -88,7 +81,7 @@ class RedisStore(Store):
     """The part of each script that tells the time."""
 
     def __init__(self, url: str, *, prefix: str = "steer") -> None:
-        self._where = Where(url)
+        self._where = checked(url)
         self._prefix = prefix
         self._said = f"{prefix}:free"
         start = self.NOW + _WHOLE
@@ -100,14 +93,7 @@ class RedisStore(Store):
             "want": start + _WANT,
             "wanted": start + _WANTED,
         }
-        try:
-            pool = _client(url).connection_pool  # which connects to nothing, and checks the URL
-            pool.connection_class(**pool.connection_kwargs)
-            if pool.connection_kwargs.get("decode_responses"):
-                raise ValueError("decode_responses: answers are read as bytes; leave it out")
-        except (ValueError, TypeError) as error:
-            raise self._where.unusable("redis-py", error) from None
-        self._clients: PerLoop[_Client] = PerLoop(lambda: _Client(_client(url), scripts, self._said), _Client.aclose)
+        self._clients: PerLoop[_Client] = PerLoop(lambda: _Client(client(url), scripts, self._said), _Client.aclose)
 
     def __repr__(self) -> str:
         return self._where.shown
@@ -180,20 +166,6 @@ class _Listener(Listener):
                     hears()
                 elif message is not None and message["type"] == "message":
                     self.wakes.wake(message["data"].decode())
-
-
-def _client(url: str) -> redis.asyncio.Redis:
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=CONNECTIONS,
-        timeout=CONNECT,
-        socket_connect_timeout=CONNECT,
-        socket_timeout=ANSWER,
-        socket_keepalive=True,
-        # An action is not repeated: whether the first one was carried out, nobody knows.
-        retry=Retry(NoBackoff(), 0),
-    )
-    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _micro(seconds: float) -> int:

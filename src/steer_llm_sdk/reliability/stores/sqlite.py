@@ -457,7 +457,8 @@ def _answer(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_result(answer)
 
 
-def opened(url: str) -> Store:
+def file_of(url: str) -> tuple[str, str]:
+    """The path, and what `synchronous` is; InvalidRequest where the URL is of no file, or has other options."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = unquote(parts.path.removeprefix("/"))
@@ -476,4 +477,9 @@ def opened(url: str) -> Store:
             "give sqlite:///file.db or sqlite:////absolute/file.db, with ?synchronous=full where a power cut must not "
             "cost the last results; memory:// is a store in memory",
         )
+    return path, synchronous
+
+
+def opened(url: str) -> Store:
+    path, synchronous = file_of(url)
     return SqliteStore(path, synchronous=synchronous)

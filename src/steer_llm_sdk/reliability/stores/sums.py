@@ -12,12 +12,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any, Protocol
-from urllib.parse import unquote
 
-from steer_llm_sdk.errors import InvalidRequest, StoreUnavailable
-from steer_llm_sdk.reliability.stores._url import shown
+from steer_llm_sdk.errors import StoreUnavailable
+from steer_llm_sdk.reliability.stores import kind_of, opened_by
+from steer_llm_sdk.reliability.stores.sqlite import file_of
 
 Row = Sequence[float]
 
@@ -127,10 +126,21 @@ SWEEP = 1000
 
 
 class SQLiteSums:
-    """One file, for the processes of one machine. Each call is a transaction in a thread; `clock` is wall time."""
+    """One file, for the processes of one machine. Each call is a transaction in a thread; `clock` is wall time.
 
-    def __init__(self, path: str, timeout: float = 5.0, clock: Callable[[], float] = time.time) -> None:
+    It waits `timeout` seconds for another process that writes. `synchronous` is as in SqliteStore.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        timeout: float = 5.0,
+        clock: Callable[[], float] = time.time,
+        *,
+        synchronous: str = "normal",
+    ) -> None:
         self._path, self._timeout, self._clock = path, timeout, clock
+        self._synchronous = synchronous
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._kept = 0
@@ -177,7 +187,7 @@ class SQLiteSums:
     def _opened(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
         db.executescript(_TABLES)
         self._connection = db
         return db
@@ -190,7 +200,8 @@ def _in_transaction(db: sqlite3.Connection, work: Callable[[sqlite3.Connection],
         db.execute("COMMIT")
         return done
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # A full disk has ended it already, and that is what is to be told.
+            db.execute("ROLLBACK")
         raise
 
 
@@ -231,23 +242,13 @@ def _kept(db: sqlite3.Connection, space: str, key: str, now: float) -> bytes | N
     return None if found is None else bytes(found[0])
 
 
-_MODULES = {"redis": "redis", "rediss": "redis", "postgresql": "postgres", "postgres": "postgres"}
-
-
 def open_sums(url: str) -> SumStore:
     """The sums at the URL of a store, as `open_store` takes it; nothing is connected to before they are used."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "memory":
+    kind = kind_of(url)
+    if kind == "memory":
         return MemorySums()
-    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
-        return SQLiteSums(unquote(rest.partition("?")[0])[1:])
-    module = _MODULES.get(scheme.lower())
-    if module is None:
-        known = "sqlite:///file.db, redis://host:6379/0, rediss://…, postgresql://user@host/database or memory://"
-        raise InvalidRequest("store", shown(url), f"give {known}")
-    try:
-        opened: SumStore = import_module(f"{__package__}.sums_{module}").opened(url)
-    except ImportError as error:
-        way_out = f"its client is not installed: pip install 'steer_llm_sdk[{module}]'"
-        raise InvalidRequest("store", shown(url), way_out) from error
+    if kind == "sqlite":
+        path, synchronous = file_of(url)
+        return SQLiteSums(path, synchronous=synchronous)
+    opened: SumStore = opened_by(kind, url, "sums_{}")
     return opened

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-import psycopg
 from psycopg.rows import TupleRow
 
-from steer_llm_sdk.reliability.stores._shared import CONNECT, FOREVER, PerLoop, Where
-from steer_llm_sdk.reliability.stores.postgres import _Connections, migrate
+from steer_llm_sdk.reliability.stores._postgres import Database
+from steer_llm_sdk.reliability.stores._shared import FOREVER
 from steer_llm_sdk.reliability.stores.sums import SWEEP, Row, SumStore, as_bytes, as_text
 
 MIGRATIONS: Sequence[str] = (
@@ -65,18 +64,11 @@ class PostgresSums(SumStore):
     """`url` as libpq takes it, TLS and password in it."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._where = Where(url)
-        try:
-            psycopg.conninfo.conninfo_to_dict(url)
-        except psycopg.ProgrammingError as error:
-            raise self._where.unusable("libpq", error) from None
-        self._migrated = False
+        self._database = Database(url, "sums", MIGRATIONS)
         self._kept = 0
-        self._connections = PerLoop(lambda: _Connections(self._connect), _Connections.aclose)
 
     def __repr__(self) -> str:
-        return self._where.shown
+        return self._database.where.shown
 
     async def add(self, space: str, rows: Mapping[str, Row]) -> None:
         arrays = ["{" + ",".join(repr(float(number)) for number in row) + "}" for row in rows.values()]
@@ -104,26 +96,10 @@ class PostgresSums(SumStore):
         return bytes(found[0][0]) if found else None
 
     async def aclose(self) -> None:
-        await self._connections.aclose()
+        await self._database.aclose()
 
     async def _execute(self, statement: str, space: str, **values: object) -> tuple[int, list[TupleRow]]:
-        try:
-            async with self._connections.get().use() as connection:
-                done = await connection.execute(statement.encode(), {"space": as_bytes(space), **values})
-                return done.rowcount, await done.fetchall() if done.description else []
-        except (psycopg.Error, OSError) as error:
-            raise self._where.unavailable(error) from None
-
-    async def _connect(self) -> psycopg.AsyncConnection:
-        connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, connect_timeout=round(CONNECT))
-        try:
-            if not self._migrated:
-                await migrate(connection, "sums", MIGRATIONS, self._where.shown)
-                self._migrated = True
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
+        return await self._database.execute(statement.encode(), {"space": as_bytes(space), **values})
 
 
 def opened(url: str) -> PostgresSums:

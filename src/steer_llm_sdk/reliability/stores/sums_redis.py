@@ -8,8 +8,8 @@ from typing import Any
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
-from steer_llm_sdk.reliability.stores._shared import PerLoop, Where
-from steer_llm_sdk.reliability.stores.redis import _client
+from steer_llm_sdk.reliability.stores._redis import checked, client
+from steer_llm_sdk.reliability.stores._shared import PerLoop
 from steer_llm_sdk.reliability.stores.sums import Row, SumStore, as_bytes, as_text
 
 # KEYS: rows (by key), marks (of the keys, sorted), the last mark. Rows are numbers with blanks between them.
@@ -58,11 +58,7 @@ class RedisSums(SumStore):
     """`prefix` begins every key. Notes are removed by Redis itself when their time is over."""
 
     def __init__(self, url: str, prefix: str = "steer") -> None:
-        self._where = Where(url)
-        try:
-            _client(url)
-        except (ValueError, RedisError) as error:
-            raise self._where.unusable("redis", error) from None
+        self._where = checked(url)
         self._prefix = prefix
         self._clients: PerLoop[_Client] = PerLoop(lambda: _Client(url), _Client.aclose)
 
@@ -114,7 +110,7 @@ class _Client:
     """What belongs to one loop."""
 
     def __init__(self, url: str) -> None:
-        self.client = _client(url)
+        self.client = client(url)
         texts = {"add": _ADD, "add_within": _ADD_WITHIN, "since": _SINCE}
         self.scripts: dict[str, AsyncScript] = {name: self.client.register_script(text) for name, text in texts.items()}
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared_model import LINES, ModelLink, Store, look, make
-from steer_llm_sdk.reliability.budget import Budget, Claim, Limits, _Shared
+from steer_llm_sdk.reliability.budget import Budget, Claim, Limits, NamedAccount
 from steer_llm_sdk.reliability.shared.budgets import AccountCell, SetAside, _held
 from steer_llm_sdk.reliability.shared.owners import Give
 
@@ -24,7 +24,7 @@ EVENTS = st.lists(
 def account(store: Store, limit: int) -> AccountCell:
     budget = Budget("team", tokens=limit)
     link: Any = ModelLink(store)
-    cell = AccountCell(link, budget, Limits(limit), _Shared(budget))
+    cell = AccountCell(link, budget, Limits(limit), NamedAccount(budget))
     link.cell = cell
     return cell
 
