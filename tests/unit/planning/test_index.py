@@ -162,6 +162,22 @@ def test_one_type_of_ten_thousand_is_found_without_looking_at_the_others() -> No
     assert list(index.candidates({})) == []
 
 
+def test_of_hundreds_of_words_with_and_without_blanks_exactly_those_that_occur_are_found() -> None:
+    chance = random.Random(3)
+
+    def text(most: int) -> str:
+        return "".join(chance.choices("ab \t\u00a0\u2028x", k=chance.randint(1, most)))
+
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    rules = [compiled([RuleCondition("query", "keywords", [text(6), text(9)])], number) for number in range(300)]
+    for rule in rules:
+        index.add(rule)
+    for _ in range(300):
+        request = {"query": text(40)}
+        wanted = [rule.order for rule in rules if rule.holds(request)]
+        assert [rule.order for rule in index.candidates(request) if rule.holds(request)] == wanted
+
+
 def test_a_rule_is_at_hand_however_many_there_are() -> None:
     index: RuleIndex[CompiledRule] = RuleIndex(reader)
     for number in range(200):

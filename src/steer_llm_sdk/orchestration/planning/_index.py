@@ -279,10 +279,12 @@ class _Needles(Generic[E]):
             size = next(size for size in GRAMS if size <= len(needle))
             known = self._by_size.get(size)
             if known is None:
-                known = self._by_size[size] = _SameSize({}, set(), [])
-            rarest = min(pieces(needle, size), key=lambda piece: len(known.by_piece.get(piece, ())))
+                known = self._by_size[size] = _SameSize({}, set(), set(), [])
+            rarest = min(
+                pieces(needle, size), key=lambda piece: (_has_blank(piece), len(known.by_piece.get(piece, ())))
+            )
             known.by_piece.setdefault(rarest, []).append((needle, entry))
-            known.pieces.add(rarest)
+            (known.with_blank if _has_blank(rarest) else known.pieces).add(rarest)
             known.all.append((needle, entry))
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
@@ -300,12 +302,17 @@ class _Needles(Generic[E]):
 
     def _maybe_in(self, text: str) -> Iterable[tuple[str, E]]:
         found: list[tuple[str, E]] = []
+        words = text.split()
         for size, known in self._by_size.items():
             if len(known.all) <= FEW_NEEDLES:
                 found += known.all
                 continue
-            for piece in known.pieces.intersection(pieces(text, size)):
+            inside = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
+            for piece in known.pieces.intersection(inside):
                 found += known.by_piece[piece]
+            if known.with_blank:
+                for piece in known.with_blank.intersection(pieces(text, size)):
+                    found += known.by_piece[piece]
         return found
 
 
@@ -314,7 +321,12 @@ class _SameSize(NamedTuple, Generic[E]):
 
     by_piece: dict[str, list[tuple[str, E]]]
     pieces: set[str]  # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
+    with_blank: set[str]  # Those that are not inside of one word: a text has twice as many pieces as its words have.
     all: list[tuple[str, E]]
+
+
+def _has_blank(piece: str) -> bool:
+    return piece.split() != [piece]
 
 
 def pieces(text: str, size: int) -> Sequence[str]:
