@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from steer_llm_sdk.cli._show import console, table_of
-from steer_llm_sdk.cli.exits import Group, OneCommand, complain, errors_as_exits, flowing
+from steer_llm_sdk.cli.exits import Group, OneCommand, complain, errors_as_exits, flowing, refuse
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability.shared.operate import Seen
@@ -20,7 +20,7 @@ STORE_VARIABLE = "STEER_STORE"
 breakers = typer.Typer(cls=Group, help="See and move the circuit breakers that instances share.", no_args_is_help=True)
 
 Store = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="URL",
         envvar=STORE_VARIABLE,
@@ -43,12 +43,12 @@ def common() -> None:
     """
 
 
-def list_breakers(store: Store, as_json: AsJson = False) -> None:
+def list_breakers(store: Store = None, as_json: AsJson = False) -> None:
     """List the breakers that any instance has used."""
     from steer_llm_sdk.reliability.shared import operate
 
     with errors_as_exits(as_json=as_json):
-        found = asyncio.run(operate.breakers(store))
+        found = asyncio.run(operate.breakers(_required(store)))
         if as_json:
             print(json.dumps([seen._asdict() for seen in found], indent=2, ensure_ascii=False))
             return
@@ -62,18 +62,18 @@ def list_breakers(store: Store, as_json: AsJson = False) -> None:
         console().print(table)
 
 
-def open_breaker(name: Name, store: Store, as_json: AsJson = False) -> None:
+def open_breaker(name: Name, store: Store = None, as_json: AsJson = False) -> None:
     """Refuse every call to NAME in every instance, until it is closed."""
     from steer_llm_sdk.reliability.shared import operate
 
     with errors_as_exits(as_json=as_json):
-        asyncio.run(operate.hold_open(store, name))
+        asyncio.run(operate.hold_open(_required(store), name))
         _say(name, "open", as_json, f"{name} is held open; `steer-llm breakers close {name}` closes it")
 
 
 def close_breaker(
     name: Name,
-    store: Store,
+    store: Store = None,
     hold: Annotated[
         bool, typer.Option("--hold", help="Keep it closed whatever fails, until it is closed again without --hold.")
     ] = False,
@@ -83,8 +83,16 @@ def close_breaker(
     from steer_llm_sdk.reliability.shared import operate
 
     with errors_as_exits(as_json=as_json):
-        asyncio.run(operate.close(store, name, hold=hold))
+        asyncio.run(operate.close(_required(store), name, hold=hold))
         _say(name, "closed", as_json, f"{name} is held closed" if hold else f"{name} is closed")
+
+
+def _required(store: str | None) -> str:
+    if not store:
+        refuse(
+            "--store", store, f"say where the instances share them, here or in {STORE_VARIABLE}: redis://127.0.0.1:6379"
+        )
+    return store
 
 
 def _say(name: str, state: str, as_json: bool, sentence: str) -> None:

@@ -97,7 +97,7 @@ def _texts(labels: Path) -> Iterable[str]:
     try:
         return labels.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        refuse("labels", str(labels), str(error))
+        refuse("labels", str(labels), f"name a file that can be read ({getattr(error, 'strerror', None) or error})")
 
 
 def _path(field: str) -> FieldPath:

@@ -94,7 +94,7 @@ def explain_request(
         chosen = RuleBasedPlanner() if planner is None else _planner(planner)
         if tools is not None:
             inputs.imported_module(tools, "--tools")
-        for placed in _read(rules or []):
+        for placed in _read(rules or [], "--rules"):
             chosen.add_rule(placed.rule)
         view = get_global_registry().planning_view()
         for option, names in (("--failed", failed), ("--open", open_)):
@@ -172,7 +172,7 @@ def check_files(
         if tools is not None:
             inputs.imported_module(tools, "--tools")
         try:
-            placed = [*(Placed(rule, planner or "", 0) for rule in known), *_read(files or [])]
+            placed = [*(Placed(rule, planner or "", 0) for rule in known), *_read(files or [], "FILE")]
         except RuleFileError as error:
             _report([{**problem._asdict(), "kind": "unreadable"} for problem in error.problems], 0, as_json)
             raise typer.Exit(Exit.BAD_INPUT) from None
@@ -201,8 +201,14 @@ def _report(problems: Sequence[Mapping[str, Any]], rules: int, as_json: bool) ->
         print(f"{rules} rules, nothing wrong with them")
 
 
-def _read(files: Sequence[str]) -> list[Placed]:
-    return [placed for file in files for placed in read_rules(file)]
+def _read(files: Sequence[str], field: str) -> list[Placed]:
+    placed: list[Placed] = []
+    for file in files:
+        try:
+            placed += read_rules(file)
+        except OSError as error:
+            refuse(field, file, f"name a file that can be read ({error.strerror or error})")
+    return placed
 
 
 plan.command("check", cls=OneCommand, help=flowing(check_files.__doc__))(check_files)

@@ -505,8 +505,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """The first thing that is wrong with a body or a parameter, by its name."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":  # Its place is a character, which is no name of a field.
+        why = f"body: it is no JSON from character {first['loc'][-1]} on ({first['ctx']['error']}); send a JSON object"
+        return Problem(400, why, error="InvalidRequest", field="body").response()
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return Problem(400, f"{place}: {first['msg']}", error="InvalidRequest", field=place).response()
+    known = {"extra_forbidden": "there is no such field; leave it out", "missing": "it is needed; give it"}
+    return Problem(
+        400, f"{place}: {known.get(first['type'], first['msg'])}", error="InvalidRequest", field=place
+    ).response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

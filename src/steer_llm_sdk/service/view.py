@@ -104,13 +104,14 @@ def run_shown(run: Run) -> str:
     output = run.output or {}
     metadata = output.get("metadata") or {}
     plan = metadata.get("plan") or {}
+    tool = metadata.get("tool_name") or run.tool
     facts = [
         ("State", _state(run.state)),
-        ("Tool", escape(f"{metadata.get('tool_name') or run.tool or '-'} {metadata.get('tool_version') or ''}")),
+        ("Tool", escape(f"{tool or '-'} {metadata.get('tool_version') or ''}")),
         ("Cost", _usd(output.get("cost_usd"))),
         ("Usage", escape(", ".join(f"{name} {count}" for name, count in (output.get("usage") or {}).items()) or "-")),
         ("Began", _when(run.created)),
-        ("Why this tool", escape(str(plan.get("reasoning") or "it was named"))),
+        ("Why this tool", escape(str(plan.get("reasoning") or ("it was named" if tool else "-")))),
         ("Trace", f"<code>{escape(str(metadata.get('trace_id') or run.id))}</code>"),
     ]
     if output.get("replayed"):
@@ -145,7 +146,7 @@ def waterfall(run: Run) -> str:
     rows += [(max(at, 0.0), text) for at, text in told]
     rows.sort(key=_at)
     if not rows:
-        return '<p class="note">Nothing yet.</p>'
+        return f'<p class="note">{"No tool was asked." if run.over else "Nothing yet."}</p>'
     ends = [line["started_ms"] + line["elapsed_ms"] for line in attempts] + [at for at, _ in told] + [1.0]
     scale = (WIDE - _LEFT - _LABEL) / max(ends)
     drawn = "".join(_drawn(number, at, what, scale) for number, (at, what) in enumerate(rows))

@@ -271,6 +271,18 @@ def test_files_that_cannot_be_used_are_refused_by_name(arguments: list[str], sai
 
 
 @pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["plan", "explain", "x", "--rules", "nowhere.toml"], "--rules"),
+        (["plan", "check", "nowhere.toml"], "FILE"),
+        (["calibrate", "nowhere.toml"], "labels"),
+    ],
+)
+def test_a_file_that_is_not_there_is_refused_by_name(arguments: list[str], field: str) -> None:
+    Ran(*arguments).refused(f"{field}: 'nowhere.toml' cannot be used; name a file that can be read (No such file")
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["simulate", "--fault", "503:rate=2"], "fault.rate: '2' cannot be used"),

@@ -253,6 +253,34 @@ def test_what_is_wrong_is_told_as_a_problem(
     assert told["detail"]
 
 
+@pytest.mark.parametrize(
+    ("body", "field", "way_out"),
+    [
+        ('{"request": ', "body", "send a JSON object"),
+        ('{"request": "x", "typo": 1}', "typo", "leave it out"),
+        ("{}", "request", "give it"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_by_field_and_way_out(
+    serve: Serve, body: str, field: str, way_out: str
+) -> None:
+    with serve(ScriptedTool("t")).client() as client:
+        told = client.post("/v1/runs", content=body, headers={"Content-Type": "application/json"}).json()
+    assert told["field"] == field
+    assert told["detail"].startswith(f"{field}: ")
+    assert told["detail"].endswith(way_out)
+
+
+def test_the_page_of_a_run_that_was_refused_before_a_tool_was_found_claims_none(serve: Serve) -> None:
+    with serve(ScriptedTool("t", OK("x"), OK("x"))).client() as client:
+        for request in ("x", "y"):
+            client.post("/v1/runs", json={"request": request}, headers={"Idempotency-Key": "k"})
+        refused = next(run["id"] for run in client.get("/v1/runs").json()["runs"] if run["state"] == "error")
+        page = client.get(f"/view/runs/{refused}/shown").text
+    assert "No tool was asked." in page
+    assert "it was named" not in page
+
+
 def test_curl_is_served(serve: Serve) -> None:
     service = serve(ScriptedTool("t", OK({"answer": 42})))
     asked = ["-d", '{"request": "x", "tool_name": "t"}', "-H", "Content-Type: application/json"]
