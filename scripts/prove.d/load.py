@@ -196,7 +196,7 @@ def each_piece_of_a_stream_is_held_back() -> None:
 
     async def late(*given: Any) -> AsyncIterator[bytes]:
         async for piece in kept(*given):
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.2)
             yield piece
 
     chat._pieces = late
