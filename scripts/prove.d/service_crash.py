@@ -51,9 +51,8 @@ from steer_llm_sdk.service import _owners, _shelf, runs
 HEARTBEAT = 2.0
 RATE = 30
 """Runs a second that are sent."""
-PATIENCE = 60.0
-"""Seconds that the last runs get to end when nobody is killed any more."""
-CANCELLED_IN = 10.0
+PATIENCE, SHORT = 60.0, 20.0
+"""Seconds that the last runs get to end when nobody is killed any more; less where a defect is planted."""
 ENDED = ("succeeded", "cancelled", "interrupted")
 
 
@@ -108,14 +107,8 @@ def written_down_and_not_handed_to_the_engine() -> None:
     DurableOrchestrator.submit = submit  # type: ignore[method-assign]
 
 
-def events_are_numbered_anew_by_each_process() -> None:
-    whole = _shelf.Shelf.take
-
-    def take(self: Any, row: Any) -> Any:
-        known, _ = whole(self, row)
-        return known, []
-
-    _shelf.Shelf.take = take  # type: ignore[method-assign]
+def who_follows_at_the_other_process_hears_nothing() -> None:
+    runs.RunBook._refresh = lambda self, run_id, row, events: None  # type: ignore[method-assign]
 
 
 DEFECTS = {
@@ -124,12 +117,12 @@ DEFECTS = {
         nobody_looks_for_orphans,
         who_is_slow_is_taken_for_dead,
         a_cancel_reaches_only_its_own_process,
+        who_follows_at_the_other_process_hears_nothing,
     ),
     "durable": (
         the_last_end_wins,
         handed_to_the_engine_and_not_written_down,
         written_down_and_not_handed_to_the_engine,
-        events_are_numbered_anew_by_each_process,
     ),
 }
 _BY_NAME = {defect.__name__: defect for defects in DEFECTS.values() for defect in defects}
@@ -234,12 +227,13 @@ class Trial:
 
 class Callers:
     def __init__(
-        self, processes: list[Process], client: httpx2.AsyncClient, chance: random.Random, seen: Trial
+        self, processes: list[Process], client: httpx2.AsyncClient, chance: random.Random, seen: Trial, patience: float
     ) -> None:
         self._processes = processes
         self._client = client
         self._chance = chance
         self._seen = seen
+        self._patience = patience
         self.accepted: dict[str, str] = {}
         """Where each run was accepted: at this process, in this life of it."""
         self.cancelled: set[str] = set()
@@ -272,7 +266,7 @@ class Callers:
 
     async def _one(self, process: Process) -> None:
         kind = self._chance.choices(("plain", "follow", "cancel"), (0.8, 0.15, 0.05))[0]
-        seconds = 20.0 if kind == "cancel" else self._chance.uniform(0.05, 1.5)
+        seconds = 120.0 if kind == "cancel" else self._chance.uniform(0.05, 1.5)
         life = self.life(process)
         body = {"request": {"seconds": seconds}, "tool_name": "effect"}
         try:
@@ -287,7 +281,11 @@ class Callers:
         if kind == "cancel":
             await self._cancel(process, run_id)
         elif kind == "follow":
-            await self._follow(process, run_id)
+            try:
+                async with asyncio.timeout(self._patience):
+                    await self._follow(process, run_id)
+            except TimeoutError:
+                self._seen.wrong.append(f"{run_id}: its events did not come to an end")
 
     async def _ask(self, process: Process, run_id: str) -> dict[str, Any] | None:
         try:
@@ -311,7 +309,7 @@ class Callers:
         await asyncio.sleep(self._chance.uniform(0.0, 1.0))
         self.cancelled.add(run_id)
         began = time.monotonic()
-        while time.monotonic() < began + PATIENCE:
+        while time.monotonic() < began + self._patience:
             at = self.other(process)
             with contextlib.suppress(httpx2.HTTPError):
                 answer = await self._client.delete(f"{at.url}/v1/runs/{run_id}")
@@ -319,12 +317,12 @@ class Callers:
                     self._seen.cancels += 1
                     return
             await asyncio.sleep(0.25)
-        self._seen.wrong.append(f"{run_id} was not cancelled for {PATIENCE:g} s")
+        self._seen.wrong.append(f"{run_id} was not cancelled for {self._patience:g} s")
 
     async def _follow(self, process: Process, run_id: str) -> None:
         """Its events, at the other process first; where that one is gone, go on at whichever there is."""
-        at, last, end = self.other(process), 0, time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        at, last = self.other(process), 0
+        while True:
             try:
                 headers = {"Last-Event-ID": str(last)}
                 async with self._client.stream("GET", f"{at.url}/v1/runs/{run_id}/events", headers=headers) as answer:
@@ -341,11 +339,10 @@ class Callers:
                 self._seen.moved += 1
             await asyncio.sleep(0.1)
             at = self.one_that_is_up() or at
-        self._seen.wrong.append(f"{run_id}: its events did not come to an end")
 
     async def settle(self) -> None:
         """Ask for each run until it has ended, at either process."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self._patience
         waiting = [run_id for run_id in self.accepted if run_id not in self.told]
         while waiting and time.monotonic() < end:
             for run_id in waiting:
@@ -369,7 +366,7 @@ async def trial(table: str, durable: bool, strikes: int, seed: int, defect: str 
             async with httpx2.AsyncClient(timeout=15, limits=limits, verify=no_tls) as client:
                 await asyncio.gather(*(process.ready(client) for process in processes))
                 counting(table)
-                callers = Callers(processes, client, chance, seen)
+                callers = Callers(processes, client, chance, seen, PATIENCE if defect is None else SHORT)
                 sending = asyncio.create_task(callers.send())
                 stopped: list[asyncio.Task[None]] = []
                 for number in range(strikes):
