@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steer_llm_sdk.cli._command import Form, command_of
 from steer_llm_sdk.cli.exits import Group, OneCommand, errors_as_exits, refuse
 from steer_llm_sdk.cli.worker import durable_of, orchestrator_of
+from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.providers._endpoint import is_loopback
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class _Served:
         ring = None if self.keys is None else KeyRing.read(Path(self.keys))
         remembered = None if self.durable else self._remembered()
         if self.app is None:
-            made = ReliableOrchestrator(store=remembered)
+            made = ReliableOrchestrator(registry=_recorded() if self.simulated else None, store=remembered)
         else:
             made = orchestrator_of(self.app, remembered)
         if self.durable:
@@ -89,6 +91,18 @@ class _Served:
         where."""
         beside = None if self.runs == IN_MEMORY or "://" in self.runs else f"sqlite:///{self.runs}"
         return os.environ.get("STEER_STORE") or beside
+
+
+def _recorded() -> ToolRegistry:
+    """The tools that are there without any of one's own, and one that asks the recording five times."""
+    registry = ToolRegistry()
+    for name in registry.names():
+        if (tool := registry.get_tool(name)) is not None:
+            registry.register_tool(tool)
+    asked = command_of(["recorded:demo"], None, 5, {}, Form.of(None, ["answer"]), {})
+    for tool in asked.registry():
+        registry.register_tool(tool)
+    return registry
 
 
 def _listen(app: object, host: str, port: int, workers: int) -> None:

@@ -250,6 +250,21 @@ def test_the_command_serves_with_the_keys_it_made_and_leaves_when_told(tmp_path:
     assert secret.encode() not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
 
 
+def test_a_simulated_service_has_a_tool_that_asks_the_recording(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "steer_llm_sdk.cli", "serve", "--port", "0", "--simulated"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        (url,) = re.findall(r"http://\S+", process.stderr.readline())
+        with Service(url, None).client() as client:  # type: ignore[arg-type]
+            wait_until_ready(client)
+            asked = client.post("/v1/runs", json={"request": "crux-test-#24", "tool_name": "ask"}).json()
+            planned = client.post("/v1/runs", json={"request": "Analyze this text"}).json()
+        process.terminate()
+    assert (asked["status"], asked["metadata"]["simulated"]) == ("succeeded", True)
+    assert asked["content"]["evidence_bundle"]["meta"]["k"] == 5
+    assert planned["metadata"]["tool_name"] == "text_analyzer"
+
+
 def wait_until_ready(client: object) -> None:
     from httpx2 import Client, ConnectError
 
