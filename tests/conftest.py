@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,10 @@ from hypothesis import settings
 
 from servers import PostgresServer, RedisServer
 from steer_llm_sdk.testing import VirtualTimeLoop
+
+# A shell that runs the tests in the background has Ctrl-C ignored, and so would the commands that are started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["steer_llm_sdk.testing.fixtures"]
 
