@@ -10,19 +10,20 @@ import os
 import sys
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 
 def main(service: str) -> None:
     client = OpenAI(base_url=f"{service}/v1", api_key=os.environ.get("STEER_KEY", "none is asked for on loopback"))
     model = client.models.retrieve("recorded:demo")
     question = (model.model_extra or {})["question"]
-    messages = [{"role": "user", "content": question}]
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
 
-    answer = client.chat.completions.create(model=model.id, messages=messages)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=model.id, messages=messages)
     print("whole:", answer.choices[0].message.content)
 
     print("streamed: ", end="")
-    for chunk in client.chat.completions.create(model=model.id, messages=messages, stream=True):  # type: ignore[arg-type]
+    for chunk in client.chat.completions.create(model=model.id, messages=messages, stream=True):
         print((chunk.choices[0].delta.content or "") if chunk.choices else "", end="", flush=True)
     print()
 

@@ -95,21 +95,21 @@ def the_plan_is_made_anew() -> None:
     async def once(self: Any, name: str, make: Any) -> Any:
         return await make()
 
-    _journal.Journal.once = once  # type: ignore[method-assign]
+    _journal.Journal.once = once  # type: ignore[method-assign]  # the defect
 
 
 def steps_are_found_by_their_order() -> None:
-    _dbos._Steps.place_of = lambda self, name: _dbos.DBOS.reserve_step()  # type: ignore[method-assign]
+    _dbos._Steps.place_of = lambda self, name: _dbos.DBOS.reserve_step()  # type: ignore[method-assign]  # the defect
 
 
 def nobody_takes_over() -> None:
-    _heart.Heart._look = lambda self: None  # type: ignore[method-assign]
+    _heart.Heart._look = lambda self: None  # type: ignore[method-assign]  # the defect
 
 
 def values_are_pickled() -> None:
     from dbos._serialization import DefaultSerializer
 
-    _dbos.DBOSPortableJSONSerializer = DefaultSerializer  # type: ignore[misc, assignment]
+    _dbos.DBOSPortableJSONSerializer = DefaultSerializer  # type: ignore[misc, assignment]  # the defect
 
 
 def any_request_has_the_key() -> None:
@@ -117,7 +117,7 @@ def any_request_has_the_key() -> None:
         return Claim(fingerprint, whole(self, key, fingerprint, keep).generation)
 
     whole = _tables.Keys.claim
-    _tables.Keys.claim = claim  # type: ignore[method-assign]
+    _tables.Keys.claim = claim  # type: ignore[method-assign]  # the defect
     _dbos._info = _without_fingerprint(_dbos._info)
 
 
@@ -130,7 +130,7 @@ def _without_fingerprint(whole: Callable[[Any], RunInfo]) -> Callable[[Any], Run
 
     def info(found: Any) -> RunInfo:
         made = whole(found)
-        made.about["fingerprint"] = Any_()  # type: ignore[index]
+        made.about["fingerprint"] = Any_()  # type: ignore[index]  # what was read is a dict
         return made
 
     return info
@@ -142,7 +142,7 @@ def a_worker_is_dead_at_once() -> None:
     def beat(self: Any, worker: str, heartbeat: float, *rest: Any) -> None:
         whole(self, worker, 0.01, *rest)
 
-    _tables.Workers.beat = beat  # type: ignore[method-assign]
+    _tables.Workers.beat = beat  # type: ignore[method-assign]  # the defect
 
 
 def all_workers_have_one_name() -> None:
@@ -153,7 +153,7 @@ def all_workers_have_one_name() -> None:
         self.worker = "worker"
         self._own_queue = _dbos._queue_of(self.worker)
 
-    _dbos.DbosRunner.__init__ = init  # type: ignore[method-assign]
+    _dbos.DbosRunner.__init__ = init  # type: ignore[method-assign]  # the defect
 
 
 DEFECTS = {
@@ -226,9 +226,9 @@ async def serve(store: str, base_url: str, counts: str, called: str) -> None:
         counted(runner, Counts(Path(counts)))
         return runner
 
-    durable._dbos = dbos  # type: ignore[method-assign]
+    durable._dbos = dbos  # type: ignore[method-assign]  # so that its calls are counted
     runner = await durable.started()
-    Path(called).write_text(runner.worker)  # noqa: ASYNC240
+    Path(called).write_text(runner.worker)  # noqa: ASYNC240 - once, before anything is under way
     await stop.wait()
     await durable.aclose(drain=5)
 
@@ -280,7 +280,7 @@ class Nursery:
         for worker in self.born:
             worker.send(signal.SIGTERM)
         end = time.monotonic() + 15
-        while any(worker.send(0) for worker in self.born) and time.monotonic() < end:  # noqa: ASYNC110
+        while any(worker.send(0) for worker in self.born) and time.monotonic() < end:  # noqa: ASYNC110 - processes set no event
             await asyncio.sleep(0.1)
         self._child.communicate()
 
@@ -396,7 +396,7 @@ class Strikes:
                 living.append(self.workers.begin())
             await asyncio.gather(*later)
             end = time.monotonic() + PATIENCE
-            while time.monotonic() < end and await in_the_end(lambda: self.unfinished(runner)):  # noqa: ASYNC110
+            while time.monotonic() < end and await in_the_end(lambda: self.unfinished(runner)):  # noqa: ASYNC110 - a table sets no event
                 await asyncio.sleep(0.5)
         finally:
             watching.cancel()
@@ -418,7 +418,7 @@ class Strikes:
         for _ in range(WORKERS * AT_ONCE + 1 - at_work - len(self.waiting)):
             options = {"idempotency_key": f"key-{len(self.ids)}"}
             given: dict[str, Any] = {"tool_options": {"max_parallel": PARALLEL}, "options": options}
-            self.ids.append(await in_the_end(lambda: durable.submit(QUESTION, **given)))  # noqa: B023
+            self.ids.append(await in_the_end(lambda: durable.submit(QUESTION, **given)))  # noqa: B023 - asked before the next turn
             self.waiting.add(self.ids[-1])
 
     def strike(self, victim: Worker) -> Any:

@@ -125,7 +125,7 @@ def a_task_is_left_of_each_run() -> None:
         return await kept(self, request, options, event_manager)
 
     left: set[Any] = set()
-    Work.execute = leaks  # type: ignore[method-assign]
+    Work.execute = leaks  # type: ignore[method-assign]  # the defect
 
 
 def a_list_grows_with_each_run() -> None:
@@ -137,7 +137,7 @@ def a_list_grows_with_each_run() -> None:
         seen.append(bytearray(b"x" * 1_000_000))
         kept(self, output)
 
-    Weather.note = note  # type: ignore[method-assign]
+    Weather.note = note  # type: ignore[method-assign]  # the defect
 
 
 def one_run_in_a_hundred_gets_the_answer_of_another() -> None:
@@ -150,7 +150,7 @@ def one_run_in_a_hundred_gets_the_answer_of_another() -> None:
         last[0] = found
         return given
 
-    Work.execute = mixes  # type: ignore[method-assign]
+    Work.execute = mixes  # type: ignore[method-assign]  # the defect
 
 
 def one_event_in_a_hundred_is_dropped() -> None:
@@ -162,7 +162,7 @@ def one_event_in_a_hundred_is_dropped() -> None:
         if event["type"] != "delta" or random.random() >= 0.01:
             kept(self, event)
 
-    Run.tell = tell  # type: ignore[method-assign]
+    Run.tell = tell  # type: ignore[method-assign]  # the defect
 
 
 def one_run_in_a_hundred_is_not_answered() -> None:
@@ -173,7 +173,7 @@ def one_run_in_a_hundred_is_not_answered() -> None:
             raise asyncio.CancelledError
         return await kept(self, request, options, event_manager)
 
-    Work.execute = fails  # type: ignore[method-assign]
+    Work.execute = fails  # type: ignore[method-assign]  # the defect
 
 
 def a_request_is_sent_to_the_provider_twice() -> None:
@@ -186,7 +186,7 @@ def a_request_is_sent_to_the_provider_twice() -> None:
             await kept(self, request, on_text)
         return await kept(self, request, on_text)
 
-    PydanticAIAdapter.request = twice  # type: ignore[method-assign]
+    PydanticAIAdapter.request = twice  # type: ignore[method-assign]  # the defect
 
 
 def each_piece_of_a_stream_is_held_back() -> None:
@@ -211,7 +211,7 @@ def the_loop_is_held_up_by_each_run() -> None:
             pass
         return await kept(self, request, options, event_manager)
 
-    Work.execute = busy  # type: ignore[method-assign]
+    Work.execute = busy  # type: ignore[method-assign]  # the defect
 
 
 PLANTED: dict[Callable[[], None], str] = {

@@ -63,25 +63,25 @@ def accepted_before_it_is_written() -> None:
     async def accept(self: Any, run_id: str, tenant: str, request: Any, work: Any) -> Any:
         return self.start(run_id, tenant, request, work)
 
-    runs.RunBook.accept = accept  # type: ignore[method-assign]
+    runs.RunBook.accept = accept  # type: ignore[method-assign]  # the defect
 
 
 def nobody_looks_for_orphans() -> None:
     async def sweep(self: Any) -> None:
         pass
 
-    runs.RunBook._sweep = sweep  # type: ignore[method-assign]
+    runs.RunBook._sweep = sweep  # type: ignore[method-assign]  # the defect
 
 
 def who_is_slow_is_taken_for_dead() -> None:
     def lives(self: Any, owner: str) -> bool:
         return False
 
-    _owners.FileOwners.lives = lives  # type: ignore[method-assign]
+    _owners.FileOwners.lives = lives  # type: ignore[method-assign]  # the defect
 
 
 def a_cancel_reaches_only_its_own_process() -> None:
-    _shelf.Shelf.stop = lambda self, run_id: None  # type: ignore[method-assign]
+    _shelf.Shelf.stop = lambda self, run_id: None  # type: ignore[method-assign]  # the defect
 
 
 def the_last_end_wins() -> None:
@@ -90,25 +90,25 @@ def the_last_end_wins() -> None:
     def insert(self: Any, row: Any, known: str) -> Any:
         return whole(self, row, known.replace("WHERE steer_runs.state = 'running' RETURNING id", "RETURNING id"))
 
-    _shelf.Shelf._insert = insert  # type: ignore[method-assign]
+    _shelf.Shelf._insert = insert  # type: ignore[method-assign]  # the defect
 
 
 def handed_to_the_engine_and_not_written_down() -> None:
     async def handed_in(self: Any, run_id: str, tenant: str, request: Any, tool: Any, engine_id: str) -> Any:
         return None
 
-    runs.RunBook.handed_in = handed_in  # type: ignore[method-assign]
+    runs.RunBook.handed_in = handed_in  # type: ignore[method-assign]  # the defect
 
 
 def written_down_and_not_handed_to_the_engine() -> None:
     async def submit(self: Any, *_: Any) -> str:
         return f"lost-{uuid.uuid4().hex}"
 
-    DurableOrchestrator.submit = submit  # type: ignore[method-assign]
+    DurableOrchestrator.submit = submit  # type: ignore[method-assign]  # the defect
 
 
 def who_follows_at_the_other_process_hears_nothing() -> None:
-    runs.RunBook._refresh = lambda self, run_id, row, events: None  # type: ignore[method-assign]
+    runs.RunBook._refresh = lambda self, run_id, row, events: None  # type: ignore[method-assign]  # the defect
 
 
 DEFECTS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from integration.service.served import Service, serving
 from steer_llm_sdk.errors import ProviderUnavailable
@@ -19,8 +19,6 @@ from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundl
 from steer_llm_sdk.service import Key, KeyRing, new_key
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SCRIPT = "<script>window.hit=1</script><img src=x onerror=window.hit=1>\"'>{{7*7}}"
 
 
@@ -40,14 +38,6 @@ class Hostile(Tool):
             raise ProviderUnavailable(SCRIPT, str(self.provider), 503)
         metadata = {"notes": [SCRIPT], SCRIPT: SCRIPT}
         return {"content": {SCRIPT: SCRIPT}, "usage": {SCRIPT: 1}, "cost_usd": 0.1, "metadata": metadata}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

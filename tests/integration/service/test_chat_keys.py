@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx2
 import pytest
 from served import Service
 from test_chat import ASKED, CALL, PIECES, at
-from upstream import JSON, SSE, wire
+from upstream import JSON, SSE, listening, wire
 
 from steer_llm_sdk.orchestration import ReliabilityConfig
 
@@ -129,18 +129,11 @@ def held(pieces: list[bytes], headers: dict[str, str]) -> Iterator[Held]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    told.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    try:
-        yield told
-    finally:
-        told.go.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with listening(Handler) as told.url:
+        try:
+            yield told
+        finally:
+            told.go.set()
 
 
 @pytest.mark.parametrize(("choice", "status"), [("wait", 200), ("raise", 409)])
