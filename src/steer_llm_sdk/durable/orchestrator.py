@@ -162,7 +162,7 @@ class DurableOrchestrator(ReliableOrchestrator):
     @property
     def application_version(self) -> str:
         """Of the tools that are registered, by name and version: a run is carried on by the same version only."""
-        tools = sorted(f"{name}@{version}" for name, known in self.registry._tools.items() for version in known)
+        tools = self.registry.identities()
         return f"steer-{FORMAT}-{hashlib.sha256(json.dumps(tools).encode()).hexdigest()[:12]}"
 
     async def __aenter__(self) -> DurableOrchestrator:

@@ -154,7 +154,7 @@ class BaseOrchestrator(ABC):
     ) -> RunStream:
         """The run's events as they come, text included; its output is on `.output` afterwards. Text before a `restart`
         event is void: see RunStream."""
-        config = _config_of(options).model_copy(update={"streaming": True})
+        config = config_of(options).model_copy(update={"streaming": True})
         return RunStream(lambda events: self.run(request, tool_name, tool_options, config, events))
 
     async def run_many(
@@ -168,7 +168,7 @@ class BaseOrchestrator(ABC):
         on_progress: Progress | None = None,
     ) -> ManyOutputs:
         """One run for each request, at most `max_parallel` at a time; a run that raises does not stop the others."""
-        config = _config_of(options)
+        config = config_of(options)
         for name in ("idempotency_key", "request_id"):
             if getattr(config, name) is not None:
                 raise InvalidRequest(f"options.{name}", getattr(config, name), "each run needs its own; leave it out")
@@ -219,7 +219,7 @@ class BaseOrchestrator(ABC):
         options: OrchestrationConfig | Mapping[str, Any] | None,
         event_manager: EventManager | None,
     ) -> Run:
-        config = options if type(options) is OrchestrationConfig else _config_of(options)
+        config = options if type(options) is OrchestrationConfig else config_of(options)
         if tool_options is not None and not isinstance(tool_options, Mapping):
             raise InvalidRequest("tool_options", tool_options, "give a mapping of option names to values")
         if tool_name is not None and not isinstance(tool_name, str):
@@ -386,7 +386,8 @@ async def _closed(tool: Tool) -> None:
         _log.warning("%r could not be closed", tool, exc_info=True)
 
 
-def _config_of(options: OrchestrationConfig | Mapping[str, Any] | None) -> OrchestrationConfig:
+def config_of(options: OrchestrationConfig | Mapping[str, Any] | None) -> OrchestrationConfig:
+    """What a caller gave as options; InvalidRequest names the first that cannot be used."""
     if options is None:
         return _defaults()
     if isinstance(options, OrchestrationConfig):

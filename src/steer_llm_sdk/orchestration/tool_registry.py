@@ -415,6 +415,10 @@ class ToolRegistry:
             self._targets = (mark, found)
         return self._targets[1]
 
+    def identities(self) -> list[str]:
+        """Every `name@version` that is registered, whatever its release."""
+        return sorted(f"{name}@{version}" for name, known in self._tools.items() for version in known)
+
     def names(self) -> list[str]:
         return sorted({*self._tools, *_installed()})
 

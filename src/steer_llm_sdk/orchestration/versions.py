@@ -83,6 +83,10 @@ def rank(version: str) -> tuple[bool, bool, Version, str]:
 MARGIN = 0.05
 
 
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """How far a version has been released.
@@ -106,9 +110,9 @@ class Release:
     def __post_init__(self) -> None:
         if self.state not in ("canary", "active", "deprecated"):
             raise InvalidRequest("state", self.state, "give canary, active or deprecated")
-        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 <= self.share <= 1:
+        if not _is_share(self.share):
             raise InvalidRequest("share", self.share, "give a number from 0 to 1")
-        if self.margin is not None and (isinstance(self.margin, bool) or not 0 <= self.margin <= 1):
+        if self.margin is not None and not _is_share(self.margin):
             raise InvalidRequest("margin", self.margin, "give a number from 0 to 1, or None to watch nothing")
         if not isinstance(self.key, str) or not self.key:
             raise InvalidRequest("key", self.key, 'give "tenant", or a name in the metadata of runs')

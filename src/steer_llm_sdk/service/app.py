@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from steer_llm_sdk import __version__
 from steer_llm_sdk.durable import DurableOrchestrator
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ProviderError
-from steer_llm_sdk.orchestration.base import _config_of as config_of
+from steer_llm_sdk.orchestration.base import config_of
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning import PlanRequest
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
