@@ -352,8 +352,14 @@ def test_every_action_is_done_with_the_keyboard_alone(
 def test_a_timeline_is_scrolled_with_the_arrows(browser: Browser, service: Service, ended: dict[str, str]) -> None:
     page = settled(opened(browser, service, f"/view/runs/{ended['flaky']}", viewport={"width": 400, "height": 800}))
     tabbed_to(page, "timeline")
+    # Not wait_for_function, which asks again by eval: the page forbids that.
+    page.evaluate(
+        "timeline => { window.moved = new Promise(done => timeline.addEventListener('scroll', done, {once: true})) }",
+        page.query_selector("#timeline"),
+    )
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.getElementById('timeline').scrollLeft > 0")
+    page.evaluate("() => window.moved.then(() => null)")
+    assert page.evaluate("document.getElementById('timeline').scrollLeft") > 0
 
 
 def test_without_colour_every_state_has_its_sign_and_its_word(
