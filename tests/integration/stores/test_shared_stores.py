@@ -15,7 +15,8 @@ import redis
 
 from servers import PostgresServer, RedisServer
 from steer_llm_sdk.errors import InvalidRequest, StoreTooNew, StoreUnavailable
-from steer_llm_sdk.reliability.stores import Claim, Store, open_store
+from steer_llm_sdk.reliability.stores import Claim, Store, open_store, postgres
+from steer_llm_sdk.reliability.stores._postgres import Database
 
 LEASE, TTL = 20.0, 900.0
 
@@ -104,6 +105,19 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+async def test_a_connection_that_is_in_use_at_the_end_is_closed_when_it_comes_back(postgres_url: str) -> None:
+    database = Database(postgres_url, "keys", postgres.MIGRATIONS)
+    asking = asyncio.ensure_future(database.execute(b"SELECT pg_backend_pid()", {}))
+    await asyncio.sleep(0)  # It is on its way.
+    await database.aclose()
+    _, [(backend,)] = await asking
+    there = b"SELECT 1 FROM pg_stat_activity WHERE pid = %(backend)s"
+    async with asyncio.timeout(10):
+        while (await database.execute(there, {"backend": backend}))[0]:
+            await asyncio.sleep(0.01)  # The server takes a moment to see that it is gone.
+    await database.aclose()
 
 
 def test_of_processes_that_make_the_store_at_the_same_time_each_key_goes_to_one(url: str) -> None:

@@ -89,6 +89,7 @@ class _Connections:
     def __init__(self, connect: Callable[[], Coroutine[Any, Any, psycopg.AsyncConnection]]) -> None:
         self._connect = connect
         self._idle: list[psycopg.AsyncConnection] = []
+        self._closed = False
         self._places = asyncio.Semaphore(CONNECTIONS)
 
     @asynccontextmanager
@@ -100,7 +101,10 @@ class _Connections:
             except BaseException:
                 await connection.close()  # Whoever was cut off left it in the middle of something.
                 raise
-            self._idle.append(connection)
+            if self._closed:  # Nobody will come for it any more.
+                await connection.close()
+            else:
+                self._idle.append(connection)
 
     async def _taken(self) -> psycopg.AsyncConnection:
         while self._idle:
@@ -111,6 +115,8 @@ class _Connections:
         return await self._connect()
 
     async def aclose(self) -> None:
+        """Those that are in use are closed when they come back."""
+        self._closed = True
         while self._idle:
             await self._idle.pop().close()
 
