@@ -301,25 +301,25 @@ DEFECTS = (
     Planted(
         "a zombie settles",
         MEMORY,
-        "        if entry is None or entry.token != token or",
-        "        if entry is None or",
+        "            if holder != token or now",
+        "            if now",
     ),
     Planted(
         "a key that is held can be had",
         MEMORY,
-        "                if now < entry.until:\n",
-        "                if now < entry.until - 1e9:\n",
+        " if now < claimed.until else None\n",
+        " if now < claimed.until - 1e9 else None\n",
     ),
     Planted(
         "a replay does the work again",
         MEMORY,
-        "            self._finished[key] = entry\n",
+        "            finished[key] = _new(Finished, (fingerprint, token, result, now + ttl))\n",
         "",
     ),
     Planted(
         "another request joins the work under way",
         KEYS,
-        "        if flight.fingerprint != work.fingerprint:\n            raise ConflictError(work.name)\n",
+        "        if flight.work.fingerprint != work.fingerprint:\n            raise ConflictError(work.name)\n",
         "",
     ),
     Planted(
@@ -331,8 +331,8 @@ DEFECTS = (
     Planted(
         "leases are never renewed",
         KEYS,
-        "            beat = loop.create_task(_quietly(self._store.renew(flight.key, flight.token, LEASE)))\n",
-        "            beat = loop.create_task(_quietly(self._store.renew(flight.key, -flight.token, LEASE)))\n",
+        "            beat = loop.create_task(_quietly(self._store.renew(flight.work.key, flight.token, LEASE)))\n",
+        "            beat = loop.create_task(_quietly(self._store.renew(flight.work.key, -flight.token, LEASE)))\n",
     ),
     Planted(
         "a key is not given back after a failure",

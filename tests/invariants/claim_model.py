@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from invariants.explore import promise
 from steer_llm_sdk.reliability.stores import Claim
-from steer_llm_sdk.reliability.stores.memory import Entry, MemoryStore
+from steer_llm_sdk.reliability.stores.memory import Claimed, Finished, MemoryStore
 
 R = TypeVar("R")
 INSTANCES = 3
@@ -17,16 +17,6 @@ LEASE, TTL = 2.0, 3.0
 PRINTS = "FG"
 """Fingerprints: two different requests under one key."""
 KEY = "k"
-
-
-class Kept(NamedTuple):
-    """An entry of the store as a value; the store writes into its own."""
-
-    fingerprint: str
-    token: int
-    ttl: float
-    until: float
-    result: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +33,8 @@ class Owner:
 class World:
     """`held` are the tokens that instances believe to be theirs. `kept` is what was settled: result, print, end."""
 
-    claimed: tuple[tuple[str, Kept], ...] = ()
-    finished: tuple[tuple[str, Kept], ...] = ()
+    claimed: tuple[tuple[str, Claimed], ...] = ()
+    finished: tuple[tuple[str, Finished], ...] = ()
     token: int = 0
     now: float = 0.0
     held: tuple[int, ...] = ()
@@ -128,10 +118,8 @@ class ClaimModel:
             promise([entry.result for _, entry in world.finished] == [world.kept[0]], "what was settled is kept")
 
     def key(self, world: World) -> Any:
-        def entries(of: tuple[tuple[str, Kept], ...]) -> Any:
-            return tuple(
-                (e.fingerprint, world.token - e.token, max(e.until - world.now, -TTL), e.result is None) for _, e in of
-            )
+        def entries(of: Iterable[tuple[str, Claimed | Finished]]) -> Any:
+            return tuple((e.fingerprint, world.token - e.token, max(e.until - world.now, -TTL)) for _, e in of)
 
         owner, kept = world.owner, world.kept
         return (
@@ -145,26 +133,16 @@ class ClaimModel:
 
 def _store(world: World) -> MemoryStore:
     store = MemoryStore(clock=lambda: world.now)
-    store._claimed = {key: _entry(kept) for key, kept in world.claimed}
-    store._finished = OrderedDict((key, _entry(kept)) for key, kept in world.finished)
+    store._claimed = dict(world.claimed)
+    store._finished = OrderedDict(world.finished)
     store._token = world.token
     return store
 
 
 def _with(world: World, store: MemoryStore) -> World:
     return replace(
-        world, claimed=_kept(store._claimed.items()), finished=_kept(store._finished.items()), token=store._token
+        world, claimed=tuple(store._claimed.items()), finished=tuple(store._finished.items()), token=store._token
     )
-
-
-def _entry(kept: Kept) -> Entry:
-    entry = Entry(kept.fingerprint, kept.token, kept.ttl, kept.until)
-    entry.result = kept.result
-    return entry
-
-
-def _kept(entries: Iterable[tuple[str, Entry]]) -> tuple[tuple[str, Kept], ...]:
-    return tuple((key, Kept(e.fingerprint, e.token, e.ttl, e.until, e.result)) for key, e in entries)
 
 
 def _now(action: Coroutine[Any, Any, R]) -> R:

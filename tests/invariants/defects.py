@@ -40,20 +40,20 @@ def what_the_server_asked_for_is_ignored() -> Any:
 
 
 def a_key_that_is_held_is_taken() -> Any:
-    whole = MemoryStore.claim
+    whole = MemoryStore.claim_now
 
-    async def claim(self: MemoryStore, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+    def claim(self: MemoryStore, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
         self._claimed.pop(key, None)
-        return await whole(self, key, fingerprint, lease, ttl)
+        return whole(self, key, fingerprint, lease, ttl)
 
-    return patch.object(MemoryStore, "claim", claim)
+    return patch.object(MemoryStore, "claim_now", claim)
 
 
 def a_zombie_settles() -> Any:
-    whole = MemoryStore.settle
+    whole = MemoryStore.settle_now
 
-    async def settle(self: MemoryStore, key: str, token: int, result: bytes) -> bool:
+    def settle(self: MemoryStore, key: str, token: int, result: bytes) -> bool:
         entry = self._claimed.get(key)
-        return await whole(self, key, token if entry is None else entry.token, result)
+        return whole(self, key, token if entry is None else entry.token, result)
 
-    return patch.object(MemoryStore, "settle", settle)
+    return patch.object(MemoryStore, "settle_now", settle)

@@ -9,7 +9,7 @@ import pytest
 from contract.kit import reliable
 from steer_llm_sdk.orchestration import ReliableOrchestrator
 from steer_llm_sdk.reliability import IdempotencyManager
-from steer_llm_sdk.reliability.idempotency import LEASE
+from steer_llm_sdk.reliability.idempotency import LEASE, Hangar
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import OK, ScriptedTool, run_in_virtual_time
 
@@ -18,7 +18,7 @@ KEYED = {"idempotency_key": "k"}
 
 def sharing(store: MemoryStore, tool: ScriptedTool) -> ReliableOrchestrator:
     manager = IdempotencyManager()
-    manager.claims = store
+    manager.hangar = Hangar(store)
     return reliable(tool, manager=manager)
 
 

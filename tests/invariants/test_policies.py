@@ -24,7 +24,7 @@ from steer_llm_sdk.reliability.budget import Ledger, Reserve
 from steer_llm_sdk.reliability.circuit import Circuit, Outcome, Permit, Refusal
 from steer_llm_sdk.reliability.circuit_breaker import Breaker
 from steer_llm_sdk.reliability.deadline import Deadline
-from steer_llm_sdk.reliability.idempotency import Work, once
+from steer_llm_sdk.reliability.idempotency import Hangar, Work, once
 from steer_llm_sdk.reliability.retry import AttemptLimit, Retry
 from steer_llm_sdk.reliability.stores import POLL
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
@@ -245,7 +245,7 @@ class OnceWithManyCallers(InVirtualTime):
         store = MemoryStore(clock=self.loop.time)
         self.managers = [IdempotencyManager() for _ in range(2)]
         for manager in self.managers:
-            manager.claims = store
+            manager.hangar = Hangar(store)
         self.running: list[tuple[str, asyncio.Future[str]]] = []
         self.settled: tuple[str, str] | None = None
         self.most_running = self.made = 0

@@ -19,6 +19,7 @@ from steer_llm_sdk.orchestration import OrchestrationOutput, ReliableOrchestrato
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.reliability import IdempotencyManager
 from steer_llm_sdk.reliability.budget import BudgetAccounts
+from steer_llm_sdk.reliability.idempotency import Hangar
 from steer_llm_sdk.reliability.stores import Claim
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -221,7 +222,7 @@ async def play(scenario: Scenario) -> World:
         for name in scenario.order:
             registry.register_tool(WorldTool(name, providers[TOOLS[name]], n))
         manager = IdempotencyManager()
-        manager.claims = store
+        manager.hangar = Hangar(store)
         world.orchestrators.append(
             ReliableOrchestrator(Fixed(*scenario.order), config, manager, registry=registry, budget_accounts=accounts)
         )

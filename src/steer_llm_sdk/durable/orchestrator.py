@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
@@ -40,9 +41,9 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator, shared_at
+from steer_llm_sdk.orchestration.replay import key_of, mark_of
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
-from steer_llm_sdk.reliability.canonical import fingerprint
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.streaming.manager import EventManager
@@ -221,7 +222,7 @@ class DurableOrchestrator(ReliableOrchestrator):
             run_id = _unkeyed(run)
             await runner.enqueue(run_id, asked, _about(run, None), queue)
             return run_id
-        mark = _fingerprint(run)
+        mark = mark_of(run)
         key = await self._claimed(runner, run, mark)
         while True:
             run_id = _run_id(run, key.generation)
@@ -234,7 +235,7 @@ class DurableOrchestrator(ReliableOrchestrator):
                 return run_id
             if known.about.get("fingerprint") == mark and known.ended is not None and self._final(known.ended):
                 return run_id
-            key = await runner.renew(_key(run), key.generation)
+            key = await runner.renew(key_of(run), key.generation)
 
     async def result(self, run_id: str) -> OrchestrationOutput:
         """Wait for a run that was handed in; what `run` would have raised, this raises. RunCancelled where it was."""
@@ -284,7 +285,7 @@ class DurableOrchestrator(ReliableOrchestrator):
     async def _keyed_run(self, runner: Runner, run: Run) -> OrchestrationOutput:
         """Begin the run of this key, or join it, or return what it came to. One that was cut off is begun again with
         what it has bought; of one that failed and may be tried again nothing is kept."""
-        mark = _fingerprint(run)
+        mark = mark_of(run)
         key = await self._claimed(runner, run, mark)
         while True:
             run_id = _run_id(run, key.generation)
@@ -301,12 +302,12 @@ class DurableOrchestrator(ReliableOrchestrator):
                     await _require_left(runner, run_id)
                 elif ended is not None and self._final(ended):
                     return load_ended(ended)
-            key = await runner.renew(_key(run), key.generation)
+            key = await runner.renew(key_of(run), key.generation)
 
     async def _claimed(self, runner: Runner, run: Run, mark: str) -> Claim:
         """ConflictError where the key belongs to another request, before the engine is asked for anything."""
         try:
-            key = await runner.claim(_key(run), mark)
+            key = await runner.claim(key_of(run), mark)
         except Exception as error:
             raise StoreUnavailable(
                 f"the store of the runs did not answer ({type(error).__name__}), so the run was not started"
@@ -526,18 +527,10 @@ def _about(run: Run, mark: str | None) -> Json:
     return {"tenant": run.options.tenant, "key": key, "tool": run.tool_name, "fingerprint": mark}
 
 
-def _fingerprint(run: Run) -> str:
-    return fingerprint({"request": run.request, "tool_name": run.tool_name, "tool_options": {**run.tool_options}})
-
-
-def _key(run: Run) -> str:
-    return f"{quote(run.options.tenant, safe='')}:{run.options.idempotency_key}"
-
-
 def _run_id(run: Run, generation: int) -> str:
     """Tenant and key; a number where it is not the first run of the key. Two never collide: tenants are quoted."""
     if generation == 1:
-        return _key(run)
+        return key_of(run)
     return f"{quote(run.options.tenant, safe='')}#{generation}:{run.options.idempotency_key}"
 
 
@@ -560,9 +553,9 @@ def _keyed_by(run_id: str, plan: Plan) -> Plan:
     """A call that is made again, because its process died, has the name that it had: a provider which heeds
     Idempotency-Key does not do it twice. A run with a key of its caller has its names from that."""
     steps = (
-        step._replace(planned={**step.planned, "idempotency_key": f"{run_id}:{step.tool.name}"}) for step in plan.steps
+        replace(step, planned={**step.planned, "idempotency_key": f"{run_id}:{step.tool.name}"}) for step in plan.steps
     )
-    return plan._replace(steps=tuple(steps))
+    return replace(plan, steps=tuple(steps))
 
 
 def _dump_plan(plan: Plan) -> Json:

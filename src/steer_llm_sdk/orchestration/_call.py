@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from asyncio import BaseEventLoop, current_task, get_running_loop
+from asyncio import AbstractEventLoop, BaseEventLoop, current_task, get_running_loop
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from random import getrandbits
 from time import monotonic
 from types import MappingProxyType
@@ -140,7 +141,8 @@ class Attempt(TypedDict):
     error: NotRequired[dict[str, Any]]
 
 
-class Policies(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Policies:
     """What stands round each call of a run to the outside. `usual` is a shorter way to the same, an
     `orchestration.reliability.Usual`, None where there is none."""
 
@@ -157,13 +159,12 @@ class Run:
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
     attempt is known to have used, with the tool that it was for. `promised` has the calls whose next attempt is waited
     for, with the attempts that each had made by then. `plan` (steps, and what is shown of it) is kept where a deadline
-    may cut the run off. `given` has the fields of `options`, which are read from a dict in a quarter of the time.
+    may cut the run off. `given` has the fields of `options`, which are read from a dict in a quarter of the time; all
+    that was set of them is in PLAIN where the run is `plain`.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
-    deadline: Deadline | None = None
     ledger: Ledger | None = None
-    events: RunEvents | None = None
     answers: int = 1
     answered: int = 0
     tools_left: int = 0
@@ -178,20 +179,24 @@ class Run:
         tool_options: Mapping[str, Any],
         options: OrchestrationConfig,
         given: Mapping[str, Any],
+        plain: bool,
         policies: Policies,
         max_attempts: Callable[[OrchestrationConfig], int],
     ) -> None:
         loop = get_running_loop()
+        # Read several times in each run, and on the class that takes ten times as long.
+        self.deadline: Deadline | None = None
+        self.events: RunEvents | None = None
         self.request = request
         self.tool_name = tool_name
         self.tool_options = tool_options
         self.options = options
         self.given = given
+        self.plain = plain
         # Sixteen bytes in hex, as a W3C trace id is.
         self.request_id = request_id = given["request_id"] or getrandbits(128).to_bytes(16, "big").hex()
         self.trace_id = given["trace_id"] or request_id
-        # Asking the loop takes twice as long as asking what it asks.
-        self.clock = clock = monotonic if type(loop).time is BaseEventLoop.time else loop.time
+        self.clock = clock = _clocks.get(type(loop)) or _clock_of(loop)
         self.started = clock()
         self.policies = policies
         self._max_attempts = max_attempts
@@ -213,6 +218,21 @@ class Run:
         """A delta event of this run, if anybody listens."""
         if self.events is not None:
             self.events.tell(StreamDeltaEvent({"event_type": event_type, "data": data}))
+
+
+PLAIN = frozenset({"timeout_ms", "idempotency_key", "request_id", "trace_id", "tenant"})
+"""The options that neither change what stands round a call nor what a tool and a planner are told."""
+
+_clocks: dict[type, Callable[[], float]] = {}
+"""By the type of a loop, what its `time` asks: that takes half as long as asking the loop."""
+
+
+def _clock_of(loop: AbstractEventLoop) -> Callable[[], float]:
+    kind = type(loop)
+    if kind.time is not BaseEventLoop.time:
+        return loop.time
+    _clocks[kind] = monotonic
+    return monotonic
 
 
 class Scope:

@@ -39,7 +39,7 @@ class Observer:
     def of(self) -> tuple[str, str | None]:
         return self._decision.selected_tool, self._decision.tool_version
 
-    def __call__(self, run: Run, steps: Sequence[ToolCall], answer: Answer) -> None:
+    def tell(self, run: Run, steps: Sequence[ToolCall], answer: Answer) -> None:
         timeline = run.timeline
         if len(timeline) != 1 or answer.failures:
             outcomes = tuple(outcomes_of(run, steps, answer))

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from steer_llm_sdk.orchestration.fallback import ToolCall
@@ -59,7 +60,7 @@ def _by_versions(plan: Any, versions: Mapping[str, str], registry: ToolRegistry)
     if steps == plan.steps:
         return plan
     shown, version = plan.shown, steps[0].tool.version
-    return plan._replace(steps=steps, shown=None if shown is None else lambda: {**shown(), "tool_version": version})
+    return replace(plan, steps=steps, shown=None if shown is None else lambda: {**shown(), "tool_version": version})
 
 
 def _at_version(step: ToolCall, versions: Mapping[str, str], registry: ToolRegistry) -> ToolCall:

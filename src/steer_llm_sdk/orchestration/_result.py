@@ -24,6 +24,7 @@ _BY_DECISION = frozenset({"decided", "converged", "certified", "distance"})
 _SCALARS = frozenset({str, bool, type(None)})
 """Not int: one of 5,000 digits can be neither written as JSON nor read again."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_new = tuple.__new__
 
 
 class ToolResult(NamedTuple):
@@ -42,7 +43,7 @@ class ToolResult(NamedTuple):
         kind = type(returned)
         if kind in _SCALARS and (kind is not str or returned.isascii()):
             # What cls(returned) makes, in half the time.
-            return tuple.__new__(cls, (returned, _NOTHING, None, _NOTHING, _NOTHING, None))
+            return _new(cls, (returned, _NOTHING, None, _NOTHING, _NOTHING, None))
         if isinstance(returned, ToolResult):
             return returned
         if kind is dict:

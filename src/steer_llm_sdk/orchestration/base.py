@@ -3,8 +3,8 @@
     Deadline(Replay(Plan(Fallback(
         Retry(Hedge(RateLimiter(Breaker(Reserve(AttemptLimit(record(Classify(AttemptTimeout(call))))))))) ))))
 
-The first four stand round the run and are here, in `_until_deadline` and `_work`. The others stand round each call that
-a tool makes to the outside; their list is in `orchestration/reliability.py`. Orchestrators differ in how they plan and
+The first four stand round the run and are here, in `_in_time` and `_work`. The others stand round each call that a
+tool makes to the outside; their list is in `orchestration/reliability.py`. Orchestrators differ in how they plan and
 in which policies they ask for.
 """
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -29,22 +30,22 @@ from steer_llm_sdk.models.events import (
     StreamUsageEvent,
 )
 from steer_llm_sdk.models.usage import tokens_of
-from steer_llm_sdk.orchestration._call import Policies, Run
+from steer_llm_sdk.orchestration._call import PLAIN, Run
 from steer_llm_sdk.orchestration._observed import watch_canaries
 from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
 from steer_llm_sdk.orchestration._pinned import is_worth_it, pinned
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration._versioned import warn_deprecated, who_of
-from steer_llm_sdk.orchestration.fallback import Answer, ToolCall, first_answer
+from steer_llm_sdk.orchestration.fallback import Answer, ToolCall, first_answer, only_answer
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.orchestration.reliability import ReliableToolExecutor
-from steer_llm_sdk.orchestration.replay import keyed
+from steer_llm_sdk.orchestration.reliability import Asked, ReliableToolExecutor
+from steer_llm_sdk.orchestration.replay import key_of, keyed, mark_of
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
 from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
 from steer_llm_sdk.reliability.budget import BudgetAccounts, Ledger, excess
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
-from steer_llm_sdk.reliability.idempotency import IdempotencyManager, once
+from steer_llm_sdk.reliability.idempotency import IdempotencyManager, Work, once
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
 __all__ = ["BaseOrchestrator", "OrchestrationOutput"]
@@ -62,10 +63,10 @@ def _defaults() -> OrchestrationConfig:
     return OrchestrationConfig()
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Plan:
     """The tools to try, in order; `shown` makes what the output shows of the decision, anew for each run. `observe` is
-    told how the run went. `strategy` comes to the answer where more than
-    one tool is to be used for it."""
+    told how the run went. `strategy` comes to the answer where more than one tool is to be used for it."""
 
     steps: Sequence[ToolCall]
     shown: Callable[[], dict[str, Any]] | None = None
@@ -94,6 +95,9 @@ class BaseOrchestrator(ABC):
         self.executor = ReliableToolExecutor() if executor is None else executor
         self.idempotency_manager = IdempotencyManager() if idempotency_manager is None else idempotency_manager
         self.budget_accounts = BudgetAccounts() if budget_accounts is None else budget_accounts
+        self._plain_asks = self._asks(_defaults().__dict__)
+        # Planning, asking, and saying what came of it, and no more: then `run` can do it itself, a coroutine less.
+        self._works_at_once = type(self)._work is BaseOrchestrator._work
         self._used: dict[int, Tool] = {}  # No more than were ever registered; each is to be closed once.
         self._last_used: Plan | None = None
 
@@ -106,8 +110,8 @@ class BaseOrchestrator(ABC):
         return None if run.tool_name is None else Plan((ToolCall.of(self._find(run.tool_name, run), _NO_OPTIONS),))
 
     @abstractmethod
-    def _policies(self, given: Mapping[str, Any]) -> Policies:
-        """What stands round each call to the outside."""
+    def _asks(self, given: Mapping[str, Any]) -> Asked:
+        """What is to stand round each call to the outside."""
 
     @abstractmethod
     def _max_attempts(self, options: OrchestrationConfig) -> int:
@@ -130,20 +134,18 @@ class BaseOrchestrator(ABC):
         NoEligibleTool, StoreUnavailable, InFlight, InvalidRequest. A str request reaches the tool as {"query": text}.
         """
         run = self._accept(request, tool_name, tool_options, options, event_manager)
-        events, deadline = run.events, run.deadline
-        if events is None:
-            plain = deadline is None and run.given["idempotency_key"] is None
-            output = await (self._work(run) if plain else self._until_deadline(run))
-            return output if run.given["budget"] is None and run.ledger is None else self._within_budget(run, output)
-        try:
-            output = self._within_budget(run, await self._until_deadline(run))
-            _tell_end(events, output)
-            return output
-        except Exception as error:
-            events.tell(StreamErrorEvent(describe_error(error)))
-            raise
-        finally:
-            await events.flush(None if deadline is None else deadline.at)
+        if run.events is not None:
+            return await self._told(run, run.events)
+        deadline = run.deadline
+        if deadline is None and run.given["idempotency_key"] is None and self._works_at_once:
+            plan = self._plan_at_once(run) or await self._plan(run)
+            output = self._output(run, plan, await self._answer(run, plan))
+        else:
+            try:
+                output = await self._in_time(run)
+            except Late as late:
+                raise exceeded_by(late, run, deadline) from None
+        return output if run.plain else self._within_budget(run, output)
 
     def stream(
         self,
@@ -225,20 +227,22 @@ class BaseOrchestrator(ABC):
         if tool_name is not None and not isinstance(tool_name, str):
             raise InvalidRequest("tool_name", tool_name, "give the name of a tool as text")
         given = config.__dict__
+        plain = config.__pydantic_fields_set__ <= PLAIN
+        executor, asks = self.executor, self._plain_asks if plain else self._asks(given)
         run = Run(
             {"query": request} if isinstance(request, str) else request,
             tool_name,
             _NO_OPTIONS if tool_options is None else tool_options,
             config,
             given,
-            self._policies(given),
+            plain,
+            executor.folded.get(asks) or executor.policies(asks),
             self._max_attempts,
         )
-        budget = given["budget"]
-        limit = given["timeout_ms"] if budget is None else config.limit_ms
+        limit = given["timeout_ms"] if plain else config.limit_ms
         if limit is not None:
             run.deadline = Deadline(run.started + limit / 1000, limit)
-        if budget is not None or given["budgets"]:
+        if not plain:
             run.ledger = self._ledger(config)
         if event_manager is not None:
             run.events = _events_of(event_manager, config, run.request_id, run.trace_id)
@@ -246,53 +250,45 @@ class BaseOrchestrator(ABC):
 
     # ── deadline and replay ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _until_deadline(self, run: Run) -> OrchestrationOutput:
-        """Deadline outside, replay inside: whoever waits for a keyed run waits no longer than he said."""
+    async def _told(self, run: Run, events: RunEvents) -> OrchestrationOutput:
+        """A run that somebody listens to. Its last event says how it ended, and it ends when all have been handled."""
         deadline = run.deadline
         try:
-            if run.options.idempotency_key is not None:
-                return await once(self.idempotency_manager, self._keyed(run), deadline)
-            if deadline is None:
-                return await self._work(run)
-            return await until(deadline.at, self._work(run))
-        except Late as late:
-            assert deadline is not None
-            raise exceeded_by(late, run, deadline) from None
+            try:
+                output = self._within_budget(run, await self._in_time(run))
+            except Late as late:
+                raise exceeded_by(late, run, deadline) from None
+            _tell_end(events, output)
+            return output
+        except Exception as error:
+            events.tell(StreamErrorEvent(describe_error(error)))
+            raise
+        finally:
+            await events.flush(None if deadline is None else deadline.at)
 
-    def _keyed(self, run: Run) -> Any:
-        assert run.options.idempotency_key is not None
-        config = self.executor.config
+    def _in_time(self, run: Run) -> Awaitable[OrchestrationOutput]:
+        """Deadline outside, replay inside: whoever waits for a keyed run waits no longer than he said, then Late."""
+        deadline = run.deadline
+        if run.given["idempotency_key"] is not None:
+            return once(self.idempotency_manager, self._keyed(run), deadline)
+        return self._work(run) if deadline is None else until(deadline.at, self._work(run))
 
-        async def work(shared: Deadline) -> OrchestrationOutput:
+    def _keyed(self, run: Run) -> Work[OrchestrationOutput]:
+        def work(shared: Deadline) -> Coroutine[Any, Any, OrchestrationOutput]:
             run.deadline = shared
-            if not is_worth_it(self.registry, self.idempotency_manager):
-                return await self._work(run)
-            plan = await pinned(self.idempotency_manager, key, mark, self.registry, make)
-            return await self._work(run, plan)
+            return (
+                self._in_its_versions(run) if is_worth_it(self.registry, self.idempotency_manager) else self._work(run)
+            )
 
+        return keyed(run, work, self.executor.config.__dict__)
+
+    async def _in_its_versions(self, run: Run) -> OrchestrationOutput:
         async def make() -> Plan:
             return self._plan_at_once(run) or await self._plan(run)
 
-        def note(what: str, why: str, output: OrchestrationOutput | None) -> None:
-            if output is None:
-                run.tell("warning", {"idempotency": what, "message": why})
-            else:
-                output.metadata["idempotency"] = what
-
-        claim = keyed(
-            run.options.tenant,
-            run.options.idempotency_key,
-            {"request": run.request, "tool_name": run.tool_name, "tool_options": dict(run.tool_options)},
-            work,
-            limits=(run.options.budget, run.options.budgets),
-            remember_failures=config.remember_failures,
-            run_unprotected=config.on_store_down == "run_unprotected",
-            wait=config.on_duplicate == "wait",
-            note=note,
+        return await self._work(
+            run, await pinned(self.idempotency_manager, key_of(run), mark_of(run), self.registry, make)
         )
-        # Not the claim itself, which holds `work`: a circle of the two would be left to the garbage collector.
-        key, mark = claim.key, claim.fingerprint
-        return claim
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -305,16 +301,21 @@ class BaseOrchestrator(ABC):
         if run.deadline is not None:
             run.plan = plan.steps, plan.shown
         if plan is not self._last_used:
-            self._used.update((id(step.tool), step.tool) for step in plan.steps)
-            self._last_used = plan
+            self._note_used(plan)
         events = run.events
         if events is not None:
             _tell_start(events, plan.steps[0].tool)
         if self.registry.staged and (farewell := self.registry.farewell(plan.steps[0].tool)) is not None:
             warn_deprecated(run, plan.steps[0].tool, farewell)
-        wanted = None if run.given["quality_requirements"] is None else self._min_confidence(run.options)
-        strategy = plan.strategy
-        return first_answer(run, plan.steps, wanted) if strategy is None else strategy(run, wanted)
+        wanted = None if run.plain else self._min_confidence(run.options)
+        steps, strategy = plan.steps, plan.strategy
+        if strategy is not None:
+            return strategy(run, wanted)
+        return only_answer(run, steps[0], wanted) if len(steps) == 1 else first_answer(run, steps, wanted)
+
+    def _note_used(self, plan: Plan) -> None:
+        self._used.update((id(step.tool), step.tool) for step in plan.steps)
+        self._last_used = plan
 
     def _output(self, run: Run, plan: Plan, answer: Answer) -> OrchestrationOutput:
         if (observe := plan.observe) is not None:
@@ -357,8 +358,9 @@ class BaseOrchestrator(ABC):
         return output
 
 
-def exceeded_by(late: Late, run: Run, deadline: Deadline) -> BudgetExceeded:
-    """What a run that its deadline ended is answered with."""
+def exceeded_by(late: Late, run: Run, deadline: Deadline | None) -> BudgetExceeded:
+    """What a run that its deadline ended is answered with. A keyed one has another by then, which it shares."""
+    assert deadline is not None
     agents = [line["tool"] for line in run.timeline if line["outcome"] in ("running", "cancelled")]
     exceeded = BudgetExceeded("time", deadline.limit_ms, elapsed_ms(run), agents, output=late.result)
     if exceeded.output is None and run.timeline:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.orchestration._call import Policies, Run
+from steer_llm_sdk.orchestration._call import Run
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
+from steer_llm_sdk.orchestration.reliability import Asked
 
 
 class Orchestrator(BaseOrchestrator):
@@ -18,13 +19,10 @@ class Orchestrator(BaseOrchestrator):
     async def _plan(self, run: Run) -> Plan:
         raise InvalidRequest("tool_name", None, "name a tool, or use ReliableOrchestrator, which plans")
 
-    def _policies(self, given: Mapping[str, Any]) -> Policies:
-        return self.executor.policies(
-            bool(given["max_retries"]) and given["retry_on_failure"],
-            False,
-            given["budget"] is not None or bool(given["budgets"]),
-            given["per_agent_timeout_ms"] is not None,
-        )
+    def _asks(self, given: Mapping[str, Any]) -> Asked:
+        retry = bool(given["max_retries"]) and given["retry_on_failure"]
+        reserve = given["budget"] is not None or bool(given["budgets"])
+        return retry, False, reserve, given["per_agent_timeout_ms"] is not None
 
     def _max_attempts(self, options: OrchestrationConfig) -> int:
         return 1 + (options.max_retries or 0)

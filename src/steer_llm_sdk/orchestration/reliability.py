@@ -118,6 +118,10 @@ def _names_for(target: str) -> tuple[str, ...]:
     return target, target.partition("@")[0], "default"
 
 
+Asked = tuple[bool, bool, bool, bool]
+"""Whether a run asks for retries, circuit breakers, reserving from a budget, and a timeout of each attempt."""
+
+
 class ReliableToolExecutor:
     """Makes calls under the policies. It owns what outlives a call: the circuit breakers, the accounts of rate limits,
     the retry budget and the latencies of one orchestrator; or, with `shared`, its part in what several share."""
@@ -138,18 +142,19 @@ class ReliableToolExecutor:
         hedging = self.config.hedging
         self._hedge = None if hedging is None else Hedge(hedging, limit=self._limit, budget=self._retry_budget)
         self._around_attempts: tuple[Policy[Any], ...] = ()
-        self._folded: dict[tuple[bool, ...], Policies] = {}
+        self.folded: dict[Asked, Policies] = {}
+        """The policies that were asked for before, since any was added."""
 
     def around_attempts(self, policy: Policy[Any]) -> None:
         """Put `policy` round each attempt, from now on, once. What waits for leave to be sent is outside of it."""
         if policy not in self._around_attempts:
             self._around_attempts += (policy,)
-            self._folded = {}
+            self.folded = {}
 
-    def policies(self, retry: bool, breaker: bool, reserve: bool, timeout: bool) -> Policies:
+    def policies(self, asked: Asked) -> Policies:
         """What stands round each call to the outside. A policy that is not asked for is not in the list."""
-        key = (retry, breaker, reserve, timeout)
-        if (folded := self._folded.get(key)) is None:
+        if (folded := self.folded.get(asked)) is None:
+            retry, breaker, reserve, timeout = asked
             breakers = self.breakers if breaker else None
             limiters = [limits.policy(breakers) for limits in (self.learned_limits, self.limits) if limits]
             hedges = [self._hedge] if retry and self._hedge is not None else []
@@ -170,7 +175,7 @@ class ReliableToolExecutor:
             usual = None
             if [type(policy) for policy in policies] == [Retry, Breaker, FunctionType]:
                 usual = Usual(self._retry(breakers), Breaker(self.breakers), self.breakers)
-            folded = self._folded[key] = Policies(compose(policies, execute), usual, self.config.silence_timeout)
+            folded = self.folded[asked] = Policies(compose(policies, execute), usual, self.config.silence_timeout)
         return folded
 
     def _breakers(self) -> CircuitBreakerManager:
@@ -226,13 +231,14 @@ async def record(call: Call, next: Next[Call, Any], /) -> Any:
 def begin(call: Call) -> tuple[float, Attempt]:
     """An attempt is sent: count it, and write its line into the timeline."""
     run = call.run
+    clock = run.clock  # As a method it would be looked for on the class first.
     number = call.attempts = call.attempts + 1
-    began = run.clock()
+    began = clock()
     line: Attempt = {
         "tool": call.tool,
         "provider": call.target,
         "attempt": number,
-        "started_ms": int((began - run.started) * 10_000 + 0.5) / 10,  # As tenths() has it.
+        "started_ms": ((began - run.started) * 10_000 + 0.5) // 1 / 10,  # As tenths() has it, in half the time.
         "elapsed_ms": 0.0,
         "outcome": "running",
     }
@@ -278,27 +284,35 @@ def fail(call: Call, began: float, line: Attempt, error: BaseException) -> async
 
 class Usual:
     """What `Retry(Breaker(record(call)))` comes to as long as nothing is out of the ordinary, as nearly always: the
-    circuit is closed and the first attempt gives an answer. Who has a permit from `breaker_of(call).free` makes the
-    first attempt himself, between `begin` and `succeed`, and says here how it went. The rest is left to the policies.
+    circuit is closed and the first attempt gives an answer. Who has a permit from `breakers.of_call(call).free` makes
+    the first attempt himself, after `begin`, and says here how it went. The rest is left to the policies.
 
     The three policies, one in the other, take three times as long.
     """
 
-    __slots__ = ("_breaker", "_first", "_next", "_retry", "breaker_of")
+    __slots__ = ("_breaker", "_first", "_next", "_retry", "breakers")
 
     def __init__(self, retry: Retry, breaker: Breaker, breakers: CircuitBreakerManager) -> None:
         self._retry = retry
         self._breaker = breaker
         self._next = compose([breaker, record], execute)
         self._first = retry.first
-        self.breaker_of = breakers.of_call
+        self.breakers = breakers
 
-    def succeeded(self, call: Call, breaker: CircuitBreaker, permit: Permit, began: float) -> None:
+    def succeeded(
+        self, call: Call, breaker: CircuitBreaker, permit: Permit, began: float, line: Attempt, result: Usage
+    ) -> None:
         """The first attempt has an answer."""
+        run = call.run
+        clock = run.clock
+        ended = clock()
+        run.spending = ((call.tool, result),)
+        line["elapsed_ms"] = ((ended - began) * 10_000 + 0.5) // 1 / 10
+        line["outcome"] = "succeeded"
         sent = began if breaker.times_calls else None
         if (changed := breaker.report(permit, call.part, SUCCESS, sent)) is not None:
             self._breaker.tell(call, breaker, changed)
-        if (first := self._first) is not None and (ended := call.ended) is not None:
+        if (first := self._first) is not None:
             first(call.target, ended)
 
     def failed(

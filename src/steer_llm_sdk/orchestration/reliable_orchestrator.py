@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool, ToolNotFound
 from steer_llm_sdk.models.plain import copied, copier
-from steer_llm_sdk.orchestration._call import Policies, Run
+from steer_llm_sdk.orchestration._call import Run
 from steer_llm_sdk.orchestration._observed import Observer
 from steer_llm_sdk.orchestration._outcome import plan_shown
 from steer_llm_sdk.orchestration._versioned import who_of
@@ -29,7 +30,7 @@ from steer_llm_sdk.orchestration.planning.planner import (
     ToolMetadata,
 )
 from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
-from steer_llm_sdk.orchestration.reliability import ReliabilityConfig, ReliableToolExecutor
+from steer_llm_sdk.orchestration.reliability import Asked, ReliabilityConfig, ReliableToolExecutor
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.circuit import CircuitState
@@ -88,24 +89,18 @@ def shared_at(url: str) -> SharedState:
     return SharedState(url)
 
 
+@dataclass(frozen=True, slots=True)
 class _Made:
-    """The last plan, and what it was made of."""
+    """The last plan, and what it was made of: by whom, from which tools, with how many fallbacks (None: there is none);
+    and the tools of its steps with the provider of each, which may be set anew."""
 
-    __slots__ = ("_providers", "decision", "most", "plan", "view")
-
-    def __init__(self, decision: PlanDecision, view: Mapping[str, ToolMetadata], most: int, plan: Plan) -> None:
-        self.decision = decision
-        self.view = view
-        self.most = most
-        self.plan = plan
-        self._providers = [step.tool.provider for step in plan.steps]
-
-    def holds(self) -> bool:
-        """Whether the `target` of each step is still that of its tool, whose provider may be set anew."""
-        steps, providers = self.plan.steps, self._providers
-        if len(steps) == 1:
-            return bool(steps[0].tool.provider == providers[0])
-        return providers == [step.tool.provider for step in steps]
+    planner: RuleBasedPlanner
+    decision: PlanDecision
+    view: Mapping[str, ToolMetadata]
+    most: int | None
+    plan: Plan
+    providers: Sequence[tuple[Tool, str | None]]
+    observer: Observer | None
 
 
 class ReliableOrchestrator(BaseOrchestrator):
@@ -172,24 +167,35 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _plan_at_once(self, run: Run) -> Plan | None:
         """The plan of a given tool_name, or of rules: its plan() is decide() with a copy for the caller to keep; the
         flow only reads, and needs none."""
-        planner, given = self.planner, run.given
-        if run.tool_name is not None or not _plans_by_rule(planner):
+        planner, given, registry, last = self.planner, run.given, self.registry, self._last_plan
+        if run.tool_name is not None or not ((last is not None and last.planner is planner) or _plans_by_rule(planner)):
             return super()._plan_at_once(run)
-        view = self._view(run)
-        nothing_known = self.executor.breakers.all_closed and (
-            given["budget"] is None and given["quality_requirements"] is None and not self.registry.serves_some_only
-        )
+        view = registry.planning_view(who_of(run)) if registry.staged else registry.planning_view()
+        if not view:
+            raise NoEligibleTool
+        nothing_known = run.plain and self.executor.breakers.all_closed and not registry.serves_some_only
         try:
             decision = planner.decide(run.request, view, None if nothing_known else self._known(given))
         except NoEligibleTool as error:
             raise _of_budget(error) from None
-        most = self._most_fallbacks() if given["enable_fallback"] else 0
-        last = self._last_plan
         # Rules hand the same decision out again while the tools are the same.
-        if last is not None and last.decision is decision and last.view is view and last.most == most and last.holds():
-            return last.plan
-        plan = self._carry_out(decision, most, run)
-        self._last_plan = _Made(decision, view, most, plan)
+        if (
+            last is not None
+            and last.decision is decision
+            and last.view is view
+            and (last.most is None or last.most == self._most_fallbacks(given))
+        ):
+            for tool, provider in last.providers:
+                if tool.provider != provider:
+                    break
+            else:
+                return last.plan
+        most = self._most_fallbacks(given)
+        plan, observer = self._carry_out(decision, most, run)
+        providers = [(step.tool, step.tool.provider) for step in plan.steps]
+        self._last_plan = _Made(
+            planner, decision, view, most if decision.fallback_tools else None, plan, providers, observer
+        )
         return plan
 
     async def _plan(self, run: Run) -> Plan:
@@ -204,11 +210,11 @@ class ReliableOrchestrator(BaseOrchestrator):
             decision = await self.planner.plan(copied(run.request), tools, context)
         except NoEligibleTool as error:
             raise _of_budget(error) from None
-        return self._carry_out(decision, self._most_fallbacks() if run.given["enable_fallback"] else 0, run)
+        return self._carry_out(decision, self._most_fallbacks(run.given), run)[0]
 
-    def _most_fallbacks(self) -> int:
+    def _most_fallbacks(self, given: Mapping[str, Any]) -> int:
         config = self.reliability_config
-        return config.max_fallback_attempts if config.enable_fallback else 0
+        return config.max_fallback_attempts if config.enable_fallback and given["enable_fallback"] else 0
 
     def _view(self, run: Run) -> Mapping[str, ToolMetadata]:
         registry = self.registry
@@ -217,7 +223,7 @@ class ReliableOrchestrator(BaseOrchestrator):
             raise NoEligibleTool
         return view
 
-    def _carry_out(self, decision: PlanDecision, most_fallbacks: int, run: Run) -> Plan:
+    def _carry_out(self, decision: PlanDecision, most_fallbacks: int, run: Run) -> tuple[Plan, Observer | None]:
         single = decision.execution_strategy is ExecutionStrategy.SINGLE
         tools, shown = [self._chosen(decision, run)], plan_shown(decision)
         shown["tool_version"] = tools[0].version
@@ -231,11 +237,11 @@ class ReliableOrchestrator(BaseOrchestrator):
             if missing:
                 shown["missing_tools"] = missing
         steps = tuple(ToolCall.of(tool, decision.tool_options) for tool in tools)
-        if single:
-            return Plan(steps, copier(shown), self._observer(decision))
-        shown["execution_strategy"] = decision.execution_strategy.value
-        strategy = _late("of_decision")(decision, steps, self._min_confidence(run.options))
-        return Plan(steps, copier(shown), self._observer(decision), strategy)
+        observer, strategy = self._observer(decision), None
+        if not single:
+            shown["execution_strategy"] = decision.execution_strategy.value
+            strategy = _late("of_decision")(decision, steps, self._min_confidence(run.options))
+        return Plan(steps, copier(shown), None if observer is None else observer.tell, strategy), observer
 
     def _chosen(self, decision: PlanDecision, run: Run) -> Tool:
         name, version = decision.selected_tool, decision.tool_version
@@ -247,8 +253,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         planner = self.planner
         if not isinstance(planner, Planner) or type(planner).observe is Planner.observe:
             return None
-        before = None if self._last_plan is None else self._last_plan.plan.observe
-        return Observer(planner, decision, before if isinstance(before, Observer) else None)
+        return Observer(planner, decision, None if self._last_plan is None else self._last_plan.observer)
 
     def _fallbacks(self, decision: PlanDecision, run: Run) -> tuple[list[Tool], list[str]]:
         """The fallbacks of a decision, and the names of those that are not there: they are passed over."""
@@ -326,13 +331,9 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _breakers_of(self, tool: Tool) -> list[tuple[CircuitBreaker | None, str]]:
         return [(self.executor.breakers.of_part(target, part), part) for target, part in tool.targets]
 
-    def _policies(self, given: Mapping[str, Any]) -> Policies:
-        return self.executor.policies(
-            True,
-            given["enable_circuit_breaker"],
-            given["budget"] is not None or bool(given["budgets"]),
-            given["per_agent_timeout_ms"] is not None,
-        )
+    def _asks(self, given: Mapping[str, Any]) -> Asked:
+        reserve = given["budget"] is not None or bool(given["budgets"])
+        return True, given["enable_circuit_breaker"], reserve, given["per_agent_timeout_ms"] is not None
 
     def _max_attempts(self, options: OrchestrationConfig) -> int:
         if not options.retry_on_failure:

@@ -3,53 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration._call import Run
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.reliability.canonical import fingerprint
+from steer_llm_sdk.reliability.canonical import fingerprint, fingerprint_of
 from steer_llm_sdk.reliability.deadline import Deadline
 from steer_llm_sdk.reliability.idempotency import Work
 
 
 def keyed(
-    tenant: str,
-    key: str,
-    asked: Mapping[str, Any],
-    run: Callable[[Deadline], Coroutine[Any, Any, OrchestrationOutput]],
-    *,
-    limits: object,
-    remember_failures: bool,
-    run_unprotected: bool,
-    wait: bool,
-    note: Callable[[str, str, OrchestrationOutput | None], None],
+    run: Run,
+    work: Callable[[Deadline], Coroutine[Any, Any, OrchestrationOutput]],
+    config: Mapping[str, Any],
 ) -> Work[OrchestrationOutput]:
-    """`asked` is what the caller sent: request, tool_name or None, tool_options. It tells requests apart.
-
-    `limits` are the caller's own: one who joins is not ended by those of whoever led. The rest as in Work.
-    """
+    """`config`: the fields of a ReliabilityConfig. One who joins is not ended by the limits of whoever led."""
+    given = run.given
     return Work(
-        f"{_quoted(tenant)}:{key}",
-        key,
-        _mark_of(asked),
-        run,
-        _dump_all if remember_failures else _dump_successes,
+        key_of(run),
+        given["idempotency_key"],
+        mark_of(run),
+        work,
+        _dump_all if config["remember_failures"] else _dump_successes,
         _load,
         _copy,
-        limits,
-        run_unprotected,
-        wait,
-        note,
+        None if run.plain else (given["budget"], given["budgets"]),
+        config["on_store_down"] == "run_unprotected",
+        config["on_duplicate"] == "wait",
+        partial(_note, run),
     )
 
 
-def _mark_of(asked: Mapping[str, Any]) -> str:
+def _note(run: Run, what: str, why: str, output: OrchestrationOutput | None) -> None:
+    if output is None:
+        run.tell("warning", {"idempotency": what, "message": why})
+    else:
+        output.metadata["idempotency"] = what
+
+
+def key_of(run: Run) -> str:
+    given = run.given
+    return f"{_quoted(given['tenant'])}:{given['idempotency_key']}"
+
+
+def mark_of(run: Run) -> str:
+    """What tells requests apart: request, tool_name or None, and tool_options."""
+    asked = {"request": run.request, "tool_name": run.tool_name, "tool_options": {**run.tool_options}}
     try:
-        return fingerprint(asked)
+        return fingerprint_of(asked)
     except InvalidRequest:
         for name, part in asked.items():
             try:
@@ -67,10 +73,11 @@ def _quoted(tenant: str) -> str:
 
 def _dump_all(output: OrchestrationOutput) -> bytes | None:
     """Everything final: a failure that a later try could cure is not remembered."""
-    if output.status == "failed" and any(info.get("is_retryable") for info in (output.errors or {}).values()):
+    fields = vars(output)
+    if fields["status"] == "failed" and any(info.get("is_retryable") for info in (output.errors or {}).values()):
         return None
     try:
-        return _encoder()(vars(output))
+        return _encoder()(fields)
     except TypeError:  # An integer past 64 bits, for one, which takes five times as long.
         return _output().dump_json(output)
 

@@ -110,20 +110,16 @@ class ToolRegistry:
     """Tools by name and version. Names that are not registered are looked for among the installed tools.
 
     Of several versions a caller gets the highest active one that his request names; see `versions.choose`. `today` is
-    asked for the date where a version has a sunset.
+    asked for the date where a version has a sunset. `staged`: some version is anything but active; `several`: some tool
+    has been registered in several versions; `serves_some_only`: some tool names the tenants that it serves, which is
+    known once a planning view was made.
     """
-
-    staged = False
-    """Whether any version is anything but active."""
-    several = False
-    """Whether any tool has been registered in several versions."""
-    serves_some_only = False
-    """Whether a tool names the tenants that it serves; known once a planning view was made."""
 
     def __init__(self, *, today: Callable[[], date] = date.today) -> None:
         self._tools: dict[str, dict[str, Tool]] = {}
         self._releases: dict[str, dict[str, Release]] = {}
         self._today = today
+        self.staged = self.several = self.serves_some_only = False
         self._followed: _Followed | None = None
         self._seen: dict[tuple[str, str], Seen] = {}
         self._taken_back: dict[tuple[str, str], Release] = {}

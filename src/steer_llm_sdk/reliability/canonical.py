@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from hashlib import sha256
 from typing import Any
 
 import rfc8785
@@ -20,16 +20,21 @@ _SURROGATE = "it holds a lone surrogate, which is no text"
 
 def fingerprint(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`, in hex."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    return sha256(canonical_json(value)).hexdigest()
+
+
+def fingerprint_of(fields: dict[str, Any]) -> str:
+    """That of an object whose own keys are known to be ASCII text."""
+    for item in fields.values():
+        if item is not None and (item or type(item) is not dict) and not _is_plain(item, MAX_DEPTH - 1):
+            return fingerprint(fields)
+    return sha256(_plain_json(fields)).hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
     """RFC 8785 bytes. Raises InvalidRequest where `value` is no JSON (pydantic models count as what they dump to)."""
     if _is_plain(value, MAX_DEPTH):
-        try:
-            return _encoder()(value)
-        except TypeError as error:
-            raise _no_json(value, _SURROGATE) from error
+        return _plain_json(value)
     try:
         return rfc8785.dumps(_jsonable(value, MAX_DEPTH))
     except rfc8785.CanonicalizationError as error:
@@ -38,15 +43,19 @@ def canonical_json(value: Any) -> bytes:
         raise _no_json(value, _SURROGATE) from error
 
 
+def _plain_json(value: Any) -> bytes:
+    """Of what `_is_plain` lets through these are the bytes of RFC 8785, at a hundredth of the time."""
+    try:
+        return _encoder()(value)
+    except TypeError as error:
+        raise _no_json(value, _SURROGATE) from error
+
+
 @cache
 def _encoder() -> Callable[[Any], bytes]:
-    """For what `_is_plain` lets through, its bytes are those of RFC 8785, at a hundredth of the time."""
     import orjson
 
-    def encode(value: Any) -> bytes:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-
-    return encode
+    return partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
 
 
 def _is_plain(value: Any, depth: int) -> bool:

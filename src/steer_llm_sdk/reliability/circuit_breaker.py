@@ -123,6 +123,7 @@ class CircuitBreaker:
     ) -> None:
         self.name = name
         self.config = cfg = config or CircuitBreakerConfig()
+        self.of_provider = cfg.scope == "provider"
         self.times_calls = cfg.slow_call_rate_threshold is not None
         self._rates = self.times_calls or cfg.failure_rate_threshold is not None
         self._on_change = on_change
@@ -388,12 +389,13 @@ _FORCED = {
 
 class CircuitBreakerManager:
     """The breakers of one orchestrator, by what they protect: "provider", or "provider/model" where each model has its
-    own."""
+    own. `all_closed`: every circuit is closed with no part cut off; known without looking at them."""
 
     def __init__(self, config_for: Callable[[str], CircuitBreakerConfig] | None = None) -> None:
         self._config_for = config_for or (lambda name: CircuitBreakerConfig())
         self._breakers: dict[str, CircuitBreaker] = Kept(lambda breaker: breaker.idle, self._forget_models)
         self._not_closed: set[str] = set()
+        self.all_closed = True
         self._configs: dict[str, CircuitBreakerConfig] = {}
         self._of_model: dict[tuple[str, str], CircuitBreaker] = {}
         self._of_part: dict[tuple[str, str], CircuitBreaker] = {}
@@ -416,7 +418,7 @@ class CircuitBreakerManager:
         """The breaker that a call has to pass."""
         target = call.target
         breaker = self._breakers.get(target)
-        if breaker is not None and breaker.config.scope == "provider":
+        if breaker is not None and breaker.of_provider:
             return breaker
         config = self._configs.get(target)
         if config is None:
@@ -443,11 +445,6 @@ class CircuitBreakerManager:
     def reset_all(self) -> None:
         for breaker in list(self._breakers.values()):
             breaker.reset()
-
-    @property
-    def all_closed(self) -> bool:
-        """Whether every circuit is closed with no part cut off; known without looking at them."""
-        return not self._not_closed
 
     @property
     def unwell(self) -> set[str]:
@@ -485,6 +482,7 @@ class CircuitBreakerManager:
 
     def _note(self, breaker: CircuitBreaker) -> None:
         (self._not_closed.discard if breaker.all_closed else self._not_closed.add)(breaker.name)
+        self.all_closed = not self._not_closed
 
 
 class Breaker:

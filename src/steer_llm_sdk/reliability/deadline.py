@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from steer_llm_sdk.errors import ProviderTimeout
@@ -78,7 +79,7 @@ async def until(
     waiting: list[asyncio.Future[None]] = []
     task = loop.create_task(announced(work, waiting))
     try:
-        await asyncio.sleep(0)
+        await turn()
         if not task.done():  # Work that never waits needs no timer.
             await woken_by(loop, at, waiting)
     except BaseException:
@@ -95,6 +96,12 @@ async def until(
             del task  # It holds what it raised, and the traceback of that this frame: nobody would free the three.
     await _stopped(task, left_behind)
     raise too_late(task)
+
+
+@coroutine
+def turn() -> Generator[None]:
+    """Let the loop turn once: asyncio.sleep(0), in half the time."""
+    yield
 
 
 def too_late(task: asyncio.Task[Any]) -> Late:

@@ -13,7 +13,17 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
-from steer_llm_sdk.reliability.deadline import GRACE, Deadline, has_answered, stop, too_late, wake, watch, woken_by
+from steer_llm_sdk.reliability.deadline import (
+    GRACE,
+    Deadline,
+    has_answered,
+    stop,
+    too_late,
+    turn,
+    wake,
+    watch,
+    woken_by,
+)
 from steer_llm_sdk.reliability.stores import Claim, Store, open_store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
@@ -62,18 +72,14 @@ class IdempotencyManager:
         self._store = open_store(store) if isinstance(store, str) else store
 
     @cached_property
-    def flights(self) -> dict[str, Flight[Any]]:
-        return {}
-
-    @cached_property
-    def claims(self) -> Store:
+    def hangar(self) -> Hangar:
         if self._is_plain_cache():
-            return _PlainCache(self)
-        return MemoryStore(self.max_entries) if self._store is None else self._store
+            return Hangar(_PlainCache(self))
+        return Hangar(MemoryStore(self.max_entries) if self._store is None else self._store)
 
-    @cached_property
-    def heart(self) -> Heart:
-        return Heart(self.claims)
+    @property
+    def claims(self) -> Store:
+        return self.hangar.store
 
     @cached_property
     def _kept(self) -> OrderedDict[str, tuple[float, Any]]:
@@ -99,7 +105,7 @@ class IdempotencyManager:
     async def aclose(self) -> None:
         """Stop work that no caller here waits for, let what is being written be written, and close the store."""
         here = asyncio.get_running_loop()
-        for flight in list(self.flights.values()):
+        for flight in list(self.hangar.flights.values()):
             if not flight.callers and flight.task.get_loop() is here:
                 flight.closing = True
                 await stop(flight.task)
@@ -168,6 +174,17 @@ class Work(Generic[R]):
     note: Callable[[str, str, R | None], None] = lambda what, why, result: None
 
 
+class Hangar:
+    """What is under way for one manager, the store that has its keys, and what keeps their leases."""
+
+    __slots__ = ("flights", "heart", "store")
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.flights: dict[str, Flight[Any]] = {}
+        self.heart = Heart(store)
+
+
 class Flight(Generic[R]):
     """Work under way and the callers who wait for it: how many, and those among them who have gone to sleep.
 
@@ -180,22 +197,18 @@ class Flight(Generic[R]):
         "callers",
         "closing",
         "deadline",
-        "fingerprint",
-        "key",
         "loop",
         "task",
-        "terms",
         "token",
         "waiting",
         "wanted",
+        "work",
     )
     task: asyncio.Task[R]
 
     def __init__(self, work: Work[R], deadline: Deadline, loop: asyncio.AbstractEventLoop) -> None:
+        self.work = work
         self.loop = loop
-        self.key = work.key
-        self.fingerprint = work.fingerprint
-        self.terms = work.terms
         self.deadline = deadline
         self.token = 0
         self.callers = 0
@@ -214,7 +227,7 @@ class Flight(Generic[R]):
                 self.deadline.at = at
             self.callers += 1
             try:
-                await asyncio.sleep(0)
+                await turn()
                 if not task.done():  # Work that never waits needs no timer.
                     await woken_by(self.loop, at, self.waiting)
                 in_time = task.done()
@@ -259,18 +272,18 @@ def _go_on_behind(work: Awaitable[R]) -> asyncio.Future[R]:
 async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
     """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
     while True:
-        flight: Flight[R] | None = manager.flights.get(work.key)
+        flight: Flight[R] | None = manager.hangar.flights.get(work.key)
         if flight is None or flight.closing or flight.loop is not asyncio.get_running_loop():
             # If there is one, it ends or runs on another loop: the store tells what becomes of it.
             return await _begin(manager, work, deadline).wait(deadline)
-        if flight.fingerprint != work.fingerprint:
+        if flight.work.fingerprint != work.fingerprint:
             raise ConflictError(work.name)
         if not work.wait:
             raise InFlight(work.name, ASK_AGAIN)
         try:
             result = await flight.wait(deadline)
         except BudgetExceeded:
-            if flight.terms == work.terms:
+            if flight.work.terms == work.terms:
                 raise
         else:
             return work.copy(result if flight.apart is None else flight.apart)
@@ -280,42 +293,41 @@ def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None
     at, limit_ms = (math.inf, math.inf) if deadline is None else (deadline.at, deadline.limit_ms)
     loop = asyncio.get_running_loop()
     flight: Flight[R] = Flight(work, Deadline(at, limit_ms, firm=False), loop)
-    flight.task = loop.create_task(_fly(manager, work, flight))
-    if not flight.task.done():  # It is, for work of no time in a loop with an eager task factory.
-        manager.flights[work.key] = flight
+    flight.task = task = loop.create_task(_fly(manager, work, flight))
+    if not task.done():  # It is, for work of no time in a loop with an eager task factory.
+        manager.hangar.flights[work.key] = flight
     return flight
 
 
 async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
+    hangar = manager.hangar
+    store, flights = hangar.store, hangar.flights
     try:
-        result = await _lead(manager, work, flight)
+        try:
+            if type(store) is MemoryStore:
+                claim = store.claim_now(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
+            else:
+                claim = await _claimed(manager, work)
+            if claim.kind != "ours":
+                claim = await _waited_for(claim, manager, work, flight)
+        except StoreUnavailable as error:
+            result = await _without_store(work, flight, error)
+        else:
+            if claim.kind == "ours":
+                flight.token = claim.token
+                result = await _own(manager, work, flight)
+            else:
+                assert claim.result is not None
+                result = work.load(claim.result)
         if flight.callers > 1:
             flight.apart = work.copy(result)
         return result
     finally:
-        if manager.flights.get(work.key) is flight:
-            del manager.flights[work.key]
+        if flights.get(work.key) is flight:
+            del flights[work.key]
         # A turn of the loop earlier than callbacks of the task would.
         for woken in flight.waiting:
             wake(woken)
-
-
-async def _lead(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
-    store = manager.claims
-    try:
-        if type(store) is MemoryStore:
-            claim = await store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
-        else:
-            claim = await _claimed(manager, work)
-        if claim.kind != "ours":
-            claim = await _waited_for(claim, manager, work, flight)
-    except StoreUnavailable as error:
-        return await _without_store(work, flight, error)
-    if claim.kind == "ours":
-        flight.token = claim.token
-        return await _own(manager, work, flight)
-    assert claim.result is not None
-    return work.load(claim.result)
 
 
 async def _waited_for(claim: Claim, manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> Claim:
@@ -380,18 +392,22 @@ async def _without_store(work: Work[R], flight: Flight[R], error: StoreUnavailab
 
 async def _own(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
     """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
-    store, heart = manager.claims, manager.heart
+    hangar = manager.hangar
+    store, heart = hangar.store, hangar.heart
     heart.keep(flight)
     shared = type(store) is not MemoryStore
     if shared:
-        flight.wanted = lambda: _patiently(store.wanted(flight.key, flight.token), 0.0)
+        flight.wanted = lambda: _patiently(store.wanted(work.key, flight.token), 0.0)
     held = True
     try:
         result = await work.run(flight.deadline)
         kept = _kept(work, result)
         if kept is not None:
             held = False
-            settled = await _settle(store, flight, kept)
+            if type(store) is MemoryStore:
+                settled: bool | None = store.settle_now(work.key, flight.token, kept)
+            else:
+                settled = await _settled(store, work.key, flight.token, kept, flight.deadline)
             if settled is None:
                 work.note("not_remembered", _UNTAKEN.format(store), result)
             elif not settled:
@@ -401,7 +417,7 @@ async def _own(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) ->
         flight.wanted = None
         heart.let_go(flight)
         if held:
-            releasing = store.release(flight.key, flight.token)
+            releasing = store.release(work.key, flight.token)
             await (_patiently(releasing, False) if shared else releasing)
 
 
@@ -421,7 +437,7 @@ async def _too_late(manager: IdempotencyManager, work: Work[R], flight: Flight[R
             _log.warning("key %r was taken over meanwhile: its caller gets the result of the other run", work.name)
             return work.load(claim.result)
         flight.token = claim.token
-        if await _settle(manager.claims, flight, kept):
+        if await _settled(manager.claims, work.key, flight.token, kept, flight.deadline):
             return result
         why = _UNTAKEN.format(manager.claims)
     except asyncio.CancelledError:
@@ -441,15 +457,9 @@ def _kept(work: Work[R], result: R) -> bytes | None:
         return None
 
 
-def _settle(store: Store, flight: Flight[Any], kept: bytes) -> Awaitable[bool | None]:
-    """False: the token is stale. None: nobody knows yet."""
-    if type(store) is MemoryStore:
-        return store.settle(flight.key, flight.token, kept)
-    return _settled(store, flight.key, flight.token, kept, flight.deadline)
-
-
 async def _settled(store: Store, key: str, token: int, kept: bytes, deadline: Deadline) -> bool | None:
-    """A store that is slow, or comes back, is written to when the caller has his result, which he gets in time."""
+    """False: the token is stale. None: nobody knows yet. A store that is slow, or comes back, is written to when the
+    caller has his result, which he gets in time."""
     first: asyncio.Future[bool] = _go_on_behind(store.settle(key, token, kept))
     end = min(first.get_loop().time() + PATIENCE, deadline.at - GRACE)
     try:
@@ -523,6 +533,6 @@ class Heart:
             return
         self._timers[loop] = loop.call_later(LEASE / 3, self._renew, loop)
         for flight in mine:
-            beat = loop.create_task(_quietly(self._store.renew(flight.key, flight.token, LEASE)))
+            beat = loop.create_task(_quietly(self._store.renew(flight.work.key, flight.token, LEASE)))
             self._beats.add(beat)
             beat.add_done_callback(self._beats.discard)

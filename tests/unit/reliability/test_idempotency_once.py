@@ -14,7 +14,7 @@ import pytest
 from steer_llm_sdk.errors import ConflictError, InFlight, StoreUnavailable
 from steer_llm_sdk.reliability import IdempotencyManager
 from steer_llm_sdk.reliability.deadline import Deadline, Late
-from steer_llm_sdk.reliability.idempotency import LEASE, PATIENCE, Heart, Work, once
+from steer_llm_sdk.reliability.idempotency import LEASE, PATIENCE, Hangar, Heart, Work, once
 from steer_llm_sdk.reliability.stores import POLL, Changed, Claim, Store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import run_in_virtual_time
@@ -75,7 +75,7 @@ async def test_the_first_gets_the_result_itself_and_a_later_one_what_was_remembe
     assert await once(manager, job.work(), None) == ["loaded", "run 1"]
     assert job.runs == 1
     assert not others()
-    assert manager.flights == {}
+    assert manager.hangar.flights == {}
 
 
 async def test_those_who_come_while_it_runs_join_and_each_gets_a_copy_of_his_own() -> None:
@@ -343,7 +343,7 @@ class Broken(Store):
 class Elsewhere(IdempotencyManager):
     def __init__(self, store: Any) -> None:
         super().__init__()
-        self.claims = store
+        self.hangar = Hangar(store)
 
 
 async def test_a_keyed_run_whose_store_is_down_is_not_started() -> None:

@@ -131,9 +131,14 @@ class RuleBasedPlanner(Planner):
         """What `plan` answers, without a loop, and to be read only: it may be handed out again."""
         made_before: _Made | None = None
         if not self._has_policies:
-            kept = self._decisions
-            same = context is None and kept[0] is available_tools
-            made_before = kept[1] if same else self._made_before(available_tools, context)
+            tools, made_before = self._decisions
+            if context is not None or tools is not available_tools:
+                made_before = self._made_before(available_tools, context)
+            elif (certain := self._pins.certain(request)) is not None:
+                # Nearly always the rule that certainly holds has decided before, and no estimate has changed since.
+                known = made_before.get(certain.order)
+                if known is not None and known[1] == self.statistics.version:
+                    return known[0]
         return self._decide(request, available_tools, context, made_before)
 
     def _decide(
@@ -142,7 +147,7 @@ class RuleBasedPlanner(Planner):
         if not available_tools:
             raise NoEligibleTool
         asked = {"query": request} if isinstance(request, str) else request
-        search: _Search | None = None  # Nearly always the first rule that matches decides, by what it decided before.
+        search: _Search | None = None
         if self._has_policies:
             search = _Search(self, asked, available_tools, context)
             search.ask_policies(self._policies.candidates(asked))

@@ -6,23 +6,29 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from steer_llm_sdk.reliability.stores import Claim, Store
 
 _new = tuple.__new__  # Makes a named tuple at half the time.
 
 
-class Entry:
-    """`until` is the end of the lease while the key is claimed, of the memory once `result` is there."""
+class Claimed(NamedTuple):
+    """`until` is the end of the lease."""
 
-    __slots__ = ("fingerprint", "result", "token", "ttl", "until")
+    fingerprint: str
+    token: int
+    ttl: float
+    until: float
 
-    def __init__(self, fingerprint: str, token: int, ttl: float, until: float) -> None:
-        self.fingerprint = fingerprint
-        self.token = token
-        self.ttl = ttl
-        self.until = until
-        self.result: bytes | None = None
+
+class Finished(NamedTuple):
+    """`until` is the end of the memory."""
+
+    fingerprint: str
+    token: int
+    result: bytes
+    until: float
 
 
 class MemoryStore(Store):
@@ -36,74 +42,82 @@ class MemoryStore(Store):
         self._clock = clock
         # A run that is thrown away with its loop lets go wherever it is collected, be it under the lock.
         self._lock = threading.RLock()
-        self._claimed: dict[str, Entry] = {}
-        self._finished: OrderedDict[str, Entry] = OrderedDict()
+        self._claimed: dict[str, Claimed] = {}
+        self._finished: OrderedDict[str, Finished] = OrderedDict()
         self._token = 0
 
     def __repr__(self) -> str:
         return "memory://"
 
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
-        with self._lock:
-            now = self._clock()
-            if (entry := self._find(key, now)) is not None:
-                if entry.fingerprint != fingerprint:
-                    return Claim("conflict")
-                if entry.result is not None:
-                    self._finished.move_to_end(key)
-                    return Claim("settled", entry.token, entry.result)
-                if now < entry.until:
-                    return Claim("theirs", left=entry.until - now)
-            self._token = token = self._token + 1
-            self._claimed[key] = Entry(fingerprint, token, ttl, now + lease)
-            return _new(Claim, ("ours", token, None, 0.0))
+        return self.claim_now(key, fingerprint, lease, ttl)
 
     async def renew(self, key: str, token: int, lease: float) -> bool:
         with self._lock:
-            entry = self._held(key, token)
-            if entry is None:
+            held, now = self._claimed.get(key), self._clock()
+            if held is None or held.token != token or now >= held.until + held.ttl:
                 return False
-            entry.until = self._clock() + lease
+            self._claimed[key] = held._replace(until=now + lease)
             return True
 
     async def settle(self, key: str, token: int, result: bytes) -> bool:
-        with self._lock:
-            entry = self._held(key, token)
-            if entry is None:
-                return False
-            del self._claimed[key]
-            entry.until, entry.result = self._clock() + entry.ttl, result
-            self._finished[key] = entry
-            if len(self._finished) > self._max_entries:
-                self._finished.popitem(last=False)
-            return True
+        return self.settle_now(key, token, result)
 
     async def release(self, key: str, token: int) -> bool:
         with self._lock:
-            entry = self._held(key, token)
-            if entry is None:
+            held = self._claimed.get(key)
+            if held is None or held.token != token or self._clock() >= held.until + held.ttl:
                 return False
             del self._claimed[key]
             return True
 
-    def _held(self, key: str, token: int) -> Entry | None:
-        entry = self._claimed.get(key)
-        if entry is None or entry.token != token or self._clock() >= entry.until + entry.ttl:
-            return None
-        return entry
+    def claim_now(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+        """`claim`, which has nothing to wait for."""
+        clock, claimed = self._clock, self._claimed
+        with self._lock:
+            now = clock()
+            if key in claimed or key in self._finished:
+                known = self._known(key, fingerprint, now)
+                if known is not None:
+                    return known
+            self._token = token = self._token + 1
+            claimed[key] = _new(Claimed, (fingerprint, token, ttl, now + lease))
+            return _new(Claim, ("ours", token, None, 0.0))
 
-    def _find(self, key: str, now: float) -> Entry | None:
+    def settle_now(self, key: str, token: int, result: bytes) -> bool:
+        """`settle`, which has nothing to wait for."""
+        clock, claimed, finished = self._clock, self._claimed, self._finished
+        with self._lock:
+            held, now = claimed.get(key), clock()
+            if held is None:
+                return False
+            fingerprint, holder, ttl, until = held
+            if holder != token or now >= until + ttl:
+                return False
+            del claimed[key]
+            finished[key] = _new(Finished, (fingerprint, token, result, now + ttl))
+            if len(finished) > self._max_entries:
+                finished.popitem(last=False)
+            return True
+
+    def _known(self, key: str, fingerprint: str, now: float) -> Claim | None:
+        """What there is to say of a key to one who claims it; None where he may have it."""
         finished = self._finished.get(key)
-        if finished is not None and now >= finished.until:
+        if finished is not None:
+            if now < finished.until:
+                if finished.fingerprint != fingerprint:
+                    return Claim("conflict")
+                self._finished.move_to_end(key)
+                return Claim("settled", finished.token, finished.result)
             del self._finished[key]
-            finished = None
         claimed = self._claimed.get(key)
         # A claim outlives its lease until somebody else takes it, for the fingerprint still guards the key; but not for
         # longer than a result would have been remembered.
-        if claimed is not None and now >= claimed.until + claimed.ttl:
-            del self._claimed[key]
-            claimed = None
-        return finished or claimed
+        if claimed is None or now >= claimed.until + claimed.ttl:
+            return None
+        if claimed.fingerprint != fingerprint:
+            return Claim("conflict")
+        return Claim("theirs", left=claimed.until - now) if now < claimed.until else None
 
 
 def opened(url: str) -> Store:
