@@ -57,15 +57,20 @@ _by_order = attrgetter("order")
 
 
 class RuleIndex(Generic[E]):
-    """Rules, in the order they are asked. `reader` makes of a path what follows it into a request."""
+    """Rules, in the order they are asked. `reader` makes of a path what follows it into a request.
 
-    __slots__ = ("_by_key", "_certain", "_reader", "_root")
+    `certain`, by the text that a request has under `key`: the first of its candidates, where nothing else has to be
+    asked to know that it holds. `key` is None, and it is empty, unless all rules ask for a text under one key.
+    """
+
+    __slots__ = ("_by_key", "_reader", "_root", "certain", "key")
 
     def __init__(self, reader: Callable[[str], Reader]) -> None:
         self._reader = reader
         self._root: _Node[E] = _Node()
         self._by_key: tuple[str, dict[Any, _Node[E]]] | None = None
-        self._certain: dict[str, E] = {}
+        self.key: str | None = None
+        self.certain: dict[str, E] = {}
 
     def __len__(self) -> int:
         return self._root.count
@@ -76,26 +81,18 @@ class RuleIndex(Generic[E]):
         alone = len(root.branches) == 1 and not root.here and root.texts is None
         path, branch = next(iter(root.branches.items())) if alone else (".", None)
         if branch is None or "." in path:
-            self._by_key, self._certain = None, {}
+            self._by_key, self.key, self.certain = None, None, {}
             return
-        known, self._by_key = self._by_key, (path, branch.children)
+        known, self._by_key, self.key = self._by_key, (path, branch.children), path
         for value in branch.children if known is None else [guard.value for guard in entry.values]:
             if type(value) is str:
                 self._find_certain(value, branch.children.get(value))
 
     def _find_certain(self, value: str, child: _Node[E] | None) -> None:
         if child is not None and not child.branches and child.texts is None and child.here[0].settled:
-            self._certain[value] = child.here[0]
+            self.certain[value] = child.here[0]
         else:
-            self._certain.pop(value, None)
-
-    def certain(self, request: Any) -> E | None:
-        """The first of the candidates, where nothing has to be asked to know that it holds; else None."""
-        by_key = self._by_key
-        if by_key is None or type(request) is not dict:
-            return None
-        value = request.get(by_key[0])
-        return self._certain.get(value) if type(value) is str else None
+            self.certain.pop(value, None)
 
     def candidates(self, request: Any) -> Iterable[E]:
         """All that may hold, in order."""

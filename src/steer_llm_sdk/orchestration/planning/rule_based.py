@@ -134,9 +134,10 @@ class RuleBasedPlanner(Planner):
             tools, made_before = self._decisions
             if context is not None or tools is not available_tools:
                 made_before = self._made_before(available_tools, context)
-            elif (certain := self._pins.certain(request)) is not None:
+            elif type(request) is dict and type(value := request.get((pins := self._pins).key)) is str:
                 # Nearly always the rule that certainly holds has decided before, and no estimate has changed since.
-                known = made_before.get(certain.order)
+                certain = pins.certain.get(value)
+                known = None if certain is None else made_before.get(certain.order)
                 if known is not None and known[1] == self.statistics.version:
                     return known[0]
         return self._decide(request, available_tools, context, made_before)
@@ -151,7 +152,7 @@ class RuleBasedPlanner(Planner):
         if self._has_policies:
             search = _Search(self, asked, available_tools, context)
             search.ask_policies(self._policies.candidates(asked))
-        elif (certain := self._pins.certain(asked)) is not None and certain.always_the_same:
+        elif (certain := self._certain(asked)) is not None and certain.always_the_same:
             if made_before is not None and (known := self._recall(made_before, certain.order, available_tools)):
                 return known
             search = _Search(self, asked, available_tools, context)
@@ -178,6 +179,10 @@ class RuleBasedPlanner(Planner):
         if search is not None:
             return search.without_first_choice()
         return self._default(asked, available_tools, context, made_before)
+
+    def _certain(self, asked: Any) -> CompiledRule | None:
+        value = asked.get(self._pins.key) if type(asked) is dict else None
+        return self._pins.certain.get(value) if type(value) is str else None
 
     def _default(
         self, asked: Any, tools: Tools, context: PlanRequest | None, made_before: _Made | None
