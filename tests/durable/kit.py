@@ -395,7 +395,15 @@ def unordered(outcome: Any) -> Any:
     return outcome
 
 
-_OF_TIME = {"elapsed_ms", "started_ms", "total_elapsed_ms", "queued_ms", "retry_after", "delay_ms"}
+_OF_TIME = {
+    "elapsed_ms",
+    "started_ms",
+    "total_elapsed_ms",
+    "queued_ms",
+    "retry_after",
+    "delay_ms",
+    "estimated_duration_ms",
+}
 _OF_CHANCE = {"request_id", "trace_id"}
 
 

@@ -1,4 +1,4 @@
-"""A store on SQLite and on PostgreSQL, and a provider that takes its time."""
+"""A store on SQLite and on PostgreSQL, and a provider that answers when it is let."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from held import HeldProvider
 from steer_llm_sdk.durable import runs_of
 from steer_llm_sdk.durable._dbos import DbosRuns
-from steer_llm_sdk.testing import SimulatedProvider
 
 
 @pytest.fixture
@@ -33,9 +33,8 @@ def watch(request: pytest.FixtureRequest) -> Iterator[Watch]:
 
 
 @pytest.fixture
-def provider() -> Iterator[SimulatedProvider]:
-    """Each answer takes 0.3 s."""
-    with SimulatedProvider("slow:seconds=0.3") as running:
+def provider() -> Iterator[HeldProvider]:
+    with HeldProvider() as running:
         yield running
 
 

@@ -1,6 +1,7 @@
 """A process of its own that runs bundles durably, to be killed in the middle: `python process.py` and a line of JSON.
 
-It prints one line of JSON for each thing that happens: {"ready": worker}, {"output": …} or {"error": …}.
+It prints one line of JSON for each thing that happens: {"ready": worker}, {"output": …} or {"error": …}. SIGTERM closes
+what it runs with.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +37,9 @@ ANSWER = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]
 QUESTION = shipped_recording().questions[3].text
 MODEL = "gpt-4o-2024-05-13"
 HEARTBEAT = 3.0
+LOOKS = 6000
+"""Times that a test looks whether another process has come so far, 10 ms apart, until it gives up: while the machine is
+halted, nobody looks."""
 
 
 class Wire:
@@ -121,18 +126,26 @@ def orchestrator(store: str, base_url: str, **given: Any) -> DurableOrchestrator
     )
 
 
+def until(there: Callable[[], Any]) -> Any:
+    for _ in range(LOOKS):
+        if found := there():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
 def say(**line: Any) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
-async def main(
-    store: str, base_url: str, runs: list[dict[str, Any]], serve: bool, stop_after: float | None, given: dict[str, Any]
-) -> None:
+async def main(store: str, base_url: str, runs: list[dict[str, Any]], serve: bool, given: dict[str, Any]) -> None:
     async with orchestrator(store, base_url, **given) as durable:
         runner: Any = await durable.started()
-        say(ready=runner.worker)
         stopping: list[asyncio.Future[None]] = []
+        stop = lambda: stopping.append(asyncio.ensure_future(durable.aclose()))  # noqa: E731 - said once
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+        say(ready=runner.worker)
 
         async def one(options: dict[str, Any]) -> None:
             try:
@@ -142,9 +155,6 @@ async def main(
             else:
                 say(output=output.model_dump(mode="json"), replayed=output.replayed)
 
-        if stop_after is not None:
-            later = asyncio.get_running_loop().call_later
-            later(stop_after, lambda: stopping.append(asyncio.ensure_future(durable.aclose())))
         await asyncio.gather(*(one(options) for options in runs))
         await asyncio.gather(*stopping)
         if serve:
@@ -160,11 +170,9 @@ class Process:
         base_url: str,
         *runs: dict[str, Any],
         serve: bool = False,
-        stop_after: float | None = None,
         **given: Any,
     ) -> None:
-        order = {"store": store, "base_url": base_url, "runs": runs, "serve": serve, "stop_after": stop_after}
-        order["given"] = given
+        order = {"store": store, "base_url": base_url, "runs": runs, "serve": serve, "given": given}
         self._child = subprocess.Popen(
             [sys.executable, str(Path(__file__)), json.dumps(order)], stdout=subprocess.PIPE, text=True
         )
@@ -177,9 +185,10 @@ class Process:
             self._lines.put(line)
         self._lines.put(None)
 
-    def next(self, patience: float = 30.0) -> dict[str, Any]:
+    def next(self) -> dict[str, Any]:
         """The next thing that it says."""
-        line = self._lines.get(timeout=patience)
+        until(lambda: not self._lines.empty())
+        line = self._lines.get()
         assert line is not None, f"the child has ended with {self._child.wait()}"
         said: dict[str, Any] = json.loads(line)
         return said
@@ -191,8 +200,8 @@ class Process:
     def signal(self, how: signal.Signals) -> None:
         self._child.send_signal(how)
 
-    def wait(self, patience: float = 30.0) -> int:
-        return self._child.wait(patience)
+    def wait(self) -> None:
+        until(lambda: self._child.poll() is not None)
 
     def __enter__(self) -> Self:
         return self
