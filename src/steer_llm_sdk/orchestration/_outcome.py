@@ -50,17 +50,6 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
         content = {"error": dict(_NO_VALID_REPLICATE), **content}
     elif not acceptable:
         status = "partial"
-    if not run.plain or plan is None or own or silent:
-        metadata = _metadata(run, plan, tool, own, silent)
-    else:
-        metadata = {
-            "tool_name": tool.name,
-            "tool_version": tool.version,
-            "trace_id": run.trace_id,
-            "request_id": run.request_id,
-            "budget": None,
-            "plan": plan(),
-        }
     clock = run.clock
     # What model_construct makes, in a seventh of the time.
     output = _new(OrchestrationOutput)
@@ -76,7 +65,7 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
             "per_agent": tools,
             "status": status,
             "errors": errors,
-            "metadata": metadata,
+            "metadata": _metadata(run, plan, tool, own, silent),
             "replayed": False,
         },
     )
