@@ -36,7 +36,8 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
     if len(timeline) == 1 and spending and not failures:
         # Most runs. `_account` comes to the same.
         who, spent = spending[0]
-        used, cost = spent.usage, spent.cost_usd
+        used, price = spent.usage, spent.cost_usd
+        cost = None if price is None else float(price)
         usage = {**used} if used else {}  # It may be no dict, which is slower.
         tools = {who: {"attempts": 1, "usage": usage, "cost_usd": cost, "timeline": [timeline[0]]}}
     else:
