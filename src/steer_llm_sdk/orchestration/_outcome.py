@@ -70,7 +70,7 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
             "replayed": False,
         },
     )
-    _set(output, "__pydantic_fields_set__", _FIELDS)
+    _set(output, "__pydantic_fields_set__", _FIELDS.copy())
     _set(output, "__pydantic_extra__", None)
     _set(output, "__pydantic_private__", None)
     return output
@@ -79,7 +79,6 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
 _new = object.__new__
 _set = object.__setattr__
 _FIELDS = set(OrchestrationOutput.model_fields)
-"""One for all: it has all that could be added to it."""
 
 
 def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput:
