@@ -52,6 +52,13 @@ class Mute:
         raise RuntimeError("no")
 
 
+class NeitherTrueNorFalse:
+    """Like an array of several numbers."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+
 @tool
 async def typed(number: int, texts: list[str] | None = None) -> int:
     return number
@@ -169,6 +176,7 @@ async def test_a_request_that_a_tool_cannot_serve_names_its_field(
         {Mute(): 1},
         [10**5000],
         f"a{LOST}",
+        NeitherTrueNorFalse(),
     ],
 )
 async def test_a_request_with_a_key_must_be_json(orchestrator: Any, request_: Any) -> None:

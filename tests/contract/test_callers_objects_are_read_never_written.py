@@ -170,6 +170,13 @@ async def test_no_two_parts_of_an_output_are_one_object(orchestrator: Any) -> No
 
 
 @BOTH
+async def test_no_two_outputs_share_what_says_which_fields_are_set(orchestrator: Any) -> None:
+    runner = orchestrator(ScriptedTool("t"))
+    (await runner.run("q", "t")).model_fields_set.clear()
+    assert (await runner.run("q", "t")).model_dump(exclude_unset=True)["content"] == "ok"
+
+
+@BOTH
 async def test_what_a_tool_estimates_from_is_not_the_callers_object(orchestrator: Any) -> None:
     class Estimates(Vandal):
         def worst_case(self, request: Any, options: Any) -> Amount:

@@ -155,6 +155,14 @@ async def test_metadata_is_copied_into_events_and_output_under_user(orchestrator
     assert "user" not in (await once(orchestrator, ScriptedTool("t"))).metadata
 
 
+@BOTH
+async def test_metadata_that_was_put_into_the_options_in_place_is_copied_too(orchestrator: Any) -> None:
+    options = OrchestrationConfig()
+    options.metadata["team"] = "a"
+    output = await orchestrator(ScriptedTool("t")).run("q", "t", None, options)
+    assert output.metadata["user"] == {"team": "a"}
+
+
 # ── per_agent_timeout_ms ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -337,6 +337,18 @@ async def test_duplicates_of_a_run_that_raises_all_see_it_raised(orchestrator: A
     assert [type(end).__name__ for end in ends] == ["ToolNotFound"] * 3
 
 
+@BOTH
+async def test_who_has_no_limit_either_does_not_begin_anew_where_a_tool_ran_out_of_a_budget_of_its_own(
+    orchestrator: Any,
+) -> None:
+    tool = ScriptedTool("t", err(BudgetExceeded("cost", 1, 2), after=1))
+    runner = orchestrator(tool)
+    options = [keyed(), keyed(metadata={"team": "a"}), keyed(max_parallel=3)]
+    ends = await asyncio.gather(*(runner.run("q", "t", None, each) for each in options), return_exceptions=True)
+    assert [type(end) for end in ends] == [BudgetExceeded] * 3
+    assert len(tool.calls) == 1
+
+
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

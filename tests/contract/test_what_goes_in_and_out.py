@@ -90,6 +90,18 @@ async def test_options_may_be_of_a_class_of_the_callers_own(orchestrator: Any) -
 
 
 @BOTH
+async def test_what_such_a_class_has_by_default_holds(orchestrator: Any) -> None:
+    class Ours(OrchestrationConfig):
+        budget: dict[str, float] | None = {"tokens": 5}
+        deterministic: bool = True
+
+    tool = ScriptedTool("t", OK("x", usage={"total_tokens": 9}))
+    with pytest.raises(BudgetExceeded):
+        await orchestrator(tool).run("q", "t", None, Ours())
+    assert tool.calls[0].options["seed"] == 0
+
+
+@BOTH
 async def test_a_request_id_is_made_where_there_is_none_and_is_the_trace_id_where_that_is_missing(
     orchestrator: Any,
 ) -> None:

@@ -36,7 +36,8 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
     if len(timeline) == 1 and spending and not failures:
         # Most runs. `_account` comes to the same.
         who, spent = spending[0]
-        used, cost = spent.usage, spent.cost_usd
+        used, price = spent.usage, spent.cost_usd
+        cost = None if price is None else float(price)
         usage = {**used} if used else {}  # It may be no dict, which is slower.
         tools = {who: {"attempts": 1, "usage": usage, "cost_usd": cost, "timeline": [timeline[0]]}}
     else:
@@ -69,7 +70,7 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
             "replayed": False,
         },
     )
-    _set(output, "__pydantic_fields_set__", _FIELDS)
+    _set(output, "__pydantic_fields_set__", _FIELDS.copy())
     _set(output, "__pydantic_extra__", None)
     _set(output, "__pydantic_private__", None)
     return output
@@ -78,7 +79,6 @@ def answered(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutp
 _new = object.__new__
 _set = object.__setattr__
 _FIELDS = set(OrchestrationOutput.model_fields)
-"""One for all: it has all that could be added to it."""
 
 
 def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput:

@@ -227,7 +227,10 @@ class BaseOrchestrator(ABC):
         if tool_name is not None and not isinstance(tool_name, str):
             raise InvalidRequest("tool_name", tool_name, "give the name of a tool as text")
         given = config.__dict__
-        plain = config.__pydantic_fields_set__ <= PLAIN
+        # Metadata may be put in without being set, and a class of the caller's own has its own defaults.
+        plain = (
+            config.__pydantic_fields_set__ <= PLAIN and not given["metadata"] and type(config) is OrchestrationConfig
+        )
         executor, asks = self.executor, self._plain_asks if plain else self._asks(given)
         run = Run(
             {"query": request} if isinstance(request, str) else request,

@@ -306,7 +306,8 @@ class Usual:
         run = call.run
         clock = run.clock
         ended = clock()
-        run.spending = ((call.tool, result),)
+        spent = (call.tool, result)
+        run.spending = (*run.spending, spent) if run.spending else (spent,)  # The tool may have made calls of its own.
         line["elapsed_ms"] = ((ended - began) * 10_000 + 0.5) // 1 / 10
         line["outcome"] = "succeeded"
         sent = began if breaker.times_calls else None

@@ -32,7 +32,7 @@ def keyed(
         _dump_all if config["remember_failures"] else _dump_successes,
         _load,
         _copy,
-        None if run.plain else (given["budget"], given["budgets"]),
+        None if run.plain or not (given["budget"] or given["budgets"]) else (given["budget"], given["budgets"]),
         config["on_store_down"] == "run_unprotected",
         config["on_duplicate"] == "wait",
         partial(_note, run),

@@ -26,7 +26,7 @@ def fingerprint(value: Any) -> str:
 def fingerprint_of(fields: dict[str, Any]) -> str:
     """That of an object whose own keys are known to be ASCII text."""
     for item in fields.values():
-        if item is not None and (item or type(item) is not dict) and not _is_plain(item, MAX_DEPTH - 1):
+        if item is not None and (type(item) is not dict or item) and not _is_plain(item, MAX_DEPTH - 1):
             return fingerprint(fields)
     return sha256(_plain_json(fields)).hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.orchestration import Orchestrator, ReliableOrchestrator, Tool, ToolRegistry
+from steer_llm_sdk.orchestration import OrchestrationOutput, Orchestrator, ReliableOrchestrator, Tool, ToolRegistry
 from steer_llm_sdk.orchestration._call import (
     Spent,
     budget_left,
@@ -107,6 +107,25 @@ async def test_what_a_call_used_is_measured_and_summed() -> None:
     output = await running(work).run("q", "composite")
     assert (output.usage, output.cost_usd) == ({"total_tokens": 7}, 1.0)
     assert [line["model"] for line in output.attempts] == ["m", "m"]
+
+
+async def test_what_a_call_used_that_a_plain_tool_made_is_summed_with_what_the_tool_says() -> None:
+    async def work() -> dict[str, Any]:
+        await protected(Upstream(0), target="p", part="x", measure=lambda _: Spent({"total_tokens": 3}, 0.5))
+        return {"content": "done", "usage": {"total_tokens": 4}, "cost_usd": 0.25}
+
+    runner = running(work)
+    runner.registry.resolve("composite").composite = False
+    output = await runner.run("q", "composite")
+    assert (output.usage, output.cost_usd) == ({"total_tokens": 7}, 0.75)
+
+
+async def test_a_price_in_whole_dollars_is_a_float_like_any_other() -> None:
+    async def work() -> str:
+        return await protected(Upstream(0), target="p", part="x", measure=lambda _: Spent({"total_tokens": 3}, 1))
+
+    output = await running(work).run("q", "composite")
+    assert repr(OrchestrationOutput.model_validate(vars(output))) == repr(output)
 
 
 async def test_max_total_attempts_holds_for_the_run_and_each_answer_may_be_asked_for_once() -> None:
