@@ -17,6 +17,8 @@ from servers import PostgresServer, RedisServer
 from steer_llm_sdk.errors import InvalidRequest, StoreTooNew, StoreUnavailable
 from steer_llm_sdk.reliability.stores import Claim, Store, open_store, postgres
 from steer_llm_sdk.reliability.stores._postgres import Database
+from steer_llm_sdk.reliability.stores.redis import RedisStore
+from steer_llm_sdk.reliability.stores.sums_redis import RedisSums
 
 LEASE, TTL = 20.0, 900.0
 
@@ -118,6 +120,26 @@ async def test_a_connection_that_is_in_use_at_the_end_is_closed_when_it_comes_ba
         while (await database.execute(there, {"backend": backend}))[0]:
             await asyncio.sleep(0.01)  # The server takes a moment to see that it is gone.
     await database.aclose()
+
+
+@pytest.mark.parametrize("kind", [RedisStore, RedisSums])
+@pytest.mark.parametrize("begun", [1, 2, 4, 8, 16])
+async def test_what_redis_is_asked_at_the_end_is_answered_and_its_connection_closed(
+    redis_url: str, kind: type[RedisStore | RedisSums], begun: int
+) -> None:
+    store = kind(redis_url)
+    with redis.Redis.from_url(redis_url) as watching:
+        before = {client["id"] for client in watching.client_list()}
+        asking = asyncio.ensure_future(
+            claims(store) if isinstance(store, RedisStore) else store.add_within("s", "k", 1.0, 2.0)
+        )
+        for _ in range(begun):
+            await asyncio.sleep(0)  # It is on its way: so far, it asks for a connection, connects, or has asked.
+        await store.aclose()
+        answer = await asking
+        assert answer is True or answer.kind == "ours"
+        while {client["id"] for client in watching.client_list()} - before:
+            await asyncio.sleep(0.01)  # The server takes a moment to see that it is gone.
 
 
 def test_of_processes_that_make_the_store_at_the_same_time_each_key_goes_to_one(url: str) -> None:
