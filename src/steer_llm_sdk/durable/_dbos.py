@@ -39,7 +39,7 @@ from dbos import error as engine_errors
 
 from steer_llm_sdk.durable._heart import Heart
 from steer_llm_sdk.durable._records import Json
-from steer_llm_sdk.durable._tables import Keys, Store, Worker, Workers
+from steer_llm_sdk.durable._tables import HELD_AT_MOST, Keys, Store, Worker, Workers
 from steer_llm_sdk.durable.queues import QueueLimits
 from steer_llm_sdk.durable.runner import CarryOut, Claim, RunInfo, State
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, StoreUnavailable
@@ -152,6 +152,7 @@ class DbosRunner:
         self._keys, self._workers = Keys(store), Workers(store)
         self._carry_out: CarryOut | None = None
         self._heart: Heart | None = None
+        self._outside: DBOSClient | None = None
         self._launched = False
 
     async def open(self, carry_out: CarryOut) -> None:
@@ -288,8 +289,10 @@ class DbosRunner:
         self._heart = Heart(
             self._workers, self.worker, self._version, self._heartbeat, self._at_work, self._adopt, self._tidy_up
         )
-        self._heart.beat()  # Before anything can be begun in its name: whoever begins is watched.
+        self._heart.start_beating()  # Before anything can be begun in its name: whoever begins is watched.
         DBOS.migrate(self._store.url)
+        # Not as the engine asks, which waits up to 90 s until it tries a store again that was gone.
+        self._outside = _client(self._store)
 
     def _launch(self) -> None:
         config: DBOSConfig = {
@@ -301,6 +304,7 @@ class DbosRunner:
             "log_level": "ERROR",
             "notification_listener_polling_interval_sec": LOOK,
             "run_migrations": False,
+            "sys_db_idle_transaction_timeout_sec": HELD_AT_MOST,
         }
         DBOS(config=config)
         # Whoever hands runs in says the limits too: the first worker that comes would take them all otherwise.
@@ -325,7 +329,7 @@ class DbosRunner:
                 on_conflict="always_update" if limits != QueueLimits() else "never_update",
             )
         assert self._heart is not None
-        self._heart.watch()
+        self._heart.start_watching()
 
     def _let_go(self) -> None:
         if self._heart is not None:
@@ -335,47 +339,52 @@ class DbosRunner:
             if self._launched:
                 self._hand_over()
         finally:
+            if self._outside is not None:
+                self._outside.destroy()
             self._keys.close()
             self._workers.close()
 
     def _hand_over(self) -> None:
         """What this process has begun and not finished goes on elsewhere, at once."""
         try:
-            client = _client(self._store)
-            try:
-                _resume(client, _of_worker(client, self.worker))
-                client.delete_queue(self._own_queue)
-                self._workers.forget(self.worker)
-            finally:
-                client.destroy()
+            engine = self._engine
+            _resume(engine, _of_worker(engine, self.worker))
+            engine.delete_queue(self._own_queue)
+            self._workers.forget(self.worker)
         except Exception as error:
             kind = type(error).__name__
             _log.warning("the runs of worker %s are not handed over but taken over later: %s", self.worker, kind)
 
+    @property
+    def _engine(self) -> DBOSClient:
+        assert self._outside is not None
+        return self._outside
+
     def _at_work(self) -> set[str]:
-        running = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+        running = self._engine.list_workflows(status="PENDING", load_input=False, load_output=False)
         return {run.executor_id for run in running if run.executor_id is not None}
 
     def _adopt(self, dead: str) -> int:
-        found = _of_worker(DBOS, dead)
+        engine = self._engine
+        found = _of_worker(engine, dead)
         going_on = []
         for run in found:
             deaths = (run.attributes or {}).get("deaths", 0) + 1
             known = {"deaths": deaths} if deaths < MOST_DEATHS else {"deaths": deaths, "cancelled": "given up"}
-            DBOS.update_workflow_attributes(run.workflow_id, known, merge=True)
+            engine.update_workflow_attributes(run.workflow_id, known, merge=True)
             if deaths < MOST_DEATHS:
                 going_on.append(run)
             else:
                 _log.error("run %s was at work in %d processes that died, and is given up", run.workflow_id, deaths)
-                DBOS.cancel_workflow(run.workflow_id)
-        _resume(DBOS, going_on)
+                engine.cancel_workflow(run.workflow_id)
+        _resume(engine, going_on)
         if not found:
-            DBOS.delete_queue(_queue_of(dead))
+            engine.delete_queue(_queue_of(dead))
         return len(found)
 
     def _tidy_up(self) -> None:
         before = datetime.fromtimestamp(time.time() - self._keep, UTC).isoformat()
-        ended = DBOS.list_workflows(
+        ended = self._engine.list_workflows(
             status=["SUCCESS", "ERROR", "CANCELLED"],
             completed_before=before,
             limit=TIDY_AT_ONCE,
@@ -383,7 +392,7 @@ class DbosRunner:
             load_output=False,
         )
         if ended:
-            DBOS.delete_workflows([run.workflow_id for run in ended])
+            self._engine.delete_workflows([run.workflow_id for run in ended])
 
 
 class DbosRuns:
@@ -440,6 +449,7 @@ def _client(store: Store) -> DBOSClient:
             serializer=DBOSPortableJSONSerializer(),
             application_name=APPLICATION,
             retry_connection_errors=False,
+            sys_db_idle_transaction_timeout_sec=HELD_AT_MOST,
         )
     finally:
         _engine_log.setLevel(level)
@@ -458,13 +468,13 @@ def _queue_of(worker: str) -> str:
     return f"{QUEUE}@{worker}"
 
 
-def _of_worker(engine: Any, worker: str) -> Sequence[WorkflowStatus]:
+def _of_worker(engine: DBOSClient, worker: str) -> Sequence[WorkflowStatus]:
     """What the worker has under way, or has taken for itself."""
     ask = partial(engine.list_workflows, load_input=False, load_output=False)
     return [*ask(status="PENDING", executor_id=worker), *ask(status="ENQUEUED", queue_name=_queue_of(worker))]
 
 
-def _resume(engine: Any, runs: Sequence[WorkflowStatus]) -> None:
+def _resume(engine: DBOSClient, runs: Sequence[WorkflowStatus]) -> None:
     """Each into the queue that it came from, whose limits go on to hold; what a process had for itself, to all."""
     queues: dict[str, list[str]] = {}
     for run in runs:

@@ -2,9 +2,12 @@
 
 Threads, so that an event loop which is busy is not taken for a dead process; and two, because to take over is work, for
 which no beat may wait. A worker beats four times in `heartbeat` seconds and is dead when it gave no sign for as long;
-the others look as often. So its runs are with another worker 1.25 heartbeats after its last sign at the latest, and
-under way when that one next looks into its queue. Each worker has said what its heartbeat is, so that those of one
-store need not have the same.
+the others look as often. So its runs are with another worker 1.25 heartbeats after its last sign at the latest, or 2
+where that one dies with them in its hands, and under way when one next looks into its queue. Each worker has said what
+its heartbeat is, so that those of one store need not have the same.
+
+Whoever had no turn itself, because the machine or the store stood still, takes nobody over for half a heartbeat: nobody
+else may have been able to say that it lives.
 
 Who is at work and on no list is put on it: a process that was slow was taken for dead when it had nothing, forgotten,
 and has begun something before it died.
@@ -28,7 +31,8 @@ TIDY_EVERY = 60.0
 
 class Heart:
     """`at_work` names the workers that have runs under way. `adopt` gives the runs of a dead worker to those who live,
-    and says how many there were. `tidy` forgets what is too old. All are called in the second thread."""
+    and says how many there were. `tidy` forgets what is too old. All are called in the second thread. `clock` gives
+    seconds; one that goes on while the machine sleeps, as those of the stores do."""
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Heart:
         at_work: Callable[[], Collection[str]],
         adopt: Callable[[str], int],
         tidy: Callable[[], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._workers = workers
         self._worker = worker
@@ -47,23 +52,27 @@ class Heart:
         self._at_work = at_work
         self._adopt = adopt
         self._tidy = tidy
+        self._clock = clock
         self._ended = threading.Event()
-        self._tidied = time.monotonic()
+        self._looked = self._tidied = clock()
+        self._judges_from = self._looked
         self._threads: list[threading.Thread] = []
 
-    def beat(self) -> None:
+    def start_beating(self) -> None:
         """Say that this worker lives, from now on."""
-        self._beat()
-        self._begin("steer-heart", self._beat)
+        self.beat()
+        self._begin("steer-heart", self.beat)
 
-    def watch(self) -> None:
-        self._begin("steer-watch", self._look)
+    def start_watching(self) -> None:
+        self._looked = self._clock()
+        self._begin("steer-watch", self.look)
 
     def _begin(self, name: str, work: Callable[[], None]) -> None:
         self._threads.append(threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True))
         self._threads[-1].start()
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Say once that this worker lives."""
         self._workers.beat(self._worker, self._heartbeat, socket.gethostname(), os.getpid(), self._version)
 
     def stop(self) -> None:
@@ -74,24 +83,33 @@ class Heart:
                 thread.join(self._heartbeat)
 
     def _repeat(self, work: Callable[[], None]) -> None:
-        while not self._ended.wait(self._heartbeat / 4):
+        while not self._ended.is_set():
             try:
                 work()
+                pause = self._heartbeat / 4
             except Exception as error:
                 # Whoever cannot reach the store may be taken for dead; what it then writes is refused by the engine.
                 _log.warning("worker %s could not reach the store: %r", self._worker, error)
+                pause = self._heartbeat / 8
+            self._ended.wait(pause)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look once who is dead, and take over what it had."""
         self._workers.watch(self._at_work(), self._heartbeat)
-        for dead in self._workers.take_dead(self._worker):
-            self._take_over(dead)
-        if time.monotonic() - self._tidied > TIDY_EVERY:
-            self._tidied = time.monotonic()
+        now, last = self._clock(), self._looked
+        self._looked = now
+        if now - last > self._heartbeat / 2:
+            self._judges_from = now + self._heartbeat / 2
+        if now >= self._judges_from:
+            for dead in self._workers.take_dead(self._worker):
+                self._take_over(dead)
+        if now - self._tidied > TIDY_EVERY:
+            self._tidied = now
             self._tidy()
 
     def _take_over(self, dead: str) -> None:
-        """One that has nothing left is forgotten. One that had is looked at once more a heartbeat later: it may have
-        begun something between being taken for dead and dying."""
+        """One that has nothing left is forgotten. One that had is looked at once more half a heartbeat later: it may
+        have begun something between being taken for dead and dying."""
         found = self._adopt(dead)
         if found:
             _log.warning("worker %s is dead: its %d runs go on elsewhere", dead, found)

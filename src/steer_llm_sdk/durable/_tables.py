@@ -26,6 +26,10 @@ _KEYS = """CREATE TABLE IF NOT EXISTS steer_keys (
 _LOCK = 7_355_608
 """The advisory lock under which the tables are made: CREATE IF NOT EXISTS of two at once is an error in PostgreSQL."""
 
+HELD_AT_MOST = 2
+"""Seconds after which PostgreSQL breaks off a transaction in which nothing happens, of those that others may have to
+wait for: a process that was stopped in the middle of one would hold its locks for as long as it is stopped."""
+
 
 class Store(NamedTuple):
     """Where the runs are kept: the path of a SQLite file, or the URL of a PostgreSQL database."""
@@ -83,6 +87,8 @@ class Worker(NamedTuple):
 class _Table:
     TABLE: str
     SYNCHRONOUS = "FULL"
+    HELD_AT_MOST = 60
+    """Seconds after which PostgreSQL breaks off a transaction in which nothing happens."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -130,6 +136,8 @@ class _Table:
         import psycopg
 
         connection = psycopg.connect(self._store.url, connect_timeout=5)
+        connection.execute(f"SET idle_in_transaction_session_timeout = {1000 * self.HELD_AT_MOST:d}")
+        connection.commit()
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute(self.TABLE.encode())
         connection.commit()
@@ -175,6 +183,7 @@ class Workers(_Table):
 
     TABLE = _WORKERS
     SYNCHRONOUS = "OFF"  # Whoever lives beats again in a moment.
+    HELD_AT_MOST = HELD_AT_MOST
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
@@ -207,11 +216,12 @@ class Workers(_Table):
                 )
 
     def take_dead(self, taker: str) -> list[str]:
-        """The workers that are dead. Each is given to one taker, whose taking counts as a sign of life of it: if he
-        dies too, the next may take it after the same time."""
+        """The workers that are dead, but for the taker himself. Each is given to one taker: if he dies too, the next
+        may take it half a heartbeat later."""
         with self._transaction() as ask:
             now = self._now(ask)
-            dead = [name for (name,) in ask("SELECT id FROM steer_workers WHERE beat < ? - heartbeat", now)]
+            silent = ask("SELECT id FROM steer_workers WHERE beat < ? - heartbeat AND id <> ?", now, taker)
+            dead = [name for (name,) in silent]
             return [name for name in dead if self._take(ask, name, taker, now)]
 
     def forget(self, worker: str, taker: str | None = None) -> None:
@@ -230,7 +240,8 @@ class Workers(_Table):
 
     def _take(self, ask: _Ask, worker: str, taker: str, now: float) -> bool:
         taken = ask(
-            "UPDATE steer_workers SET beat = ?, taken_by = ? WHERE id = ? AND beat < ? - heartbeat RETURNING id",
+            "UPDATE steer_workers SET beat = ? - heartbeat / 2, taken_by = ? "
+            "WHERE id = ? AND beat < ? - heartbeat RETURNING id",
             now,
             taker,
             worker,

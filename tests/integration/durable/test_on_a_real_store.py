@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from contract.kit import registry
-from durable.kit import CASES, Case, Lost, MemoryRunner, SeededModel, unordered, yes
+from durable.kit import STEADY_CASES, Case, Lost, MemoryRunner, SeededModel, unordered, yes
 from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunCancelled, _heart
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
@@ -21,15 +21,13 @@ from steer_llm_sdk.reliability.shared.state import SharedState
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
 KEYED = {"idempotency_key": "k"}
-BY_THE_CLOCK = ("retry", "attempts that time out", "bundle cut at its deadline")
-QUICK = [case for case in CASES if case.name not in BY_THE_CLOCK]
 
 
 def durable(store: Any, *tools: Any, **given: Any) -> DurableOrchestrator:
     return DurableOrchestrator(store, registry=registry(*tools), **given)
 
 
-@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", STEADY_CASES, ids=lambda case: case.name)
 async def test_output_errors_events_and_replay_are_those_of_a_plain_run(case: Case, sqlite: str) -> None:
     plain = case.plain()
     async with case.durable(sqlite) as orchestrator:
@@ -47,6 +45,13 @@ def in_no_order(came: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
     """Replicates that are made at the same time come in any order, and in one go or in several."""
     outcome, events = came
     return unordered(outcome), sorted((event for event in events if event[0] != "partial_summary"), key=repr)
+
+
+async def test_a_run_that_is_late_says_so(sqlite: str) -> None:
+    async with durable(sqlite, ScriptedTool("a", HANG)) as orchestrator:
+        with pytest.raises(BudgetExceeded) as caught:
+            await orchestrator.run("Why?", "a", options={"timeout_ms": 150, **KEYED})
+    assert caught.value.budget_type == "time"
 
 
 async def test_what_is_in_the_store_is_json_and_nothing_is_pickled(sqlite: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from steer_llm_sdk.durable._tables import Keys, Store, Workers
@@ -92,6 +93,26 @@ def test_each_worker_is_dead_by_its_own_heartbeat(workers: Workers) -> None:
     workers.beat("quick", LONG, "host", 2, "v")
     silent_for(2 * LONG, workers)
     assert workers.take_dead("a") == ["quick"]
+
+
+def test_nobody_takes_himself_over(workers: Workers) -> None:
+    workers.beat("w", LONG, "host", 1, "v")
+    silent_for(2 * LONG, workers)
+    assert workers.take_dead("w") == []
+    assert workers.take_dead("other") == ["w"]
+
+
+def test_a_worker_that_is_stopped_in_the_middle_of_a_change_holds_nobody_up_for_long(postgres_url: str) -> None:
+    stopped, other = Workers(Store.of(postgres_url)), Workers(Store.of(postgres_url))
+    other.beat("w", LONG, "host", 1, "v")
+    silent_for(2 * LONG, other)
+    taken = []
+    with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout), stopped._transaction() as ask:  # noqa: PT012
+        ask("UPDATE steer_workers SET pid = 2 WHERE id = ?", "w")
+        taken += other.take_dead("b")
+    assert taken == ["w"]
+    stopped.close()
+    other.close()
 
 
 def test_only_who_has_taken_a_worker_forgets_it_and_not_when_it_came_back(workers: Workers) -> None:

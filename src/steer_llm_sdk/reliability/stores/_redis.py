@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import redis.asyncio
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -28,8 +29,24 @@ def checked(url: str) -> Where:
     return where
 
 
+class Pool(redis.asyncio.BlockingConnectionPool):
+    """Connections that are in use when it is closed are closed when they come back: whoever has asked gets his answer,
+    and none stays open."""
+
+    _ended = False
+
+    async def aclose(self) -> None:
+        self._ended = True
+        await self.disconnect(inuse_connections=False)
+
+    async def release(self, connection: AbstractConnection) -> None:
+        await super().release(connection)
+        if self._ended:
+            await self.disconnect(inuse_connections=False)
+
+
 def client(url: str) -> redis.asyncio.Redis:
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
+    pool = Pool.from_url(
         url,
         max_connections=CONNECTIONS,
         timeout=CONNECT,
