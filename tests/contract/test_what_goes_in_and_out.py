@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from contract.kit import bundle, failed, plain, registry, reliable
 from steer_llm_sdk.orchestration import (
@@ -92,7 +92,7 @@ async def test_options_may_be_of_a_class_of_the_callers_own(orchestrator: Any) -
 @BOTH
 async def test_what_such_a_class_has_by_default_holds(orchestrator: Any) -> None:
     class Ours(OrchestrationConfig):
-        budget: dict[str, float] | None = {"tokens": 5}
+        budget: dict[str, float] | None = Field(default_factory=lambda: {"tokens": 5})
         deterministic: bool = True
 
     tool = ScriptedTool("t", OK("x", usage={"total_tokens": 9}))
