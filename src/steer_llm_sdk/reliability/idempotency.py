@@ -324,7 +324,7 @@ async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) ->
         return result
     finally:
         if flights.get(work.key) is flight:
-            del flights[work.key]
+            flights.pop(work.key, None)  # Another thread may have put its own there, and taken it out, since we looked.
         # A turn of the loop earlier than callbacks of the task would.
         for woken in flight.waiting:
             wake(woken)

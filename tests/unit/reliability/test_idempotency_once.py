@@ -709,6 +709,16 @@ def test_a_manager_serves_one_loop_after_another() -> None:
     assert run_in_virtual_time(once(manager, job.work(), None)) == ["loaded", "run 1"]
 
 
+async def test_another_thread_that_ends_with_the_same_key_in_the_same_moment_takes_nobodys_result() -> None:
+    class Raced(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            return self.pop(key, default)  # What was just found is taken out before who found it can do so.
+
+    manager, job = IdempotencyManager(), Job()
+    manager.hangar.flights = Raced()
+    assert await once(manager, job.work(), None) == ["run 1"]
+
+
 def test_a_loop_that_ends_in_the_middle_of_the_work_frees_the_key() -> None:
     manager, job = IdempotencyManager(), Job()
 
