@@ -232,6 +232,42 @@ def test_a_time_budget_excludes_a_tool_that_was_never_fast_enough() -> None:
     assert "none of its recent runs took less than 900 ms" in decision.metadata["passed_over"]["a"]
 
 
+def test_a_run_that_another_thread_tells_meanwhile_stops_nobody_who_asks_what_has_changed() -> None:
+    statistics = Statistics()
+
+    class Name(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:  # Looked at while the changes are gone through: here the other thread has its turn.
+            if asked:
+                statistics.record(None, "b", "1.0.0", succeeded=True)
+            return super().__hash__()
+
+    asked = False
+    statistics.record(None, Name("a"), "1.0.0", succeeded=True)
+    statistics.record(None, "c", "1.0.0", succeeded=True)
+    asked = True
+    assert statistics.changed_since(0) == {"a", "c"}
+
+
+def test_runs_that_two_threads_tell_at_once_are_forgotten_like_any_others() -> None:
+    statistics = seen(1, duration_ms=9.0)
+    turns = [1.0]
+
+    class Duration(float):
+        __hash__ = float.__hash__
+
+        def __eq__(self, other: object) -> bool:  # Asked while the oldest is taken out: the other thread has its turn.
+            if turns:
+                statistics.record(None, "a", "1.0.0", succeeded=True, duration_ms=turns.pop())
+            return super().__eq__(other)
+
+    for duration in [Duration(1.0)] * 127 + [9.0] * 400:
+        statistics.record(None, "a", "1.0.0", succeeded=True, duration_ms=duration)
+    assert not turns
+    assert statistics.estimate(None, A).fastest_ms == 9.0
+
+
 def test_unbounded_task_types_do_not_fill_the_memory() -> None:
     statistics = Statistics()
     for number in range(10_500):

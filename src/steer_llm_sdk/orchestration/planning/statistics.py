@@ -108,7 +108,8 @@ class Statistics:
         """The tools of which estimates may have changed since; None where these are too many to know."""
         if self.version - version > len(self._changes):
             return None
-        return {tool for at, tool in self._changes if at > version}
+        # Copied at once: another thread may tell of a run meanwhile.
+        return {tool for at, tool in tuple(self._changes) if at > version}
 
     def estimate(
         self,
@@ -192,7 +193,7 @@ class _Sums:
 
     def remember(self, ms: float) -> None:
         recent, ordered = self.recent, self.ordered
-        if len(recent) == KEPT:
+        while len(recent) >= KEPT:  # Two threads may have added one each.
             ordered.remove(recent.popleft())
         recent.append(ms)
         insort(ordered, ms)
