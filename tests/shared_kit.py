@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from steer_llm_sdk.errors import CircuitOpen
 from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
+from steer_llm_sdk.reliability.shared import link
 from steer_llm_sdk.reliability.shared.board import open_board
 from steer_llm_sdk.reliability.shared.breaker import SharedCircuitBreaker
 from steer_llm_sdk.reliability.shared.state import SharedState
@@ -68,6 +71,20 @@ async def outcome(breaker: SharedCircuitBreaker, func: Callable[[], Any]) -> str
 async def trip(breaker: SharedCircuitBreaker) -> None:
     for _ in range(breaker.config.failure_threshold):
         assert await outcome(breaker, fails) == "failed"
+
+
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> list[link.Link]:
+    """Those who have begun to listen. From there on they know what they are told, and nothing else."""
+    listening: list[link.Link] = []
+    whole = link.Link._heard_again
+
+    async def heard_again(self: link.Link) -> None:
+        listening.append(self)
+        await whole(self)
+
+    monkeypatch.setattr(link, "REFRESH", 3600.0)
+    monkeypatch.setattr(link.Link, "_heard_again", heard_again)
+    return listening
 
 
 async def until(holds: Callable[[], bool], within: float = 10.0) -> float:

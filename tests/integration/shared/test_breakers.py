@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from servers import Server
-from shared_kit import LONG, QUICK, Instances, fails, outcome, trip, until, works
+from shared_kit import LONG, PATIENT, QUICK, Instances, fails, nobody_looks, outcome, trip, until, works
 from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.reliability import BreakerMode, RetryPolicy
 from steer_llm_sdk.reliability.circuit import FAILURE, NEUTRAL
 from steer_llm_sdk.reliability.shared import link
 from steer_llm_sdk.reliability.shared.board import open_board
+from steer_llm_sdk.reliability.shared.state import SharedState
 from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool, err
 
 AT_ONCE = 0.3
@@ -49,12 +50,11 @@ async def test_a_success_of_another_instance_begins_the_count_anew(instances: In
 
 
 async def test_a_trip_is_pushed_and_not_found_by_looking(instances: Instances, monkeypatch: pytest.MonkeyPatch) -> None:
+    listening = nobody_looks(monkeypatch)
     ours = instances.breakers(4, LONG)
     for breaker in ours:
         assert await outcome(breaker, works) == "ok"
-    await asyncio.sleep(0.2)  # Everybody listens.
-    monkeypatch.setattr(link, "REFRESH", 3600.0)
-    await asyncio.sleep(0.3)  # The look that was due is over.
+    await until(lambda: len(listening) == 4)
     await trip(ours[0])
     await until(lambda: all(breaker.is_open for breaker in ours))
 
@@ -356,7 +356,7 @@ async def test_a_store_with_a_server_is_shared_without_more_being_said(
 ) -> None:
     if how == "environment":
         monkeypatch.setenv("STEER_STORE", url)
-    monkeypatch.setattr(link.Link.__init__, "__kwdefaults__", {"patience": 5.0, "make_board": open_board})
+    monkeypatch.setattr(SharedState.__init__, "__kwdefaults__", {"patience": PATIENT})
     runners = []
     for steps in ([err(503)] * 3, [OK("yes")]):
         registry = ToolRegistry()

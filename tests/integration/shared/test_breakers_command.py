@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shared_kit import LONG, Instances, outcome, trip, until, works
+from shared_kit import LONG, Instances, nobody_looks, outcome, trip, until, works
 from steer_llm_sdk.cli.main import app
 from steer_llm_sdk.reliability import BreakerMode
-from steer_llm_sdk.reliability.shared import link
 
 
 class Ran:
@@ -34,11 +33,10 @@ async def command(*arguments: str, url: str) -> Ran:
 async def test_open_and_close_are_pushed_to_every_running_instance(
     instances: Instances, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    listening = nobody_looks(monkeypatch)
     ours = instances.breakers(3, LONG)
     assert {await outcome(breaker, works) for breaker in ours} == {"ok"}
-    await asyncio.sleep(0.2)  # Everybody listens.
-    monkeypatch.setattr(link, "REFRESH", 3600.0)
-    await asyncio.sleep(0.3)  # The look that was due is over.
+    await until(lambda: len(listening) == 3)
     for verb, holds in (("open", True), ("close", False)):
         assert (await command(verb, "acme", url=url)).code == 0
         await until(lambda holds=holds: all(breaker.is_open is holds for breaker in ours))  # type: ignore[misc]

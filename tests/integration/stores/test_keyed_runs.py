@@ -53,9 +53,9 @@ async def test_who_is_not_to_wait_is_told_in_which_process_ever_the_run_is(url: 
 
 
 async def test_a_leader_whose_time_is_up_leaves_the_call_to_the_one_who_waits_elsewhere(url: str) -> None:
-    tool = ScriptedTool("t", OK("x", after=1.5))
+    tool = ScriptedTool("t", OK("x", after=4.0))
     async with runner(tool, url) as one, runner(tool, url) as other:
-        first = asyncio.create_task(one.run("q", "t", options={**KEYED, "timeout_ms": 700}))
+        first = asyncio.create_task(one.run("q", "t", options={**KEYED, "timeout_ms": 3000}))
         await asyncio.sleep(0.3)
         second = asyncio.create_task(other.run("q", "t", options={**KEYED, "timeout_ms": 20_000}))
         with pytest.raises(BudgetExceeded):
