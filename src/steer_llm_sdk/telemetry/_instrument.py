@@ -79,6 +79,7 @@ class _Tee(EventManager):
         if source is not None:
             self.request_id, self.trace_id, self.sdk_version = source.request_id, source.trace_id, source.sdk_version
             self.on_delta, self.on_create_event = source.on_delta, source.on_create_event
+            self.allowance = source.allowance
 
     def for_run(self, *given: Any, **named: Any) -> RunEvents:
         if self._source is not None:
