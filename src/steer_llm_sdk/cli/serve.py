@@ -121,7 +121,7 @@ def _listen(app: object, host: str, port: int, workers: int) -> None:
         log_level="warning",
         http=PatientProtocol,
         ws="none",
-        h11_max_incomplete_event_size=65_536,
+        proxy_headers=False,  # Nobody asks who is behind a proxy: a key says who it is.
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=30,
         # Connections that wait for a run are open as long as the run has time to end.

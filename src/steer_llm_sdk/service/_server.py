@@ -1,4 +1,5 @@
-"""What the server itself bounds, of which an application hears nothing: slow headers, and answers that nobody reads."""
+"""What the server itself bounds, of which an application hears nothing: slow headers, headers without an end, and
+answers that nobody reads."""
 
 from __future__ import annotations
 
@@ -6,11 +7,12 @@ import asyncio
 import socket
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_CONNECTIONS = 1_000
 """Of one process; a request on a further one is answered with 503."""
+MOST_HEAD = 65_536
+"""Bytes of a request up to its body. An application may allow less."""
 _SAID = b"the headers did not come in time"
 _LATE = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
@@ -18,8 +20,9 @@ _LATE = (
 )
 
 
-class PatientProtocol(H11Protocol):
-    """uvicorn's own protocol, less its patience: it waits for ever for headers, and for an answer to be read."""
+class PatientProtocol(HttpToolsProtocol):
+    """uvicorn's own protocol, less its patience: it waits for ever for headers, and for an answer to be read. It is
+    stricter than that one about what a request may look like, too."""
 
     header_seconds = 10.0
     """From the beginning of a connection, or the first byte of a further request on it, until the headers are there."""
@@ -28,6 +31,15 @@ class PatientProtocol(H11Protocol):
 
     _late: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
+    _in_head = True
+    _in_body = False
+    _head = 0
+    """Bytes that have come since the last request was there."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        # What comes after a request that was the last one, by its own word, is no request.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -42,11 +54,41 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._headers_are_there()
-        elif self._late is None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        # Nothing is being answered: this was a part of a request, or of a body that nobody wanted.
+        if self._late is None:
             self._late = self.loop.call_later(self.header_seconds, self._give_up)
+        self._head += len(data)
+        if self._head > MOST_HEAD and not self._in_body and not self.transport.is_closing():
+            self.send_400_response(f"more than {MOST_HEAD} bytes of headers")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_url(self, url: bytes) -> None:
+        if b"#" in url:
+            raise ValueError("a request has no fragment")
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Those after the body come when it has been decided who asks for what.
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._in_body, self._head = False, True, 0
+        self._headers_are_there()
+        _check_frame(self.headers, self.parser.get_http_version())
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -69,5 +111,16 @@ class PatientProtocol(H11Protocol):
     def _give_up(self) -> None:
         self._late = None
         if not self.transport.is_closing():
-            self.transport.write(_LATE)
+            if not self._in_body:
+                self.transport.write(_LATE)
             self.transport.close()
+
+
+def _check_frame(headers: list[tuple[bytes, bytes]], version: str) -> None:
+    """What this server and one before it could read in two ways, so that they would not agree where a request ends or
+    whom it is for. Whatever is raised here is a 400, and the end of the connection."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or (not hosts and version != "1.0"):
+        raise ValueError("a request is for one host")
+    if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in headers):
+        raise ValueError("a body comes whole or in chunks")

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from random import getrandbits
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -46,8 +46,6 @@ from steer_llm_sdk.telemetry._spans import below_caller
 
 DRAIN = 10.0
 """Seconds that runs under way get when the service stops."""
-KEEP_ALIVE = 15.0
-"""Seconds of silence after which a stream of events gets a comment, so that no proxy closes it."""
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 
@@ -199,7 +197,7 @@ def _told_to_stop(state: _State) -> Iterator[None]:
                 signal.signal(how, handler)
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:  # async: another one is sent to a thread, for each request
     caller: Caller = request.state.caller
     return caller
 
@@ -478,27 +476,16 @@ async def _waited(book: RunBook, run: Run, request: Request, *, keyed: bool) -> 
 
 
 async def _sse(book: RunBook, run: Run, after: int) -> AsyncIterator[bytes]:
-    events = aiter(book.follow(run, after))
-    waiting: asyncio.Task[dict[str, Any]] | None = None
-    try:
-        while True:
-            waiting = waiting or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({waiting}, timeout=KEEP_ALIVE)
-            if not done:
-                yield b": waiting\n\n"
-                continue
-            try:
-                event = waiting.result()
-            except StopAsyncIteration:
-                break
-            waiting = None
-            data = json.dumps(event, ensure_ascii=False)
-            yield f"id: {event['id']}\nevent: {event['type']}\ndata: {data}\n\n".encode()
-        end = {"state": run.state, "error": run.error}
-        yield f"event: end\ndata: {json.dumps(end)}\n\n".encode()
-    finally:
-        if waiting is not None:
-            waiting.cancel()
+    async with aclosing(book.follow(run, after)) as found:
+        async for events in found:
+            # A comment, so that no proxy closes a stream that is silent.
+            yield "".join(map(_framed, events)).encode() or b": waiting\n\n"
+    end = {"state": run.state, "error": run.error}
+    yield f"event: end\ndata: {json.dumps(end)}\n\n".encode()
+
+
+def _framed(event: Mapping[str, Any]) -> str:
+    return f"id: {event['id']}\nevent: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
