@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +17,7 @@ from steer_llm_sdk.cli.exits import Group, OneCommand, errors_as_exits, refuse
 from steer_llm_sdk.cli.worker import durable_of, orchestrator_of
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.providers._endpoint import is_loopback
+from steer_llm_sdk.providers.pydantic_ai_adapter import LOADER
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -84,6 +87,7 @@ class _Served:
             made = orchestrator_of(self.app, remembered)
         if self.durable:
             made = durable_of(self.runs if "://" in self.runs else f"sqlite:///{self.runs}.durable", made)
+        threading.Thread(target=_set_aside, name="steer-set-aside", daemon=True).start()
         return create_app(made, keys=ring, runs=self.runs, simulated=self.simulated)
 
     def _remembered(self) -> str | None:
@@ -91,6 +95,16 @@ class _Served:
         where."""
         beside = None if self.runs == IN_MEMORY or "://" in self.runs else f"sqlite:///{self.runs}"
         return os.environ.get("STEER_STORE") or beside
+
+
+def _set_aside() -> None:
+    """Spare the garbage collector what was loaded, and stays until the end: to look at all of it holds up everybody for
+    a fifth of a second, and would be done again and again."""
+    for thread in threading.enumerate():
+        if thread.name == LOADER:
+            thread.join()
+    gc.collect()
+    gc.freeze()
 
 
 def _recorded() -> ToolRegistry:

@@ -183,8 +183,8 @@ class Shelf:
         for some in _in_parts(list(known.items())):
             pairs = ", ".join(["(CAST(? AS TEXT), CAST(? AS INTEGER))"] * len(some))
             rows = self._ask(
-                f"WITH known (run, most) AS (VALUES {pairs}) SELECT steer_live.run, event FROM known CROSS JOIN steer_live "
-                "WHERE steer_live.run = known.run AND id > most ORDER BY steer_live.run, id",
+                f"WITH known (known_run, most) AS (VALUES {pairs}) SELECT run, event FROM known CROSS JOIN steer_live "
+                "WHERE run = known_run AND id > most ORDER BY run, id",
                 *(value for pair in some for value in pair),
             )
             for run_id, event in rows:

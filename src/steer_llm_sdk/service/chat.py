@@ -92,9 +92,14 @@ class _Exchange:
         """False once the caller has gone, and the work goes on for its key."""
         self.stream = fields.get("stream") is True
         self.head: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
-        self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue(64)
+        self.pieces: asyncio.Queue[bytes] = asyncio.Queue(64)
         self.answered: Answered | None = None
         self.refused: Answered | None = None
+
+    def over(self, _: object) -> None:
+        """Whoever waits for a piece looks whether there will be one. Where it is full nobody waits."""
+        if not self.pieces.full():
+            self.pieces.put_nowait(b"")
 
     def body_for(self, endpoint: Endpoint) -> bytes:
         """The client's own bytes, but for the name of the model."""
@@ -484,22 +489,18 @@ def _error_response(format: Format, error: Exception) -> Response:
 
 async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterator[bytes]:
     """What has come, to its end. A stream that breaks ends with an error, and without the end marker."""
-    getting: asyncio.Future[bytes | None] | None = None
+    pieces = exchange.pieces
+    run.add_done_callback(exchange.over)
     try:
-        while True:
-            getting = asyncio.ensure_future(exchange.pieces.get())
-            await asyncio.wait({getting, run}, return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
-                getting.cancel()
-                break
-            yield getting.result() or b""
-        while not exchange.pieces.empty():
-            yield exchange.pieces.get_nowait() or b""
+        while not (run.done() and pieces.empty()):
+            some = [await pieces.get()]
+            while not pieces.empty():
+                some.append(pieces.get_nowait())
+            if said := b"".join(some):
+                yield said
         output = run.result()
         if output.status == "failed":
             error = output.content["error"]
             yield exchange.format.error_event(error["message"], error["type"], error["code"])
     finally:
-        if getting is not None:
-            getting.cancel()
         _leave(run, exchange)

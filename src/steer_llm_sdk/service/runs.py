@@ -193,8 +193,8 @@ class Engine(Protocol):
 
 class _Heard(EventManager):
     """The events of one run, for the book. Its time begins where that of its attempts does: when its events are asked
-    for; `ago` seconds earlier where it goes on from elsewhere. None of them is dropped: the book does nothing that takes
-    time, whatever the clock says."""
+    for; `ago` seconds earlier where it goes on from elsewhere. None of them is dropped: the book does nothing that
+    takes time, whatever the clock says."""
 
     allowance = math.inf
 
