@@ -21,7 +21,8 @@ from typing import Any
 
 import httpx2
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from steer_llm_sdk.errors import (
     BadResponse,
@@ -93,6 +94,8 @@ class _Exchange:
         self.stream = fields.get("stream") is True
         self.head: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue(64)
+        self.taken = asyncio.Event()
+        """The first piece is on its way to the caller, or nobody waits for it."""
         self.answered: Answered | None = None
         self.refused: Answered | None = None
 
@@ -194,6 +197,8 @@ async def _pass_on(
             exchange.head.set_result(headers)
         if exchange.shown:
             await exchange.pieces.put(piece)
+            # Those that have come already do not keep the first one waiting.
+            await exchange.taken.wait()
         if kept is not None:
             size += len(piece)
             kept.append(piece)
@@ -373,7 +378,7 @@ class Chat:
             return _again(format, run.result())
         if not (exchange.stream and head.done()):
             return _whole(run, exchange)
-        return StreamingResponse(_pieces(run, exchange), headers=dict(head.result()))
+        return _Stream(_pieces(run, exchange), run, exchange, dict(head.result()))
 
     def _ended_behind(self, run: asyncio.Future[Any]) -> None:
         self._behind.discard(run)
@@ -451,6 +456,7 @@ def _leave(run: asyncio.Future[Any], exchange: _Exchange) -> None:
         run.cancel()
         return
     exchange.shown = False
+    exchange.taken.set()
     while not exchange.pieces.empty():  # One piece may be waiting to get in.
         exchange.pieces.get_nowait()
 
@@ -487,6 +493,28 @@ def _error_response(format: Format, error: Exception) -> Response:
     return JSONResponse(said, problem.status, problem.headers)
 
 
+class _Stream(Response):
+    """Pieces as they come. Whoever goes away meanwhile takes the run along."""
+
+    def __init__(
+        self, pieces: AsyncIterator[bytes], run: asyncio.Future[Any], exchange: _Exchange, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(headers=headers)
+        del self.headers["content-length"]
+        self._pieces, self._run, self._exchange = pieces, run, exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        leaving = asyncio.ensure_future(until_gone(receive))
+        leaving.add_done_callback(lambda _: _leave(self._run, self._exchange))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for piece in self._pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            leaving.cancel()
+
+
 async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterator[bytes]:
     """What has come, to its end. A stream that breaks ends with an error, and without the end marker."""
     pieces = exchange.pieces
@@ -498,6 +526,9 @@ async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterato
                 some.append(pieces.get_nowait())
             if said := b"".join(some):
                 yield said
+                exchange.taken.set()
+        if run.cancelled():
+            return  # The caller has gone.
         output = run.result()
         if output.status == "failed":
             error = output.content["error"]
