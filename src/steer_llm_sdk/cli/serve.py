@@ -134,6 +134,7 @@ def _listen(app: object, host: str, port: int, workers: int) -> None:
         port=port,
         log_level="warning",
         http=PatientProtocol,
+        loop="asyncio",  # The clock of uvloop stands still between two turns, and knows whole milliseconds only.
         ws="none",
         proxy_headers=False,  # Nobody asks who is behind a proxy: a key says who it is.
         limit_concurrency=MOST_CONNECTIONS,

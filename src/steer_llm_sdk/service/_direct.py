@@ -116,7 +116,7 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self._head = 0
         self._in_head = True
-        self._ended = False
+        self._ended = self._kept = False
 
     # ── for who asks ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,7 +127,7 @@ class _Connection(asyncio.Protocol):
     @property
     def may_be_kept(self) -> bool:
         """Nothing of an answer is still to come, by either's word."""
-        return self.is_open and self._ended and self._parser.should_keep_alive()
+        return self.is_open and self._kept
 
     def ask(self, sent: bytes) -> None:
         self._begin()
@@ -222,6 +222,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._ended = not self._in_head
+        self._kept = self._ended and self._parser.should_keep_alive()  # The parser forgets it with the next byte.
 
 
 def _head(request: httpx2.Request) -> bytes:

@@ -42,7 +42,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]  # it is one by what it does
         # asyncio does so only for sockets that say they are TCP, which uvicorn's do not: an answer of two pieces would
         # wait for the client's delayed acknowledgement, 40 ms.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -114,6 +114,36 @@ class PatientProtocol(HttpToolsProtocol):
             if not self._in_body:
                 self.transport.write(_LATE)
             self.transport.close()
+
+
+class _Joined:
+    """A transport that sends the head of an answer together with what comes at once after it: in one piece it costs
+    server and client half as much as in two."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def _check_frame(headers: list[tuple[bytes, bytes]], version: str) -> None:

@@ -26,6 +26,7 @@ from steer_llm_sdk import __version__
 from steer_llm_sdk.durable import DurableOrchestrator
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ProviderError
 from steer_llm_sdk.orchestration.base import config_of
+from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning import PlanRequest
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
@@ -34,6 +35,7 @@ from steer_llm_sdk.reliability.circuit_breaker import BreakerMode
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.service import view
 from steer_llm_sdk.service._engine import DurableEngine, Hosted
+from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service.chat import Chat
 from steer_llm_sdk.service.formats import ANTHROPIC, OPENAI
 from steer_llm_sdk.service.guard import Caller, Guard, Limits, as_problem, until_gone
@@ -117,6 +119,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         owner = None if durable is None else (await durable.started()).worker
         await book.open(owner)
+        _warm(chat)
         with _told_to_stop(state):
             state.ready = True
             yield
@@ -165,6 +168,13 @@ class _State:
         self.stopped_at = min(self.stopped_at, time.monotonic())
         self.ready = False
         self.book.stopping = True
+
+
+def _warm(chat: Chat) -> None:
+    """Make what is made when it is first used, which would take the first caller a twentieth of a second."""
+    OrchestrationConfig()
+    OrchestrationOutput(content=None, elapsed_ms=0).model_dump(mode="json")
+    chat.client()
 
 
 def _durable(orchestrator: ReliableOrchestrator) -> DurableOrchestrator | None:
@@ -245,7 +255,8 @@ def _add_routes(app: FastAPI, state: _State) -> None:
             begun = book.start(run_id, caller.tenant, body.request, work)
         output = await _waited(book, begun, request, keyed=config.idempotency_key is not None)
         replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
-        return JSONResponse(output.model_dump(mode="json") | {"id": run_id}, headers={**where, **replayed})
+        said = written(output.model_dump(mode="json") | {"id": run_id})
+        return Response(said, headers={**where, **replayed}, media_type="application/json")
 
     @app.get("/v1/runs", response_model=None)
     async def latest(caller: Known, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> dict[str, Any]:

@@ -289,7 +289,7 @@ class Chat:
         self._behind: set[asyncio.Future[Any]] = set()
         self._client: httpx2.AsyncClient | None = None
         registry = ToolRegistry()
-        registry.register_tool(_Passage(self._http))
+        registry.register_tool(_Passage(self.client))
         self.orchestrator = ReliableOrchestrator(
             reliability_config=orchestrator.reliability_config,
             registry=registry,
@@ -299,7 +299,7 @@ class Chat:
         # One provider, one breaker, whichever way it is called.
         self.orchestrator.executor = orchestrator.executor
 
-    def _http(self) -> httpx2.AsyncClient:
+    def client(self) -> httpx2.AsyncClient:
         if self._client is None:
             self._client = httpx2.AsyncClient(
                 timeout=httpx2.Timeout(SILENCE, connect=CONNECT, pool=None),
