@@ -203,11 +203,16 @@ class _Connection(asyncio.Protocol):
 
     # ── for the parser ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    def on_message_begin(self) -> None:
+        self._kept = False  # Where it is a second answer, to what was not asked.
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._ended:
+            return
         status = self._parser.get_status_code()
         if status < 200:  # The answer itself is still to come.
             self.headers = []
@@ -215,14 +220,18 @@ class _Connection(asyncio.Protocol):
             self.status, self._in_head = status, False
 
     def on_body(self, body: bytes) -> None:
+        if self._ended:
+            return
         self._pieces.append(body)
         self._held += len(body)
         if self._held > MOST_HELD:
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        self._ended = not self._in_head
-        self._kept = self._ended and self._parser.should_keep_alive()  # The parser forgets it with the next byte.
+        if self._ended or self._in_head:
+            return
+        self._ended = True
+        self._kept = self._parser.should_keep_alive()  # It forgets that with the next byte.
 
 
 def _head(request: httpx2.Request) -> bytes:

@@ -7,6 +7,8 @@ import asyncio
 import socket
 from typing import Any
 
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_CONNECTIONS = 1_000
@@ -35,6 +37,9 @@ class PatientProtocol(HttpToolsProtocol):
     _in_body = False
     _head = 0
     """Bytes that have come since the last request was there."""
+    _plain = False
+    _left = 0
+    """Bytes of the body that are still to come; where it is read without the parser."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -56,7 +61,18 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        if self._plain:
+            self._take(data)
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self.send_400_response("this is no HTTP request")
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             return
         # Nothing is being answered: this was a part of a request, or of a body that nobody wanted.
@@ -65,6 +81,23 @@ class PatientProtocol(HttpToolsProtocol):
         self._head += len(data)
         if self._head > MOST_HEAD and not self._in_body and not self.transport.is_closing():
             self.send_400_response(f"more than {MOST_HEAD} bytes of headers")
+
+    def _decline(self, rest: bytes) -> None:
+        """The client offers another protocol. It is answered in this one: what comes now is its body, of which the
+        parser takes no notice, and nothing after that."""
+        self._plain = self._in_body = True
+        self._left = int(dict(self.headers).get(b"content-length", b"0"))
+        self.cycle.keep_alive = False
+        self.cycle.more_body = True
+        self._take(rest)
+
+    def _take(self, data: bytes) -> None:
+        body, self._left = data[: self._left], max(0, self._left - len(data))
+        self.cycle.body += body
+        self.cycle.more_body = self._in_body = self._left > 0
+        self.cycle.message_event.set()
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -152,5 +185,8 @@ def _check_frame(headers: list[tuple[bytes, bytes]], version: str) -> None:
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version != "1.0"):
         raise ValueError("a request is for one host")
-    if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in headers):
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings not in ([], [b"chunked"]):
         raise ValueError("a body comes whole or in chunks")
+    if codings and any(name == b"upgrade" for name, _ in headers):
+        raise ValueError("with the offer of another protocol a body comes whole")
