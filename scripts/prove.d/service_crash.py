@@ -286,7 +286,8 @@ class Callers:
                 async with asyncio.timeout(self._patience):
                     await self._follow(process, run_id)
             except TimeoutError:
-                self._seen.wrong.append(f"{run_id}: its events did not come to an end")
+                shown = await self._ask(self.one_that_is_up() or process, run_id) or {}
+                self._seen.wrong.append(f"{run_id}: its events did not come to an end; it is {shown.get('state')}")
 
     async def _ask(self, process: Process, run_id: str) -> dict[str, Any] | None:
         try:
