@@ -494,10 +494,12 @@ async def loaded(
     """`serves_as_provider`: the process that does."""
     asking = Asking(service, provider)
     seen, found = asking.seen, Found()
-    for _ in range(3):  # Each process loads what a model needs, which takes seconds.
-        await asyncio.gather(*(asyncio.wait_for(asking.ask(), 90) for _ in range(8)), asking.pair())
-    assert not seen.wrong, seen.wrong
-    seen = asking.seen = Seen()
+    for _ in range(20):  # So that each process has met all of it once: a new connection is either's.
+        first = Asking(service, provider)
+        await asyncio.wait_for(asyncio.gather(first.run(), first.ask(), first.pair()), 90)
+        assert not first.seen.wrong, first.seen.wrong
+        first.service.close()
+        first.provider.close()
     earlier = await calls(provider)
     before = await stands(asking, processes)
     loop = asyncio.get_running_loop()
@@ -659,7 +661,7 @@ def serving(plant: str | None, provider: str, processes: int) -> Iterator[tuple[
 
 
 async def ready(url: str) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         with contextlib.suppress(OSError):
             status, _ = await Connections(url).json("GET", "/readyz")
             if status == 200:

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,8 +62,9 @@ def serve(
         if runs == IN_MEMORY and (durable or workers > 1):
             refuse("--runs", runs, "what several processes are to know is kept in a file; name one")
         served = _Served(None if keys is None else str(keys), runs, durable, app, simulated)
-        made = served()  # What is wrong with it is told here, and not by each process.
-        _listen(served if workers > 1 else made, host, port, workers)
+        if workers > 1:
+            served.made()  # What is wrong with it is told here, and not by each process.
+        _listen(served if workers > 1 else served(), host, port, workers)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class _Served:
     simulated: bool
 
     def __call__(self) -> FastAPI:
+        return _loaded(self.made)
+
+    def made(self) -> FastAPI:
         from steer_llm_sdk.orchestration import ReliableOrchestrator
         from steer_llm_sdk.service import KeyRing, create_app
 
@@ -87,7 +92,6 @@ class _Served:
             made = orchestrator_of(self.app, remembered)
         if self.durable:
             made = durable_of(self.runs if "://" in self.runs else f"sqlite:///{self.runs}.durable", made)
-        threading.Thread(target=_set_aside, name="steer-set-aside", daemon=True).start()
         return create_app(made, keys=ring, runs=self.runs, simulated=self.simulated)
 
     def _remembered(self) -> str | None:
@@ -97,14 +101,17 @@ class _Served:
         return os.environ.get("STEER_STORE") or beside
 
 
-def _set_aside() -> None:
-    """Spare the garbage collector what was loaded, and stays until the end: to look at all of it holds up everybody for
-    a fifth of a second, and would be done again and again."""
+def _loaded(made: Callable[[], FastAPI]) -> FastAPI:
+    """What is made, once the libraries of models are there as well, whose loading would hold up everybody for seconds.
+    The garbage collector is spared all that was loaded, which takes it a fifth of a second each time that it looks."""
+    gc.disable()
+    app = made()
     for thread in threading.enumerate():
         if thread.name == LOADER:
             thread.join()
-    gc.collect()
     gc.freeze()
+    gc.enable()
+    return app
 
 
 def _recorded() -> ToolRegistry:
