@@ -443,7 +443,8 @@ class RunBook:
         """Of a run that another process carries out there is one here for all who follow it, which is kept up to
         date."""
         if run.over or run.id in self._running:
-            yield run
+            # It may have been begun here since `run` was read from the table, which hears nothing of it.
+            yield run if run.over else self._running[run.id]
             return
         shared, readers = self._followed.get(run.id, (run, 0))
         self._followed[run.id] = shared, readers + 1
