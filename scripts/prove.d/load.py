@@ -34,6 +34,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -54,6 +55,10 @@ FLAT = 0.10
 FIRST_TOKEN_MS = 5.0
 QUESTION = "crux-test-#0"
 MODEL = "gpt-4o-2024-05-13"
+IDLE = 10.0
+"""Seconds for which who asks keeps a connection that he does not use; the service does so for 30."""
+KEYED = 0.1
+"""Of the runs that have an Idempotency-Key."""
 WARM = 3.0
 """Seconds of the same load before anything is measured."""
 PLANT = "STEER_PLANTED"
@@ -232,31 +237,41 @@ if planted := os.environ.get(PLANT):
 # ── who asks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Lost(Exception):
+    """No answer came. It says on what kind of connection."""
+
+
 class Connections:
-    """Plain HTTP/1.1 to one place, on connections that are kept open: what it costs is what asking has to cost."""
+    """Plain HTTP/1.1 to one place, on connections that are kept open: what it costs is what asking has to cost.
+
+    What got no answer is sent again only if it has an Idempotency-Key, and is counted in `resent`.
+    """
 
     def __init__(self, url: str) -> None:
         place = urlsplit(url)
         self._host, self._port = str(place.hostname), int(place.port or 80)
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.resent = 0
-        """Requests that met a kept connection in the moment in which it was closed, and went on another one."""
 
     @asynccontextmanager
-    async def asked(self, method: str, path: str, body: Any = None, more: str = "") -> AsyncIterator[Answer]:
+    async def asked(
+        self, method: str, path: str, body: Any = None, more: str = "", key: str = ""
+    ) -> AsyncIterator[Answer]:
         said = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{more}"
+        head += f"Idempotency-Key: {key}\r\n" if key else ""
         sent = f"{head}Content-Length: {len(said)}\r\n\r\n".encode() + said
         while True:
-            kept, reader, writer = await self._connection()
+            since, reader, writer = await self._connection()
             try:
                 writer.write(sent)
                 told = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
                 break
             except (ConnectionError, asyncio.IncompleteReadError) as error:
                 writer.close()
-                if not kept or getattr(error, "partial", b""):
-                    raise
+                if not key:
+                    kind = "a new connection" if since is None else f"one unused for {time.monotonic() - since:.3f} s"
+                    raise Lost(f"{method} {path} on {kind}: {error!r}") from error
                 self.resent += 1
         try:
             answer = Answer(int(told.split(" ", 2)[1]), told, reader)
@@ -268,22 +283,26 @@ class Connections:
         if "connection: close" in told:
             writer.close()
         else:
-            self._idle.append((reader, writer))
+            self._idle.append((time.monotonic(), reader, writer))
 
-    async def json(self, method: str, path: str, body: Any = None, more: str = "") -> tuple[int, Any]:
-        async with self.asked(method, path, body, more) as answer:
+    async def json(self, method: str, path: str, body: Any = None, more: str = "", key: str = "") -> tuple[int, Any]:
+        async with self.asked(method, path, body, more, key) as answer:
             return answer.status, json.loads(await answer.rest() or b"null")
 
-    async def _connection(self) -> tuple[bool, asyncio.StreamReader, asyncio.StreamWriter]:
-        """Whether it was kept, and its two ends."""
+    async def _connection(self) -> tuple[float | None, asyncio.StreamReader, asyncio.StreamWriter]:
+        """Since when nobody has used it, None for a new one; and its two ends. Any of them, so that each process gets
+        its share, but none that the server is about to close."""
         while self._idle:
-            reader, writer = self._idle.pop()
-            if not (reader.at_eof() or writer.is_closing()):
-                return True, reader, writer
-        return False, *await asyncio.open_connection(self._host, self._port, limit=1 << 20)
+            at = random.randrange(len(self._idle))
+            self._idle[at], self._idle[-1] = self._idle[-1], self._idle[at]
+            since, reader, writer = self._idle.pop()
+            if time.monotonic() - since < IDLE and not (reader.at_eof() or writer.is_closing()):
+                return since, reader, writer
+            writer.close()
+        return None, *await asyncio.open_connection(self._host, self._port, limit=1 << 20)
 
     def close(self) -> None:
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
         self._idle.clear()
 
@@ -326,6 +345,8 @@ class Seen:
     wrong: list[str] = field(default_factory=list)
     took: dict[str, list[float]] = field(default_factory=dict)
     """Milliseconds."""
+    added: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
+    """Milliseconds that a pair differed by, streamed or whole."""
     measured: bool = False
 
     def note(self, kind: str, seconds: float) -> None:
@@ -370,7 +391,8 @@ class Asking:
         self.seen.sent[tool] += 1
         began = time.perf_counter()
         body = {"request": query, "tool_name": tool}
-        status, told = await self.service.json("POST", "/v1/runs", body)
+        key = query if tool == "work" and random.random() < KEYED else ""
+        status, told = await self.service.json("POST", "/v1/runs", body, key=key)
         took = time.perf_counter() - began
         right = told.get("content") == query if tool == "work" else bool(told.get("content"))
         if (status, told.get("status"), right) == (200, "succeeded", True):
@@ -383,6 +405,7 @@ class Asking:
         ways = [("through", self.service), ("direct", self.provider)]
         random.shuffle(ways)
         for stream in (True, False):
+            times: dict[str, float] = {}
             for name, place in ways:
                 body = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "stream": stream}
                 kind = f"{name} {'stream' if stream else 'whole'}"
@@ -394,8 +417,11 @@ class Asking:
                     said = first + await answer.rest()
                 if answer.status == 200 and (b"[DONE]" in said or not stream):
                     self.seen.note(kind, took)
+                    times[name] = took
                 else:
                     self.seen.wrong.append(f"{kind}: {answer.status} {said[-200:]!r}")
+            if self.seen.measured and len(times) == 2:
+                self.seen.added[stream].append(1000 * (times["through"] - times["direct"]))
 
     async def follow(self, ticks: int) -> None:
         """A run that goes on for the whole time, and every event of it."""
@@ -462,13 +488,18 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-async def loaded(service: str, provider: str, seconds: float, processes: int, share: float) -> Found:
+async def loaded(
+    service: str, provider: str, serves_as_provider: int, seconds: float, processes: int, share: float
+) -> Found:
+    """`serves_as_provider`: the process that does."""
     asking = Asking(service, provider)
     seen, found = asking.seen, Found()
-    for _ in range(3):  # Each process loads what a model needs, which takes seconds.
-        await asyncio.gather(*(asyncio.wait_for(asking.ask(), 90) for _ in range(8)), asking.pair())
-    assert not seen.wrong, seen.wrong
-    seen = asking.seen = Seen()
+    for _ in range(20):  # So that each process has met all of it once: a new connection is either's.
+        first = Asking(service, provider)
+        await asyncio.wait_for(asyncio.gather(first.run(), first.ask(), first.pair()), 90)
+        assert not first.seen.wrong, first.seen.wrong
+        first.service.close()
+        first.provider.close()
     earlier = await calls(provider)
     before = await stands(asking, processes)
     loop = asyncio.get_running_loop()
@@ -497,7 +528,9 @@ async def loaded(service: str, provider: str, seconds: float, processes: int, sh
 
     first = ((RATE * share, asking.run), (PAIRS, asking.pair))
     await stage(WARM, *first)
-    used = {pid: cpu(pid) for pid in (*before, os.getpid())}
+    gc.collect()
+    gc.freeze()
+    used = {pid: cpu(pid) for pid in (*before, os.getpid(), serves_as_provider)}
     seen.measured = True
     in_process, _ = await stage(seconds, *first, beside=watch())
     seen.measured = False
@@ -523,7 +556,7 @@ async def loaded(service: str, provider: str, seconds: float, processes: int, sh
         "lost",
         kept,
         f"{sum(lost.values())} of {sum(seen.sent.values())} ({sent}){f', of these {dict(lost)}' if lost else ''}; "
-        f"{asking.service.resent} sent again, as their connection had been closed; "
+        f"{asking.service.resent} of those with a key sent again; "
         f"the provider was asked {asked} times for {wanted}"
         + (f"; {len(seen.wrong)} wrong, such as {seen.wrong[0]}" if seen.wrong else ""),
     )
@@ -545,19 +578,27 @@ async def loaded(service: str, provider: str, seconds: float, processes: int, sh
         found.say("memory", swing <= FLAT, f"{line[0][1]:.0f} MB at first, then {mean:.1f} MB ± {100 * swing:.1f} %")
     for kind, promise in (("stream", "first token"), ("whole", "whole answer")):
         ways = [seen.took.get(f"{way} {kind}", []) for way in ("direct", "through")]
-        (d50, d99), (t50, t99) = ([quantile(way, share) for share in (0.5, 0.99)] for way in ways)
+        pairs = seen.added[kind == "stream"]
+        (d50, d99), (t50, t99), (a50, a99) = (
+            [quantile(each, share) for share in (0.5, 0.99)] for each in (*ways, pairs)
+        )
         found.say(
             promise,
             kind == "whole" or (t99 - d99 <= FIRST_TOKEN_MS if share == 1 else t50 - d50 <= 20 * FIRST_TOKEN_MS),
             f"direct {d50:.1f} ms, p99 {d99:.1f}; through the service {t50:.1f} ms, p99 {t99:.1f}; "
-            f"added {t50 - d50:.1f} ms, p99 {t99 - d99:.1f} ({len(ways[1])} pairs)",
+            f"added {t50 - d50:.1f} ms, p99 {t99 - d99:.1f}; "
+            f"pair by pair {a50:.1f} ms, p99 {a99:.1f} ({len(pairs)} pairs)",
         )
     runs = seen.took.get("work", [])
     found.lines.append(
         f"         a run of {1000 * WORK:.0f} ms: {quantile(runs, 0.5):.1f} ms, p99 {quantile(runs, 0.99):.1f} ms"
     )
-    cores = ", ".join(f"{share:.0f} %" for share in busy.values())
-    found.lines.append(f"         of a core each: the service {cores} (the last one: who asks)")
+    *cores, asks, provides = (f"{part:.0f} %" for part in busy.values())
+    each = 10 * sum(busy[pid] for pid in before) / (RATE * share)
+    found.lines.append(
+        f"         of a core each: the service {', '.join(cores)}, who asks {asks}, the provider {provides}; "
+        f"for each run {each:.2f} ms of the service, with all that it does beside"
+    )
     return found
 
 
@@ -581,7 +622,9 @@ async def calls(provider: str) -> int:
 
 
 @contextmanager
-def serving(plant: str | None, provider: str, processes: int) -> Iterator[str]:
+def serving(plant: str | None, provider: str, processes: int) -> Iterator[tuple[str, list[str]]]:
+    """Its URL, and afterwards what it has logged."""
+    said: list[str] = []
     folder = tempfile.mkdtemp(prefix="steer-load-")
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("STEER_")}
     surroundings |= {
@@ -601,20 +644,24 @@ def serving(plant: str | None, provider: str, processes: int) -> Iterator[str]:
         text=True,
     ) as process:
         try:
+            reading = threading.Thread()
             assert process.stderr is not None
             found = re.search(r"http://\S+", process.stderr.readline())
             assert found is not None, process.stderr.read()
-            yield found[0]
+            reading = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+            reading.start()
+            yield found[0], said
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
             process.kill()
+            reading.join(5)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 async def ready(url: str) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         with contextlib.suppress(OSError):
             status, _ = await Connections(url).json("GET", "/readyz")
             if status == 200:
@@ -657,18 +704,20 @@ def main() -> None:
 
 def once(plant: str | None, seconds: float, processes: int, share: float = 1.0) -> Found:
     """`share` of the rates and the streams. Of less than all, speeds are held to little, for others may work then."""
-    with provided() as provider, serving(plant, provider, processes) as service:
+    with provided() as (provider, pid), serving(plant, provider, processes) as (service, said):
 
         async def all_of_it() -> Found:
             await ready(service)
-            return await loaded(service, provider, seconds, processes, share)
+            return await loaded(service, provider, pid, seconds, processes, share)
 
-        return asyncio.run(all_of_it())
+        found = asyncio.run(all_of_it())
+    found.lines += [f"         the service said: {line.strip()[:200]}" for line in said[:5]]
+    return found
 
 
 @contextmanager
-def provided() -> Iterator[str]:
-    """The simulated provider, in a process of its own."""
+def provided() -> Iterator[tuple[str, int]]:
+    """The simulated provider, in a process of its own: its URL, and the process."""
     with subprocess.Popen(
         [sys.executable, "-m", "steer_llm_sdk.cli", "simulate", "--port", "0"],
         stdout=subprocess.PIPE,
@@ -679,7 +728,7 @@ def provided() -> Iterator[str]:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith("Anthropic's format"):
-                    yield line.split()[-1]
+                    yield line.split()[-1], process.pid
                     break
         finally:
             process.terminate()

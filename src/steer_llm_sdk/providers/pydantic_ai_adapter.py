@@ -29,10 +29,14 @@ class _Held:
     keeper: AsyncGenerator[None, None]
 
 
+LOADER = "steer-load-llm"
+"""What the thread is called that does this."""
+
+
 @cache
 def load_in_background() -> None:
     """Import the libraries, once per process, so that no request has to wait for them while its clock runs."""
-    threading.Thread(target=_load, name="steer-load-llm", daemon=True).start()
+    threading.Thread(target=_load, name=LOADER, daemon=True).start()
 
 
 def _load() -> None:

@@ -7,15 +7,19 @@ one statement that asks for it, whoever comes first. All of this is called in on
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from steer_llm_sdk.service._json import parsed, written
+
+V = TypeVar("V")
 BUSY = 10.0
 """Seconds to wait for another process that is writing."""
+PART = 400
+"""Runs that one statement asks for."""
 _LOCK = 7_355_609
 """The advisory lock under which the tables are made, on PostgreSQL."""
 _TABLES = (
@@ -25,6 +29,7 @@ _TABLES = (
     """,
     "CREATE INDEX IF NOT EXISTS steer_runs_of_tenant ON steer_runs (tenant, created)",
     "CREATE INDEX IF NOT EXISTS steer_runs_by_age ON steer_runs (created)",
+    "CREATE INDEX IF NOT EXISTS steer_runs_under_way ON steer_runs (owner) WHERE state = 'running'",
     "CREATE INDEX IF NOT EXISTS steer_runs_under_way ON steer_runs (owner) WHERE state = 'running'",
     """CREATE TABLE IF NOT EXISTS steer_live (
         run TEXT NOT NULL, id INTEGER NOT NULL, event TEXT NOT NULL, PRIMARY KEY (run, id))""",
@@ -48,9 +53,10 @@ class Row:
 
 
 class News(NamedTuple):
-    """Of a run that is under way: its row, and the events that nobody else knows yet."""
+    """Of a run that is under way, what nobody else knows yet: its row, None where it stands so already, and events."""
 
-    row: Row
+    run: str
+    row: Row | None
     events: Sequence[Mapping[str, Any]]
 
 
@@ -127,21 +133,19 @@ class Shelf:
                 self._ask("DELETE FROM steer_live WHERE run = ?", row.id)
         return stands
 
-    def tell(self, news: Iterable[News]) -> None:
+    def tell(self, news: Sequence[News]) -> None:
         with self._written():
-            for row, events in news:
-                self._insert(
-                    row,
-                    "(id) DO UPDATE SET tool = excluded.tool, engine = COALESCE(excluded.engine, steer_runs.engine) "
-                    "WHERE steer_runs.state = 'running'",
-                )
-                for event in events:
-                    self._ask(
-                        "INSERT INTO steer_live VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                        row.id,
-                        event["id"],
-                        json.dumps(event),
+            for _, row, _ in news:
+                if row is not None:
+                    self._insert(
+                        row,
+                        "(id) DO UPDATE SET tool = excluded.tool, engine = COALESCE(excluded.engine, steer_runs.engine)"
+                        " WHERE steer_runs.state = 'running'",
                     )
+            self._ask_each(
+                "INSERT INTO steer_live VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                [(run, event["id"], written(event)) for run, _, events in news for event in events],
+            )
 
     def leave(self, run_id: str, owner: str) -> None:
         """Nobody here carries it out any more: it is to be looked at by all."""
@@ -162,7 +166,30 @@ class Shelf:
     def live(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
         """The events of a run that is under way."""
         found = self._ask("SELECT event FROM steer_live WHERE run = ? AND id > ? ORDER BY id", run_id, after)
-        return [json.loads(event) for (event,) in found]
+        return [parsed(event) for (event,) in found]
+
+    def running(self, runs: Iterable[str]) -> set[str]:
+        """Those of them that are under way."""
+        found: set[str] = set()
+        for some in _in_parts(list(runs)):
+            marks = ", ".join("?" * len(some))
+            rows = self._ask(f"SELECT id FROM steer_runs WHERE state = 'running' AND id IN ({marks})", *some)
+            found.update(run_id for (run_id,) in rows)
+        return found
+
+    def later(self, known: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+        """The events of runs that are under way, after so many of each; nothing of those that have none."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for some in _in_parts(list(known.items())):
+            pairs = ", ".join(["(CAST(? AS TEXT), CAST(? AS INTEGER))"] * len(some))
+            rows = self._ask(
+                f"WITH known (known_run, most) AS (VALUES {pairs}) SELECT run, event FROM known CROSS JOIN steer_live "
+                "WHERE run = known_run AND id > most ORDER BY run, id",
+                *(value for pair in some for value in pair),
+            )
+            for run_id, event in rows:
+                found.setdefault(run_id, []).append(parsed(event))
+        return found
 
     def latest(self, tenant: str, count: int) -> list[Row]:
         found = self._ask(
@@ -215,6 +242,9 @@ class Shelf:
         cursor = self._connection.execute(statement.replace("?", self._mark), values)
         return list(cursor.fetchall()) if cursor.description else []
 
+    def _ask_each(self, statement: str, values: Sequence[tuple[Any, ...]]) -> None:
+        self._connection.cursor().executemany(statement.replace("?", self._mark), values)
+
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
         """One transaction. A connection that has failed is not used again."""
@@ -236,3 +266,9 @@ class Shelf:
             with contextlib.suppress(Exception):
                 self.close()
             self._connection = None
+
+
+def _in_parts(values: list[V]) -> Iterator[list[V]]:
+    """So many that one statement may ask for them."""
+    for start in range(0, len(values), PART):
+        yield values[start : start + PART]

@@ -18,10 +18,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.request import getproxies
 
 import httpx2
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from steer_llm_sdk.errors import (
     BadResponse,
@@ -46,6 +48,7 @@ from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
 from steer_llm_sdk.reliability.classify import parse_retry_after
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.service._direct import Direct
 from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem, problem_of
@@ -92,9 +95,16 @@ class _Exchange:
         """False once the caller has gone, and the work goes on for its key."""
         self.stream = fields.get("stream") is True
         self.head: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
-        self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue(64)
+        self.pieces: asyncio.Queue[bytes] = asyncio.Queue(64)
+        self.taken = asyncio.Event()
+        """The first piece is on its way to the caller, or nobody waits for it."""
         self.answered: Answered | None = None
         self.refused: Answered | None = None
+
+    def over(self, _: object) -> None:
+        """Whoever waits for a piece looks whether there will be one. Where it is full nobody waits."""
+        if not self.pieces.full():
+            self.pieces.put_nowait(b"")
 
     def body_for(self, endpoint: Endpoint) -> bytes:
         """The client's own bytes, but for the name of the model."""
@@ -189,6 +199,8 @@ async def _pass_on(
             exchange.head.set_result(headers)
         if exchange.shown:
             await exchange.pieces.put(piece)
+            # Those that have come already do not keep the first one waiting.
+            await exchange.taken.wait()
         if kept is not None:
             size += len(piece)
             kept.append(piece)
@@ -277,7 +289,7 @@ class Chat:
         self._behind: set[asyncio.Future[Any]] = set()
         self._client: httpx2.AsyncClient | None = None
         registry = ToolRegistry()
-        registry.register_tool(_Passage(self._http))
+        registry.register_tool(_Passage(self.client))
         self.orchestrator = ReliableOrchestrator(
             reliability_config=orchestrator.reliability_config,
             registry=registry,
@@ -287,12 +299,14 @@ class Chat:
         # One provider, one breaker, whichever way it is called.
         self.orchestrator.executor = orchestrator.executor
 
-    def _http(self) -> httpx2.AsyncClient:
+    def client(self) -> httpx2.AsyncClient:
         if self._client is None:
             self._client = httpx2.AsyncClient(
                 timeout=httpx2.Timeout(SILENCE, connect=CONNECT, pool=None),
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
                 follow_redirects=False,
+                # Where there are proxies httpx2 knows which one is meant for whom.
+                transport=None if getproxies() else Direct(),
             )
         return self._client
 
@@ -368,7 +382,7 @@ class Chat:
             return _again(format, run.result())
         if not (exchange.stream and head.done()):
             return _whole(run, exchange)
-        return StreamingResponse(_pieces(run, exchange), headers=dict(head.result()))
+        return _Stream(_pieces(run, exchange), run, exchange, dict(head.result()))
 
     def _ended_behind(self, run: asyncio.Future[Any]) -> None:
         self._behind.discard(run)
@@ -446,6 +460,7 @@ def _leave(run: asyncio.Future[Any], exchange: _Exchange) -> None:
         run.cancel()
         return
     exchange.shown = False
+    exchange.taken.set()
     while not exchange.pieces.empty():  # One piece may be waiting to get in.
         exchange.pieces.get_nowait()
 
@@ -482,24 +497,45 @@ def _error_response(format: Format, error: Exception) -> Response:
     return JSONResponse(said, problem.status, problem.headers)
 
 
+class _Stream(Response):
+    """Pieces as they come. Whoever goes away meanwhile takes the run along."""
+
+    def __init__(
+        self, pieces: AsyncIterator[bytes], run: asyncio.Future[Any], exchange: _Exchange, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(headers=headers)
+        del self.headers["content-length"]
+        self._pieces, self._run, self._exchange = pieces, run, exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        leaving = asyncio.ensure_future(until_gone(receive))
+        leaving.add_done_callback(lambda _: _leave(self._run, self._exchange))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for piece in self._pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            leaving.cancel()
+
+
 async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterator[bytes]:
     """What has come, to its end. A stream that breaks ends with an error, and without the end marker."""
-    getting: asyncio.Future[bytes | None] | None = None
+    pieces = exchange.pieces
+    run.add_done_callback(exchange.over)
     try:
-        while True:
-            getting = asyncio.ensure_future(exchange.pieces.get())
-            await asyncio.wait({getting, run}, return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
-                getting.cancel()
-                break
-            yield getting.result() or b""
-        while not exchange.pieces.empty():
-            yield exchange.pieces.get_nowait() or b""
+        while not (run.done() and pieces.empty()):
+            some = [await pieces.get()]
+            while not pieces.empty():
+                some.append(pieces.get_nowait())
+            if said := b"".join(some):
+                yield said
+                exchange.taken.set()
+        if run.cancelled():
+            return  # The caller has gone.
         output = run.result()
         if output.status == "failed":
             error = output.content["error"]
             yield exchange.format.error_event(error["message"], error["type"], error["code"])
     finally:
-        if getting is not None:
-            getting.cancel()
         _leave(run, exchange)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ from steer_llm_sdk.errors import BudgetExceeded, OrchestratorError, StoreUnavail
 from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration._result import as_json, describe_error
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.service._json import parsed, written
 from steer_llm_sdk.service._owners import FileOwners, NoOwners
 from steer_llm_sdk.service._shelf import News, Row, Shelf
 from steer_llm_sdk.service.problems import Problem, problem_of
@@ -40,7 +41,10 @@ TICK = 0.2
 """Seconds between two looks at what other processes want to know, and want of us."""
 SWEEP = 2.0
 """Seconds between two looks for runs whose process has died."""
-PRUNE = 60.0
+PRUNE = 5.0
+"""Seconds between two looks for runs that are too many. Many at a time would keep others from writing."""
+KEEP_ALIVE = 15.0
+"""Seconds of silence after which who follows a run is told that it goes on."""
 AGAIN = 1.0
 LOOKED_AT = 100
 """Runs of others, at most, that are looked at in one sweep."""
@@ -77,8 +81,10 @@ class Run:
     engine: str | None = None
     task: asyncio.Task[OrchestrationOutput] | None = None
     cancelled: bool = False
-    written: int = -1
-    """Events that are in the table; -1: not even its row is."""
+    row_told: tuple[str | None, str | None] | None = None
+    """The tool and the engine that stand in its row; None: it has none yet."""
+    events_told: int = 0
+    """Events that are in the table."""
     left: bool = False
     """Nobody here carries it out any more, and it goes on elsewhere."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -105,20 +111,26 @@ class Run:
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
-    async def follow(self, after: int) -> AsyncIterator[dict[str, Any]]:
-        """Its events from the one after number `after`, until its end."""
+    async def follow(self, after: int) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """Its events from the one after number `after`, those at once that are there, until its end; an empty list
+        after KEEP_ALIVE without any."""
         while True:
-            changed = self.changed
-            for event in self.events[max(after, 0) :]:
-                after = event["id"]
-                yield event
-            if self.over or self.left:
+            # All three as they stand now: what comes while the reader is busy is looked at in the next round.
+            changed, ended, events = self.changed, self.over or self.left, self.events[max(after, 0) :]
+            if events:
+                after = events[-1]["id"]
+                yield events
+            if ended:
                 return
-            await changed.wait()
+            try:
+                async with asyncio.timeout(KEEP_ALIVE):
+                    await changed.wait()
+            except TimeoutError:
+                yield []
 
     def row(self) -> Row:
         record = {"request": as_json(self.request)[0], "output": self.output, "error": self.error}
-        events = json.dumps(self.events) if self.over else "[]"
+        events = written(self.events) if self.over else "[]"
         return Row(
             self.id,
             self.tenant,
@@ -127,18 +139,28 @@ class Run:
             self.tool,
             self.owner,
             self.engine,
-            json.dumps(record),
+            written(record),
             events,
         )
 
+    def news(self) -> News:
+        """What is not in the table yet."""
+        row = None if self.row_told == (self.tool, self.engine) else self.row()
+        return News(self.id, row, self.events[self.events_told :])
+
+    def has_told(self, news: News) -> None:
+        if news.row is not None:
+            self.row_told = news.row.tool, news.row.engine
+        self.events_told += len(news.events)
+
     def take(self, row: Row) -> None:
         """Become what the table says."""
-        record = json.loads(row.record)
+        record = parsed(row.record)
         self.state, self.tool, self.owner, self.created = row.state, row.tool or self.tool, row.owner, row.created
         self.engine = row.engine or self.engine
         self.request, self.output, self.error = record["request"], record["output"], record["error"]
         if self.over:
-            self.events = json.loads(row.events)
+            self.events = parsed(row.events)
         self.wake()
 
     def end(self, output: OrchestrationOutput) -> None:
@@ -171,7 +193,10 @@ class Engine(Protocol):
 
 class _Heard(EventManager):
     """The events of one run, for the book. Its time begins where that of its attempts does: when its events are asked
-    for; `ago` seconds earlier where it goes on from elsewhere."""
+    for; `ago` seconds earlier where it goes on from elsewhere. None of them is dropped: the book does nothing that
+    takes time, whatever the clock says."""
+
+    allowance = math.inf
 
     def __init__(self, book: RunBook, run: Run, ago: float = 0.0) -> None:
         super().__init__(on_create_event=lambda event: book.heard(run, event))
@@ -184,10 +209,11 @@ class _Heard(EventManager):
 
 
 class _Seen(NamedTuple):
-    """What one look at the table came to: whom to cancel, and what is new of the runs that are followed here."""
+    """What one look at the table came to: whom to cancel; and of the runs that are followed here those that have ended,
+    None where nobody knows of one any more, and what is new of the others."""
 
     stopped: list[str]
-    rows: dict[str, Row | None]
+    ended: dict[str, Row | None]
     events: dict[str, list[dict[str, Any]]]
 
 
@@ -266,8 +292,9 @@ class RunBook:
         """The same, written down first: whatever becomes of this process, the run ends."""
         run = self._new(run_id, tenant, request)
         try:
-            await self._do(self._shelf.accept, [run.row()])
-            run.written = 0
+            row = run.row()
+            await self._do(self._shelf.accept, [row])
+            run.row_told = row.tool, row.engine
         except BaseException:
             self._running.pop(run_id, None)
             raise
@@ -350,7 +377,7 @@ class RunBook:
         if not run.over:
             run.events = events
             self._running[run.id] = run
-        run.written = len(events)
+        run.row_told, run.events_told = (known.tool, known.engine), len(events)
         try:
             gave = await work(_Heard(self, run, began))
         except BaseException:
@@ -396,31 +423,37 @@ class RunBook:
         each = {run.id: run for run in [*map(_run_of, rows), *running]}.values()
         return sorted(each, key=lambda run: -run.created)[:count]
 
-    async def follow(self, run: Run, after: int) -> AsyncIterator[dict[str, Any]]:
-        """Its events from the one after number `after`, until its end, whichever process carries it out. In the end
-        `run` says how it ended."""
+    async def follow(self, run: Run, after: int) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """As Run.follow, whichever process carries it out. In the end `run` says how it ended."""
         source = run
         while True:
-            if source.over or source.id in self._running:
-                async for event in source.follow(after):
-                    after = event["id"]
-                    yield event
-            else:
-                source, readers = self._followed.get(source.id, (source, 0))
-                self._followed[source.id] = source, readers + 1
-                try:
-                    async for event in source.follow(after):
-                        after = event["id"]
-                        yield event
-                finally:
-                    shared, readers = self._followed.pop(source.id)
-                    if readers > 1:
-                        self._followed[source.id] = shared, readers - 1
+            with self._following(source) as source:
+                async with contextlib.aclosing(source.follow(after)) as found:
+                    async for events in found:
+                        after = events[-1]["id"] if events else after
+                        yield events
             if source.over:
                 run.state, run.error = source.state, source.error
                 return
             # It was here, and goes on elsewhere.
             source = await self.get(run.tenant, run.id)
+
+    @contextlib.contextmanager
+    def _following(self, run: Run) -> Iterator[Run]:
+        """Of a run that another process carries out there is one here for all who follow it, which is kept up to
+        date."""
+        if run.over or run.id in self._running:
+            # It may have been begun here since `run` was read from the table, which hears nothing of it.
+            yield run if run.over else self._running[run.id]
+            return
+        shared, readers = self._followed.get(run.id, (run, 0))
+        self._followed[run.id] = shared, readers + 1
+        try:
+            yield shared
+        finally:
+            _, readers = self._followed.pop(run.id)
+            if readers > 1:
+                self._followed[run.id] = shared, readers - 1
 
     async def cancel(self, run: Run) -> None:
         """Here at once; where another process has it, within a moment."""
@@ -453,20 +486,17 @@ class RunBook:
         if run.tool is None and event.metadata.get("tool_name"):
             run.tool = str(event.metadata["tool_name"])
 
-    async def _ended(self, run: Run) -> None:
-        """Write down how a run ended. All that end while something is written are written at once after it."""
+    def _ended(self, run: Run) -> asyncio.Future[None]:
+        """Write down how a run ended; what is returned says when that is done. All that end while something is written
+        are written at once after it."""
         if run.dropped:
             run.events.append({"id": len(run.events) + 1, "type": "dropped", "data": {"events": run.dropped}})
             run.dropped = 0
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ending.append((run, written))
+        known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ending.append((run, known))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
-        try:
-            await written
-        finally:
-            self._running.pop(run.id, None)
-            run.wake()
+        return known
 
     async def _write(self) -> None:
         try:
@@ -481,9 +511,11 @@ class RunBook:
                     # Whoever waits gets what there is. It is written down once that can be done.
                     _log.warning("%d ended runs could not be written down yet: %s", len(batch), error)
                     self._ending = [*batch, *self._ending][-MOST_RUNS:]
-                for _, written in batch:
-                    if not written.done():
-                        written.set_result(None)
+                for run, known in batch:
+                    self._running.pop(run.id, None)
+                    run.wake()
+                    if not known.done():
+                        known.set_result(None)
                 if self._ending and self._ending[0] is batch[0]:
                     if self.stopping:
                         return
@@ -536,45 +568,34 @@ class RunBook:
 
     async def _look(self) -> None:
         young = self._clock() - TICK
-        news = [
-            (run, News(run.row(), run.events[max(run.written, 0) :]))
-            for run in self._running.values()
-            if not run.over and run.created < young and len(run.events) > run.written
-        ]
         followed = {run_id: len(run.events) for run_id, (run, _) in self._followed.items()}
         if self._alone or not (self._running or followed):
             return
+        news = [
+            (run, run.news())
+            for run in self._running.values()
+            if not run.over and run.created < young and (run.row_told is None or len(run.events) > run.events_told)
+        ]
         seen = await self._do(self._looked, [new for _, new in news], followed)
         for run, new in news:
-            run.written = max(run.written, 0) + len(new.events)
+            run.has_told(new)
         for run_id in seen.stopped:
             if run_id in self._running:
                 await self.cancel(self._running[run_id])
+        for run_id, row in seen.ended.items():
+            if run_id in self._followed:
+                _end_as(self._followed[run_id][0], row)
         for run_id, events in seen.events.items():
-            self._refresh(run_id, seen.rows[run_id], events)
+            if run_id in self._followed:
+                _hear_of(self._followed[run_id][0], events)
 
     def _looked(self, news: list[News], followed: Mapping[str, int]) -> _Seen:
         shelf = self._shelf
         if news:
             shelf.tell(news)
-        # The row first: who sees that a run has ended sees all of its events.
-        rows = {run_id: shelf.get(run_id) for run_id in followed}
-        return _Seen(
-            shelf.stopped(self.owner), rows, {run_id: shelf.live(run_id, after) for run_id, after in followed.items()}
-        )
-
-    def _refresh(self, run_id: str, row: Row | None, events: list[dict[str, Any]]) -> None:
-        if run_id not in self._followed:
-            return
-        run, _ = self._followed[run_id]
-        if row is None:
-            run.state = "forgotten"
-            run.wake()
-        elif row.state != "running":
-            run.take(row)
-        elif events:
-            run.events += [event for event in events if event["id"] > len(run.events)]
-            run.wake()
+        running = shelf.running(followed)
+        ended = {run_id: shelf.get(run_id) for run_id in followed if run_id not in running}
+        return _Seen(shelf.stopped(self.owner), ended, shelf.later({run_id: followed[run_id] for run_id in running}))
 
     async def _sweep(self) -> None:
         """Runs whose process has died, or which have ended while nobody was there to write it down."""
@@ -632,13 +653,27 @@ def _run_of(row: Row) -> Run:
     return run
 
 
+def _end_as(run: Run, row: Row | None) -> None:
+    if row is None:
+        run.state = "forgotten"
+        run.wake()
+    elif row.state != "running":
+        run.take(row)
+
+
+def _hear_of(run: Run, events: list[dict[str, Any]]) -> None:
+    if not run.over:
+        run.events += [event for event in events if event["id"] > len(run.events)]
+        run.wake()
+
+
 def told(event: StreamEvent) -> dict[str, Any]:
     """An event as JSON."""
-    plain = {name: value for name, value in asdict(event).items() if name != "error"}
-    if event.PAYLOAD == "error":
-        error = getattr(event, "error", None)
-        plain["error"] = describe_error(error) if isinstance(error, BaseException) else error
-    return {name: as_json(value)[0] for name, value in plain.items()}
+    plain: dict[str, Any] = {}
+    for each in fields(event):
+        value = getattr(event, each.name)
+        plain[each.name] = describe_error(value) if isinstance(value, BaseException) else as_json(value)[0]
+    return plain
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

@@ -46,6 +46,8 @@ class EventManager:
     """
 
     dropped: int = 0
+    allowance: float = ALLOWANCE
+    """Of its handlers; more for those that are known to be short, of which a busy machine may hold one for long."""
 
     def __init__(
         self,
@@ -238,7 +240,7 @@ class RunEvents(EventManager):
 
     @property
     def _allowed(self) -> float:
-        return ALLOWANCE + EACH * self._told
+        return self._source.allowance + EACH * self._told
 
     async def _emit(self, event: StreamEvent) -> None:
         self.tell(event)

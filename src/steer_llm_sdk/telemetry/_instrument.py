@@ -55,18 +55,13 @@ def instrument(
     return orchestrator
 
 
-def _carefully(work: Callable[..., R]) -> Callable[..., R | None]:
-    """`work`, which never raises."""
-
-    @functools.wraps(work)
-    def careful(*given: Any) -> R | None:
-        try:
-            return work(*given)
-        except Exception:
-            _log.warning("telemetry failed", exc_info=True)
-            return None
-
-    return careful
+def _carefully(work: Callable[..., R], *given: Any) -> R | None:
+    """What `work` gives, and None where it raises."""
+    try:
+        return work(*given)
+    except Exception:
+        _log.warning("telemetry failed", exc_info=True)
+        return None
 
 
 class _Tee(EventManager):
@@ -74,11 +69,12 @@ class _Tee(EventManager):
 
     def __init__(self, hear: Handler, source: EventManager | None) -> None:
         super().__init__()
-        self._hear = _carefully(hear)
+        self._hear = functools.partial(_carefully, hear)
         self._source = source
         if source is not None:
             self.request_id, self.trace_id, self.sdk_version = source.request_id, source.trace_id, source.sdk_version
             self.on_delta, self.on_create_event = source.on_delta, source.on_create_event
+            self.allowance = source.allowance
 
     def for_run(self, *given: Any, **named: Any) -> RunEvents:
         if self._source is not None:
@@ -138,7 +134,7 @@ class _Traced:
     async def _traced(
         self, request: Any, tool_name: str | None, tool_options: Any, options: Any, events: EventManager | None
     ) -> OrchestrationOutput:
-        begun = _carefully(self._begun)(request, tool_name, options)
+        begun = _carefully(self._begun, request, tool_name, options)
         if begun is None:
             return await self._run(request, tool_name, tool_options, options, events)
         spans, meters, options = begun
@@ -169,8 +165,8 @@ class _Traced:
             raise
         finally:
             _spans.reset(token)
-            _carefully(spans.ended)(output, failed)
-            _carefully(meters.ended)(time.perf_counter() - began, output, failed)
+            _carefully(spans.ended, output, failed)
+            _carefully(meters.ended, time.perf_counter() - began, output, failed)
             failed = None
 
     def _begun(self, request: Any, tool_name: str | None, options: Any) -> tuple[RunSpans, Meters, Any]:
@@ -192,20 +188,20 @@ class _Traced:
 async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
     """The policy round each attempt. It is the same one for all, for orchestrators may share an executor."""
     spans = _spans.get()
-    span = None if spans is None else _carefully(spans.attempt)(call, replicate.get())
+    span = None if spans is None else _carefully(spans.attempt, call, replicate.get())
     if span is None:
         return await next(call)
-    token = trace_headers.set(_carefully(headers_of)(span))
+    token = trace_headers.set(_carefully(headers_of, span))
     try:
         # While it is under way the span is current, so that a client's own spans are below it.
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             result = await next(call)
     except BaseException as error:
-        _carefully(end_attempt)(span, error)
+        _carefully(end_attempt, span, error)
         raise
     finally:
         trace_headers.reset(token)
-    _carefully(end_attempt)(span, None)
+    _carefully(end_attempt, span, None)
     return result
 
 

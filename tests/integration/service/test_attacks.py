@@ -101,6 +101,7 @@ ZERO = b"0\r\n\r\n"
         START + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + ZERO + HIDDEN,
         START + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + ZERO + HIDDEN,
         START + b"Transfer-Encoding:\x0bchunked\r\n\r\n" + ZERO + HIDDEN,
+        START + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n" + ZERO + HIDDEN,
         START + b"Transfer-Encoding : chunked\r\n\r\n" + ZERO + HIDDEN,
         START + b"X: a\rTransfer-Encoding: chunked\r\n\r\n" + ZERO + HIDDEN,
         START + b"X: a\x00b\r\n\r\n" + HIDDEN,
@@ -131,6 +132,35 @@ def test_two_requests_in_one_piece_that_are_two_are_both_answered(service: Servi
     before = len(tool.calls)
     assert said(service, HIDDEN + HIDDEN).count(b"HTTP/1.1 200") == 2
     assert len(tool.calls) == before + 2
+
+
+def test_a_header_after_the_body_is_none(service: Service, tool: ScriptedTool) -> None:
+    """It would come after it was decided who asks for what."""
+    before = len(tool.calls)
+    head = b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%s"
+    chunked = head % b"Transfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n0\r\n%%s\r\n" % (len(_BODY), _BODY)
+    for _ in range(2):
+        assert b"HTTP/1.1 200" in said(service, chunked % b"Idempotency-Key: late\r\nHost: evil.example\r\n")
+    assert len(tool.calls) == before + 2
+
+
+def test_who_offers_another_protocol_is_answered_in_this_one(service: Service, tool: ScriptedTool) -> None:
+    before = len(tool.calls)
+    start = b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\n"
+    offer = HIDDEN.replace(start, start + b"Connection: Upgrade\r\nUpgrade: h2c\r\n")
+    for sent in (offer, offer + HIDDEN):  # and nothing that comes after it is a request
+        told = said(service, sent)
+        assert (told.startswith(b"HTTP/1.1 200"), b"connection: close" in told) == (True, True)
+        assert b'"status":"succeeded"' in told
+    assert len(tool.calls) == before + 2
+    chunked = start + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert said(service, chunked + ZERO + HIDDEN).startswith(b"HTTP/1.1 400")
+    assert len(tool.calls) == before + 2
+
+
+def test_headers_without_an_end_are_not_kept(service: Service) -> None:
+    for start in (b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "):
+        assert said(service, start + b"a" * 100_000).startswith(b"HTTP/1.1 400")
 
 
 def test_a_folded_line_is_part_of_the_header_above_it(serve: Serve) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +132,18 @@ def test_a_caller_who_goes_away_takes_the_run_along(serve: Serve) -> None:
         (run,) = client.get("/v1/runs").json()["runs"]
         assert service.ended(client, run["id"])["state"] == "cancelled"
         assert tool.cancelled == 1
+
+
+def test_no_event_is_dropped_because_the_machine_is_busy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock by which handlers are held to their time is a second after the last one."""
+    seconds = itertools.count()
+    clock = SimpleNamespace(time=time.time, perf_counter=lambda: float(next(seconds)))
+    monkeypatch.setattr("steer_llm_sdk.streaming.manager.time", clock)
+    with serve(ScriptedTool("t", err(503), OK("done"))).client() as client:
+        run = client.post("/v1/runs", json={"request": "x", "tool_name": "t", "options": {"streaming": True}}).json()
+        events = [each["event"] for each in sse(client.get(f"/v1/runs/{run['id']}/events").text)]
+    assert (events[0], events[-2:], "delta" in events) == ("start", ["complete", "end"], True)
+    assert next(seconds) > 3
 
 
 def test_events_and_attempts_are_on_one_clock(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

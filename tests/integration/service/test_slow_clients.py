@@ -99,3 +99,21 @@ def test_an_answer_that_nobody_reads_is_given_up(service: Service) -> None:
         except ConnectionResetError:
             pass
     assert got < 20_000_000
+
+
+def test_a_body_that_was_refused_and_goes_on_is_not_read_for_ever(service: Service) -> None:
+    with connected(service) as client:
+        client.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n\r\n{")
+        assert client.recv(65_536).startswith(b"HTTP/1.1 413 ")
+        client.settimeout(0.05)
+        for _ in range(200):  # 10 s of it, if it were wanted.
+            try:
+                client.sendall(b"a")
+                rest = client.recv(1000)
+                break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                rest = b""
+                break
+        assert rest == b""

@@ -1,0 +1,55 @@
+"""What the routes share: the state of the application, who asks, and what a run is called."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from steer_llm_sdk.durable import DurableOrchestrator
+from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
+from steer_llm_sdk.service import view
+from steer_llm_sdk.service.chat import Chat
+from steer_llm_sdk.service.guard import Caller
+from steer_llm_sdk.service.metrics import Scrape
+from steer_llm_sdk.service.problems import Problem
+from steer_llm_sdk.service.runs import RunBook
+
+
+class State:
+    def __init__(self, orchestrator: ReliableOrchestrator, book: RunBook, chat: Chat, simulated: bool) -> None:
+        self.orchestrator = orchestrator
+        self.durable = orchestrator if isinstance(orchestrator, DurableOrchestrator) else None
+        self.chat = chat
+        self.scrape = Scrape(orchestrator, chat.orchestrator)
+        self.weather = view.Weather()
+        book.on_end = self.weather.note
+        self.book = book
+        self.simulated = simulated
+        self.ready = False
+        self.stopped_at = math.inf
+
+    def stop(self) -> None:
+        """Nothing new is accepted; what is under way has its time to end, counted from the first time that this is
+        called."""
+        self.stopped_at = min(self.stopped_at, time.monotonic())
+        self.ready = False
+        self.book.stopping = True
+
+
+async def caller_of(request: Request) -> Caller:  # async: another one is sent to a thread, for each request
+    caller: Caller = request.state.caller
+    return caller
+
+
+Known = Annotated[Caller, Depends(caller_of)]
+_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+
+
+def run_id_of(run_id: str) -> str:
+    if not _ID.match(run_id):
+        raise Problem(404, "there is no such run")
+    return run_id

@@ -1,0 +1,64 @@
+"""The web view, and the files that its pages load."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import parse_qs
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from steer_llm_sdk.service import view
+from steer_llm_sdk.service.problems import Problem
+from steer_llm_sdk.service.routes._shared import Known, State, run_id_of
+from steer_llm_sdk.service.routes.control import force_breaker
+
+
+def add(app: FastAPI, state: State) -> None:
+    orchestrator, book = state.orchestrator, state.book
+
+    @app.get("/", include_in_schema=False)
+    async def runs_page() -> Response:
+        return view.page("Runs", "/view/runs", "Runs")
+
+    @app.get("/view/runs", include_in_schema=False)
+    async def runs(caller: Known) -> Response:
+        return view.fragment(view.runs_list(await book.latest(caller.tenant)))
+
+    @app.get("/view/runs/{run_id}", include_in_schema=False)
+    async def run_page(run_id: str) -> Response:
+        return view.page(f"Run {run_id_of(run_id)[:8]}", f"/view/runs/{run_id}/shown", "")
+
+    @app.get("/view/runs/{run_id}/shown", include_in_schema=False)
+    async def run_shown(run_id: str, caller: Known) -> Response:
+        found = await book.get(caller.tenant, run_id_of(run_id))
+        return view.fragment(view.run_shown(found), last=found.over)
+
+    @app.get("/view/runs/{run_id}/evidence", include_in_schema=False)
+    async def evidence(run_id: str, caller: Known) -> Response:
+        report = view.evidence(await book.get(caller.tenant, run_id_of(run_id)))
+        if report is None:
+            raise Problem(404, "the run has no evidence bundle")
+        return report
+
+    @app.get("/view/providers", include_in_schema=False)
+    async def providers_page() -> Response:
+        return view.page("Providers", "/view/providers/shown", "Providers")
+
+    @app.get("/view/providers/shown", include_in_schema=False)
+    async def providers(caller: Known) -> Response:
+        stats = orchestrator.executor.breakers.get_all_stats()
+        return view.fragment(view.providers(stats, state.weather, caller.admin))
+
+    @app.post("/view/providers/{action}", include_in_schema=False)
+    async def force_from_view(action: Literal["open", "auto", "reset"], request: Request, caller: Known) -> Response:
+        name = parse_qs((await request.body()).decode("utf-8", "replace")).get("name", [""])[0]
+        await force_breaker(orchestrator, name, action, caller)
+        return Response(status_code=204)
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        found = view.static(name)
+        if found is None:
+            raise Problem(404, "there is no such file")
+        return found

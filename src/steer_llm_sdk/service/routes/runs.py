@@ -1,0 +1,170 @@
+"""/v1/runs: begun, shown, followed, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from random import getrandbits
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration.base import config_of
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.service._json import written
+from steer_llm_sdk.service.guard import Caller, until_gone
+from steer_llm_sdk.service.problems import Problem
+from steer_llm_sdk.service.routes._shared import Known, State, run_id_of
+from steer_llm_sdk.service.runs import Run, RunBook
+from steer_llm_sdk.streaming.manager import EventManager
+from steer_llm_sdk.telemetry._spans import below_caller
+
+
+class RunBody(BaseModel):
+    """A run. `options` are those of OrchestrationConfig; the tenant is that of the API key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: Any
+    tool_name: str | None = None
+    tool_options: dict[str, Any] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def add(app: FastAPI, state: State) -> None:
+    orchestrator, book = state.orchestrator, state.book
+
+    @app.post("/v1/runs", response_model=None)
+    async def run(
+        body: RunBody,
+        request: Request,
+        caller: Known,
+        prefer: Annotated[str, Header()] = "",
+        idempotency_key: Annotated[str | None, Header()] = None,
+        traceparent: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Run a request. With `Prefer: respond-async` the answer is 202 and the id of the run."""
+        options = _options(body.options, caller, idempotency_key, traceparent)
+        _refuse_recordings(state, body.request, body.tool_options)
+        # Looked at before anything is accepted: what cannot be run has no id.
+        config = config_of(options)
+        run_id = str(config.request_id)
+
+        async def work(events: EventManager) -> OrchestrationOutput:
+            return await orchestrator.run(body.request, body.tool_name, body.tool_options, config, events)
+
+        if body.tool_name is not None:
+            orchestrator.registry.resolve(body.tool_name)
+        book.require_room()
+        where = {"Location": f"/v1/runs/{run_id}"}
+        with below_caller({} if traceparent is None else {"traceparent": traceparent}):
+            if "respond-async" in prefer:
+                durable = state.durable
+                if durable is None:
+                    await book.accept(run_id, caller.tenant, body.request, work)
+                else:
+                    engine_id = await durable.submit(body.request, body.tool_name, body.tool_options, config)
+                    await book.handed_in(run_id, caller.tenant, body.request, body.tool_name, engine_id)
+                told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}
+                return JSONResponse(told, 202, {**where, "Preference-Applied": "respond-async"})
+            begun = book.start(run_id, caller.tenant, body.request, work)
+        output = await _waited(book, begun, request, keyed=config.idempotency_key is not None)
+        replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
+        said = written(output.model_dump(mode="json") | {"id": run_id})
+        return Response(said, headers={**where, **replayed}, media_type="application/json")
+
+    @app.get("/v1/runs", response_model=None)
+    async def latest(caller: Known, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> dict[str, Any]:
+        """The newest runs of the tenant."""
+        return {"runs": [{**each.shown(), "content": None} for each in await book.latest(caller.tenant, limit)]}
+
+    @app.get("/v1/runs/{run_id}", response_model=None)
+    async def show(run_id: str, caller: Known) -> dict[str, Any]:
+        return (await book.get(caller.tenant, run_id_of(run_id))).shown()
+
+    @app.get("/v1/runs/{run_id}/events", response_model=None)
+    async def events(
+        run_id: str, caller: Known, last_event_id: Annotated[str | None, Header()] = None
+    ) -> StreamingResponse:
+        """The events of a run as they come, those before `Last-Event-ID` left out."""
+        found = await book.get(caller.tenant, run_id_of(run_id))
+        after = int(last_event_id) if last_event_id is not None and re.fullmatch("[0-9]{1,9}", last_event_id) else 0
+        return StreamingResponse(_sse(book, found, after), media_type="text/event-stream")
+
+    @app.delete("/v1/runs/{run_id}", response_model=None)
+    async def cancel(run_id: str, caller: Known) -> Response:
+        """Cancel a run. 204 where it had ended already."""
+        found = await book.get(caller.tenant, run_id_of(run_id))
+        if found.over:
+            return Response(status_code=204)
+        await book.cancel(found)
+        return JSONResponse({"id": found.id, "state": "cancelling"}, 202)
+
+
+def _options(given: Mapping[str, Any], caller: Caller, key: str | None, traceparent: str | None) -> dict[str, Any]:
+    """The options of a run. What belongs to the tenant is not the caller's to say."""
+    options = dict(given)
+    if options.pop("tenant", caller.tenant) != caller.tenant:
+        raise Problem(403, "options.tenant: it is that of the API key; leave it out")
+    for name in ("redactor_cb", "request_id"):
+        if options.get(name) is not None:
+            raise Problem(400, f"options.{name} cannot be given over HTTP; leave it out")
+    if key is not None:
+        if options.get("idempotency_key") not in (None, key):
+            raise Problem(400, "options.idempotency_key: the header Idempotency-Key says something else; give one")
+        options["idempotency_key"] = key
+    for budget in options.get("budgets") or ():
+        if isinstance(budget, dict) and isinstance(budget.get("name"), str):
+            budget["name"] = f"{caller.tenant}/{budget['name']}"
+    trace = re.match(r"^00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$", traceparent or "")
+    if trace is not None:
+        options.setdefault("trace_id", trace[1])
+    return {**options, "tenant": caller.tenant, "request_id": f"{getrandbits(128):032x}"}
+
+
+def _refuse_recordings(state: State, *given: Any) -> None:
+    """An answer from a recording is no answer, unless the service says that it simulates."""
+    if state.simulated:
+        return
+    for options in given:
+        model = options.get("model") if isinstance(options, Mapping) else None
+        for name in model if isinstance(model, list) else [model]:
+            if isinstance(name, str) and name.strip().startswith("recorded:"):
+                raise InvalidRequest("model", name, "this service answers from no recording; start it with --simulated")
+
+
+async def _waited(book: RunBook, run: Run, request: Request, *, keyed: bool) -> OrchestrationOutput:
+    """Wait for a run. Who goes away takes it along, unless it has a key: then somebody may come back for it."""
+    assert run.task is not None
+    leaving = asyncio.ensure_future(until_gone(request.receive))
+    try:
+        either: set[asyncio.Future[Any]] = {run.task, leaving}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not (run.task.done() or keyed):
+            book.let_go(run)
+    if run.state == "interrupted":
+        raise Problem(503, "the service was stopped before the run ended", {"Retry-After": "1"}, error="Interrupted")
+    if not run.task.done() or run.task.cancelled():
+        raise Problem(409, "the run was cancelled", error="Cancelled")
+    return run.task.result()
+
+
+async def _sse(book: RunBook, run: Run, after: int) -> AsyncIterator[bytes]:
+    async with aclosing(book.follow(run, after)) as found:
+        async for events in found:
+            # A comment, so that no proxy closes a stream that is silent.
+            yield "".join(map(_framed, events)).encode() or b": waiting\n\n"
+    end = {"state": run.state, "error": run.error}
+    yield f"event: end\ndata: {json.dumps(end)}\n\n".encode()
+
+
+def _framed(event: Mapping[str, Any]) -> str:
+    return f"id: {event['id']}\nevent: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
