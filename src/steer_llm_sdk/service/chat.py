@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.request import getproxies
 
 import httpx2
 from starlette.requests import Request
@@ -48,7 +47,6 @@ from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
 from steer_llm_sdk.reliability.classify import parse_retry_after
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
-from steer_llm_sdk.service._direct import Direct
 from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem, problem_of
@@ -305,8 +303,6 @@ class Chat:
                 timeout=httpx2.Timeout(SILENCE, connect=CONNECT, pool=None),
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
                 follow_redirects=False,
-                # Where there are proxies httpx2 knows which one is meant for whom.
-                transport=None if getproxies() else Direct(),
             )
         return self._client
 
