@@ -342,7 +342,7 @@ async def scene(server: Server, plant: str, lease: float) -> AsyncIterator[Scene
         for _ in range(PROCESSES):
             command = [sys.executable, __file__, "--worker", server.url, *ports, str(lease), plant]
             started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))  # noqa: ASYNC220
-            children.append(Child(started[-1], *await asyncio.wait_for(arrived.get(), 60)))
+            children.append(Child(started[-1], *await asyncio.wait_for(arrived.get(), 300)))
         found = Scene(server.url, server, provider, children)
         await found.all(lambda child: child.calls(budget="large"))
         provider.forget()

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from watched import Watch
 
 from held import HeldProvider
-from steer_llm_sdk.durable import runs_of
-from steer_llm_sdk.durable._dbos import DbosRuns
 
 
 @pytest.fixture
@@ -36,25 +35,3 @@ def watch(request: pytest.FixtureRequest) -> Iterator[Watch]:
 def provider() -> Iterator[HeldProvider]:
     with HeldProvider() as running:
         yield running
-
-
-class Watch:
-    """The store, as seen from outside; it is opened when there is something in it."""
-
-    def __init__(self, store: str) -> None:
-        self._store = store
-        self._runs: DbosRuns | None = None
-
-    @property
-    def runs(self) -> DbosRuns:
-        if self._runs is None:
-            self._runs = runs_of(self._store)
-        return self._runs
-
-    def recorded(self, run_id: str = "default:k") -> int:
-        """How many calls of the run are recorded."""
-        return sum(name != "plan" for name in self.runs.steps(run_id))
-
-    def close(self) -> None:
-        if self._runs is not None:
-            self._runs.close()

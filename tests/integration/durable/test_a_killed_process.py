@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from durable_process import Process, until
+from watched import Watch
 
-from conftest import Watch
 from held import HeldProvider
 from steer_llm_sdk.durable._tables import Store, Workers
 
