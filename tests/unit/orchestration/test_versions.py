@@ -296,6 +296,19 @@ async def test_a_rule_may_name_a_version_that_serves_some_tenants_beside_one_tha
         await runner.run("q", options={"tenant": "other"})
 
 
+async def test_a_fallback_serves_only_its_tenants_too() -> None:
+    first, second = ScriptedTool("first", err(400)), ScriptedTool("second")
+    second.tenants = ("acme",)
+    tools = ToolRegistry()
+    for tool in (first, second):
+        tools.register_tool(tool)
+    rule = PlanningRule("r", action=RuleAction("first", fallback_tools=["second"]))
+    runner = ReliableOrchestrator(RuleBasedPlanner([rule]), registry=tools)
+    for tenant, status in (("other", "failed"), ("acme", "succeeded"), ("other", "failed")):
+        assert (await runner.run("q", options={"tenant": tenant})).status == status
+    assert len(second.calls) == 1
+
+
 async def test_a_rule_that_names_a_version_looks_at_the_length_of_each_request() -> None:
     tools = registry("1.0.0", "2.0.0")
     tools.versions("t")["1.0.0"].context_window = 100
