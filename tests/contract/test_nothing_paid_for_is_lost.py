@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from contract.kit import bundle, now, plain, reliable, tasks
+from contract.kit import Fixed, bundle, now, plain, reliable, tasks
 from steer_llm_sdk import EventManager
 from steer_llm_sdk.errors import StoreUnavailable
 from steer_llm_sdk.orchestration import BudgetExceeded, OrchestrationOutput
@@ -200,6 +200,26 @@ async def test_slow_handlers_that_run_beside_the_work_cost_the_run_nothing(orche
     runner = orchestrator(ScriptedTool("t", OK("x", after=10)))
     await runner.run("q", "t", None, None, EventManager(on_start=slow))
     assert now() == 10
+
+
+# ── a planner that cannot be told ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Deaf(Fixed):
+    """It cannot take in how its runs went."""
+
+    def observe(self, request: Any, decision: Any, outcomes: Any) -> None:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("step", [PAID, err(503)])
+async def test_a_planner_that_fails_when_it_is_told_how_a_run_went_does_not_change_the_outcome(
+    step: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        output = await reliable(ScriptedTool("t", step), planner=Deaf("t")).run("q")
+    assert output.status == ("succeeded" if step is PAID else "failed")
+    assert "the planner failed when it was told how a run went" in caplog.text
 
 
 # ── a store that is down ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -322,7 +322,10 @@ class BaseOrchestrator(ABC):
 
     def _output(self, run: Run, plan: Plan, answer: Answer) -> OrchestrationOutput:
         if (observe := plan.observe) is not None:
-            observe(run, plan.steps, answer)
+            try:
+                observe(run, plan.steps, answer)
+            except Exception:  # The answer was paid for.
+                _log.warning("the planner failed when it was told how a run went", exc_info=True)
         if self.registry.staged:
             watch_canaries(self.registry, run, plan.steps, answer)
         if answer.result is None:

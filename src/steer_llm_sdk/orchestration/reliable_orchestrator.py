@@ -256,13 +256,16 @@ class ReliableOrchestrator(BaseOrchestrator):
         return Observer(planner, decision, None if self._last_plan is None else self._last_plan.observer)
 
     def _fallbacks(self, decision: PlanDecision, run: Run) -> tuple[list[Tool], list[str]]:
-        """The fallbacks of a decision, and the names of those that are not there: they are passed over."""
+        """The fallbacks of a decision that serve the caller's tenant, and the names of those that are not there: they
+        are passed over."""
         names = [name for name in dict.fromkeys(decision.fallback_tools) if name != decision.selected_tool]
         found = {name: self._found(name, run) for name in names}
         missing = [name for name, tool in found.items() if tool is None]
         for name in missing:
             self._warn_of_missing(name, decision)
-        return [tool for tool in found.values() if tool is not None], missing
+        tenant = run.given["tenant"]
+        serving = [tool for tool in found.values() if tool is not None and (not tool.tenants or tenant in tool.tenants)]
+        return serving, missing
 
     def _found(self, name: str, run: Run) -> Tool | None:
         try:

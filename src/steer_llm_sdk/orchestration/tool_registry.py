@@ -362,7 +362,9 @@ class ToolRegistry:
 
     def _view_of(self, cohort: Sequence[tuple[str, str]]) -> Mapping[str, ToolMetadata]:
         view = dict(self._metadata(cohort))
-        self.serves_some_only = any(tool.tenants for tool in view.values())
+        # Never taken back: views of other cohorts are handed out again.
+        if any(version.tenants for tool in view.values() for version in (tool, *tool.versions)):
+            self.serves_some_only = True
         return MappingProxyType(view)
 
     def _cohort(self, who: Who) -> tuple[tuple[str, str], ...]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_llm_sdk.errors import InvalidRequest, ToolNotFound, VersionUnavailable
+from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool, ToolNotFound, VersionUnavailable
 from steer_llm_sdk.orchestration import Orchestrator, ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.orchestration.planning import PlanningRule, PlanRequest, RuleAction, RuleBasedPlanner
 from steer_llm_sdk.orchestration.release_files import read_releases, write_releases
@@ -270,6 +270,53 @@ async def test_planned_runs_of_a_canary_go_to_its_share() -> None:
         for _ in range(2):
             output = await runner.run("q", options={"tenant": tenant})
             assert output.metadata["tool_version"] == output.metadata["plan"]["tool_version"] == expected
+
+
+async def test_a_version_that_serves_some_tenants_serves_them_whoever_else_asked_before() -> None:
+    tools = registry("1.0.0", "2.0.0")
+    tools.canary("t", "2.0.0", share=0.5)
+    callers = [f"tenant {number}" for number in range(20)]
+    inside = [name for name in callers if version_of(tools, "t", tenant=name) == "2.0.0"]
+    outside = next(name for name in callers if name not in inside)
+    tools.versions("t")["2.0.0"].tenants = tuple(inside)
+    runner = ReliableOrchestrator(registry=tools)
+    asked = [inside[0], outside, inside[1], outside, inside[0]]
+    answers = [(await runner.run("q", options={"tenant": tenant})).content for tenant in asked]
+    assert answers == ["2.0.0", "1.0.0", "2.0.0", "1.0.0", "2.0.0"]
+
+
+async def test_a_rule_may_name_a_version_that_serves_some_tenants_beside_one_that_serves_all() -> None:
+    tools = registry("1.0.0", "2.0.0")
+    tools.versions("t")["1.0.0"].tenants = ("acme",)
+    rule = PlanningRule("old", action=RuleAction("t<2"))
+    runner = ReliableOrchestrator(RuleBasedPlanner([rule]), registry=tools)
+    for _ in range(70):  # So often, that decisions are handed out again.
+        assert (await runner.run("q", options={"tenant": "acme"})).content == "1.0.0"
+    with pytest.raises(NoEligibleTool, match="it serves acme only, and the tenant is other"):
+        await runner.run("q", options={"tenant": "other"})
+
+
+async def test_a_fallback_serves_only_its_tenants_too() -> None:
+    first, second = ScriptedTool("first", err(400)), ScriptedTool("second")
+    second.tenants = ("acme",)
+    tools = ToolRegistry()
+    for tool in (first, second):
+        tools.register_tool(tool)
+    rule = PlanningRule("r", action=RuleAction("first", fallback_tools=["second"]))
+    runner = ReliableOrchestrator(RuleBasedPlanner([rule]), registry=tools)
+    for tenant, status in (("other", "failed"), ("acme", "succeeded"), ("other", "failed")):
+        assert (await runner.run("q", options={"tenant": tenant})).status == status
+    assert len(second.calls) == 1
+
+
+async def test_a_rule_that_names_a_version_looks_at_the_length_of_each_request() -> None:
+    tools = registry("1.0.0", "2.0.0")
+    tools.versions("t")["1.0.0"].context_window = 100
+    runner = ReliableOrchestrator(RuleBasedPlanner([PlanningRule("old", action=RuleAction("t<2"))]), registry=tools)
+    for _ in range(70):
+        assert (await runner.run("q")).content == "1.0.0"
+    with pytest.raises(NoEligibleTool, match="its context window is 100 tokens"):
+        await runner.run("long " * 1000)
 
 
 async def test_who_gives_no_tenant_is_told_apart_by_his_key_or_trace() -> None:

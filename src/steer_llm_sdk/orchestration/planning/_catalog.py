@@ -11,13 +11,14 @@ from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
 
 
 class Catalog:
-    """One set of tools, in the order they were registered. `limited`: one of them serves not everybody, or not every
-    length of request, or nobody now."""
+    """One set of tools, in the order they were registered. `limited`: one of them, or of their other versions, which a
+    rule may name, serves not everybody, or not every length of request, or nobody now."""
 
     def __init__(self, tools: Mapping[str, ToolMetadata]) -> None:
         self.tools = tools
         self.names = tuple(tools)
-        self.limited = any(t.tenants or t.context_window is not None or t.unavailable for t in tools.values())
+        versions = (version for tool in tools.values() for version in (tool, *tool.versions))
+        self.limited = any(v.tenants or v.context_window is not None or v.unavailable for v in versions)
         by_capability: dict[str, list[str]] = {}
         for name, tool in tools.items():
             for capability in tool.capabilities:
