@@ -424,6 +424,14 @@ def test_what_is_forbidden_is_never_chosen() -> None:
         planner.decide({"tenant": "acme"}, those(A))
 
 
+@pytest.mark.parametrize("policy", [RuleAction.forbid("b"), RuleAction.restrict("a", "c")], ids=["forbid", "restrict"])
+def test_the_fallbacks_of_a_pin_do_not_get_round_it_either(policy: RuleAction) -> None:
+    planner = RuleBasedPlanner([rule("policy", policy, ACME), rule("pin", RuleAction("a", {}, ["b", "b<2", "c"]))])
+    tools = those(A, tool("b"), tool("c"))
+    assert planner.decide({"tenant": "acme"}, tools).fallback_tools == ["c"]
+    assert planner.decide({}, tools).fallback_tools == ["b", "b<2", "c"]
+
+
 def test_what_is_preferred_goes_first_by_the_sum_of_its_weights_and_below_zero_last() -> None:
     planner = RuleBasedPlanner([rule("one", RuleAction.prefer("b", "c")), rule("two", RuleAction.prefer("c"), ACME)])
     tools = those(A, tool("b"), tool("c"))

@@ -503,7 +503,15 @@ class _Search:
     # ── the decision ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def by_rule(self, entry: CompiledRule, name: str) -> PlanDecision:
-        return self.decision(name, entry.decision(self.request, self.context, name))
+        fields = entry.decision(self.request, self.context, name)
+        if self.policy is not NO_POLICY:
+            fields["fallback_tools"] = [other for other in fields["fallback_tools"] if self._is_allowed(other)]
+        return self.decision(name, fields)
+
+    def _is_allowed(self, name: str) -> bool:
+        policy = self.policy
+        base = name if name in self.tools else at_version(name, self.tools)[0]
+        return base not in policy.forbidden and (policy.allowed is None or base in policy.allowed)
 
     def by_default(self, name: str, group: Group) -> PlanDecision:
         reasoning, method = "No matching rules, using default selection", "default"
