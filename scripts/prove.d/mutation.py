@@ -174,17 +174,14 @@ EQUIVALENT: dict[str, dict[Change, str]] = {
         Change("RetryBudget.first", "count = self._counts.get(target)", "count = self._counts.get(None)"): ONE_BY_ONE,
         Change(
             "RetryBudget.first",
-            "count = self._counts[target] = _Count(at, now)",
-            "count = self._counts[target] = _Count(None, now)",
+            "count = self._counts[target] = _Count(at, now, at / self._per_second, (at + 1) / self._per_second)",
+            "count = self._counts[target] = _Count(None, now, at / self._per_second, (at + 1) / self._per_second)",
         ): ONE_BY_ONE,
         Change("_Count.__init__", "self.slice = slice_", "self.slice = None"): ONE_BY_ONE,
     },
     "stores.memory": {
-        Change("MemoryStore.settle", "self._finished.popitem(last=False)", "self._finished.popitem(last=None)"): (
+        Change("MemoryStore.settle_now", "finished.popitem(last=False)", "finished.popitem(last=None)"): (
             "None is as false as False"
-        ),
-        Change("MemoryStore._find", "finished = None", 'finished = ""'): (
-            "`finished or claimed` takes the other for both"
         ),
     },
 }

@@ -236,7 +236,7 @@ def another_request_joins_the_work() -> Any:
 
     def init(self: Flight[Any], work: Any, *rest: Any) -> None:
         whole(self, work, *rest)
-        self.fingerprint = Anything(work.fingerprint)
+        self.work = replace(work, fingerprint=Anything(work.fingerprint))
 
     return patch.object(Flight, "__init__", init)
 

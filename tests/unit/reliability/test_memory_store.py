@@ -48,6 +48,22 @@ async def test_the_first_to_claim_a_key_holds_it_and_the_others_wait() -> None:
     assert [(await table.claim()).kind for _ in range(3)] == ["ours", "theirs", "theirs"]
 
 
+async def test_who_waits_is_told_how_long_the_lease_still_lasts() -> None:
+    table = Table()
+    assert await table.claim() == Claim("ours", 1)
+    table.clock.now = 4
+    assert await table.claim() == Claim("theirs", left=6)
+
+
+async def test_an_owner_who_is_forgotten_cannot_write_renew_or_release() -> None:
+    table = Table()
+    token = await table.ours()
+    table.clock.now = 110
+    assert not await table.store.settle("k", token, b"r")
+    assert not await table.store.renew("k", token, 10)
+    assert not await table.store.release("k", token)
+
+
 async def test_a_settled_key_gives_the_bytes_that_were_settled() -> None:
     table = Table()
     assert await table.store.settle("k", await table.ours(), b"result")
