@@ -303,3 +303,7 @@ def test_who_claims_a_key_while_it_is_settled_gets_the_result_or_waits(when: int
     key.other.join()
     assert claims[0].kind in ("theirs", "settled")
     assert asyncio.run(store.claim("k", "f", 10, 100)).kind == "settled"
+
+
+def test_a_message_names_it_by_its_url() -> None:
+    assert repr(MemoryStore()) == "memory://"
