@@ -92,6 +92,8 @@ class Change:
 
 ONE_BY_ONE = "first attempts go into the window one by one and not together; it takes longer, the sums are the same"
 
+_SLICE = "if count is None or not count.begins <= now < count.ends:"
+
 LANE = "of that lane the time and the relapses are taken, and nothing else"
 
 EITHER = "where both are the same, either will do"
@@ -172,12 +174,8 @@ EQUIVALENT: dict[str, dict[Change, str]] = {
     "retry_budget": {
         Change("RetryBudget.first", "count = self._counts.get(target)", "count = None"): ONE_BY_ONE,
         Change("RetryBudget.first", "count = self._counts.get(target)", "count = self._counts.get(None)"): ONE_BY_ONE,
-        Change(
-            "RetryBudget.first",
-            "count = self._counts[target] = _Count(at, now, at / self._per_second, (at + 1) / self._per_second)",
-            "count = self._counts[target] = _Count(None, now, at / self._per_second, (at + 1) / self._per_second)",
-        ): ONE_BY_ONE,
-        Change("_Count.__init__", "self.slice = slice_", "self.slice = None"): ONE_BY_ONE,
+        Change("RetryBudget.first", _SLICE, _SLICE.replace("<=", "<")): ONE_BY_ONE,
+        Change("RetryBudget.first", _SLICE, _SLICE.replace("now <", "now <=")): "they end in one moment",
     },
     "stores.memory": {
         Change("MemoryStore.settle_now", "finished.popitem(last=False)", "finished.popitem(last=None)"): (

@@ -80,7 +80,7 @@ class RetryBudget:
 
     def __init__(self, config: RetryBudgetConfig) -> None:
         self._config = config
-        self._per_second = SLICES / config.window
+        self._slice = config.window / SLICES
         self._windows: dict[str, Window] = Kept(self._is_over)
         self._counts: dict[str, _Count] = Kept(self._is_over)
 
@@ -89,8 +89,8 @@ class RetryBudget:
         count = self._counts.get(target)
         if count is None or not count.begins <= now < count.ends:
             self._window(target)
-            at = int(now * self._per_second)
-            count = self._counts[target] = _Count(at, now, at / self._per_second, (at + 1) / self._per_second)
+            begins = now // self._slice * self._slice
+            count = self._counts[target] = _Count(now, begins, begins + self._slice)
         count.firsts += 1
 
     def draw(self, target: str) -> bool:
@@ -101,7 +101,8 @@ class RetryBudget:
 
     def _is_over(self, counted: Window | _Count) -> bool:
         """Nothing of it is within the window any more."""
-        return int(asyncio.get_running_loop().time() * self._per_second) - counted.slice >= SLICES
+        ends = counted.ends if isinstance(counted, _Count) else (counted.slice + 1) * self._slice
+        return asyncio.get_running_loop().time() >= ends + self._config.window
 
     async def ask(self, target: str) -> bool:
         """`draw`, for who can wait for the answer."""
@@ -117,13 +118,11 @@ class RetryBudget:
 
 
 class _Count:
-    """First attempts of one slice, before they are put into the window together: nearly every call is one. To know its
-    ends is to know the slice of a time in half the time."""
+    """First attempts of one slice, before they are put into the window together: nearly every call is one."""
 
-    __slots__ = ("at", "begins", "ends", "firsts", "slice")
+    __slots__ = ("at", "begins", "ends", "firsts")
 
-    def __init__(self, slice_: int, at: float, begins: float, ends: float) -> None:
-        self.slice = slice_
+    def __init__(self, at: float, begins: float, ends: float) -> None:
         self.at = at
         self.begins = begins
         self.ends = ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -132,6 +133,34 @@ async def test_each_provider_has_a_budget_of_its_own() -> None:
     assert [budget.draw(target) for target in ("a", "a", "b")] == [True, False, True]
     await asyncio.sleep(10)
     assert budget.draw("a")
+
+
+async def test_what_a_provider_had_is_kept_while_it_counts_however_many_others_come() -> None:
+    budget = RetryBudget(RetryBudgetConfig(minimum=0, ratio=1, window=10))
+    now = asyncio.get_running_loop().time
+    budget.first("drawn", now())
+    assert budget.draw("drawn")
+    budget.first("drawn", now())
+    budget.first("counted", now())
+    await asyncio.sleep(9.9)
+    for number in range(3000):
+        budget.first(str(number), now())
+        await budget.ask(f"asked {number}")
+    assert [await budget.ask(name) for name in ("drawn", "counted", "drawn")] == [True, True, False]
+
+
+async def test_providers_that_count_no_more_are_forgotten() -> None:
+    budget = RetryBudget(RetryBudgetConfig(minimum=0, ratio=1, window=10))
+    held: list[int] = []
+    tracemalloc.start()
+    for round_ in range(12):
+        for number in range(600):
+            budget.first(f"counted {round_} {number}", asyncio.get_running_loop().time())
+            budget.draw(f"drawn {round_} {number}")
+        held.append(tracemalloc.get_traced_memory()[0])
+        await asyncio.sleep(20)
+    tracemalloc.stop()
+    assert held[-1] < 1.2 * max(held[2:5])
 
 
 @pytest.mark.parametrize("window", [0.5, 1.0, 30.0])
