@@ -94,6 +94,9 @@ ONE_BY_ONE = "first attempts go into the window one by one and not together; it 
 
 _SLICE = "if count is None or not count.begins <= now < count.ends:"
 
+_ENDS = "ends = counted.ends if isinstance(counted, _Count) else (counted.slice + 1) * self._slice"
+_OVER = "return asyncio.get_running_loop().time() >= ends + self._config.window"
+
 LANE = "of that lane the time and the relapses are taken, and nothing else"
 
 EITHER = "where both are the same, either will do"
@@ -176,6 +179,8 @@ EQUIVALENT: dict[str, dict[Change, str]] = {
         Change("RetryBudget.first", "count = self._counts.get(target)", "count = self._counts.get(None)"): ONE_BY_ONE,
         Change("RetryBudget.first", _SLICE, _SLICE.replace("<=", "<")): ONE_BY_ONE,
         Change("RetryBudget.first", _SLICE, _SLICE.replace("now <", "now <=")): "they end in one moment",
+        Change("RetryBudget._is_over", _ENDS, _ENDS.replace("+ 1", "+ 2")): "it is forgotten a slice later",
+        Change("RetryBudget._is_over", _OVER, _OVER.replace(">=", ">")): "it is forgotten a moment later",
     },
     "stores.memory": {
         Change("MemoryStore.settle_now", "finished.popitem(last=False)", "finished.popitem(last=None)"): (
