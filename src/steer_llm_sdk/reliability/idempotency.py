@@ -70,9 +70,13 @@ class IdempotencyManager:
             raise TypeError(f"store: expected a URL or a Store, got {type(store).__name__}")
         self._opened = isinstance(store, str)
         self._store = open_store(store) if isinstance(store, str) else store
+        self.hangar = self._hangar()  # At once: two threads at their first runs would make one each.
 
     @cached_property
     def hangar(self) -> Hangar:
+        return self._hangar()
+
+    def _hangar(self) -> Hangar:
         if self._is_plain_cache():
             return Hangar(_PlainCache(self))
         return Hangar(MemoryStore(self.max_entries) if self._store is None else self._store)
