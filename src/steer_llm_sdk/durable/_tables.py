@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from steer_llm_sdk.durable.runner import Claim
 from steer_llm_sdk.errors import InvalidRequest, OrchestratorError
+from steer_llm_sdk.reliability.stores._sqlite import into_wal
 from steer_llm_sdk.reliability.stores._url import shown
 
 _WORKERS = """CREATE TABLE IF NOT EXISTS steer_workers (
@@ -63,7 +64,7 @@ class Store(NamedTuple):
         Path(self.path).absolute().parent.mkdir(parents=True, exist_ok=True)
         for path in (self.path, self.workers):
             with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
-                (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+                mode = into_wal(connection, 30)
             if mode != "wal":
                 raise OrchestratorError(
                     f"{self.shown}: write-ahead logging cannot be switched on (it says {mode}); "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from steer_llm_sdk.reliability.stores._sqlite import into_wal
 from steer_llm_sdk.service._json import parsed, written
 
 V = TypeVar("V")
@@ -79,15 +79,7 @@ class Shelf:
 
     def _sqlite(self) -> Any:
         connection = sqlite3.connect(self._where, isolation_level=None, check_same_thread=False, timeout=BUSY)
-        end = time.monotonic() + BUSY
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError:  # SQLite does not wait where two do this to a new file at once.
-                if time.monotonic() >= end:
-                    raise
-            time.sleep(0.01)
+        into_wal(connection, BUSY)
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 

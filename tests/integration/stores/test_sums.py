@@ -18,7 +18,7 @@ from servers import RedisServer
 from steer_llm_sdk.errors import InvalidRequest, StoreUnavailable
 from steer_llm_sdk.orchestration.planning import LearnedPlanner, ToolMetadata
 from steer_llm_sdk.orchestration.planning.learned import Pacing
-from steer_llm_sdk.reliability.stores import open_store
+from steer_llm_sdk.reliability.stores import _sqlite, open_store
 from steer_llm_sdk.reliability.stores.sums import SumStore, open_sums
 
 TOOLS = {name: ToolMetadata(name=name) for name in ("good", "odd")}
@@ -255,3 +255,18 @@ async def test_sums_wait_for_the_disk_where_the_url_says_so(tmp_path: Path, monk
         await sums.add("s", {"a": (1.0,)})
         await sums.aclose()
         assert expected in said
+
+
+async def test_a_new_file_into_which_somebody_writes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite says that it is locked, at once and whatever it was told to wait."""
+    path = tmp_path / "sums.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE another (x)")
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(_sqlite.time, "sleep", lambda seconds: other.execute("COMMIT"))
+    sums = open_sums(f"sqlite:///{path}")
+    await sums.add("s", {"k": (1.0,)})
+    await sums.aclose()
+    other.close()

@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from steer_llm_sdk.errors import InvalidRequest, StoreTooNew, StoreUnavailable
 from steer_llm_sdk.reliability.stores import POLL, VERSION, Changed, Claim, Store
+from steer_llm_sdk.reliability.stores._sqlite import into_wal
 from steer_llm_sdk.reliability.stores._url import shown
 
 R = TypeVar("R")
@@ -365,7 +366,7 @@ class _Worker:
         if not folder.is_dir():
             raise OSError(f"the folder {folder} is not there; make it")
         database = self._database = self._connected(BUSY)
-        self._into_wal(database)
+        into_wal(database, BUSY)
         (schema,) = database.execute("PRAGMA user_version").fetchone()
         if schema > SCHEMA:
             raise StoreTooNew(self._where, "its schema", schema, SCHEMA)
@@ -382,19 +383,6 @@ class _Worker:
         database = sqlite3.connect(self._path, timeout=busy, isolation_level=None, check_same_thread=False)
         database.execute(f"PRAGMA synchronous = {self._synchronous}")
         return database
-
-    @staticmethod
-    def _into_wal(database: sqlite3.Connection) -> None:
-        """SQLite itself does not wait where two processes do this to a new file at once: it says that it is locked."""
-        end = time.monotonic() + BUSY
-        while True:
-            try:
-                database.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError:
-                if time.monotonic() >= end:
-                    raise
-            time.sleep(0.01)
 
     def _checkpoint(self) -> None:
         try:

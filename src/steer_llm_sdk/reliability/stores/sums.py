@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from steer_llm_sdk.errors import StoreUnavailable
 from steer_llm_sdk.reliability.stores import kind_of, opened_by
+from steer_llm_sdk.reliability.stores._sqlite import into_wal
 from steer_llm_sdk.reliability.stores.sqlite import file_of
 
 Row = Sequence[float]
@@ -186,7 +187,7 @@ class SQLiteSums:
 
     def _opened(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
+        into_wal(db, self._timeout)
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
         db.executescript(_TABLES)
         self._connection = db
