@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -663,7 +663,7 @@ def silence_is_awaited() -> Iterator[None]:
 
 
 def _without_silence(run: Any, plan: Any, wanted: float | None) -> Any:
-    run.silence_timeout = None
+    run.policies = replace(run.policies, silence_timeout=None)
     return first_answer(run, plan, wanted)
 
 
