@@ -1,6 +1,6 @@
-"""The defects that `sh scripts/prove planted` plants can be planted, and the tests that are to notice them are there.
+"""The defects that `prove planted` and `prove planning` plant can be planted, and the tests that notice them are there.
 
-The proof takes long and is run by hand; that it has lost what it replaces is seen here.
+The proofs take long and are run by hand; that they have lost what they replace is seen here.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def _proof(name: str) -> Any:
 
 
 PLANTED = _proof("planted")
+PLANNING = _proof("planning")
 
 
-@pytest.mark.parametrize("defect", PLANTED.DEFECTS, ids=lambda defect: defect.name)
+@pytest.mark.parametrize("defect", [*PLANTED.DEFECTS, *PLANNING.DEFECTS], ids=lambda defect: defect.name)
 def test_what_a_planted_defect_replaces_is_there_once_and_so_are_its_tests(defect: Any) -> None:
     _, text, planted = PLANTED.applied(defect, ROOT / "src")
     assert planted != text

@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from fractions import Fraction
@@ -115,8 +115,24 @@ def it_stops_by_the_risk_and_needs_as_many_as_it_says() -> None:
             tally = sorted(Counter(votes).values(), reverse=True)
             holds(found.stop == (bool(votes) and will_keep(tally, k - len(votes)) >= 1 - risk), (votes, k, risk))
         leader = found.leader or "a"
-        stops = [should_stop([*votes, *[leader] * m], k, rule=rule, risk=risk).stop for m in range(k - len(votes) + 1)]
+        ways = votes_against if rule == "certified" else votes_for
+        stops = [
+            any(should_stop([*votes, *more], k, rule=rule, risk=risk).stop for more in ways(votes, leader, m))
+            for m in range(k - len(votes) + 1)
+        ]
         holds(found.need == stops.index(True), (votes, k, rule, found, stops))
+
+
+def votes_for(votes: Sequence[str], leader: str, number: int) -> Iterator[list[str | None]]:
+    yield [leader] * number
+
+
+def votes_against(votes: Sequence[str], leader: str, number: int) -> Iterator[list[str | None]]:
+    """A certificate is given up, too, where votes for others, or for nobody, have put it out of reach."""
+    for against in range(number + 1):
+        for other in sorted({*votes, "another"} - {leader}):
+            for others in range(against + 1):
+                yield [*[leader] * (number - against), *[other] * others, *[None] * (against - others)]
 
 
 @promise

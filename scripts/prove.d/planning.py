@@ -214,15 +214,15 @@ DEFECTS = (
     Planted(
         "a loser is charged nothing",
         STRATEGIES,
-        "            lives[number].lost = True",
-        "            lives[number].lost = False",
+        "            lives[tasks[task]].lost = True",
+        "            lives[tasks[task]].lost = False",
         OF_STRATEGIES,
     ),
     Planted(
         "a failure wins a race",
         STRATEGIES,
-        "lambda done: any(one.usable for one in done.values())",
-        "lambda done: bool(done)",
+        "self.stages, run, wanted, life, _any_usable)",
+        "self.stages, run, wanted, life, bool)",
         OF_STRATEGIES,
     ),
     Planted(
