@@ -32,7 +32,7 @@ def table(tmp_path: Path) -> str:
 
 
 def test_a_run_is_seen_and_followed_at_the_other_process(serve: Serve, table: str) -> None:
-    here, there = serve(ScriptedTool("t", err(503), OK("done", after=0.8)), runs=table), serve(runs=table)
+    here, there = serve(ScriptedTool("t", err(503), OK("done", after=3)), runs=table), serve(runs=table)
     with here.client() as a, there.client() as b:
         told = a.post("/v1/runs", json=BODY, headers=ASYNC).json()
         assert b.get(f"/v1/runs/{told['id']}").json()["state"] == "running"
