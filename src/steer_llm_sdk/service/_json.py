@@ -14,6 +14,3 @@ def written(value: Any) -> str:
         return orjson.dumps(value).decode()
     except TypeError:
         return json.dumps(value)
-
-
-parsed = json.loads

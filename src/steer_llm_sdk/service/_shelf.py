@@ -7,13 +7,14 @@ one statement that asks for it, whoever comes first. All of this is called in on
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from steer_llm_sdk.reliability.stores._sqlite import into_wal
-from steer_llm_sdk.service._json import parsed, written
+from steer_llm_sdk.service._json import written
 
 V = TypeVar("V")
 BUSY = 10.0
@@ -158,7 +159,7 @@ class Shelf:
     def live(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
         """The events of a run that is under way."""
         found = self._ask("SELECT event FROM steer_live WHERE run = ? AND id > ? ORDER BY id", run_id, after)
-        return [parsed(event) for (event,) in found]
+        return [json.loads(event) for (event,) in found]
 
     def running(self, runs: Iterable[str]) -> set[str]:
         """Those of them that are under way."""
@@ -180,7 +181,7 @@ class Shelf:
                 *(value for pair in some for value in pair),
             )
             for run_id, event in rows:
-                found.setdefault(run_id, []).append(parsed(event))
+                found.setdefault(run_id, []).append(json.loads(event))
         return found
 
     def latest(self, tenant: str, count: int) -> list[Row]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 import time
@@ -21,7 +22,7 @@ from steer_llm_sdk.errors import BudgetExceeded, OrchestratorError, StoreUnavail
 from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration._result import as_json, describe_error
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.service._json import parsed, written
+from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service._owners import FileOwners, NoOwners
 from steer_llm_sdk.service._shelf import News, Row, Shelf
 from steer_llm_sdk.service.problems import Problem, problem_of
@@ -155,12 +156,12 @@ class Run:
 
     def take(self, row: Row) -> None:
         """Become what the table says."""
-        record = parsed(row.record)
+        record = json.loads(row.record)
         self.state, self.tool, self.owner, self.created = row.state, row.tool or self.tool, row.owner, row.created
         self.engine = row.engine or self.engine
         self.request, self.output, self.error = record["request"], record["output"], record["error"]
         if self.over:
-            self.events = parsed(row.events)
+            self.events = json.loads(row.events)
         self.wake()
 
     def end(self, output: OrchestrationOutput) -> None:
