@@ -107,6 +107,7 @@ def test_a_worker_that_is_stopped_in_the_middle_of_a_change_holds_nobody_up_for_
     other.beat("w", LONG, "host", 1, "v")
     silent_for(2 * LONG, other)
     taken = []
+    # Any of its statements may be the one that finds out, and so may the end.
     with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout), stopped._transaction() as ask:  # noqa: PT012
         ask("UPDATE steer_workers SET pid = 2 WHERE id = ?", "w")
         taken += other.take_dead("b")
