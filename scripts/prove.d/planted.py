@@ -319,13 +319,13 @@ DEFECTS = (
     Planted(
         "another request joins the work under way",
         KEYS,
-        "        if flight.work.fingerprint != work.fingerprint:\n            raise ConflictError(work.name)\n",
+        "        elif flight.work.mark != work.mark:\n            raise ConflictError(work.name)\n",
         "",
     ),
     Planted(
         "one who leaves takes the work of all along",
         KEYS,
-        "                if not self.callers and not task.done():\n",
+        "                if not flight.callers and not task.done():\n",
         "                if not task.done():\n",
     ),
     Planted(
@@ -337,8 +337,8 @@ DEFECTS = (
     Planted(
         "a key is not given back after a failure",
         KEYS,
-        "        if held:\n            releasing",
-        "        if not held:\n            releasing",
+        "            if held:\n                releasing",
+        "            if not held:\n                releasing",
     ),
     # ── the flow ──
     Planted(

@@ -38,7 +38,7 @@ from steer_llm_sdk.reliability import budget, idempotency, rate_limit
 from steer_llm_sdk.reliability.budget import Account
 from steer_llm_sdk.reliability.circuit import Circuit, HalfOpen, Outcome
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreaker
-from steer_llm_sdk.reliability.deadline import AttemptTimeout, Late
+from steer_llm_sdk.reliability.deadline import AttemptTimeout
 from steer_llm_sdk.reliability.idempotency import Flight
 from steer_llm_sdk.reliability.retry import Retry, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
@@ -236,7 +236,8 @@ def another_request_joins_the_work() -> Any:
 
     def init(self: Flight[Any], work: Any, *rest: Any) -> None:
         whole(self, work, *rest)
-        self.work = replace(work, fingerprint=Anything(work.fingerprint))
+        mark = work.mark
+        self.work.mark = Anything(mark if isinstance(mark, str) else mark.decode())
 
     return patch.object(Flight, "__init__", init)
 
@@ -249,13 +250,10 @@ def the_key_is_not_given_back_when_the_work_is_cancelled() -> Any:
 
 
 def work_goes_on_when_nobody_waits() -> Any:
-    async def wait(self: Flight[Any], deadline: Any) -> Any:
-        await idempotency.watch(self.task, None if deadline is None else deadline.at)
-        if self.task.done():
-            return self.task.result()
-        raise Late
+    async def left(self: Flight[Any]) -> None:
+        pass
 
-    return patch.object(Flight, "wait", wait)
+    return patch.object(Flight, "left", left)
 
 
 def any_number_of_calls_at_once() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 import pytest
 
@@ -10,6 +11,7 @@ from contract.kit import reliable
 from steer_llm_sdk.orchestration import ReliableOrchestrator
 from steer_llm_sdk.reliability import IdempotencyManager
 from steer_llm_sdk.reliability.idempotency import LEASE, Hangar
+from steer_llm_sdk.reliability.stores import Claim
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 from steer_llm_sdk.testing import OK, ScriptedTool, run_in_virtual_time
 
@@ -43,7 +45,7 @@ def test_the_key_of_an_owner_that_is_gone_is_free_after_one_lease() -> None:
         store = MemoryStore(clock=loop.time)
         tool = ScriptedTool("t", OK("x"))
         orchestrator = sharing(store, tool)
-        claim = await store.claim("default:k", await _fingerprint_of_the_run(), LEASE, 900)
+        claim = await store.claim("default:k", await _mark_of_the_run(), LEASE, 900)
         assert claim.kind == "ours"
         output = await orchestrator.run("q", "t", options=KEYED)
         assert output.content == "x"
@@ -52,14 +54,15 @@ def test_the_key_of_an_owner_that_is_gone_is_free_after_one_lease() -> None:
     run_in_virtual_time(main())
 
 
-async def _fingerprint_of_the_run() -> str:
-    """As a store sees it when the run asks for its key."""
-    seen: list[str] = []
+async def _mark_of_the_run() -> str | bytes:
+    """As the store sees it when the run asks for its key."""
+    seen: list[str | bytes] = []
+    asked = MemoryStore.claim_now
 
-    class Telling(MemoryStore):
-        async def claim(self, key: str, fingerprint: str, lease: float, ttl: float):  # type: ignore[no-untyped-def]
-            seen.append(fingerprint)
-            return await super().claim(key, fingerprint, lease, ttl)
+    def claim(self: MemoryStore, key: str, mark: str | bytes, lease: float, ttl: float) -> Claim:
+        seen.append(mark)
+        return asked(self, key, mark, lease, ttl)
 
-    await sharing(Telling(), ScriptedTool("t")).run("q", "t", options=KEYED)
+    with patch.object(MemoryStore, "claim_now", claim):
+        await sharing(MemoryStore(), ScriptedTool("t")).run("q", "t", options=KEYED)
     return seen[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,6 +236,25 @@ class ReserveBesideArithmetic(InVirtualTime):
 # ── once ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Text(Work[str]):
+    def __init__(self, request: str, run: Callable[[Deadline], Coroutine[Any, Any, str]]) -> None:
+        self.key = self.name = "k"
+        self.mark = request
+        self._run = run
+
+    def run(self, deadline: Deadline) -> Coroutine[Any, Any, str]:
+        return self._run(deadline)
+
+    def dump(self, result: str) -> bytes:
+        return result.encode()
+
+    def load(self, kept: bytes) -> str:
+        return kept.decode()
+
+    def copy(self, result: str) -> str:
+        return result
+
+
 class OnceWithManyCallers(InVirtualTime):
     """One key, two requests, several managers with one store: callers come, wait so long, and leave."""
 
@@ -264,7 +283,7 @@ class OnceWithManyCallers(InVirtualTime):
             finally:
                 self.running.remove(mine)
 
-        work = Work("k", "k", request, run, lambda text: text.encode(), lambda kept: kept.decode(), lambda text: text)
+        work = Text(request, run)
         deadline = None if patience is None else Deadline(self.now + patience, patience * 1000)
         holder = self.settled[0] if self.settled else (self.running[0][0] if self.running else None)
         task = self.task(once(self.managers[manager], work, deadline))

@@ -41,7 +41,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner
 from steer_llm_sdk.orchestration.reliability import ReliabilityConfig
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator, shared_at
-from steer_llm_sdk.orchestration.replay import key_of, mark_of
+from steer_llm_sdk.orchestration.replay import fingerprint_of, key_of
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
@@ -222,7 +222,7 @@ class DurableOrchestrator(ReliableOrchestrator):
             run_id = _unkeyed(run)
             await runner.enqueue(run_id, asked, _about(run, None), queue)
             return run_id
-        mark = mark_of(run)
+        mark = fingerprint_of(run)
         key = await self._claimed(runner, run, mark)
         while True:
             run_id = _run_id(run, key.generation)
@@ -285,7 +285,7 @@ class DurableOrchestrator(ReliableOrchestrator):
     async def _keyed_run(self, runner: Runner, run: Run) -> OrchestrationOutput:
         """Begin the run of this key, or join it, or return what it came to. One that was cut off is begun again with
         what it has bought; of one that failed and may be tried again nothing is kept."""
-        mark = mark_of(run)
+        mark = fingerprint_of(run)
         key = await self._claimed(runner, run, mark)
         while True:
             run_id = _run_id(run, key.generation)

@@ -25,9 +25,9 @@ PATIENCE = 2.0
 """Seconds that a store gets to answer; without an answer the run goes by the versions of now."""
 
 
-def is_worth_it(registry: ToolRegistry, manager: IdempotencyManager) -> bool:
-    """Whether a tool has several versions, and another process may take a key over."""
-    return registry.several and type(manager.claims) is not MemoryStore
+def may_be_taken_over(manager: IdempotencyManager) -> bool:
+    """Whether another process may go on with a key."""
+    return type(manager.claims) is not MemoryStore
 
 
 async def pinned(

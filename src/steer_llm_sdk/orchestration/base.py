@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType, TracebackType
@@ -33,19 +33,19 @@ from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._call import PLAIN, Run
 from steer_llm_sdk.orchestration._observed import watch_canaries
 from steer_llm_sdk.orchestration._outcome import answered, cut_off, elapsed_ms, failed
-from steer_llm_sdk.orchestration._pinned import is_worth_it, pinned
+from steer_llm_sdk.orchestration._pinned import may_be_taken_over, pinned
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration._versioned import warn_deprecated, who_of
 from steer_llm_sdk.orchestration.fallback import Answer, ToolCall, first_answer, only_answer
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliability import Asked, ReliableToolExecutor
-from steer_llm_sdk.orchestration.replay import key_of, keyed, mark_of
+from steer_llm_sdk.orchestration.replay import KeyedRun, fingerprint_of, key_of
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
 from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
 from steer_llm_sdk.reliability.budget import BudgetAccounts, Ledger, excess
 from steer_llm_sdk.reliability.deadline import Deadline, Late, until
-from steer_llm_sdk.reliability.idempotency import IdempotencyManager, Work, once
+from steer_llm_sdk.reliability.idempotency import IdempotencyManager, once
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
 __all__ = ["BaseOrchestrator", "OrchestrationOutput"]
@@ -256,6 +256,7 @@ class BaseOrchestrator(ABC):
     async def _told(self, run: Run, events: RunEvents) -> OrchestrationOutput:
         """A run that somebody listens to. Its last event says how it ended, and it ends when all have been handled."""
         deadline = run.deadline
+        end = None if deadline is None else deadline.at  # That of keyed work moves, and this caller's does not.
         try:
             try:
                 output = self._within_budget(run, await self._in_time(run))
@@ -267,30 +268,26 @@ class BaseOrchestrator(ABC):
             events.tell(StreamErrorEvent(describe_error(error)))
             raise
         finally:
-            await events.flush(None if deadline is None else deadline.at)
+            await events.flush(end)
 
     def _in_time(self, run: Run) -> Awaitable[OrchestrationOutput]:
         """Deadline outside, replay inside: whoever waits for a keyed run waits no longer than he said, then Late."""
         deadline = run.deadline
         if run.given["idempotency_key"] is not None:
-            return once(self.idempotency_manager, self._keyed(run), deadline)
+            # Only where a tool has several versions is there anything to pin.
+            do = self._in_its_versions if self.registry.several else self._work
+            return once(self.idempotency_manager, KeyedRun(run, do, self.executor.config.__dict__), deadline)
         return self._work(run) if deadline is None else until(deadline.at, self._work(run))
 
-    def _keyed(self, run: Run) -> Work[OrchestrationOutput]:
-        def work(shared: Deadline) -> Coroutine[Any, Any, OrchestrationOutput]:
-            run.deadline = shared
-            return (
-                self._in_its_versions(run) if is_worth_it(self.registry, self.idempotency_manager) else self._work(run)
-            )
-
-        return keyed(run, work, self.executor.config.__dict__)
-
     async def _in_its_versions(self, run: Run) -> OrchestrationOutput:
+        if not may_be_taken_over(self.idempotency_manager):
+            return await self._work(run)
+
         async def make() -> Plan:
             return self._plan_at_once(run) or await self._plan(run)
 
         return await self._work(
-            run, await pinned(self.idempotency_manager, key_of(run), mark_of(run), self.registry, make)
+            run, await pinned(self.idempotency_manager, key_of(run), fingerprint_of(run), self.registry, make)
         )
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
@@ -17,6 +18,7 @@ from steer_llm_sdk.reliability.deadline import (
     GRACE,
     Deadline,
     has_answered,
+    new_task,
     stop,
     too_late,
     turn,
@@ -154,28 +156,47 @@ class _PlainCache(Store):
         return True
 
 
-@dataclass(slots=True)
-class Work(Generic[R]):
-    """A keyed piece of work; `name` is the key as the caller knows it.
+class Work(ABC, Generic[R]):
+    """A keyed piece of work; `name` is the key as the caller knows it, `mark` what tells it from other work with that
+    key: a fingerprint, or what one is made of.
 
-    `run` gets the deadline that all waiting callers share; it moves when one joins.
-    `dump` gives the bytes to remember, or None where the result is not to be remembered; `load` reads them back;
-    `copy` makes the one who joins a result of his own. `terms` are the caller's own limits on the work, a budget.
-    `wait` False: InFlight where somebody does it already. `note` is told, and then with the result once more, what the
-    store did not do: that the run is "unprotected", or its result "not_remembered".
+    `terms` are the caller's own limits on the work, a budget. `wait` False: InFlight where somebody does it already.
+    `run_unprotected`: it is done although the store is down.
     """
 
+    __slots__ = ("key", "mark", "name")
     key: str
     name: str
-    fingerprint: str
-    run: Callable[[Deadline], Coroutine[Any, Any, R]]
-    dump: Callable[[R], bytes | None]
-    load: Callable[[bytes], R]
-    copy: Callable[[R], R]
+    mark: str | bytes
     terms: Any = None
     run_unprotected: bool = False
     wait: bool = True
-    note: Callable[[str, str, R | None], None] = lambda what, why, result: None
+
+    @property
+    def fingerprint(self) -> str:
+        """`mark` as a store may keep it, which nothing can be read out of."""
+        mark = self.mark
+        return mark if isinstance(mark, str) else sha256(mark).hexdigest()
+
+    @abstractmethod
+    def run(self, deadline: Deadline) -> Coroutine[Any, Any, R]:
+        """Do it. The deadline is shared by all waiting callers; it moves when one joins."""
+
+    @abstractmethod
+    def dump(self, result: R) -> bytes | None:
+        """The bytes to remember, or None where the result is not to be remembered."""
+
+    @abstractmethod
+    def load(self, kept: bytes) -> R:
+        """What `dump` gave, read back."""
+
+    @abstractmethod
+    def copy(self, result: R) -> R:
+        """A result of his own for one who joined."""
+
+    def note(self, what: str, why: str, result: R | None) -> None:
+        """Told, and then with the result once more, what the store did not do: that the run is "unprotected", or its
+        result "not_remembered"."""
 
 
 class Hangar:
@@ -209,41 +230,19 @@ class Flight(Generic[R]):
         "work",
     )
     task: asyncio.Task[R]
+    token: int
 
     def __init__(self, work: Work[R], deadline: Deadline, loop: asyncio.AbstractEventLoop) -> None:
         self.work = work
         self.loop = loop
         self.deadline = deadline
-        self.token = 0
         self.callers = 0
         self.waiting: list[asyncio.Future[None]] = []
         self.closing = False
         self.wanted: Callable[[], Awaitable[float]] | None = None
         self.apart: R | None = None
 
-    async def wait(self, deadline: Deadline | None) -> R:
-        """Wait for the work until `deadline`, then Late. The last to leave takes the work along."""
-        task = self.task
-        in_time = task.done()
-        if not in_time:
-            at = math.inf if deadline is None else deadline.at
-            if at > self.deadline.at:
-                self.deadline.at = at
-            self.callers += 1
-            try:
-                await turn()
-                if not task.done():  # Work that never waits needs no timer.
-                    await woken_by(self.loop, at, self.waiting)
-                in_time = task.done()
-            finally:
-                self.callers -= 1
-                if not self.callers and not task.done():
-                    await self._left()
-        if in_time:
-            return task.result()
-        raise too_late(task)
-
-    async def _left(self) -> None:
+    async def left(self) -> None:
         """The last caller here is gone. The work goes on while callers elsewhere wait for it."""
         if self.wanted is None:
             self.closing = True  # Nobody may join work that is being cancelled.
@@ -274,18 +273,42 @@ def _go_on_behind(work: Awaitable[R]) -> asyncio.Future[R]:
 
 
 async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> R:
-    """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first."""
+    """Do the work, or join those who do it, or return what it came to. Late if `deadline` comes first.
+
+    Work that is begun here has `deadline` from then on, and moves it when a caller with more time joins.
+    """
+    loop, flights = asyncio.get_running_loop(), manager.hangar.flights
+    at = math.inf if deadline is None else deadline.at
     while True:
-        flight: Flight[R] | None = manager.hangar.flights.get(work.key)
-        if flight is None or flight.closing or flight.loop is not asyncio.get_running_loop():
+        flight: Flight[R] | None = flights.get(work.key)
+        leads = flight is None or flight.closing or flight.loop is not loop
+        if flight is None or leads:
             # If there is one, it ends or runs on another loop: the store tells what becomes of it.
-            return await _begin(manager, work, deadline).wait(deadline)
-        if flight.work.fingerprint != work.fingerprint:
+            flight = _begin(manager, work, deadline, loop)
+        elif flight.work.mark != work.mark:
             raise ConflictError(work.name)
-        if not work.wait:
+        elif not work.wait:
             raise InFlight(work.name, ASK_AGAIN)
+        elif at > flight.deadline.at:
+            flight.deadline.at = at
+        task = flight.task
+        if not (in_time := task.done()):
+            flight.callers += 1
+            try:
+                await turn()
+                if not task.done():  # Work that never waits needs no timer.
+                    await woken_by(loop, at, flight.waiting)
+                in_time = task.done()
+            finally:
+                flight.callers -= 1
+                if not flight.callers and not task.done():
+                    await flight.left()
+        if not in_time:
+            raise too_late(task)
+        if leads:
+            return task.result()
         try:
-            result = await flight.wait(deadline)
+            result = task.result()
         except BudgetExceeded:
             if flight.work.terms == work.terms:
                 raise
@@ -293,23 +316,31 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
             return work.copy(result if flight.apart is None else flight.apart)
 
 
-def _begin(manager: IdempotencyManager, work: Work[R], deadline: Deadline | None) -> Flight[R]:
-    at, limit_ms = (math.inf, math.inf) if deadline is None else (deadline.at, deadline.limit_ms)
-    loop = asyncio.get_running_loop()
-    flight: Flight[R] = Flight(work, Deadline(at, limit_ms, firm=False), loop)
-    flight.task = task = loop.create_task(_fly(manager, work, flight))
+def _begin(
+    manager: IdempotencyManager, work: Work[R], deadline: Deadline | None, loop: asyncio.AbstractEventLoop
+) -> Flight[R]:
+    if deadline is None:
+        deadline = Deadline(math.inf, math.inf, False)
+    else:
+        deadline.firm = False
+    flight: Flight[R] = Flight(work, deadline, loop)
+    flight.task = task = new_task(loop, _fly(manager, work, flight))
     if not task.done():  # It is, for work of no time in a loop with an eager task factory.
         manager.hangar.flights[work.key] = flight
     return flight
 
 
 async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
+    """The claim; the work, with the key kept alive meanwhile, and settled or given back at the end; and word to all who
+    wait."""
     hangar = manager.hangar
-    store, flights = hangar.store, hangar.flights
+    store = hangar.store
+    memory = store if type(store) is MemoryStore else None
+    held = False
     try:
         try:
-            if type(store) is MemoryStore:
-                claim = store.claim_now(work.key, work.fingerprint, LEASE, manager.ttl_seconds)
+            if memory is not None:
+                claim = memory.claim_now(work.key, work.mark, LEASE, manager.ttl_seconds)
             else:
                 claim = await _claimed(manager, work)
             if claim.kind != "ours":
@@ -317,21 +348,44 @@ async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) ->
         except StoreUnavailable as error:
             result = await _without_store(work, flight, error)
         else:
-            if claim.kind == "ours":
-                flight.token = claim.token
-                result = await _own(manager, work, flight)
-            else:
+            if claim.kind != "ours":
                 assert claim.result is not None
                 result = work.load(claim.result)
+            else:
+                flight.token = token = claim.token
+                held = True
+                hangar.heart.keep(flight)
+                if memory is None:
+                    flight.wanted = lambda: _patiently(store.wanted(work.key, flight.token), 0.0)
+                result = await work.run(flight.deadline)
+                kept = _kept(work, result)
+                if kept is not None:
+                    held = False
+                    if memory is not None:
+                        settled: bool | None = memory.settle_now(work.key, token, kept)
+                    else:
+                        settled = await _settled(store, work.key, token, kept, flight.deadline)
+                    if settled is None:
+                        work.note("not_remembered", _UNTAKEN.format(store), result)
+                    elif not settled:
+                        result = await _too_late(manager, work, flight, result, kept)
         if flight.callers > 1:
             flight.apart = work.copy(result)
         return result
     finally:
-        if flights.get(work.key) is flight:
-            flights.pop(work.key, None)  # Another thread may have put its own there, and taken it out, since we looked.
-        # A turn of the loop earlier than callbacks of the task would.
-        for woken in flight.waiting:
-            wake(woken)
+        flight.wanted = None
+        hangar.heart.let_go(flight)
+        try:
+            if held:
+                releasing = store.release(work.key, flight.token)
+                await (_patiently(releasing, False) if memory is None else releasing)
+        finally:
+            if hangar.flights.get(work.key) is flight:
+                # Another thread may have put its own there, and taken it out, since we looked.
+                hangar.flights.pop(work.key, None)
+            # A turn of the loop earlier than callbacks of the task would.
+            for woken in flight.waiting:
+                wake(woken)
 
 
 async def _waited_for(claim: Claim, manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> Claim:
@@ -355,7 +409,12 @@ async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
     """Raises StoreUnavailable also where the store says nothing, or what nobody knows."""
     store = manager.claims
     # Not awaited itself: a claim that is given up may have been granted, and is then given back.
-    asking = _go_on_behind(store.claim(work.key, work.fingerprint, LEASE, manager.ttl_seconds))
+    ttl = manager.ttl_seconds
+    asking = _go_on_behind(
+        store.claim(work.key, work.mark, LEASE, ttl)
+        if type(store) is MemoryStore
+        else store.claim(work.key, work.fingerprint, LEASE, ttl)
+    )
     try:
         await watch(asking, asking.get_loop().time() + PATIENCE)
         if asking.done():
@@ -392,37 +451,6 @@ async def _without_store(work: Work[R], flight: Flight[R], error: StoreUnavailab
     result = await work.run(flight.deadline)
     work.note("unprotected", str(error), result)
     return result
-
-
-async def _own(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> R:
-    """Run the work with the key in hand: kept alive meanwhile, settled or given back at the end."""
-    hangar = manager.hangar
-    store, heart = hangar.store, hangar.heart
-    heart.keep(flight)
-    shared = type(store) is not MemoryStore
-    if shared:
-        flight.wanted = lambda: _patiently(store.wanted(work.key, flight.token), 0.0)
-    held = True
-    try:
-        result = await work.run(flight.deadline)
-        kept = _kept(work, result)
-        if kept is not None:
-            held = False
-            if type(store) is MemoryStore:
-                settled: bool | None = store.settle_now(work.key, flight.token, kept)
-            else:
-                settled = await _settled(store, work.key, flight.token, kept, flight.deadline)
-            if settled is None:
-                work.note("not_remembered", _UNTAKEN.format(store), result)
-            elif not settled:
-                return await _too_late(manager, work, flight, result, kept)
-        return result
-    finally:
-        flight.wanted = None
-        heart.let_go(flight)
-        if held:
-            releasing = store.release(work.key, flight.token)
-            await (_patiently(releasing, False) if shared else releasing)
 
 
 _UNTAKEN = "{!r} did not take the result in time; it is tried for a while yet"

@@ -1,4 +1,4 @@
-"""canonical_json: the bytes of RFC 8785, or InvalidRequest; fingerprint: equal where the requests are."""
+"""canonical_json: the bytes of RFC 8785, or InvalidRequest; the same where the requests are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.reliability.canonical import MAX_DEPTH, canonical_json, fingerprint
+from steer_llm_sdk.reliability.canonical import MAX_DEPTH, canonical_json
 
 SCALARS = (
     st.none()
@@ -64,17 +64,17 @@ def test_known_values(value: Any, text: str) -> None:
 
 
 def test_an_int_and_the_float_that_equals_it_are_one_request() -> None:
-    assert fingerprint({"k": 1}) == fingerprint({"k": 1.0})
-    assert fingerprint({"k": 0}) == fingerprint({"k": -0.0})
+    assert canonical_json({"k": 1}) == canonical_json({"k": 1.0})
+    assert canonical_json({"k": 0}) == canonical_json({"k": -0.0})
 
 
 def test_true_and_one_are_two_requests() -> None:
-    assert fingerprint({"k": 1}) != fingerprint({"k": True})
+    assert canonical_json({"k": 1}) != canonical_json({"k": True})
 
 
 @given(JSON, JSON)
-def test_two_values_have_one_fingerprint_exactly_if_their_canonical_bytes_are_the_same(a: Any, b: Any) -> None:
-    assert (fingerprint(a) == fingerprint(b)) is (rfc8785.dumps(a) == rfc8785.dumps(b))
+def test_two_values_are_one_request_exactly_if_their_canonical_bytes_are_the_same(a: Any, b: Any) -> None:
+    assert (canonical_json(a) == canonical_json(b)) is (rfc8785.dumps(a) == rfc8785.dumps(b))
 
 
 @given(st.dictionaries(st.text(), SCALARS, min_size=2))

@@ -23,6 +23,23 @@ Result = list[str]
 
 
 @dataclass
+class Written(Work[Result]):
+    """Work that is put together for a test."""
+
+    key: str
+    name: str
+    mark: str | bytes
+    run: Any = None
+    dump: Any = None
+    load: Any = None
+    copy: Any = None
+    terms: Any = None
+    run_unprotected: bool = False
+    wait: bool = True
+    note: Any = lambda what, why, result: None
+
+
+@dataclass
 class Job:
     """A job of so many seconds that is counted each time it runs."""
 
@@ -48,13 +65,13 @@ class Job:
         fields: dict[str, Any] = {
             "key": key,
             "name": key,
-            "fingerprint": fingerprint,
+            "mark": fingerprint,
             "run": self.run,
             "dump": lambda result: ",".join(result).encode(),
             "load": lambda kept: ["loaded", kept.decode()],
             "copy": lambda result: ["copied", *result],
         }
-        return Work(**{**fields, **changes})
+        return Written(**{**fields, **changes})
 
 
 def now() -> float:

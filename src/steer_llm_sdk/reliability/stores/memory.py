@@ -16,7 +16,7 @@ _new = tuple.__new__  # Makes a named tuple at half the time.
 class Claimed(NamedTuple):
     """`until` is the end of the lease."""
 
-    fingerprint: str
+    fingerprint: str | bytes
     token: int
     ttl: float
     until: float
@@ -25,7 +25,7 @@ class Claimed(NamedTuple):
 class Finished(NamedTuple):
     """`until` is the end of the memory."""
 
-    fingerprint: str
+    fingerprint: str | bytes
     token: int
     result: bytes
     until: float
@@ -49,7 +49,7 @@ class MemoryStore(Store):
     def __repr__(self) -> str:
         return "memory://"
 
-    async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+    async def claim(self, key: str, fingerprint: str | bytes, lease: float, ttl: float) -> Claim:
         return self.claim_now(key, fingerprint, lease, ttl)
 
     async def renew(self, key: str, token: int, lease: float) -> bool:
@@ -71,7 +71,7 @@ class MemoryStore(Store):
             del self._claimed[key]
             return True
 
-    def claim_now(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
+    def claim_now(self, key: str, fingerprint: str | bytes, lease: float, ttl: float) -> Claim:
         """`claim`, which has nothing to wait for."""
         clock, claimed = self._clock, self._claimed
         with self._lock:
@@ -100,7 +100,7 @@ class MemoryStore(Store):
                 finished.popitem(last=False)
             return True
 
-    def _known(self, key: str, fingerprint: str, now: float) -> Claim | None:
+    def _known(self, key: str, fingerprint: str | bytes, now: float) -> Claim | None:
         """What there is to say of a key to one who claims it; None where he may have it."""
         finished = self._finished.get(key)
         if finished is not None:
