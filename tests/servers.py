@@ -147,27 +147,35 @@ class Server:
 
 
 class RedisServer(Server):
-    """By default nothing is written to disk; `durable` writes each change before it is answered."""
+    """By default nothing is written to disk; `durable` writes each change before it is answered. `cluster`: it is the
+    one node of a cluster, which has all the slots and still refuses what would touch two of them."""
 
     STOP = signal.SIGTERM
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, cluster: bool = False) -> None:
         self._binary = _binary("redis-server")
         super().__init__()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._persistence = ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
+        self._cluster = ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())] if cluster else []
 
     def _launch(self) -> subprocess.Popen[bytes]:
         place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.home), "--daemonize", "no"]
-        return self._spawn([self._binary, *place, "--save", "", *self._persistence])
+        return self._spawn([self._binary, *place, "--save", "", *self._persistence, *self._cluster])
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+            if not self._cluster:
+                return self._says("PING").startswith("+PONG")
+            self._says("CLUSTER ADDSLOTSRANGE 0 16383")
+            return "cluster_state:ok" in self._says("CLUSTER INFO")
         except OSError:
             return False
+
+    def _says(self, command: str) -> str:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(f"{command}\r\n".encode())
+            return connection.recv(4096).decode()
 
 
 class PostgresServer(Server):
