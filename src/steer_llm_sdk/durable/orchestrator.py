@@ -33,7 +33,7 @@ from steer_llm_sdk.errors import ConflictError, InvalidRequest, OrchestratorErro
 from steer_llm_sdk.models.events import StreamErrorEvent
 from steer_llm_sdk.orchestration._call import Run
 from steer_llm_sdk.orchestration._result import describe_error
-from steer_llm_sdk.orchestration.base import Plan, _tell_end, exceeded_by
+from steer_llm_sdk.orchestration.base import Plan, exceeded_by, tell_end
 from steer_llm_sdk.orchestration.fallback import ToolCall
 from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
@@ -383,7 +383,7 @@ class DurableOrchestrator(ReliableOrchestrator):
             ended, output, raised = await self._in_its_time(run_id, run)
             if run.events is not None:
                 if output is not None:
-                    _tell_end(run.events, output)
+                    tell_end(run.events, output)
                 elif raised is not None:
                     run.events.tell(StreamErrorEvent(describe_error(raised)))
             return ended

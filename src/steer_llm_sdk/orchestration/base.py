@@ -262,7 +262,7 @@ class BaseOrchestrator(ABC):
                 output = self._within_budget(run, await self._in_time(run))
             except Late as late:
                 raise exceeded_by(late, run, deadline) from None
-            _tell_end(events, output)
+            tell_end(events, output)
             return output
         except Exception as error:
             events.tell(StreamErrorEvent(describe_error(error)))
@@ -417,7 +417,7 @@ def _tell_start(events: RunEvents, tool: Tool) -> None:
     events.tell(StreamStartEvent())
 
 
-def _tell_end(events: RunEvents, output: OrchestrationOutput) -> None:
+def tell_end(events: RunEvents, output: OrchestrationOutput) -> None:
     who = {name: output.metadata.get(name) for name in ("tool_name", "tool_version")}
     if events.metadata["tool_name"] is None:  # A replay: nothing was started here, and yet start comes before the end.
         events.tell(StreamStartEvent(metadata=who))
