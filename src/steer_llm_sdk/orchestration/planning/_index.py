@@ -1,8 +1,12 @@
 """The guard index: which rules may hold for a request, without looking at the others.
 
-Each rule lies under one of the things that a request must have for it to hold: the rarest value that one of its
-conditions asks for, and below that the next; or words of which one has to occur. A request is looked up by what it has.
-What is found may hold, and what is not found does not; whoever asks tests what is found.
+Each rule lies under what a request must have for it to hold: the values that its conditions ask for, all at once; and
+below these, or where it asks for none, a range, a word, an item or a field. A request is looked up by what it has, so
+the work grows with the request, and not with the rules. What is found may hold, and what is not found does not; whoever
+asks tests what is found.
+
+Of ten thousand rules most are not in the processor's cache when they are met. So a rule that lies alone under its
+values lies there itself, with no list and no node on the way to it.
 """
 
 from __future__ import annotations
@@ -10,15 +14,21 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
+from math import floor, frexp
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 FEW = 4
 """So many rules lie side by side: to ask them takes no longer than to look them up."""
+MOST_TABLES = 8
+"""So many combinations of paths have a table of their own; other rules lie under the values of some of their paths."""
 FEW_NEEDLES = 64
 """So many words are looked for one by one."""
-GRAMS = (4, 3, 2, 1)
+GRAMS = (8, 4, 3, 2, 1)
 """Lengths of the pieces of words by which more of them are found: the longest that fits into the word."""
+MOST_DULL = 8192
+"""So many words of texts are known to have nothing in them that is looked for."""
+LONGEST_DULL = 32
 _MERGED_AT_ONCE = 64
 
 
@@ -36,6 +46,38 @@ class Words(NamedTuple):
     needles: tuple[str, ...]
 
 
+class Item(NamedTuple):
+    """What is at this path is a text, a list or a mapping with this text in it."""
+
+    path: str
+    item: str
+
+
+class Present(NamedTuple):
+    """The request itself has something under this key. `path` is empty."""
+
+    path: str
+    key: str
+
+
+class Range(NamedTuple):
+    """The number at this path is between these two, which are no more than WIDEST from 0."""
+
+    path: str
+    low: float
+    high: float
+
+    @classmethod
+    def between(cls, path: str, low: float, high: float) -> Range | None:
+        return cls(path, low, high) if -WIDEST < low and high < WIDEST and low < high else None
+
+
+WIDEST = 2.0**52
+"""Up to here a number and its multiples by powers of two are exact."""
+
+Guard = Words | Item | Present | Range
+
+
 class Entry(Protocol):
     """A rule in the index. `order` is its place among all, unique; the lowest is asked first."""
 
@@ -44,7 +86,7 @@ class Entry(Protocol):
     @property
     def values(self) -> Sequence[Value]: ...
     @property
-    def words(self) -> Words | None: ...
+    def guard(self) -> Guard | None: ...
     @property
     def settled(self) -> bool:
         """Whether the one value that it asks for is all that it asks for."""
@@ -63,34 +105,38 @@ class RuleIndex(Generic[E]):
     asked to know that it holds. `key` is None, and it is empty, unless all rules ask for a text under one key.
     """
 
-    __slots__ = ("_by_key", "_reader", "_root", "certain", "key")
+    __slots__ = ("_by_key", "_reader", "_root", "_size", "certain", "key")
 
     def __init__(self, reader: Callable[[str], Reader]) -> None:
         self._reader = reader
         self._root: _Node[E] = _Node()
-        self._by_key: tuple[str, dict[Any, _Node[E]]] | None = None
+        self._by_key: dict[Any, E | _Node[E]] | None = None
+        self._size = 0
         self.key: str | None = None
         self.certain: dict[str, E] = {}
 
     def __len__(self) -> int:
-        return self._root.count
+        return self._size
 
     def add(self, entry: E) -> None:
+        self._size += 1
         root = self._root
         root.add(entry, tuple(entry.values), self._reader)
-        alone = len(root.branches) == 1 and not root.here and root.texts is None
-        path, branch = next(iter(root.branches.items())) if alone else (".", None)
-        if branch is None or "." in path:
+        alone = len(root.tables) == 1 and not root.here and not root.others
+        table = next(iter(root.tables.values())) if alone else None
+        if table is None or len(table.paths) > 1 or "." in table.paths[0]:
             self._by_key, self.key, self.certain = None, None, {}
             return
-        known, self._by_key, self.key = self._by_key, (path, branch.children), path
-        for value in branch.children if known is None else [guard.value for guard in entry.values]:
+        cells, known = table.cells, self._by_key
+        self._by_key, self.key = cells, table.paths[0]
+        for value in cells if known is None else [guard.value for guard in entry.values]:
             if type(value) is str:
-                self._find_certain(value, branch.children.get(value))
+                self._find_certain(value, cells.get(value))
 
-    def _find_certain(self, value: str, child: _Node[E] | None) -> None:
-        if child is not None and not child.branches and child.texts is None and child.here[0].settled:
-            self.certain[value] = child.here[0]
+    def _find_certain(self, value: str, cell: E | _Node[E] | None) -> None:
+        first = (cell.here[0] if cell.is_flat else None) if isinstance(cell, _Node) else cell
+        if first is not None and first.settled:
+            self.certain[value] = first
         else:
             self.certain.pop(value, None)
 
@@ -98,20 +144,22 @@ class RuleIndex(Generic[E]):
         """All that may hold, in order."""
         by_key = self._by_key
         if by_key is not None and type(request) is dict:  # All rules ask for a text under one key, and it has one.
-            value = request.get(by_key[0])
+            value = request.get(self.key)
             if type(value) is str:
-                child = by_key[1].get(value)
-                if child is None:
+                cell = by_key.get(value)
+                if cell is None:
                     return ()
-                if not child.branches and child.texts is None:
-                    return child.here
+                if type(cell) is not _Node:
+                    return (cell,)  # type: ignore[return-value]
+                if cell.is_flat:
+                    return cell.here
         root = self._root
-        if not root.branches and root.texts is None:
+        if root.is_flat:
             return root.here
         found: list[Sequence[E]] = []
         root.collect(_Facts(request), found)
-        if len(found) == 1:
-            return found[0]
+        if len(found) <= 1:
+            return found[0] if found else ()
         if sum(map(len, found)) <= _MERGED_AT_ONCE:
             return sorted([entry for entries in found for entry in entries], key=_by_order)
         return merge(*found, key=_by_order)
@@ -151,103 +199,122 @@ _ODD: Any = object()
 
 class _Node(Generic[E]):
     """`here` are the rules that are asked whatever else the request has; `open` those among them that could lie deeper,
-    by their order, with what they still ask for."""
+    by their order, with the values they still ask for."""
 
-    __slots__ = ("branches", "count", "here", "open", "texts")
+    __slots__ = ("here", "is_flat", "open", "others", "tables")
 
     def __init__(self) -> None:
         self.here: list[E] = []
+        self.is_flat = True
         self.open: dict[tuple[int, int], tuple[Value, ...]] = {}
-        self.branches: dict[str, _Branch[E]] = {}
-        self.texts: dict[str, _Needles[E]] | None = None
-        self.count = 0
+        self.tables: dict[tuple[str, ...], _Table[E]] = {}
+        self.others: dict[tuple[type, str], _Finder[E]] = {}
 
     def add(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
-        self.count += 1
         insort(self.here, entry, key=_by_order)
-        if values or entry.words is not None:
+        if values or entry.guard is not None:
             self.open[entry.order] = values
-        if self.open and (self.branches or self.texts is not None or len(self.here) > FEW):
+        if self.open and (not self.is_flat or len(self.here) > FEW):
             deeper = [other for other in self.here if other.order in self.open]
             self.here = [other for other in self.here if other.order not in self.open]
-            opened, self.open = self.open, {}
+            opened, self.open, self.is_flat = self.open, {}, False
             for other in deeper:
                 self._send(other, opened[other.order], reader)
 
     def _send(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
-        if not values:
-            self._under_words(entry, reader)
+        if values:
+            self._table_for(values, reader).add(entry, values, reader)
             return
-        rarest = min(values, key=self._count_under)
-        branch = self.branches.get(rarest.path)
-        if branch is None:
-            branch = self.branches[rarest.path] = _Branch(rarest.path, reader(rarest.path))
-        branch.below(rarest.value).add(entry, tuple(v for v in values if v is not rarest), reader)
+        guard = entry.guard
+        assert guard is not None
+        key = type(guard), guard.path
+        finder = self.others.get(key)
+        if finder is None:
+            finder = self.others[key] = _FINDERS[type(guard)](guard.path, reader(guard.path))
+        finder.add(entry, guard)
 
-    def _count_under(self, guard: Value) -> int:
-        branch = self.branches.get(guard.path)
-        child = None if branch is None else branch.children.get(_key(guard.value))
-        return 0 if child is None else child.count
-
-    def _under_words(self, entry: E, reader: Callable[[str], Reader]) -> None:
-        words = entry.words
-        assert words is not None
-        if self.texts is None:
-            self.texts = {}
-        needles = self.texts.get(words.path)
-        if needles is None:
-            needles = self.texts[words.path] = _Needles(words.path, reader(words.path))
-        needles.add(entry, words.needles)
+    def _table_for(self, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> _Table[E]:
+        paths = tuple(sorted({value.path for value in values}))
+        table = self.tables.get(paths)
+        if table is None and len(self.tables) >= MOST_TABLES:
+            fitting = [table for table in self.tables.values() if set(table.paths).issubset(paths)]
+            table = max(fitting, key=lambda table: len(table.paths), default=None)
+            paths = paths[:1]
+        if table is None:
+            table = self.tables[paths] = _Table(paths, reader)
+        return table
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         if self.here:
             found.append(self.here)
-        for branch in self.branches.values():
-            branch.collect(facts, found)
-        if self.texts is not None:
-            for needles in self.texts.values():
-                needles.collect(facts, found)
+        for table in self.tables.values():
+            table.collect(facts, found)
+        if self.others:
+            for finder in self.others.values():
+                finder.collect(facts, found)
 
     def all(self) -> Iterator[E]:
         yield from self.here
-        for branch in self.branches.values():
-            for child in branch.children.values():
-                yield from child.all()
-        for needles in (self.texts or {}).values():
-            yield from needles.entries
+        for table in self.tables.values():
+            yield from table.all()
+        for finder in self.others.values():
+            yield from finder.entries
 
 
-class _Branch(Generic[E]):
-    """Rules by the value that they ask for at one path."""
+class _Table(Generic[E]):
+    """Rules by the values that they ask for at some paths: by the value where it is one path, else by a tuple."""
 
-    __slots__ = ("children", "path", "read")
+    __slots__ = ("_reads", "cells", "paths")
 
-    def __init__(self, path: str, read: Reader) -> None:
-        self.path = path
-        self.read = read
-        self.children: dict[Any, _Node[E]] = {}
+    def __init__(self, paths: tuple[str, ...], reader: Callable[[str], Reader]) -> None:
+        self.paths = paths
+        self.cells: dict[Any, E | _Node[E]] = {}
+        self._reads = [(path, reader(path)) for path in paths]
 
-    def below(self, value: Any) -> _Node[E]:
-        key = _key(value)
-        child = self.children.get(key)
-        if child is None:
-            child = self.children[key] = _Node()
-        return child
+    def add(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
+        by_path = {value.path: _key(value.value) for value in values}
+        key = by_path[self.paths[0]] if len(self.paths) == 1 else tuple(by_path[path] for path in self.paths)
+        cell = self.cells.get(key)
+        if cell is None:
+            self.cells[key] = entry
+            return
+        if not isinstance(cell, _Node):
+            alone, cell = cell, _Node()
+            self.cells[key] = cell
+            # What it asked for above this table it asks for again: that finds it as well.
+            cell.add(alone, self._left(alone.values), reader)
+        cell.add(entry, self._left(values), reader)
+
+    def _left(self, values: Iterable[Value]) -> tuple[Value, ...]:
+        return tuple(value for value in values if value.path not in self.paths)
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
-        value = facts.value(self.path, self.read)
-        kind = type(value)
-        if kind is str or kind is int or kind is float or value is None:
-            child = self.children.get(value)
-        elif kind is bool:
-            child = self.children.get(_key(value))
-        else:
-            # A dict or a list equals no such value. An object of somebody's may equal any.
-            if kind is not dict and kind is not list:
-                found.append(sorted([e for node in self.children.values() for e in node.all()], key=_by_order))
+        values, hopeless = [], False
+        for path, read in self._reads:
+            value = facts.value(path, read)
+            kind = type(value)
+            if kind is bool:
+                value = _key(value)
+            elif kind is dict or kind is list:  # These equal no such value. An object of somebody's may equal any.
+                hopeless = True
+            elif not (kind is str or kind is int or kind is float or value is None):
+                found.append(sorted(self.all(), key=_by_order))
+                return
+            values.append(value)
+        if hopeless:
             return
-        if child is not None:
-            child.collect(facts, found)
+        cell = self.cells.get(values[0] if len(values) == 1 else tuple(values))
+        if type(cell) is _Node:
+            cell.collect(facts, found)
+        elif cell is not None:
+            found.append((cell,))  # type: ignore[arg-type]
+
+    def all(self) -> Iterator[E]:
+        for cell in self.cells.values():
+            if isinstance(cell, _Node):
+                yield from cell.all()
+            else:
+                yield cell
 
 
 def _key(value: Any) -> Any:
@@ -255,24 +322,129 @@ def _key(value: Any) -> Any:
     return (_ODD, value) if value is True or value is False else value
 
 
+class _Finder(Protocol[E]):
+    """Rules by what else they ask for at one path, and all of them in order."""
+
+    entries: list[E]
+
+    def add(self, entry: E, guard: Any) -> None: ...
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None: ...
+
+
+class _Ranges(Generic[E]):
+    """Rules by the range in which a number has to be.
+
+    A range lies in the cells that it touches of a grid about as wide as itself: there are three at most, and a number
+    is in one cell of each grid. There is a grid for each power of two.
+    """
+
+    __slots__ = ("_grids", "_path", "_read", "entries")
+
+    def __init__(self, path: str, read: Reader) -> None:
+        self._path, self._read = path, read
+        self.entries: list[E] = []
+        self._grids: dict[float, dict[int, E | list[E]]] = {}
+
+    def add(self, entry: E, guard: Range) -> None:
+        insort(self.entries, entry, key=_by_order)
+        _, exponent = frexp(guard.high - guard.low)
+        scale = 2.0 ** -max(exponent, -20)
+        grid = self._grids.setdefault(scale, {})
+        for cell in range(floor(guard.low * scale), floor(guard.high * scale) + 1):
+            there = grid.get(cell)
+            if there is None:
+                grid[cell] = entry
+            elif isinstance(there, list):
+                insort(there, entry, key=_by_order)
+            else:
+                grid[cell] = sorted((there, entry), key=_by_order)
+
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+        value = facts.value(self._path, self._read)
+        if value is None:
+            return
+        if type(value) is not int and type(value) is not float:
+            found.append(self.entries)
+        elif -WIDEST < value < WIDEST:
+            for scale, grid in self._grids.items():
+                there = grid.get(floor(value * scale))
+                if there is not None:
+                    found.append(there if type(there) is list else (there,))  # type: ignore[arg-type]
+
+
+class _Fields(Generic[E]):
+    """Rules by the key that a request has to have."""
+
+    __slots__ = ("_by_key", "entries")
+
+    def __init__(self, path: str, read: Reader) -> None:
+        self.entries: list[E] = []
+        self._by_key: dict[str, list[E]] = {}
+
+    def add(self, entry: E, guard: Present) -> None:
+        insort(self.entries, entry, key=_by_order)
+        insort(self._by_key.setdefault(guard.key, []), entry, key=_by_order)
+
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+        request = facts.request
+        if type(request) is not dict:
+            found.append(self.entries)
+            return
+        for key in self._by_key.keys() & request.keys():
+            found.append(self._by_key[key])
+
+
+class _Items(Generic[E]):
+    """Rules by the text that has to be in a text, a list or a mapping."""
+
+    __slots__ = ("_by_item", "_path", "_read", "_texts", "entries")
+
+    def __init__(self, path: str, read: Reader) -> None:
+        self._path, self._read = path, read
+        self.entries: list[E] = []
+        self._by_item: dict[str, list[E]] = {}
+        self._texts: _Needles[E] = _Needles(path, read)
+
+    def add(self, entry: E, guard: Item) -> None:
+        insort(self.entries, entry, key=_by_order)
+        insort(self._by_item.setdefault(guard.item, []), entry, key=_by_order)
+        self._texts.add(entry, Words(guard.path, (guard.item.casefold(),)))
+
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+        value = facts.value(self._path, self._read)
+        if type(value) is str:
+            self._texts.collect(facts, found)
+        elif (type(value) is list or type(value) is dict) and all(type(item) in _HASHED for item in value):
+            for item in self._by_item.keys() & set(value):
+                found.append(self._by_item[item])
+        elif value is not None:
+            found.append(self.entries)
+
+
+_HASHED = frozenset((str, int, float, bool, type(None)))
+
+
 class _Needles(Generic[E]):
     """Rules by the words of which one has to occur at one path.
 
     Each word lies under its rarest piece. A text is cut into all its pieces, and only the words under those that some
-    word lies under are looked for, so the work grows with the text and hardly with the words.
+    word lies under are looked for. What has turned out to have nothing in it is known by the word the next time, as
+    most words of texts come again.
     """
 
-    __slots__ = ("_by_size", "entries", "path", "read")
+    __slots__ = ("_by_size", "_dull", "entries", "path", "read")
 
     def __init__(self, path: str, read: Reader) -> None:
         self.path = path
         self.read = read
         self.entries: list[E] = []
         self._by_size: dict[int, _SameSize[E]] = {}
+        self._dull: set[str] = set()
 
-    def add(self, entry: E, needles: Iterable[str]) -> None:
+    def add(self, entry: E, guard: Words) -> None:
         insort(self.entries, entry, key=_by_order)
-        for needle in needles:
+        self._dull.clear()
+        for needle in guard.needles:
             size = next(size for size in GRAMS if size <= len(needle))
             known = self._by_size.get(size)
             if known is None:
@@ -295,15 +467,17 @@ class _Needles(Generic[E]):
                 if needle in text:
                     hits[entry.order] = entry
         if hits:
-            found.append([hits[order] for order in sorted(hits)])
+            found.append([hits[order] for order in sorted(hits)] if len(hits) > 1 else list(hits.values()))
 
     def _maybe_in(self, text: str) -> Iterable[tuple[str, E]]:
         found: list[tuple[str, E]] = []
-        words = text.split()
+        words: list[str] | None = None
         for size, known in self._by_size.items():
             if len(known.all) <= FEW_NEEDLES:
                 found += known.all
                 continue
+            if words is None:
+                words = self._interesting(text)
             inside = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
             for piece in known.pieces.intersection(inside):
                 found += known.by_piece[piece]
@@ -311,6 +485,21 @@ class _Needles(Generic[E]):
                 for piece in known.with_blank.intersection(pieces(text, size)):
                     found += known.by_piece[piece]
         return found
+
+    def _interesting(self, text: str) -> list[str]:
+        """The words of a text, but those of which it is known that nothing is in them."""
+        dull = self._dull
+        words = [word for word in text.split() if word not in dull]
+        if words:
+            if len(dull) > MOST_DULL:
+                dull.clear()
+            many = [known for known in self._by_size.items() if len(known[1].all) > FEW_NEEDLES]
+            for word in words:
+                if len(word) <= LONGEST_DULL and all(
+                    known.pieces.isdisjoint(pieces(word, size)) for size, known in many
+                ):
+                    dull.add(word)
+        return words
 
 
 class _SameSize(NamedTuple, Generic[E]):
@@ -320,6 +509,14 @@ class _SameSize(NamedTuple, Generic[E]):
     pieces: set[str]  # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
     with_blank: set[str]  # Those that are not inside of one word: a text has twice as many pieces as its words have.
     all: list[tuple[str, E]]
+
+
+_FINDERS: Mapping[type, Callable[[str, Reader], Any]] = {
+    Words: _Needles,
+    Item: _Items,
+    Present: _Fields,
+    Range: _Ranges,
+}
 
 
 def _has_blank(piece: str) -> bool:
