@@ -87,6 +87,9 @@ def word(chance: random.Random, letters: int) -> str:
     return "".join(chance.choices(LETTERS, k=letters))
 
 
+VOCABULARY = [word(random.Random(n), 3 + n % 7) for n in range(3000)]
+
+
 class Kind(NamedTuple):
     """What rules ask for. `conditions` of rule n, which the request that is made with the same n meets, and no other
     does; both may draw on `words`, twelve letters each, two a rule."""
@@ -105,8 +108,8 @@ def _between(n: int) -> list[RuleCondition]:
 
 
 def _text(chance: random.Random, *inside: str) -> str:
-    """Fourteen words of six letters that no rule has, and what is inside."""
-    return " ".join([word(chance, 6) for _ in range(14)] + list(inside))
+    """Fourteen of 3,000 words of three to nine letters, and what is inside."""
+    return " ".join(chance.choices(VOCABULARY, k=14) + list(inside))
 
 
 KINDS = (
@@ -145,11 +148,6 @@ KINDS = (
         lambda n, w, c: {"type": f"k{n % 100:05}", "tokens": 100 * (n // 100) + c.randint(1, 99)},
     ),
     Kind(
-        "above one limit, below the next rule's",
-        lambda n, w: [RuleCondition("tokens", "lt", 100 * n + 100)],
-        lambda n, w, c: {"tokens": 100 * n + c.randint(1, 99), "query": "hello"},
-    ),
-    Kind(
         "two keywords",
         lambda n, w: [RuleCondition("query", "keywords", w[2 * n : 2 * n + 2])],
         lambda n, w, c: {"query": _text(c, w[2 * n], str(c.randrange(2000)))},
@@ -158,6 +156,16 @@ KINDS = (
         "two keywords, numbered",
         lambda n, w: [RuleCondition("query", "keywords", [f"word{n:05}", f"term{n:05}"])],
         lambda n, w, c: {"query": _text(c, f"word{n:05}", str(c.randrange(2000)))},
+    ),
+    Kind(
+        "two keywords, words never seen before",
+        lambda n, w: [RuleCondition("query", "keywords", w[2 * n : 2 * n + 2])],
+        lambda n, w, c: {"query": " ".join([word(c, 6) for _ in range(14)] + [w[2 * n], str(c.randrange(2000))])},
+    ),
+    Kind(
+        "two short keywords",
+        lambda n, w: [RuleCondition("query", "keywords", [f"{w[2 * n][:3]}{n}", f"{w[2 * n + 1][:3]}{n}"])],
+        lambda n, w, c: {"query": _text(c, f"{w[2 * n][:3]}{n}", str(c.randrange(2000)))},
     ),
     Kind(
         "a pattern with a word",

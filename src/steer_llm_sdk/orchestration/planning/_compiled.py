@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from steer_llm_sdk.orchestration.planning._conditions import Check, Unfit, adapted, asked, checked, guard_of, range_of, value_of
+from steer_llm_sdk.orchestration.planning._conditions import Check, Unfit, adapted, asked, guard_of, range_of, step_of, value_of
 from steer_llm_sdk.orchestration.planning._index import Guard, Value
 from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy, PlanRequest
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, RuleCondition
@@ -94,7 +94,7 @@ def _steps(conditions: Sequence[RuleCondition]) -> tuple[list[_Step], list[Value
     late: list[tuple[RuleCondition, _Step]] = []
     for condition in conditions:
         try:
-            step = _Step(condition.attribute_path, *checked(condition))
+            step = _Step(*step_of(condition))
         except Unfit as error:
             late.append((condition, _unusable(error)))
             continue

@@ -33,7 +33,7 @@ def compiled(condition: RuleCondition) -> Test:
 
 
 def asked(steps: Sequence[tuple[str | None, Check]]) -> Callable[[Any, Sequence[Any]], bool]:
-    """Whether a request meets all of these, each with what it expects; None as a path: it is asked of nothing.
+    """Whether a request meets all of these, each with what it expects; None as a path: it is asked of the request itself.
 
     One for all rules that ask alike: of ten thousand rules most are not in the processor's cache when they are met, so
     a rule keeps what it expects and nothing else.
@@ -62,11 +62,20 @@ def _asked(steps: tuple[tuple[str | None, Check], ...]) -> Callable[[Any, Sequen
 
 
 def _reader_of(path: str | None) -> Callable[[Any], Any]:
-    return _nothing if path is None else reader(path)
+    return _whole if path is None else reader(path)
 
 
-def _nothing(request: Any) -> None:
-    return None
+def _whole(request: Any) -> Any:
+    return request
+
+
+def step_of(condition: RuleCondition) -> tuple[str | None, Check, Any]:
+    """What is asked, at which path, and with what. Unfit as above."""
+    path = condition.attribute_path
+    check, expected = checked(condition)
+    if check is _is_there and "." not in path:  # Of the request itself: thousands may ask for a field, each for another.
+        return None, _has_field, (path, expected)
+    return path, check, expected
 
 
 def value_of(condition: RuleCondition) -> Value | None:
@@ -265,6 +274,11 @@ def _exists(expected: Any) -> tuple[Check, Any]:
 
 def _is_there(value: Any, expected: bool) -> bool:
     return (value is not None) is expected
+
+
+def _has_field(request: Any, expected: tuple[str, bool]) -> bool:
+    path, there = expected
+    return ((request.get(path) if type(request) is dict else _step(request, path)) is not None) is there
 
 
 def _greater(expected: Any) -> tuple[Check, Any]:

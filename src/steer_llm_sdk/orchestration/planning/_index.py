@@ -1,7 +1,7 @@
 """The guard index: which rules may hold for a request, without looking at the others.
 
-Each rule lies under what a request must have for it to hold: the values that its conditions ask for, all at once; and
-below these, or where it asks for none, a range, a word, an item or a field. A request is looked up by what it has, so
+Each rule lies under what a request must have for it to hold: the values and the range that its conditions ask for, all
+at once; and below these, or where it asks for none, a word, an item or a field. A request is looked up by what it has, so
 the work grows with the request, and not with the rules. What is found may hold, and what is not found does not; whoever
 asks tests what is found.
 
@@ -67,6 +67,17 @@ class Range(NamedTuple):
     low: float
     high: float
 
+    @property
+    def scale(self) -> float:
+        """By which a number is multiplied to find its cell in a grid about as wide as the range."""
+        _, exponent = frexp(self.high - self.low)
+        return 2.0 ** -max(exponent, -20)
+
+    @property
+    def cells(self) -> Iterable[int]:
+        """Those of the grid that the range touches, three at most."""
+        return range(floor(self.low * self.scale), floor(self.high * self.scale) + 1)
+
     @classmethod
     def between(cls, path: str, low: float, high: float) -> Range | None:
         return cls(path, low, high) if -WIDEST < low and high < WIDEST and low < high else None
@@ -121,10 +132,10 @@ class RuleIndex(Generic[E]):
     def add(self, entry: E) -> None:
         self._size += 1
         root = self._root
-        root.add(entry, tuple(entry.values), self._reader)
+        root.add(entry, (tuple(entry.values), entry.guard), self._reader)
         alone = len(root.tables) == 1 and not root.here and not root.others
         table = next(iter(root.tables.values())) if alone else None
-        if table is None or len(table.paths) > 1 or "." in table.paths[0]:
+        if table is None or len(table.paths) != 1 or table.grid is not None or "." in table.paths[0]:
             self._by_key, self.key, self.certain = None, None, {}
             return
         cells, known = table.cells, self._by_key
@@ -176,6 +187,8 @@ class _Facts:
         self._folded: dict[str, Any] = {}
 
     def value(self, path: str, read: Reader) -> Any:
+        if type(self.request) is dict and "." not in path:
+            return self.request.get(path)
         values = self.values
         if path in values:
             return values[path]
@@ -197,23 +210,29 @@ _ODD: Any = object()
 """A value of which only the conditions themselves can say what it equals."""
 
 
+_Left = tuple[tuple[Value, ...], "Guard | None"]
+"""What a rule still asks for that it could lie under."""
+_Grid = tuple[str, float]
+"""Path and scale."""
+
+
 class _Node(Generic[E]):
     """`here` are the rules that are asked whatever else the request has; `open` those among them that could lie deeper,
-    by their order, with the values they still ask for."""
+    by their order, with what they still ask for."""
 
     __slots__ = ("here", "is_flat", "open", "others", "tables")
 
     def __init__(self) -> None:
         self.here: list[E] = []
         self.is_flat = True
-        self.open: dict[tuple[int, int], tuple[Value, ...]] = {}
-        self.tables: dict[tuple[str, ...], _Table[E]] = {}
+        self.open: dict[tuple[int, int], _Left] = {}
+        self.tables: dict[tuple[tuple[str, ...], _Grid | None], _Table[E]] = {}
         self.others: dict[tuple[type, str], _Finder[E]] = {}
 
-    def add(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
+    def add(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
         insort(self.here, entry, key=_by_order)
-        if values or entry.guard is not None:
-            self.open[entry.order] = values
+        if left[0] or left[1] is not None:
+            self.open[entry.order] = left
         if self.open and (not self.is_flat or len(self.here) > FEW):
             deeper = [other for other in self.here if other.order in self.open]
             self.here = [other for other in self.here if other.order not in self.open]
@@ -221,11 +240,12 @@ class _Node(Generic[E]):
             for other in deeper:
                 self._send(other, opened[other.order], reader)
 
-    def _send(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
-        if values:
-            self._table_for(values, reader).add(entry, values, reader)
+    def _send(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
+        table = self._table_for(left, reader)
+        if table is not None:
+            table.add(entry, left, reader)
             return
-        guard = entry.guard
+        guard = left[1]
         assert guard is not None
         key = type(guard), guard.path
         finder = self.others.get(key)
@@ -233,15 +253,22 @@ class _Node(Generic[E]):
             finder = self.others[key] = _FINDERS[type(guard)](guard.path, reader(guard.path))
         finder.add(entry, guard)
 
-    def _table_for(self, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> _Table[E]:
+    def _table_for(self, left: _Left, reader: Callable[[str], Reader]) -> _Table[E] | None:
+        """The table of just what it asks for; where there are many already, one of some of it."""
+        values, guard = left
         paths = tuple(sorted({value.path for value in values}))
-        table = self.tables.get(paths)
+        grid = (guard.path, guard.scale) if isinstance(guard, Range) else None
+        if not paths and grid is None:
+            return None
+        table = self.tables.get((paths, grid))
         if table is None and len(self.tables) >= MOST_TABLES:
-            fitting = [table for table in self.tables.values() if set(table.paths).issubset(paths)]
+            fitting = [t for t in self.tables.values() if t.grid in (None, grid) and set(t.paths).issubset(paths)]
             table = max(fitting, key=lambda table: len(table.paths), default=None)
-            paths = paths[:1]
+            paths, grid = paths[:1], None
+            if table is None and not paths:
+                return None
         if table is None:
-            table = self.tables[paths] = _Table(paths, reader)
+            table = self.tables[paths, grid] = _Table(paths, grid, reader)
         return table
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
@@ -262,18 +289,35 @@ class _Node(Generic[E]):
 
 
 class _Table(Generic[E]):
-    """Rules by the values that they ask for at some paths: by the value where it is one path, else by a tuple."""
+    """Rules by the values that they ask for at some paths, and by the cell of a grid that the number at another is in:
+    by that alone where it is one thing, else by a tuple. A range lies in each cell that it touches."""
 
-    __slots__ = ("_reads", "cells", "paths")
+    __slots__ = ("_by_values", "_reads", "cells", "grid", "paths")
 
-    def __init__(self, paths: tuple[str, ...], reader: Callable[[str], Reader]) -> None:
+    def __init__(self, paths: tuple[str, ...], grid: _Grid | None, reader: Callable[[str], Reader]) -> None:
         self.paths = paths
+        self.grid = grid
         self.cells: dict[Any, E | _Node[E]] = {}
         self._reads = [(path, reader(path)) for path in paths]
+        if grid is not None:
+            self._reads.append((grid[0], reader(grid[0])))
+        self._by_values: dict[tuple[Any, ...], list[E]] = {}
+        """Of those with a range: who is asked of something that is no number."""
 
-    def add(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
+    def add(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
+        values, guard = left
         by_path = {value.path: _key(value.value) for value in values}
-        key = by_path[self.paths[0]] if len(self.paths) == 1 else tuple(by_path[path] for path in self.paths)
+        key = tuple(by_path[path] for path in self.paths)
+        left = self._left(values, guard)
+        if self.grid is None:
+            self._put(key[0] if len(key) == 1 else key, entry, left, reader)
+            return
+        assert isinstance(guard, Range)
+        insort(self._by_values.setdefault(key, []), entry, key=_by_order)
+        for cell in guard.cells:
+            self._put((*key, cell) if key else cell, entry, left, reader)
+
+    def _put(self, key: Any, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
         cell = self.cells.get(key)
         if cell is None:
             self.cells[key] = entry
@@ -282,14 +326,15 @@ class _Table(Generic[E]):
             alone, cell = cell, _Node()
             self.cells[key] = cell
             # What it asked for above this table it asks for again: that finds it as well.
-            cell.add(alone, self._left(alone.values), reader)
-        cell.add(entry, self._left(values), reader)
+            cell.add(alone, self._left(alone.values, alone.guard), reader)
+        cell.add(entry, left, reader)
 
-    def _left(self, values: Iterable[Value]) -> tuple[Value, ...]:
-        return tuple(value for value in values if value.path not in self.paths)
+    def _left(self, values: Iterable[Value], guard: Guard | None) -> _Left:
+        return tuple(v for v in values if v.path not in self.paths), guard if self.grid is None else None
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
-        values, hopeless = [], False
+        key: list[Any] = []
+        hopeless = False
         for path, read in self._reads:
             value = facts.value(path, read)
             kind = type(value)
@@ -300,16 +345,33 @@ class _Table(Generic[E]):
             elif not (kind is str or kind is int or kind is float or value is None):
                 found.append(sorted(self.all(), key=_by_order))
                 return
-            values.append(value)
+            key.append(value)
+        if self.grid is not None:
+            number = key[-1]
+            if number is None:
+                return
+            if type(number) is not int and type(number) is not float:
+                hopeless = any(type(value) in (dict, list) for value in key[:-1])
+                if not hopeless:
+                    found.append(self._by_values.get(tuple(key[:-1]), ()))
+                return
+            if not -WIDEST < number < WIDEST:
+                return
+            key[-1] = floor(number * self.grid[1])
         if hopeless:
             return
-        cell = self.cells.get(values[0] if len(values) == 1 else tuple(values))
+        cell = self.cells.get(key[0] if len(key) == 1 else tuple(key))
         if type(cell) is _Node:
             cell.collect(facts, found)
         elif cell is not None:
             found.append((cell,))  # type: ignore[arg-type]
 
-    def all(self) -> Iterator[E]:
+    def all(self) -> Iterable[E]:
+        if self.grid is not None:
+            return [entry for entries in self._by_values.values() for entry in entries]
+        return self._all()
+
+    def _all(self) -> Iterator[E]:
         for cell in self.cells.values():
             if isinstance(cell, _Node):
                 yield from cell.all()
@@ -331,12 +393,25 @@ class _Finder(Protocol[E]):
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None: ...
 
 
-class _Ranges(Generic[E]):
-    """Rules by the range in which a number has to be.
+def _put(cells: dict[Any, E | list[E]], key: Any, entry: E) -> None:
+    """What lies alone needs no list."""
+    there = cells.get(key)
+    if there is None:
+        cells[key] = entry
+    elif isinstance(there, list):
+        insort(there, entry, key=_by_order)
+    else:
+        cells[key] = sorted((there, entry), key=_by_order)
 
-    A range lies in the cells that it touches of a grid about as wide as itself: there are three at most, and a number
-    is in one cell of each grid. There is a grid for each power of two.
-    """
+
+def _get(cells: dict[Any, E | list[E]], key: Any, found: list[Sequence[E]]) -> None:
+    there = cells.get(key)
+    if there is not None:
+        found.append(there if type(there) is list else (there,))  # type: ignore[arg-type]
+
+
+class _Ranges(Generic[E]):
+    """Rules by the range in which a number has to be, with a grid for each width there is: each a power of two."""
 
     __slots__ = ("_grids", "_path", "_read", "entries")
 
@@ -347,17 +422,9 @@ class _Ranges(Generic[E]):
 
     def add(self, entry: E, guard: Range) -> None:
         insort(self.entries, entry, key=_by_order)
-        _, exponent = frexp(guard.high - guard.low)
-        scale = 2.0 ** -max(exponent, -20)
-        grid = self._grids.setdefault(scale, {})
-        for cell in range(floor(guard.low * scale), floor(guard.high * scale) + 1):
-            there = grid.get(cell)
-            if there is None:
-                grid[cell] = entry
-            elif isinstance(there, list):
-                insort(there, entry, key=_by_order)
-            else:
-                grid[cell] = sorted((there, entry), key=_by_order)
+        grid = self._grids.setdefault(guard.scale, {})
+        for cell in guard.cells:
+            _put(grid, cell, entry)
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         value = facts.value(self._path, self._read)
@@ -367,9 +434,7 @@ class _Ranges(Generic[E]):
             found.append(self.entries)
         elif -WIDEST < value < WIDEST:
             for scale, grid in self._grids.items():
-                there = grid.get(floor(value * scale))
-                if there is not None:
-                    found.append(there if type(there) is list else (there,))  # type: ignore[arg-type]
+                _get(grid, floor(value * scale), found)
 
 
 class _Fields(Generic[E]):
@@ -379,19 +444,19 @@ class _Fields(Generic[E]):
 
     def __init__(self, path: str, read: Reader) -> None:
         self.entries: list[E] = []
-        self._by_key: dict[str, list[E]] = {}
+        self._by_key: dict[str, E | list[E]] = {}
 
     def add(self, entry: E, guard: Present) -> None:
         insort(self.entries, entry, key=_by_order)
-        insort(self._by_key.setdefault(guard.key, []), entry, key=_by_order)
+        _put(self._by_key, guard.key, entry)
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
-        request = facts.request
+        request, by_key = facts.request, self._by_key
         if type(request) is not dict:
             found.append(self.entries)
             return
-        for key in self._by_key.keys() & request.keys():
-            found.append(self._by_key[key])
+        for key in request if len(request) < len(by_key) else by_key.keys() & request.keys():
+            _get(by_key, key, found)
 
 
 class _Items(Generic[E]):
@@ -402,21 +467,21 @@ class _Items(Generic[E]):
     def __init__(self, path: str, read: Reader) -> None:
         self._path, self._read = path, read
         self.entries: list[E] = []
-        self._by_item: dict[str, list[E]] = {}
+        self._by_item: dict[str, E | list[E]] = {}
         self._texts: _Needles[E] = _Needles(path, read)
 
     def add(self, entry: E, guard: Item) -> None:
         insort(self.entries, entry, key=_by_order)
-        insort(self._by_item.setdefault(guard.item, []), entry, key=_by_order)
+        _put(self._by_item, guard.item, entry)
         self._texts.add(entry, Words(guard.path, (guard.item.casefold(),)))
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         value = facts.value(self._path, self._read)
         if type(value) is str:
             self._texts.collect(facts, found)
-        elif (type(value) is list or type(value) is dict) and all(type(item) in _HASHED for item in value):
-            for item in self._by_item.keys() & set(value):
-                found.append(self._by_item[item])
+        elif (type(value) is list or type(value) is dict) and _HASHED.issuperset(map(type, value)):
+            for item in set(value):
+                _get(self._by_item, item, found)
         elif value is not None:
             found.append(self.entries)
 
@@ -452,63 +517,71 @@ class _Needles(Generic[E]):
             rarest = min(
                 pieces(needle, size), key=lambda piece: (_has_blank(piece), len(known.by_piece.get(piece, ())))
             )
-            known.by_piece.setdefault(rarest, []).append((needle, entry))
+            known.by_piece.setdefault(rarest, []).extend((needle, entry))
             (known.with_blank if _has_blank(rarest) else known.pieces).add(rarest)
-            known.all.append((needle, entry))
+            if len(known.all) <= 2 * FEW_NEEDLES:
+                known.all.extend((needle, entry))
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         texts = facts.folded(self.path, self.read)
         if texts is _ODD:
             found.append(self.entries)
             return
-        hits: dict[tuple[int, int], E] = {}
+        hits: list[E] = []
         for text in texts:
-            for needle, entry in self._maybe_in(text):
-                if needle in text:
-                    hits[entry.order] = entry
+            for maybe in self._maybe_in(text):
+                pairs = iter(maybe)
+                for needle in pairs:
+                    entry = next(pairs)
+                    if needle in text:
+                        hits.append(entry)
+        if len(hits) > 1:
+            by_order = {entry.order: entry for entry in hits}
+            hits = [by_order[order] for order in sorted(by_order)]
         if hits:
-            found.append([hits[order] for order in sorted(hits)] if len(hits) > 1 else list(hits.values()))
+            found.append(hits)
 
-    def _maybe_in(self, text: str) -> Iterable[tuple[str, E]]:
-        found: list[tuple[str, E]] = []
-        words: list[str] | None = None
+    def _maybe_in(self, text: str) -> Iterable[Sequence[Any]]:
+        found: list[Sequence[Any]] = []
+        many = []
         for size, known in self._by_size.items():
-            if len(known.all) <= FEW_NEEDLES:
-                found += known.all
+            if len(known.all) <= 2 * FEW_NEEDLES:
+                found.append(known.all)
                 continue
-            if words is None:
-                words = self._interesting(text)
-            inside = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
-            for piece in known.pieces.intersection(inside):
-                found += known.by_piece[piece]
+            many.append((size, known))
             if known.with_blank:
-                for piece in known.with_blank.intersection(pieces(text, size)):
-                    found += known.by_piece[piece]
+                found += [known.by_piece[piece] for piece in known.with_blank.intersection(pieces(text, size))]
+        dull = self._dull
+        words = [word for word in text.split() if word not in dull] if many else ()
+        if not words:
+            return found
+        hits: list[str] = []
+        for size, known in many:
+            inside = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
+            if not known.pieces.isdisjoint(inside):
+                here = known.pieces.intersection(inside)
+                hits += here
+                found += [known.by_piece[piece] for piece in here]
+        if len(dull) > MOST_DULL:
+            dull.clear()
+        for word in words:
+            for piece in hits:
+                if piece in word:
+                    break
+            else:
+                if len(word) <= LONGEST_DULL:
+                    dull.add(word)
         return found
 
-    def _interesting(self, text: str) -> list[str]:
-        """The words of a text, but those of which it is known that nothing is in them."""
-        dull = self._dull
-        words = [word for word in text.split() if word not in dull]
-        if words:
-            if len(dull) > MOST_DULL:
-                dull.clear()
-            many = [known for known in self._by_size.items() if len(known[1].all) > FEW_NEEDLES]
-            for word in words:
-                if len(word) <= LONGEST_DULL and all(
-                    known.pieces.isdisjoint(pieces(word, size)) for size, known in many
-                ):
-                    dull.add(word)
-        return words
 
+class _SameSize(NamedTuple):
+    """The words that are found by pieces of one length: by these, and the first of them side by side. A word is
+    followed by its rule."""
 
-class _SameSize(NamedTuple, Generic[E]):
-    """The words that are found by pieces of one length, by these, and all of them."""
-
-    by_piece: dict[str, list[tuple[str, E]]]
+    by_piece: dict[str, list[Any]]
     pieces: set[str]  # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
     with_blank: set[str]  # Those that are not inside of one word: a text has twice as many pieces as its words have.
-    all: list[tuple[str, E]]
+    all: list[Any]
 
 
 _FINDERS: Mapping[type, Callable[[str, Reader], Any]] = {
