@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
+from sys import intern
 from typing import Any, NamedTuple
 
 from steer_llm_sdk.orchestration.planning._conditions import Check, Unfit, adapted, asked, guard_of, range_of, step_of, value_of
@@ -69,7 +71,7 @@ class CompiledRule:
             guard,
             asked([(step.path, step.check) for step in steps]),
             tuple(step.expected for step in steps),
-            action.tools,
+            _shared(tuple(map(_interned, action.tools))),
             options,
             rule.name,
             action.execution_strategy,
@@ -113,6 +115,16 @@ def _steps(conditions: Sequence[RuleCondition]) -> tuple[list[_Step], list[Value
                 late = [pair for pair in late if pair is not one and pair is not other]
                 break
     return [*first, *then, *(step for _, step in late)], values, guard
+
+
+@lru_cache(1024)
+def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same object for the same names: most rules name tools that others name too."""
+    return names
+
+
+def _interned(name: str) -> str:
+    return intern(name) if type(name) is str else name
 
 
 def _unusable(error: Unfit) -> _Step:

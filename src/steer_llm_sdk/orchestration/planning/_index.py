@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import merge
 from math import floor, frexp
 from operator import attrgetter
@@ -26,9 +27,10 @@ FEW_NEEDLES = 64
 """So many words are looked for one by one."""
 GRAMS = (8, 4, 3, 2, 1)
 """Lengths of the pieces of words by which more of them are found: the longest that fits into the word."""
-MOST_DULL = 8192
-"""So many words of texts are known to have nothing in them that is looked for."""
-LONGEST_DULL = 32
+MOST_KNOWN = 8192
+"""Of so many words of texts it is known what is in them."""
+LONGEST_KNOWN = 32
+"""Their length in characters: who sends longer ones, each time others, is not to fill the memory with them."""
 _MERGED_AT_ONCE = 64
 
 
@@ -493,34 +495,38 @@ class _Needles(Generic[E]):
     """Rules by the words of which one has to occur at one path.
 
     Each word lies under its rarest piece. A text is cut into all its pieces, and only the words under those that some
-    word lies under are looked for. What has turned out to have nothing in it is known by the word the next time, as
-    most words of texts come again.
+    word lies under are looked for. What is in a word of a text, mostly nothing, is known the next time it is met, as most
+    words are again and again.
     """
 
-    __slots__ = ("_by_size", "_dull", "entries", "path", "read")
+    __slots__ = ("_by_size", "_dull", "_in_word", "entries", "path", "read")
 
     def __init__(self, path: str, read: Reader) -> None:
         self.path = path
         self.read = read
         self.entries: list[E] = []
-        self._by_size: dict[int, _SameSize[E]] = {}
+        self._by_size: dict[int, _SameSize] = {}
         self._dull: set[str] = set()
+        self._in_word: dict[str, list[Any]] = {}
 
     def add(self, entry: E, guard: Words) -> None:
         insort(self.entries, entry, key=_by_order)
         self._dull.clear()
+        self._in_word.clear()
         for needle in guard.needles:
             size = next(size for size in GRAMS if size <= len(needle))
             known = self._by_size.get(size)
             if known is None:
-                known = self._by_size[size] = _SameSize({}, set(), set(), [])
+                known = self._by_size[size] = _SameSize()
             rarest = min(
                 pieces(needle, size), key=lambda piece: (_has_blank(piece), len(known.by_piece.get(piece, ())))
             )
             known.by_piece.setdefault(rarest, []).extend((needle, entry))
             (known.with_blank if _has_blank(rarest) else known.pieces).add(rarest)
-            if len(known.all) <= 2 * FEW_NEEDLES:
+            if known.all is not None:
                 known.all.extend((needle, entry))
+                if len(known.all) > 2 * FEW_NEEDLES:
+                    known.all = None
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         texts = facts.folded(self.path, self.read)
@@ -541,47 +547,80 @@ class _Needles(Generic[E]):
         if hits:
             found.append(hits)
 
-    def _maybe_in(self, text: str) -> Iterable[Sequence[Any]]:
-        found: list[Sequence[Any]] = []
+    def _maybe_in(self, text: str) -> list[list[Any]]:
+        found: list[list[Any]] = []
         many = []
         for size, known in self._by_size.items():
-            if len(known.all) <= 2 * FEW_NEEDLES:
+            if known.all is not None:
                 found.append(known.all)
-                continue
-            many.append((size, known))
-            if known.with_blank:
-                found += [known.by_piece[piece] for piece in known.with_blank.intersection(pieces(text, size))]
-        dull = self._dull
-        words = [word for word in text.split() if word not in dull] if many else ()
-        if not words:
-            return found
-        hits: list[str] = []
-        for size, known in many:
-            inside = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
-            if not known.pieces.isdisjoint(inside):
-                here = known.pieces.intersection(inside)
-                hits += here
-                found += [known.by_piece[piece] for piece in here]
-        if len(dull) > MOST_DULL:
-            dull.clear()
-        for word in words:
-            for piece in hits:
-                if piece in word:
-                    break
             else:
-                if len(word) <= LONGEST_DULL:
-                    dull.add(word)
+                many.append((size, known))
+        if many:
+            self._look_up(text, many, found)
         return found
 
+    def _look_up(self, text: str, many: list[tuple[int, _SameSize]], found: list[list[Any]]) -> None:
+        for size, known in many:
+            if known.with_blank:
+                found += [known.by_piece[piece] for piece in known.with_blank.intersection(pieces(text, size))]
+        dull, in_word = self._dull, self._in_word
+        fresh: list[str] = []
+        for word in [word for word in text.split() if word not in dull]:
+            inside = in_word.get(word)
+            if inside is None:
+                fresh.append(word)
+            else:
+                found.append(inside)
+        if fresh:
+            found += self._look_into(fresh, many)
 
-class _SameSize(NamedTuple):
-    """The words that are found by pieces of one length: by these, and the first of them side by side. A word is
+    def _look_into(self, words: list[str], many: list[tuple[int, _SameSize]]) -> Iterator[list[Any]]:
+        """What is found in words, and remembered of those that are not too long to be."""
+        hits: list[tuple[str, list[Any]]] = []
+        for size, known in many:
+            here = known.pieces.intersection(
+                [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
+            )
+            hits += [(piece, known.by_piece[piece]) for piece in here]
+        if len(self._dull) + len(self._in_word) > MOST_KNOWN:
+            self._dull.clear()
+            self._in_word.clear()
+        for word in words:
+            inside: list[Any] = []
+            for piece, pairs in hits:
+                if piece in word:
+                    inside += _in_word(word, pairs)
+            if inside:
+                yield inside
+            if len(word) <= LONGEST_KNOWN:
+                if inside:
+                    self._in_word[word] = inside
+                else:
+                    self._dull.add(word)
+
+
+def _in_word(word: str, pairs: Iterable[Any]) -> Iterator[Any]:
+    """Those that occur in a word, as if looked for was nothing; and those with a blank, which may occur around it."""
+    rest = iter(pairs)
+    for needle in rest:
+        entry = next(rest)
+        if needle in word:
+            yield from ("", entry)
+        elif _has_blank(needle):
+            yield from (needle, entry)
+
+
+@dataclass(slots=True)
+class _SameSize:
+    """The words that are found by pieces of one length: by these, and all of them where they are few. A word is
     followed by its rule."""
 
-    by_piece: dict[str, list[Any]]
-    pieces: set[str]  # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
-    with_blank: set[str]  # Those that are not inside of one word: a text has twice as many pieces as its words have.
-    all: list[Any]
+    by_piece: dict[str, list[Any]] = field(default_factory=dict)
+    # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
+    pieces: set[str] = field(default_factory=set)
+    # Those that are not inside of one word: a text has twice as many pieces as its words have.
+    with_blank: set[str] = field(default_factory=set)
+    all: list[Any] | None = field(default_factory=list)
 
 
 _FINDERS: Mapping[type, Callable[[str, Reader], Any]] = {
