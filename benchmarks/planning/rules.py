@@ -132,9 +132,7 @@ KINDS = (
     ),
     Kind(
         "type, tenant, range",
-        lambda n, w: [
-            _is("type", f"k{n:05}"), _is("tenant", f"c{n:05}"), RuleCondition("tokens", "gt", n % 100)
-        ],
+        lambda n, w: [_is("type", f"k{n:05}"), _is("tenant", f"c{n:05}"), RuleCondition("tokens", "gt", n % 100)],
         lambda n, w, c: {"type": f"k{n:05}", "tenant": f"c{n:05}", "tokens": 100 + c.randrange(9999)},
     ),
     Kind(
@@ -182,24 +180,38 @@ KINDS = (
         lambda n, w: [RuleCondition("capabilities", "contains", f"can{n:05}")],
         lambda n, w, c: {"capabilities": ["text", f"can{n:05}"], "query": "hello"},
     ),
-    Kind("has a field", lambda n, w: [RuleCondition(f"f{n:05}", "exists")], lambda n, w, c: {f"f{n:05}": 1, "query": "hello"}),
+    Kind(
+        "has a field",
+        lambda n, w: [RuleCondition(f"f{n:05}", "exists")],
+        lambda n, w, c: {f"f{n:05}": 1, "query": "hello"},
+    ),
     Kind(
         "type, keyword",
         lambda n, w: [_is("type", f"k{n % 100:05}"), RuleCondition("query", "keywords", [w[n]])],
         lambda n, w, c: {"type": f"k{n % 100:05}", "query": _text(c, w[n], str(c.randrange(2000)))},
     ),
-    Kind("of each kind one in turn", lambda n, w: MIXED[n % len(MIXED)].conditions(n, w), lambda n, w, c: MIXED[n % len(MIXED)].request(n, w, c)),
+    Kind(
+        "of each kind one in turn",
+        lambda n, w: MIXED[n % len(MIXED)].conditions(n, w),
+        lambda n, w, c: MIXED[n % len(MIXED)].request(n, w, c),
+    ),
 )
-MIXED = [kind for kind in KINDS if kind.name in ("a type", "a tenant", "one of disjoint ranges", "two keywords", "has a field")]
+MIXED = [
+    kind
+    for kind in KINDS
+    if kind.name in ("a type", "a tenant", "one of disjoint ranges", "two keywords", "has a field")
+]
 
 
 def one_matches(kind: Kind, sizes: Sequence[int]) -> dict[int, tuple[RuleBasedPlanner, list[Any]]]:
-    """By the number of rules: a planner with the first of them, and 2,000 requests each of which one of them matches."""
+    """By the number of rules: a planner with the first of them, and 2,000 requests, each met by one of these."""
     chance = random.Random(7)
     words = [word(chance, 12) for _ in range(2 * max(sizes))]
     made = {}
     for size in sizes:
-        rules = [PlanningRule(f"r{n:05}", n % 7, kind.conditions(n, words), RuleAction(f"t{n % 10}")) for n in range(size)]
+        rules = [
+            PlanningRule(f"r{n:05}", n % 7, kind.conditions(n, words), RuleAction(f"t{n % 10}")) for n in range(size)
+        ]
         made[size] = RuleBasedPlanner(rules), [kind.request(chance.randrange(size), words, chance) for _ in range(2000)]
     return made
 
@@ -267,7 +279,10 @@ def quantile(values: list[float], share: float) -> float:
 
 def main() -> None:
     for told, ten, most, ratio in marks():
-        print(f"{'ok    ' if ratio <= 1.2 and most <= 50 else 'MISSED'} {told:40} {ten:6.1f} {most:6.1f} {ratio:6.2f}", flush=True)
+        print(
+            f"{'ok    ' if ratio <= 1.2 and most <= 50 else 'MISSED'} {told:40} {ten:6.1f} {most:6.1f} {ratio:6.2f}",
+            flush=True,
+        )
     view = tools(1000)
     empty = []
     for _ in range(2000):

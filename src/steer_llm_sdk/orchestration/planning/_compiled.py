@@ -10,7 +10,16 @@ from itertools import combinations
 from sys import intern
 from typing import Any, NamedTuple
 
-from steer_llm_sdk.orchestration.planning._conditions import Check, Unfit, adapted, asked, guard_of, range_of, step_of, value_of
+from steer_llm_sdk.orchestration.planning._conditions import (
+    Check,
+    Unfit,
+    adapted,
+    asked,
+    guard_of,
+    range_of,
+    step_of,
+    value_of,
+)
 from steer_llm_sdk.orchestration.planning._index import Guard, Value
 from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy, PlanRequest
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, RuleCondition
@@ -19,7 +28,7 @@ from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction,
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
     """`values` and `guard` are what the index finds it by; `settled`: one value is all it asks for. `asks` is what it
-    asks with what it has `expected`. `serves` is its tool and then the fallbacks; `options` None: it gives the tool none.
+    asks with what it has `expected`. `serves` is its tool and then the fallbacks; `options` None: the tool gets none.
 
     Few objects, because of ten thousand rules most are not in the processor's cache when they are met.
     """

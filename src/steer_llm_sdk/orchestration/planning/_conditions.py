@@ -33,7 +33,7 @@ def compiled(condition: RuleCondition) -> Test:
 
 
 def asked(steps: Sequence[tuple[str | None, Check]]) -> Callable[[Any, Sequence[Any]], bool]:
-    """Whether a request meets all of these, each with what it expects; None as a path: it is asked of the request itself.
+    """Whether a request meets all of these, each with what it expects; None as a path: it is asked of the request.
 
     One for all rules that ask alike: of ten thousand rules most are not in the processor's cache when they are met, so
     a rule keeps what it expects and nothing else.
@@ -73,7 +73,9 @@ def step_of(condition: RuleCondition) -> tuple[str | None, Check, Any]:
     """What is asked, at which path, and with what. Unfit as above."""
     path = condition.attribute_path
     check, expected = checked(condition)
-    if check is _is_there and "." not in path:  # Of the request itself: thousands may ask for a field, each for another.
+    if (
+        check is _is_there and "." not in path
+    ):  # Of the request itself: thousands may ask for a field, each for another.
         return None, _has_field, (path, expected)
     return path, check, expected
 
@@ -259,8 +261,16 @@ def _searcher(pattern: Any) -> Callable[[str], bool]:
         search = re2.compile(pattern, options).search
     except (re2.error, UnicodeError) as error:
         raise Unfit(f"regex: the pattern {_short(pattern)} is not RE2: {_told(error)}") from error
+    # A set of one says whether, and not where: it takes half of the time, and less memory that is not in the cache.
+    alone = re2.Set.SearchSet(options)
+    alone.Add(pattern)
+    try:
+        alone.Compile()
+    except re2.error:  # It has no slower way for a pattern that is too large for the fast one.
+        return lambda text: search(text.encode("utf-8", "surrogatepass")) is not None
     # Bytes, because JSON can carry a lone surrogate, which is no UTF-8 and must not stop a search.
-    return lambda text: search(text.encode("utf-8", "surrogatepass")) is not None
+    match = alone.Match
+    return lambda text: bool(match(text.encode("utf-8", "surrogatepass")))
 
 
 def _told(error: Exception) -> str:

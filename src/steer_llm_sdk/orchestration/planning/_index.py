@@ -1,9 +1,9 @@
 """The guard index: which rules may hold for a request, without looking at the others.
 
 Each rule lies under what a request must have for it to hold: the values and the range that its conditions ask for, all
-at once; and below these, or where it asks for none, a word, an item or a field. A request is looked up by what it has, so
-the work grows with the request, and not with the rules. What is found may hold, and what is not found does not; whoever
-asks tests what is found.
+at once; and below these, or where it asks for none, a word, an item or a field. A request is looked up by what it has,
+so the work grows with the request, and not with the rules. What is found may hold, and what is not found does not;
+whoever asks tests what is found.
 
 Of ten thousand rules most are not in the processor's cache when they are met. So a rule that lies alone under its
 values lies there itself, with no list and no node on the way to it.
@@ -15,6 +15,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
+from itertools import filterfalse
 from math import floor, frexp
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -29,6 +30,7 @@ GRAMS = (8, 4, 3, 2, 1)
 """Lengths of the pieces of words by which more of them are found: the longest that fits into the word."""
 MOST_KNOWN = 8192
 """Of so many words of texts it is known what is in them."""
+KNOWN_PER_NEEDLE = 16
 LONGEST_KNOWN = 32
 """Their length in characters: who sends longer ones, each time others, is not to fill the memory with them."""
 _MERGED_AT_ONCE = 64
@@ -71,18 +73,19 @@ class Range(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """By which a number is multiplied to find its cell in a grid about as wide as the range."""
+        """By which a number is multiplied to find its cell in a grid: a cell is from 1/8 to 1/4 as wide as the range,
+        so that few meet the ends of others."""
         _, exponent = frexp(self.high - self.low)
-        return 2.0 ** -max(exponent, -20)
+        return 2.0 ** -max(exponent - 3, -20)
 
     @property
     def cells(self) -> Iterable[int]:
-        """Those of the grid that the range touches, three at most."""
+        """Those of the grid that the range touches, nine at most."""
         return range(floor(self.low * self.scale), floor(self.high * self.scale) + 1)
 
     @classmethod
     def between(cls, path: str, low: float, high: float) -> Range | None:
-        return cls(path, low, high) if -WIDEST < low and high < WIDEST and low < high else None
+        return cls(path, low, high) if -WIDEST < low < high < WIDEST else None
 
 
 WIDEST = 2.0**52
@@ -491,28 +494,30 @@ class _Items(Generic[E]):
 _HASHED = frozenset((str, int, float, bool, type(None)))
 
 
+_Known = tuple[set[str], dict[str, list[Any]]]
+"""Words of texts with nothing in them, and what is in others."""
+
+
 class _Needles(Generic[E]):
     """Rules by the words of which one has to occur at one path.
 
     Each word lies under its rarest piece. A text is cut into all its pieces, and only the words under those that some
-    word lies under are looked for. What is in a word of a text, mostly nothing, is known the next time it is met, as most
-    words are again and again.
+    word lies under are looked for. What is in a word of a text, mostly nothing, is known the next time it is met, as
+    most words are again and again.
     """
 
-    __slots__ = ("_by_size", "_dull", "_in_word", "entries", "path", "read")
+    __slots__ = ("_by_size", "_known", "_needles", "entries", "path", "read")
 
     def __init__(self, path: str, read: Reader) -> None:
         self.path = path
         self.read = read
         self.entries: list[E] = []
         self._by_size: dict[int, _SameSize] = {}
-        self._dull: set[str] = set()
-        self._in_word: dict[str, list[Any]] = {}
+        self._needles = 0
+        self._known: _Known = (set(), {})
 
     def add(self, entry: E, guard: Words) -> None:
         insort(self.entries, entry, key=_by_order)
-        self._dull.clear()
-        self._in_word.clear()
         for needle in guard.needles:
             size = next(size for size in GRAMS if size <= len(needle))
             known = self._by_size.get(size)
@@ -521,12 +526,15 @@ class _Needles(Generic[E]):
             rarest = min(
                 pieces(needle, size), key=lambda piece: (_has_blank(piece), len(known.by_piece.get(piece, ())))
             )
+            self._needles += 1
             known.by_piece.setdefault(rarest, []).extend((needle, entry))
             (known.with_blank if _has_blank(rarest) else known.pieces).add(rarest)
             if known.all is not None:
                 known.all.extend((needle, entry))
                 if len(known.all) > 2 * FEW_NEEDLES:
                     known.all = None
+        # Others, and last: who looks words up meanwhile, in another thread, remembers them in those before.
+        self._known = set(), {}
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         texts = facts.folded(self.path, self.read)
@@ -551,8 +559,8 @@ class _Needles(Generic[E]):
         found: list[list[Any]] = []
         many = []
         for size, known in self._by_size.items():
-            if known.all is not None:
-                found.append(known.all)
+            if (few := known.all) is not None:
+                found.append(few)
             else:
                 many.append((size, known))
         if many:
@@ -560,43 +568,45 @@ class _Needles(Generic[E]):
         return found
 
     def _look_up(self, text: str, many: list[tuple[int, _SameSize]], found: list[list[Any]]) -> None:
-        for size, known in many:
-            if known.with_blank:
-                found += [known.by_piece[piece] for piece in known.with_blank.intersection(pieces(text, size))]
-        dull, in_word = self._dull, self._in_word
+        for size, same in many:
+            if same.with_blank:
+                found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
+        known = self._known
+        dull, in_word = known
         fresh: list[str] = []
-        for word in [word for word in text.split() if word not in dull]:
+        for word in filterfalse(dull.__contains__, text.split()):
             inside = in_word.get(word)
             if inside is None:
                 fresh.append(word)
             else:
                 found.append(inside)
         if fresh:
-            found += self._look_into(fresh, many)
+            found += self._look_into(fresh, many, known)
 
-    def _look_into(self, words: list[str], many: list[tuple[int, _SameSize]]) -> Iterator[list[Any]]:
+    def _look_into(self, words: list[str], many: list[tuple[int, _SameSize]], known: _Known) -> list[list[Any]]:
         """What is found in words, and remembered of those that are not too long to be."""
+        found: list[list[Any]] = []
         hits: list[tuple[str, list[Any]]] = []
-        for size, known in many:
-            here = known.pieces.intersection(
-                [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
-            )
-            hits += [(piece, known.by_piece[piece]) for piece in here]
-        if len(self._dull) + len(self._in_word) > MOST_KNOWN:
-            self._dull.clear()
-            self._in_word.clear()
+        for size, same in many:
+            cut = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
+            hits += [(piece, same.by_piece[piece]) for piece in same.pieces.intersection(cut)]
+        dull, in_word = known
+        if len(dull) + len(in_word) > min(MOST_KNOWN, KNOWN_PER_NEEDLE * self._needles):
+            dull.clear()
+            in_word.clear()
         for word in words:
             inside: list[Any] = []
             for piece, pairs in hits:
                 if piece in word:
                     inside += _in_word(word, pairs)
             if inside:
-                yield inside
+                found.append(inside)
             if len(word) <= LONGEST_KNOWN:
                 if inside:
-                    self._in_word[word] = inside
+                    in_word[word] = inside
                 else:
-                    self._dull.add(word)
+                    dull.add(word)
+        return found
 
 
 def _in_word(word: str, pairs: Iterable[Any]) -> Iterator[Any]:
