@@ -38,8 +38,8 @@ class CompiledRule:
     order: tuple[int, int]
     values: Sequence[Value]
     guard: Guard | None
-    asks: Callable[[Any, Sequence[Any]], bool]
-    expected: Sequence[Any]
+    asks: Check
+    expected: Any
     serves: tuple[str, ...]
     options: Callable[[Any, PlanRequest | None], Mapping[str, Any]] | None
     name: str
@@ -79,7 +79,7 @@ class CompiledRule:
             values,
             guard,
             asked([(step.path, step.check) for step in steps]),
-            tuple(step.expected for step in steps),
+            steps[0].expected if len(steps) == 1 else tuple(step.expected for step in steps),
             _shared(tuple(map(_interned, action.tools))),
             options,
             rule.name,

@@ -32,8 +32,9 @@ def compiled(condition: RuleCondition) -> Test:
     return lambda request: check(read(request), expected)
 
 
-def asked(steps: Sequence[tuple[str | None, Check]]) -> Callable[[Any, Sequence[Any]], bool]:
-    """Whether a request meets all of these, each with what it expects; None as a path: it is asked of the request.
+def asked(steps: Sequence[tuple[str | None, Check]]) -> Check:
+    """Whether a request meets all of these, each with what it expects, which is given as it is where it is one;
+    None as a path: it is asked of the request.
 
     One for all rules that ask alike: of ten thousand rules most are not in the processor's cache when they are met, so
     a rule keeps what it expects and nothing else.
@@ -42,23 +43,41 @@ def asked(steps: Sequence[tuple[str | None, Check]]) -> Callable[[Any, Sequence[
 
 
 @lru_cache(1024)
-def _asked(steps: tuple[tuple[str | None, Check], ...]) -> Callable[[Any, Sequence[Any]], bool]:
-    # The common case, one key of a plain dict, is worth a short cut: it halves the time of a rule.
-    all_steps = [(path, path is not None and "." not in path, _reader_of(path), check) for path, check in steps]
+def _asked(steps: tuple[tuple[str | None, Check], ...]) -> Check:
+    all_steps = [(_reader_of(path), check) for path, check in steps]
+    if len(steps) == 1:
+        return _asked_once(*steps[0])
 
     def holds(request: Any, expected: Sequence[Any]) -> bool:
-        is_dict = type(request) is dict
-        for (key, plain, read, check), value in zip(all_steps, expected, strict=True):
-            if not check(request.get(key) if is_dict and plain else read(request), value):
+        for (read, check), value in zip(all_steps, expected, strict=True):  # noqa: SIM110 - twice as fast as all()
+            if not check(read(request), value):
                 return False
         return True
 
-    if len(all_steps) != 1:
+    keys = [(path, check) for path, check in steps if path is not None and "." not in path]
+    if len(keys) < len(steps):
         return holds
-    ((key, plain, read, check),) = all_steps
-    if not plain:
-        return lambda request, expected: check(read(request), expected[0])
-    return lambda request, expected: check(request.get(key) if type(request) is dict else read(request), expected[0])
+
+    def holds_of_keys(request: Any, expected: Sequence[Any]) -> bool:
+        if type(request) is not dict:
+            return holds(request, expected)
+        for (key, check), value in zip(keys, expected, strict=True):
+            if check is _same:
+                if not request.get(key) == value:  # noqa: SIM201 - what equals is asked, and may answer as it likes
+                    return False
+            elif not check(request.get(key), value):
+                return False
+        return True
+
+    return holds_of_keys
+
+
+def _asked_once(path: str | None, check: Check) -> Check:
+    read = _reader_of(path)
+    if path is None or "." in path:
+        return lambda request, expected: check(read(request), expected)
+    # The common case, one key of a plain dict, is worth a short cut: it halves the time of a rule.
+    return lambda request, expected: check(request.get(path) if type(request) is dict else read(request), expected)
 
 
 def _reader_of(path: str | None) -> Callable[[Any], Any]:

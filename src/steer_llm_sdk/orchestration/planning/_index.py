@@ -121,12 +121,13 @@ class RuleIndex(Generic[E]):
     asked to know that it holds. `key` is None, and it is empty, unless all rules ask for a text under one key.
     """
 
-    __slots__ = ("_by_key", "_reader", "_root", "_size", "certain", "key")
+    __slots__ = ("_alone", "_by_key", "_reader", "_root", "_size", "certain", "key")
 
     def __init__(self, reader: Callable[[str], Reader]) -> None:
         self._reader = reader
         self._root: _Node[E] = _Node()
         self._by_key: dict[Any, E | _Node[E]] | None = None
+        self._alone: _Table[E] | None = None
         self._size = 0
         self.key: str | None = None
         self.certain: dict[str, E] = {}
@@ -140,6 +141,7 @@ class RuleIndex(Generic[E]):
         root.add(entry, (tuple(entry.values), entry.guard), self._reader)
         alone = len(root.tables) == 1 and not root.here and not root.others
         table = next(iter(root.tables.values())) if alone else None
+        self._alone = None if table is None or any("." in path for path in table.paths) else table
         if table is None or len(table.paths) != 1 or table.grid is not None or "." in table.paths[0]:
             self._by_key, self.key, self.certain = None, None, {}
             return
@@ -169,6 +171,10 @@ class RuleIndex(Generic[E]):
                     return (cell,)  # type: ignore[return-value]
                 if cell.is_flat:
                     return cell.here
+        elif (table := self._alone) is not None and type(request) is dict:
+            cell = table.cell(request)
+            if cell is not None and type(cell) is not _Node:
+                return (cell,)  # type: ignore[return-value]
         root = self._root
         if root.is_flat:
             return root.here
@@ -337,6 +343,22 @@ class _Table(Generic[E]):
     def _left(self, values: Iterable[Value], guard: Guard | None) -> _Left:
         return tuple(v for v in values if v.path not in self.paths), guard if self.grid is None else None
 
+    def cell(self, request: dict[Any, Any]) -> E | _Node[E] | None:
+        """Where the rules lie for plain values under plain keys. None: there are none, or it is not as simple."""
+        key: list[Any] = []
+        for path in self.paths:
+            value = request.get(path)
+            if type(value) is not str and type(value) is not int:
+                return None
+            key.append(value)
+        if self.grid is not None:
+            path, scale = self.grid
+            number = request.get(path)
+            if (type(number) is not int and type(number) is not float) or not -WIDEST < number < WIDEST:
+                return None
+            key.append(floor(number * scale))
+        return self.cells.get(tuple(key) if len(key) > 1 else key[0])
+
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         key: list[Any] = []
         hopeless = False
@@ -494,7 +516,7 @@ class _Items(Generic[E]):
 _HASHED = frozenset((str, int, float, bool, type(None)))
 
 
-_Known = tuple[set[str], dict[str, list[Any]]]
+_Known = tuple[dict[str, None], dict[str, list[Any]]]
 """Words of texts with nothing in them, and what is in others."""
 
 
@@ -506,7 +528,7 @@ class _Needles(Generic[E]):
     most words are again and again.
     """
 
-    __slots__ = ("_by_size", "_known", "_needles", "entries", "path", "read")
+    __slots__ = ("_by_size", "_few", "_known", "_many", "_needles", "_with_blank", "entries", "path", "read")
 
     def __init__(self, path: str, read: Reader) -> None:
         self.path = path
@@ -514,7 +536,10 @@ class _Needles(Generic[E]):
         self.entries: list[E] = []
         self._by_size: dict[int, _SameSize] = {}
         self._needles = 0
-        self._known: _Known = (set(), {})
+        self._known: _Known = ({}, {})
+        self._few: list[list[Any]] = []
+        self._many: list[tuple[int, _SameSize]] = []
+        self._with_blank: list[tuple[int, _SameSize]] = []
 
     def add(self, entry: E, guard: Words) -> None:
         insort(self.entries, entry, key=_by_order)
@@ -533,8 +558,12 @@ class _Needles(Generic[E]):
                 known.all.extend((needle, entry))
                 if len(known.all) > 2 * FEW_NEEDLES:
                     known.all = None
+        sizes = self._by_size.items()
+        self._few = [same.all for _, same in sizes if same.all is not None]
+        self._many = [(size, same) for size, same in sizes if same.all is None]
+        self._with_blank = [(size, same) for size, same in self._many if same.with_blank]
         # Others, and last: who looks words up meanwhile, in another thread, remembers them in those before.
-        self._known = set(), {}
+        self._known = {}, {}
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         texts = facts.folded(self.path, self.read)
@@ -556,21 +585,14 @@ class _Needles(Generic[E]):
             found.append(hits)
 
     def _maybe_in(self, text: str) -> list[list[Any]]:
-        found: list[list[Any]] = []
-        many = []
-        for size, known in self._by_size.items():
-            if (few := known.all) is not None:
-                found.append(few)
-            else:
-                many.append((size, known))
-        if many:
-            self._look_up(text, many, found)
+        found = self._few.copy()
+        if self._many:
+            self._look_up(text, found)
         return found
 
-    def _look_up(self, text: str, many: list[tuple[int, _SameSize]], found: list[list[Any]]) -> None:
-        for size, same in many:
-            if same.with_blank:
-                found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
+    def _look_up(self, text: str, found: list[list[Any]]) -> None:
+        for size, same in self._with_blank:
+            found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
         known = self._known
         dull, in_word = known
         fresh: list[str] = []
@@ -581,13 +603,13 @@ class _Needles(Generic[E]):
             else:
                 found.append(inside)
         if fresh:
-            found += self._look_into(fresh, many, known)
+            found += self._look_into(fresh, known)
 
-    def _look_into(self, words: list[str], many: list[tuple[int, _SameSize]], known: _Known) -> list[list[Any]]:
+    def _look_into(self, words: list[str], known: _Known) -> list[list[Any]]:
         """What is found in words, and remembered of those that are not too long to be."""
         found: list[list[Any]] = []
         hits: list[tuple[str, list[Any]]] = []
-        for size, same in many:
+        for size, same in self._many:
             cut = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
             hits += [(piece, same.by_piece[piece]) for piece in same.pieces.intersection(cut)]
         dull, in_word = known
@@ -605,7 +627,7 @@ class _Needles(Generic[E]):
                 if inside:
                     in_word[word] = inside
                 else:
-                    dull.add(word)
+                    dull[word] = None
         return found
 
 
