@@ -3,9 +3,9 @@
     python benchmarks/planning/rules.py [WORDS]
 
 Thread CPU time, garbage collection on; each figure is the median over decisions, in microseconds. First a table of
-kinds of rules, where exactly one rule matches each request and no two requests are the same: `await planner.plan(...)` with
-the first 10 of 10,000 rules and with all, in turn, the least of several rounds, and its marks. WORDS: only kinds with
-these in their name. Then mixes, in which several rules may match or have to be asked.
+kinds of rules, where exactly one rule matches each request and no two requests are the same: `await planner.plan(...)`
+with the first 10 of 10,000 rules and with all, in turn, the least of several rounds, and its marks. WORDS: only kinds
+with these in their name. Then mixes, in which several rules may match or have to be asked.
 """
 
 from __future__ import annotations
