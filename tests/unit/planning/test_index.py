@@ -263,8 +263,8 @@ def test_a_word_that_has_nothing_in_it_is_looked_into_again_after_a_rule_was_add
     request = {"query": "an unremarkable text"}
     for _ in range(2):
         assert list(index.candidates(request)) == []
-    index.add(compiled([RuleCondition("query", "keywords", ["remark"])], 100))
-    index.add(compiled([RuleCondition("query", "keywords", ["able text"])], 101))
+    index.add(compiled([RuleCondition("query", "keywords", ["remarkable"])], 100))
+    index.add(compiled([RuleCondition("query", "keywords", ["remarkable text"])], 101))
     for _ in range(2):
         assert [rule.order for rule in index.candidates(request)] == [(0, 100), (0, 101)]
         assert [rule.order for rule in index.candidates({"query": "an unremarkable picture"})] == [(0, 100)]
@@ -284,6 +284,10 @@ def test_more_words_of_texts_than_are_remembered_are_looked_into_all_the_same() 
     [
         (lambda n: [("tokens", "gt", 10 * n), ("tokens", "lt", 10 * n + 10)], lambda n: {"tokens": 10 * n + 5}),
         (lambda n: [("type", "equals", f"k{n % 50}"), ("tenant", "equals", n // 50)], None),
+        (
+            lambda n: [("type", "equals", n % 5), ("query", "keywords", [f"word{n:04}"])],
+            lambda n: {"type": n % 5, "query": f"a word{n:04}"},
+        ),
         (lambda n: [("tools", "contains", f"can{n}")], lambda n: {"tools": ["talk", f"can{n}"]}),
         (lambda n: [("tools", "contains", f"can{n:04}")], lambda n: {"tools": f"it can{n:04}"}),
         (lambda n: [(f"f{n}", "exists", None)], lambda n: {f"f{n}": 1, "other": 2}),
