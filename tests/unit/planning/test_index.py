@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
+from math import inf, nextafter
 from typing import Any
 
 import pytest
@@ -42,6 +43,38 @@ def outcomes(rules: Any, request: Any) -> list[tuple[tuple[int, int], str | None
     return found
 
 
+NUMBERS: list[Any] = [
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    100,
+    -5,
+    0.1,
+    0.25,
+    1e-9,
+    1e9,
+    2**52,
+    2**53 + 1,
+    -(2.0**52),
+    1e300,
+    float("inf"),
+]
+NOT_NUMBERS: list[Any] = [True, None, "5", [], float("nan")]
+
+
+def conditions_of_a_rule(chance: random.Random) -> list[RuleCondition]:
+    found = [a_condition(chance) for _ in range(chance.choice([0, 1, 1, 2, 3]))]
+    if chance.random() < 0.4:
+        path = chance.choice(["n", "n", "m"])
+        low, high = chance.choice(NUMBERS), chance.choice([*NUMBERS, *NOT_NUMBERS])
+        found += [RuleCondition(path, "gt", low), RuleCondition(chance.choice([path, path, "n"]), "lt", high)]
+        chance.shuffle(found)
+    return found
+
+
 def a_condition(chance: random.Random) -> RuleCondition:
     kind = chance.choice(["equals"] * 5 + ["keywords"] * 3 + ["regex"] * 2 + ["gt", "exists", "contains"])
     path = chance.choice(PATHS)
@@ -52,8 +85,8 @@ def a_condition(chance: random.Random) -> RuleCondition:
     if kind == "gt":
         return RuleCondition("n", kind, chance.choice([0, 1, "a"]))
     if kind == "contains":
-        return RuleCondition("query", kind, chance.choice(WORDS))
-    return RuleCondition(path, kind, chance.choice(VALUES) if kind == "equals" else None)
+        return RuleCondition(chance.choice(["query", "tags"]), kind, chance.choice(WORDS))
+    return RuleCondition(path, kind, chance.choice(VALUES if kind == "equals" else [None, None, False]))
 
 
 def a_text(chance: random.Random) -> Any:
@@ -64,8 +97,13 @@ def a_text(chance: random.Random) -> Any:
 def a_request(chance: random.Random) -> Any:
     request = {path: chance.choice(VALUES) for path in ("type", "tenant", "n") if chance.random() < 0.8}
     request["deep"] = {"type": chance.choice(VALUES)}
+    for path in ("n", "m"):
+        if chance.random() < 0.6:
+            request[path] = chance.choice([chance.choice(NUMBERS), chance.choice(NUMBERS) + 0.5, *NOT_NUMBERS])
     request["query"] = chance.choice([a_text(chance), a_text(chance), a_text(chance), 5, None, {"a": 1}])
     request["tags"] = [a_text(chance) for _ in range(chance.randint(0, 3))] + chance.choice([[], [1], [None]])
+    if chance.random() < 0.2:
+        request["tags"] = chance.choice([dict.fromkeys(request["tags"], 1), {1: 2}, 5, tuple(request["tags"])])
     return chance.choice([request, request, request, a_text(chance), None, [request]])
 
 
@@ -76,8 +114,7 @@ def test_the_index_agrees_with_asking_every_rule_in_ten_thousand_cases() -> None
         index: RuleIndex[CompiledRule] = RuleIndex(reader)
         rules: list[CompiledRule] = []
         for number in range(chance.choice([3, 10, 40, 120])):
-            conditions = [a_condition(chance) for _ in range(chance.choice([0, 1, 1, 2, 3]))]
-            rule = compiled(conditions, number, chance.randint(-2, 2))
+            rule = compiled(conditions_of_a_rule(chance), number, chance.randint(-2, 2))
             index.add(rule)
             rules.append(rule)
         rules.sort(key=lambda rule: rule.order)
@@ -95,7 +132,7 @@ def test_rules_may_be_added_between_two_requests() -> None:
     index: RuleIndex[CompiledRule] = RuleIndex(reader)
     rules: list[CompiledRule] = []
     for number in range(400):
-        rule = compiled([a_condition(chance) for _ in range(chance.randint(0, 3))], number, chance.randint(-2, 2))
+        rule = compiled(conditions_of_a_rule(chance), number, chance.randint(-2, 2))
         index.add(rule)
         rules.append(rule)
         request = a_request(chance)
@@ -109,6 +146,8 @@ conditions = st.one_of(
     st.builds(RuleCondition, st.just("q"), st.just("keywords"), st.lists(st.text("aAbßs", min_size=1), min_size=1)),
     st.builds(RuleCondition, st.just("q"), st.just("regex"), st.text("ab|()[]*+?.\\dQE{}1^$,:i", max_size=8)),
     st.builds(RuleCondition, st.just("x"), st.just("gt"), scalars),
+    st.builds(RuleCondition, st.sampled_from(["x", "q"]), st.just("exists"), st.booleans()),
+    st.builds(RuleCondition, st.just("q"), st.just("contains"), st.text("aAbßs", min_size=1, max_size=2)),
 )
 requests = st.fixed_dictionaries(
     {},
@@ -129,6 +168,21 @@ def test_the_index_agrees_with_asking_every_rule(all_conditions: list[list[RuleC
     for rule in rules:
         index.add(rule)
     for request in asked:
+        assert outcomes(index.candidates(request), request) == outcomes(rules, request)
+
+
+def test_rules_that_ask_for_values_at_many_combinations_of_paths_are_found() -> None:
+    chance = random.Random(5)
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    rules: list[CompiledRule] = []
+    for number in range(300):
+        paths = chance.sample("abcdef", chance.randint(1, 4))
+        limits = [RuleCondition("n", "gt", 1), RuleCondition("n", "lt", chance.choice([2, 9, 99]))]
+        asks = [RuleCondition(path, "equals", chance.randint(0, 1)) for path in paths]
+        rules.append(compiled([*asks, *(limits if chance.random() < 0.3 else [])], number))
+        index.add(rules[-1])
+        request = {path: chance.choice([0, 1, 1, True, [1], Equals(1)]) for path in "abcdef" if chance.random() < 0.9}
+        request["n"] = chance.choice([1.5, 5, 50, "x", None])
         assert outcomes(index.candidates(request), request) == outcomes(rules, request)
 
 
@@ -176,6 +230,81 @@ def test_of_hundreds_of_words_with_and_without_blanks_exactly_those_that_occur_a
         request = {"query": text(40)}
         wanted = [rule.order for rule in rules if rule.holds(request)]
         assert [rule.order for rule in index.candidates(request) if rule.holds(request)] == wanted
+
+
+numbers = st.integers(-20, 20) | st.floats(allow_nan=False) | st.sampled_from([2**52, 2**53, 2.0**-30, 1 / 3])
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(numbers, numbers, st.sampled_from([None, None, "a", "b"])), min_size=5, max_size=40),
+    st.lists(numbers | st.sampled_from([True, None, "a", float("nan")]), max_size=5),
+)
+def test_a_number_is_found_in_every_range_that_it_is_in(ranges: list[tuple[Any, Any, Any]], asked: list[Any]) -> None:
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    rules = []
+    for number, (low, high, kind) in enumerate(ranges):
+        limits = [RuleCondition("n", "gt", low), RuleCondition("n", "lt", high)]
+        typed = [RuleCondition("type", "equals", kind)] if kind else []
+        rules.append(compiled([*typed, *limits], number))
+        index.add(rules[-1])
+    # The ends themselves, and what is next to them.
+    ends = [end for low, high, _ in ranges for end in (low, high)]
+    beside = [nextafter(end, to) for end in ends for to in (-inf, inf)]
+    for value in [*asked, *ends, *beside]:
+        for request in ({"n": value, "type": "a"}, {"n": value, "type": ["a"]}):
+            assert outcomes(index.candidates(request), request) == outcomes(rules, request)
+
+
+def test_a_word_that_has_nothing_in_it_is_looked_into_again_after_a_rule_was_added() -> None:
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for number in range(100):
+        index.add(compiled([RuleCondition("query", "keywords", [f"word{number:05}"])], number))
+    request = {"query": "an unremarkable text"}
+    for _ in range(2):
+        assert list(index.candidates(request)) == []
+    index.add(compiled([RuleCondition("query", "keywords", ["remarkable"])], 100))
+    index.add(compiled([RuleCondition("query", "keywords", ["remarkable text"])], 101))
+    for _ in range(2):
+        assert [rule.order for rule in index.candidates(request)] == [(0, 100), (0, 101)]
+        assert [rule.order for rule in index.candidates({"query": "an unremarkable picture"})] == [(0, 100)]
+
+
+def test_more_words_of_texts_than_are_remembered_are_looked_into_all_the_same() -> None:
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for number in range(80):
+        index.add(compiled([RuleCondition("query", "keywords", [f"word{number:05}"])], number))
+    for number in range(5000):
+        request = {"query": f"a{number} WORD{number % 80:05} b{number} {'x' * 100}{number}"}
+        assert [rule.order for rule in index.candidates(request)] == [(0, number % 80)]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "request_of"),
+    [
+        (lambda n: [("tokens", "gt", 10 * n), ("tokens", "lt", 10 * n + 10)], lambda n: {"tokens": 10 * n + 5}),
+        (lambda n: [("type", "equals", f"k{n % 50}"), ("tenant", "equals", n // 50)], None),
+        (
+            lambda n: [("type", "equals", n % 5), ("query", "keywords", [f"word{n:04}"])],
+            lambda n: {"type": n % 5, "query": f"a word{n:04}"},
+        ),
+        (lambda n: [("tools", "contains", f"can{n}")], lambda n: {"tools": ["talk", f"can{n}"]}),
+        (lambda n: [("tools", "contains", f"can{n:04}")], lambda n: {"tools": f"it can{n:04}"}),
+        (lambda n: [(f"f{n}", "exists", None)], lambda n: {f"f{n}": 1, "other": 2}),
+        (lambda n: [("query", "regex", rf"\bword{n:04}\d")], lambda n: {"query": f"a word{n:04}7"}),
+    ],
+)
+def test_one_rule_of_two_thousand_is_found_without_looking_at_more_than_few_others(
+    conditions: Any, request_of: Any
+) -> None:
+    request_of = request_of or (lambda n: {"type": f"k{n % 50}", "tenant": n // 50})
+    index: RuleIndex[CompiledRule] = RuleIndex(reader)
+    for number in range(2000):
+        index.add(compiled([RuleCondition(*condition) for condition in conditions(number)], number))
+    for number in (0, 77, 1999):
+        found = list(index.candidates(request_of(number)))
+        assert [rule.order for rule in found if rule.holds(request_of(number))] == [(0, number)]
+        assert len(found) <= 2
 
 
 def test_a_rule_is_at_hand_however_many_there_are() -> None:

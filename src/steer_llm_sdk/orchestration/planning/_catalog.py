@@ -72,20 +72,21 @@ class CatalogCache:
     the tools are compared with those seen last, which takes 15 us for a thousand.
     """
 
-    __slots__ = ("_last", "_values")
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._last: Catalog | None = None
-        self._values: tuple[ToolMetadata, ...] = ()
+        # Together, because threads may share a planner for several registries.
+        self._last: tuple[Catalog, tuple[ToolMetadata, ...]] | None = None
 
     def of(self, tools: Mapping[str, ToolMetadata]) -> Catalog:
-        last = self._last
-        if last is not None and len(last.names) == len(tools):
-            if last.tools is tools and type(tools) is MappingProxyType:
-                return last
-            if last.names == tuple(tools) and all(map(is_, self._values, tools.values())):
-                return last
+        if self._last is not None:
+            last, values = self._last
+            if len(last.names) == len(tools):
+                if last.tools is tools and type(tools) is MappingProxyType:
+                    return last
+                if last.names == tuple(tools) and all(map(is_, values, tools.values())):
+                    return last
         kept = tools if type(tools) is MappingProxyType else dict(tools)
-        self._last = last = Catalog(kept)
-        self._values = tuple(kept.values())
-        return last
+        made = Catalog(kept)
+        self._last = made, tuple(kept.values())
+        return made

@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from steer_llm_sdk.orchestration.planning import _needles
-from steer_llm_sdk.orchestration.planning._index import Value, Words
+from steer_llm_sdk.orchestration.planning._index import Guard, Item, Present, Range, Value, Words
 from steer_llm_sdk.orchestration.planning.rules import RuleCondition
 
 Test = Callable[[Any], bool]
 """Says of a request, or of a value in it, whether something holds; raises where that cannot be said."""
+Check = Callable[[Any, Any], bool]
+"""Says it of a value in a request and of what is expected of it."""
 
 _TEXT_SHOWN = 80
 _FEW_WORDS = 16
@@ -25,33 +28,117 @@ class Unfit(ValueError):
 
 def compiled(condition: RuleCondition) -> Test:
     """The condition as a test on requests. Unfit where it can be used on none: a pattern that does not compile."""
-    read, check = reader(condition.attribute_path), checker(condition)
-    key = condition.attribute_path
-    if "." in key:
-        return lambda request: check(read(request))
+    read, (check, expected) = reader(condition.attribute_path), checked(condition)
+    return lambda request: check(read(request), expected)
+
+
+def asked(steps: Sequence[tuple[str | None, Check]]) -> Check:
+    """Whether a request meets all of these, each with what it expects, which is given as it is where it is one;
+    None as a path: it is asked of the request.
+
+    One for all rules that ask alike: of ten thousand rules most are not in the processor's cache when they are met, so
+    a rule keeps what it expects and nothing else.
+    """
+    return _asked(tuple(steps))
+
+
+@lru_cache(1024)
+def _asked(steps: tuple[tuple[str | None, Check], ...]) -> Check:
+    all_steps = [(_reader_of(path), check) for path, check in steps]
+    if len(steps) == 1:
+        return _asked_once(*steps[0])
+
+    def holds(request: Any, expected: Sequence[Any]) -> bool:
+        for (read, check), value in zip(all_steps, expected, strict=True):  # noqa: SIM110 - twice as fast as all()
+            if not check(read(request), value):
+                return False
+        return True
+
+    keys = [(path, check) for path, check in steps if path is not None and "." not in path]
+    if len(keys) < len(steps):
+        return holds
+
+    def holds_of_keys(request: Any, expected: Sequence[Any]) -> bool:
+        if type(request) is not dict:
+            return holds(request, expected)
+        for (key, check), value in zip(keys, expected, strict=True):
+            if check is _same:
+                if not request.get(key) == value:  # noqa: SIM201 - what equals is asked, and may answer as it likes
+                    return False
+            elif not check(request.get(key), value):
+                return False
+        return True
+
+    return holds_of_keys
+
+
+def _asked_once(path: str | None, check: Check) -> Check:
+    read = _reader_of(path)
+    if path is None or "." in path:
+        return lambda request, expected: check(read(request), expected)
     # The common case, one key of a plain dict, is worth a short cut: it halves the time of a rule.
-    return lambda request: check(request.get(key) if type(request) is dict else read(request))
+    return lambda request, expected: check(request.get(path) if type(request) is dict else read(request), expected)
 
 
-def guard_of(condition: RuleCondition) -> Value | Words | None:
-    """What a request must have for the condition to hold, where the index can look for that. A condition that is no use
-    guards nothing: its rule has to be met to be told of."""
+def _reader_of(path: str | None) -> Callable[[Any], Any]:
+    return _whole if path is None else reader(path)
+
+
+def _whole(request: Any) -> Any:
+    return request
+
+
+def step_of(condition: RuleCondition) -> tuple[str | None, Check, Any]:
+    """What is asked, at which path, and with what. Unfit as above."""
+    path = condition.attribute_path
+    check, expected = checked(condition)
+    if (
+        check is _is_there and "." not in path
+    ):  # Of the request itself: thousands may ask for a field, each for another.
+        return None, _has_field, (path, expected)
+    return path, check, expected
+
+
+def value_of(condition: RuleCondition) -> Value | None:
+    """The value that a request must have for the condition to hold, where the index can look for that."""
+    if condition.custom_matcher is None and condition.operator == "equals" and type(condition.value) in _SCALARS:
+        return Value(condition.attribute_path, condition.value)
+    return None
+
+
+def guard_of(condition: RuleCondition) -> Guard | None:
+    """What else a request must have for it to hold. A condition that is no use guards nothing: its rule has to be met
+    to be told of."""
     if condition.custom_matcher is not None:
         return None
     path, expected = condition.attribute_path, condition.value
-    if condition.operator == "equals":
-        return Value(path, expected) if type(expected) in _SCALARS else None
     needles: tuple[str, ...] | None = None
     if condition.operator == "keywords":
         needles = _needles.of_words(expected)
     elif condition.operator == "regex":
         needles = _needles.of_pattern(expected)
+    elif condition.operator == "contains":
+        return Item(path, expected) if type(expected) is str and expected else None
+    elif condition.operator == "exists":
+        return Present("", path) if expected is not False and "." not in path else None
     return None if needles is None else Words(path, needles)
+
+
+def range_of(one: RuleCondition, other: RuleCondition) -> Range | None:
+    """Where both of two conditions hold, if they are limits to the same number."""
+    if one.operator == "lt":
+        one, other = other, one
+    if (one.operator, other.operator) != ("gt", "lt") or one.attribute_path != other.attribute_path:
+        return None
+    if not all(c.custom_matcher is None and type(c.value) in (int, float) for c in (one, other)):
+        return None
+    return Range.between(one.attribute_path, one.value, other.value)
 
 
 _SCALARS = (str, int, float, bool, type(None))
 
 
+@lru_cache(1024)
 def reader(path: str) -> Callable[[Any], Any]:
     """Follows a dotted path into mappings, sequences and attributes; None where it leads nowhere."""
     segments = path.split(".")
@@ -67,7 +154,7 @@ def reader(path: str) -> Callable[[Any], Any]:
 
 
 def _step(value: Any, segment: str) -> Any:
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):
         return value.get(segment)
     if isinstance(value, (str, bytes, int, float)):
         return None
@@ -87,76 +174,98 @@ def _item(items: Sequence[Any], segment: str) -> Any:
 
 def checker(condition: RuleCondition) -> Test:
     """The condition as a test on the value that its path leads to."""
+    check, expected = checked(condition)
+    return lambda value: check(value, expected)
+
+
+def checked(condition: RuleCondition) -> tuple[Check, Any]:
+    """What is asked of the value, and what it is asked with."""
     matcher, expected = condition.custom_matcher, condition.value
-    if matcher is not None:
-        ask = adapted(matcher, "custom_matcher", ("value", "expected"))
-        return lambda value: bool(ask(value, expected))
-    return _CHECKERS[condition.operator](expected)
+    if matcher is None:
+        return _CHECKERS[condition.operator](expected)
+    ask = adapted(matcher, "custom_matcher", ("value", "expected"))
+    return _custom, lambda value: bool(ask(value, expected))
 
 
-def _equals(expected: Any) -> Test:
-    if isinstance(expected, (bool, int, float)):
-        is_bool = isinstance(expected, bool)
-        return lambda value: isinstance(value, bool) is is_bool and bool(value == expected)
-    return lambda value: bool(value == expected)
+def _custom(value: Any, ask: Test) -> bool:
+    return ask(value)
 
 
-def _contains(expected: Any) -> Test:
+def _equals(expected: Any) -> tuple[Check, Any]:
+    if isinstance(expected, bool):
+        return _same_bool, expected
+    return _same_number if isinstance(expected, (int, float)) else _same, expected
+
+
+def _same(value: Any, expected: Any) -> bool:
+    return bool(value == expected)
+
+
+def _same_number(value: Any, expected: Any) -> bool:
+    return not isinstance(value, bool) and bool(value == expected)
+
+
+def _same_bool(value: Any, expected: Any) -> bool:
+    return isinstance(value, bool) and bool(value == expected)
+
+
+def _contains(expected: Any) -> tuple[Check, Any]:
     if expected is None:
         raise Unfit("contains: no value was given to look for")
-    same = _equals(expected)
-
-    def check(value: Any) -> bool:
-        if value is None:
-            return False
-        if isinstance(value, str):
-            if not isinstance(expected, str):
-                raise Unfit(f"contains: looks for {_kind(expected)} in a text")
-            return expected in value
-        if isinstance(value, Mapping):
-            return expected in value
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return any(same(item) for item in value)
-        raise Unfit(f"contains: the value is {_kind(value)}, not a text, list or mapping")
-
-    return check
+    return _has_in_it, expected
 
 
-def _regex(pattern: Any) -> Test:
-    return _searched("regex", _searcher(pattern))
+def _has_in_it(value: Any, expected: Any) -> bool:
+    if value is None:
+        return False
+    if isinstance(value, str):
+        if not isinstance(expected, str):
+            raise Unfit(f"contains: looks for {_kind(expected)} in a text")
+        return expected in value
+    if isinstance(value, Mapping):
+        return expected in value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        same, _ = _equals(expected)
+        return any(same(item, expected) for item in value)
+    raise Unfit(f"contains: the value is {_kind(value)}, not a text, list or mapping")
 
 
-def _searched(operator: str, search: Callable[[str], bool]) -> Test:
-    def check(value: Any) -> bool:
-        if value is None:
-            return False
-        if isinstance(value, str):
-            return search(value)
-        if isinstance(value, (list, tuple)):
-            return any(search(item) for item in value if isinstance(item, str))
-        raise Unfit(f"{operator}: the value is {_kind(value)}, not a text")
-
-    return check
+def _regex(pattern: Any) -> tuple[Check, Any]:
+    return _found, _searcher(pattern)
 
 
-def _keywords(words: Any) -> Test:
+def _found(value: Any, search: Callable[[str], bool]) -> bool:
+    return search(value) if isinstance(value, str) else _found_among("regex", value, search)
+
+
+def _found_among(operator: str, value: Any, search: Callable[[str], bool]) -> bool:
+    if value is None:
+        return False
+    if isinstance(value, (list, tuple)):
+        return any(search(item) for item in value if isinstance(item, str))
+    raise Unfit(f"{operator}: the value is {_kind(value)}, not a text")
+
+
+def _keywords(words: Any) -> tuple[Check, Any]:
     if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) and word for word in words):
         raise Unfit("keywords: give a list of words that are not empty")
     search = _searcher(f"(?i:{'|'.join(map(re.escape, words))})")
-    plain = [word.lower() for word in words]
     if len(words) > _FEW_WORDS or not all(map(str.isascii, words)):
-        return _searched("keywords", search)
+        return _found_words, (search,)
+    return _found_words, (search, *(word.lower() for word in words))
 
-    def found(text: str) -> bool:
-        if not text.isascii():
-            return search(text)
-        lower = text.lower()
-        for word in plain:  # noqa: SIM110 - a loop is twice as fast as any() over a generator
-            if word in lower:
-                return True
-        return False
 
-    return _searched("keywords", found)
+def _found_words(value: Any, expected: tuple[Any, ...]) -> bool:
+    """`expected`: what searches for them, and the words themselves where looking for each is faster."""
+    if not isinstance(value, str):
+        return _found_among("keywords", value, lambda text: _found_words(text, expected))
+    if len(expected) == 1 or not value.isascii():
+        return bool(expected[0](value))
+    lower = value.lower()
+    for word in expected[1:]:  # noqa: SIM110 - a loop is twice as fast as any() over a generator
+        if word in lower:
+            return True
+    return False
 
 
 def _searcher(pattern: Any) -> Callable[[str], bool]:
@@ -171,8 +280,16 @@ def _searcher(pattern: Any) -> Callable[[str], bool]:
         search = re2.compile(pattern, options).search
     except (re2.error, UnicodeError) as error:
         raise Unfit(f"regex: the pattern {_short(pattern)} is not RE2: {_told(error)}") from error
+    # A set of one says whether, and not where: it takes half of the time, and less memory that is not in the cache.
+    alone = re2.Set.SearchSet(options)
+    alone.Add(pattern)
+    try:
+        alone.Compile()
+    except re2.error:  # It has no slower way for a pattern that is too large for the fast one.
+        return lambda text: search(text.encode("utf-8", "surrogatepass")) is not None
     # Bytes, because JSON can carry a lone surrogate, which is no UTF-8 and must not stop a search.
-    return lambda text: search(text.encode("utf-8", "surrogatepass")) is not None
+    match = alone.Match
+    return lambda text: bool(match(text.encode("utf-8", "surrogatepass")))
 
 
 def _told(error: Exception) -> str:
@@ -180,38 +297,60 @@ def _told(error: Exception) -> str:
     return first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
 
 
-def _exists(expected: Any) -> Test:
-    if expected is False:
-        return lambda value: value is None
-    return lambda value: value is not None
+def _exists(expected: Any) -> tuple[Check, Any]:
+    return _is_there, expected is not False
 
 
-def _greater(expected: Any) -> Test:
-    return _ordered("gt", expected, lambda value: bool(value > expected))
+def _is_there(value: Any, expected: bool) -> bool:
+    return (value is not None) is expected
 
 
-def _less(expected: Any) -> Test:
-    return _ordered("lt", expected, lambda value: bool(value < expected))
+def _has_field(request: Any, expected: tuple[str, bool]) -> bool:
+    path, there = expected
+    return ((request.get(path) if type(request) is dict else _step(request, path)) is not None) is there
 
 
-def _ordered(operator: str, expected: Any, compare: Test) -> Test:
+def _greater(expected: Any) -> tuple[Check, Any]:
+    return _is_greater, _comparable("gt", expected)
+
+
+def _is_greater(value: Any, expected: Any) -> bool:
+    if value is None:
+        return False
+    if isinstance(value, bool):
+        raise _incomparable("gt", value, expected)
+    try:
+        return bool(value > expected)
+    except TypeError as error:
+        raise _incomparable("gt", value, expected) from error
+
+
+def _less(expected: Any) -> tuple[Check, Any]:
+    return _is_less, _comparable("lt", expected)
+
+
+def _is_less(value: Any, expected: Any) -> bool:
+    if value is None:
+        return False
+    if isinstance(value, bool):
+        raise _incomparable("lt", value, expected)
+    try:
+        return bool(value < expected)
+    except TypeError as error:
+        raise _incomparable("lt", value, expected) from error
+
+
+def _comparable(operator: str, expected: Any) -> Any:
     if expected is None or isinstance(expected, bool):
         raise Unfit(f"{operator}: {expected!r} is nothing to compare with; give a number or a text")
-
-    def check(value: Any) -> bool:
-        if value is None:
-            return False
-        if isinstance(value, bool):
-            raise Unfit(f"{operator}: the value is a bool, compared with {_kind(expected)}")
-        try:
-            return compare(value)
-        except TypeError as error:
-            raise Unfit(f"{operator}: the value is {_kind(value)}, compared with {_kind(expected)}") from error
-
-    return check
+    return expected
 
 
-_CHECKERS: Mapping[str, Callable[[Any], Test]] = {
+def _incomparable(operator: str, value: Any, expected: Any) -> Unfit:
+    return Unfit(f"{operator}: the value is {_kind(value)}, compared with {_kind(expected)}")
+
+
+_CHECKERS: Mapping[str, Callable[[Any], tuple[Check, Any]]] = {
     "equals": _equals,
     "contains": _contains,
     "regex": _regex,

@@ -1,24 +1,38 @@
 """The guard index: which rules may hold for a request, without looking at the others.
 
-Each rule lies under one of the things that a request must have for it to hold: the rarest value that one of its
-conditions asks for, and below that the next; or words of which one has to occur. A request is looked up by what it has.
-What is found may hold, and what is not found does not; whoever asks tests what is found.
+Each rule lies under what a request must have for it to hold: the values and the range that its conditions ask for, all
+at once; and below these, or where it asks for none, a word, an item or a field. A request is looked up by what it has,
+so the work grows with the request, and not with the rules. What is found may hold, and what is not found does not;
+whoever asks tests what is found.
+
+Of ten thousand rules most are not in the processor's cache when they are met. So a rule that lies alone under its
+values lies there itself, with no list and no node on the way to it.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import merge
+from itertools import filterfalse
+from math import floor, frexp
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 FEW = 4
 """So many rules lie side by side: to ask them takes no longer than to look them up."""
+MOST_TABLES = 8
+"""So many combinations of paths have a table of their own; other rules lie under the values of some of their paths."""
 FEW_NEEDLES = 64
 """So many words are looked for one by one."""
-GRAMS = (4, 3, 2, 1)
+GRAMS = (8, 4, 3, 2, 1)
 """Lengths of the pieces of words by which more of them are found: the longest that fits into the word."""
+MOST_KNOWN = 8192
+"""Of so many words of texts it is known what is in them."""
+KNOWN_PER_NEEDLE = 16
+LONGEST_KNOWN = 32
+"""Their length in characters: who sends longer ones, each time others, is not to fill the memory with them."""
 _MERGED_AT_ONCE = 64
 
 
@@ -36,6 +50,50 @@ class Words(NamedTuple):
     needles: tuple[str, ...]
 
 
+class Item(NamedTuple):
+    """What is at this path is a text, a list or a mapping with this text in it."""
+
+    path: str
+    item: str
+
+
+class Present(NamedTuple):
+    """The request itself has something under this key. `path` is empty."""
+
+    path: str
+    key: str
+
+
+class Range(NamedTuple):
+    """The number at this path is between these two, which are no more than WIDEST from 0."""
+
+    path: str
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> float:
+        """By which a number is multiplied to find its cell in a grid: a cell is from 1/8 to 1/4 as wide as the range,
+        so that few meet the ends of others."""
+        _, exponent = frexp(self.high - self.low)
+        return 2.0 ** -max(exponent - 3, -20)
+
+    @property
+    def cells(self) -> Iterable[int]:
+        """Those of the grid that the range touches, nine at most."""
+        return range(floor(self.low * self.scale), floor(self.high * self.scale) + 1)
+
+    @classmethod
+    def between(cls, path: str, low: float, high: float) -> Range | None:
+        return cls(path, low, high) if -WIDEST < low < high < WIDEST else None
+
+
+WIDEST = 2.0**52
+"""Up to here a number and its multiples by powers of two are exact."""
+
+Guard = Words | Item | Present | Range
+
+
 class Entry(Protocol):
     """A rule in the index. `order` is its place among all, unique; the lowest is asked first."""
 
@@ -44,7 +102,7 @@ class Entry(Protocol):
     @property
     def values(self) -> Sequence[Value]: ...
     @property
-    def words(self) -> Words | None: ...
+    def guard(self) -> Guard | None: ...
     @property
     def settled(self) -> bool:
         """Whether the one value that it asks for is all that it asks for."""
@@ -63,34 +121,40 @@ class RuleIndex(Generic[E]):
     asked to know that it holds. `key` is None, and it is empty, unless all rules ask for a text under one key.
     """
 
-    __slots__ = ("_by_key", "_reader", "_root", "certain", "key")
+    __slots__ = ("_alone", "_by_key", "_reader", "_root", "_size", "certain", "key")
 
     def __init__(self, reader: Callable[[str], Reader]) -> None:
         self._reader = reader
         self._root: _Node[E] = _Node()
-        self._by_key: tuple[str, dict[Any, _Node[E]]] | None = None
+        self._by_key: dict[Any, E | _Node[E]] | None = None
+        self._alone: _Table[E] | None = None
+        self._size = 0
         self.key: str | None = None
         self.certain: dict[str, E] = {}
 
     def __len__(self) -> int:
-        return self._root.count
+        return self._size
 
     def add(self, entry: E) -> None:
+        self._size += 1
         root = self._root
-        root.add(entry, tuple(entry.values), self._reader)
-        alone = len(root.branches) == 1 and not root.here and root.texts is None
-        path, branch = next(iter(root.branches.items())) if alone else (".", None)
-        if branch is None or "." in path:
+        root.add(entry, (tuple(entry.values), entry.guard), self._reader)
+        alone = len(root.tables) == 1 and not root.here and not root.others
+        table = next(iter(root.tables.values())) if alone else None
+        self._alone = None if table is None or any("." in path for path in table.paths) else table
+        if table is None or len(table.paths) != 1 or table.grid is not None or "." in table.paths[0]:
             self._by_key, self.key, self.certain = None, None, {}
             return
-        known, self._by_key, self.key = self._by_key, (path, branch.children), path
-        for value in branch.children if known is None else [guard.value for guard in entry.values]:
+        cells, known = table.cells, self._by_key
+        self._by_key, self.key = cells, table.paths[0]
+        for value in cells if known is None else [guard.value for guard in entry.values]:
             if type(value) is str:
-                self._find_certain(value, branch.children.get(value))
+                self._find_certain(value, cells.get(value))
 
-    def _find_certain(self, value: str, child: _Node[E] | None) -> None:
-        if child is not None and not child.branches and child.texts is None and child.here[0].settled:
-            self.certain[value] = child.here[0]
+    def _find_certain(self, value: str, cell: E | _Node[E] | None) -> None:
+        first = (cell.here[0] if cell.is_flat else None) if isinstance(cell, _Node) else cell
+        if first is not None and first.settled:
+            self.certain[value] = first
         else:
             self.certain.pop(value, None)
 
@@ -98,20 +162,26 @@ class RuleIndex(Generic[E]):
         """All that may hold, in order."""
         by_key = self._by_key
         if by_key is not None and type(request) is dict:  # All rules ask for a text under one key, and it has one.
-            value = request.get(by_key[0])
+            value = request.get(self.key)
             if type(value) is str:
-                child = by_key[1].get(value)
-                if child is None:
+                cell = by_key.get(value)
+                if cell is None:
                     return ()
-                if not child.branches and child.texts is None:
-                    return child.here
+                if type(cell) is not _Node:
+                    return (cell,)  # type: ignore[return-value]
+                if cell.is_flat:
+                    return cell.here
+        elif (table := self._alone) is not None and type(request) is dict:
+            cell = table.cell(request)
+            if cell is not None and type(cell) is not _Node:
+                return (cell,)  # type: ignore[return-value]
         root = self._root
-        if not root.branches and root.texts is None:
+        if root.is_flat:
             return root.here
         found: list[Sequence[E]] = []
         root.collect(_Facts(request), found)
-        if len(found) == 1:
-            return found[0]
+        if len(found) <= 1:
+            return found[0] if found else ()
         if sum(map(len, found)) <= _MERGED_AT_ONCE:
             return sorted([entry for entries in found for entry in entries], key=_by_order)
         return merge(*found, key=_by_order)
@@ -128,6 +198,8 @@ class _Facts:
         self._folded: dict[str, Any] = {}
 
     def value(self, path: str, read: Reader) -> Any:
+        if type(self.request) is dict and "." not in path:
+            return self.request.get(path)
         values = self.values
         if path in values:
             return values[path]
@@ -149,105 +221,189 @@ _ODD: Any = object()
 """A value of which only the conditions themselves can say what it equals."""
 
 
+_Left = tuple[tuple[Value, ...], "Guard | None"]
+"""What a rule still asks for that it could lie under."""
+_Grid = tuple[str, float]
+"""Path and scale."""
+
+
 class _Node(Generic[E]):
     """`here` are the rules that are asked whatever else the request has; `open` those among them that could lie deeper,
     by their order, with what they still ask for."""
 
-    __slots__ = ("branches", "count", "here", "open", "texts")
+    __slots__ = ("here", "is_flat", "open", "others", "tables")
 
     def __init__(self) -> None:
         self.here: list[E] = []
-        self.open: dict[tuple[int, int], tuple[Value, ...]] = {}
-        self.branches: dict[str, _Branch[E]] = {}
-        self.texts: dict[str, _Needles[E]] | None = None
-        self.count = 0
+        self.is_flat = True
+        self.open: dict[tuple[int, int], _Left] = {}
+        self.tables: dict[tuple[tuple[str, ...], _Grid | None], _Table[E]] = {}
+        self.others: dict[tuple[type, str], _Finder[E]] = {}
 
-    def add(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
-        self.count += 1
+    def add(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
         insort(self.here, entry, key=_by_order)
-        if values or entry.words is not None:
-            self.open[entry.order] = values
-        if self.open and (self.branches or self.texts is not None or len(self.here) > FEW):
+        if left[0] or left[1] is not None:
+            self.open[entry.order] = left
+        if self.open and (not self.is_flat or len(self.here) > FEW):
             deeper = [other for other in self.here if other.order in self.open]
             self.here = [other for other in self.here if other.order not in self.open]
-            opened, self.open = self.open, {}
+            opened, self.open, self.is_flat = self.open, {}, False
             for other in deeper:
                 self._send(other, opened[other.order], reader)
 
-    def _send(self, entry: E, values: tuple[Value, ...], reader: Callable[[str], Reader]) -> None:
-        if not values:
-            self._under_words(entry, reader)
+    def _send(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
+        table = self._table_for(left, reader)
+        if table is not None:
+            table.add(entry, left, reader)
             return
-        rarest = min(values, key=self._count_under)
-        branch = self.branches.get(rarest.path)
-        if branch is None:
-            branch = self.branches[rarest.path] = _Branch(rarest.path, reader(rarest.path))
-        branch.below(rarest.value).add(entry, tuple(v for v in values if v is not rarest), reader)
+        guard = left[1]
+        assert guard is not None
+        key = type(guard), guard.path
+        finder = self.others.get(key)
+        if finder is None:
+            finder = self.others[key] = _FINDERS[type(guard)](guard.path, reader(guard.path))
+        finder.add(entry, guard)
 
-    def _count_under(self, guard: Value) -> int:
-        branch = self.branches.get(guard.path)
-        child = None if branch is None else branch.children.get(_key(guard.value))
-        return 0 if child is None else child.count
-
-    def _under_words(self, entry: E, reader: Callable[[str], Reader]) -> None:
-        words = entry.words
-        assert words is not None
-        if self.texts is None:
-            self.texts = {}
-        needles = self.texts.get(words.path)
-        if needles is None:
-            needles = self.texts[words.path] = _Needles(words.path, reader(words.path))
-        needles.add(entry, words.needles)
+    def _table_for(self, left: _Left, reader: Callable[[str], Reader]) -> _Table[E] | None:
+        """The table of just what it asks for; where there are many already, one of some of it."""
+        values, guard = left
+        paths = tuple(sorted({value.path for value in values}))
+        grid = (guard.path, guard.scale) if isinstance(guard, Range) else None
+        if not paths and grid is None:
+            return None
+        table = self.tables.get((paths, grid))
+        if table is None and len(self.tables) >= MOST_TABLES:
+            fitting = [t for t in self.tables.values() if t.grid in (None, grid) and set(t.paths).issubset(paths)]
+            table = max(fitting, key=lambda table: len(table.paths), default=None)
+            paths, grid = paths[:1], None
+            if table is None and not paths:
+                return None
+        if table is None:
+            table = self.tables[paths, grid] = _Table(paths, grid, reader)
+        return table
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         if self.here:
             found.append(self.here)
-        for branch in self.branches.values():
-            branch.collect(facts, found)
-        if self.texts is not None:
-            for needles in self.texts.values():
-                needles.collect(facts, found)
+        for table in self.tables.values():
+            table.collect(facts, found)
+        if self.others:
+            for finder in self.others.values():
+                finder.collect(facts, found)
 
     def all(self) -> Iterator[E]:
         yield from self.here
-        for branch in self.branches.values():
-            for child in branch.children.values():
-                yield from child.all()
-        for needles in (self.texts or {}).values():
-            yield from needles.entries
+        for table in self.tables.values():
+            yield from table.all()
+        for finder in self.others.values():
+            yield from finder.entries
 
 
-class _Branch(Generic[E]):
-    """Rules by the value that they ask for at one path."""
+class _Table(Generic[E]):
+    """Rules by the values that they ask for at some paths, and by the cell of a grid that the number at another is in:
+    by that alone where it is one thing, else by a tuple. A range lies in each cell that it touches."""
 
-    __slots__ = ("children", "path", "read")
+    __slots__ = ("_by_values", "_reads", "cells", "grid", "paths")
 
-    def __init__(self, path: str, read: Reader) -> None:
-        self.path = path
-        self.read = read
-        self.children: dict[Any, _Node[E]] = {}
+    def __init__(self, paths: tuple[str, ...], grid: _Grid | None, reader: Callable[[str], Reader]) -> None:
+        self.paths = paths
+        self.grid = grid
+        self.cells: dict[Any, E | _Node[E]] = {}
+        self._reads = [(path, reader(path)) for path in paths]
+        if grid is not None:
+            self._reads.append((grid[0], reader(grid[0])))
+        self._by_values: dict[tuple[Any, ...], list[E]] = {}
+        """Of those with a range: who is asked of something that is no number."""
 
-    def below(self, value: Any) -> _Node[E]:
-        key = _key(value)
-        child = self.children.get(key)
-        if child is None:
-            child = self.children[key] = _Node()
-        return child
+    def add(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
+        values, guard = left
+        by_path = {value.path: _key(value.value) for value in values}
+        key = tuple(by_path[path] for path in self.paths)
+        left = self._left(values, guard)
+        if self.grid is None:
+            self._put(key[0] if len(key) == 1 else key, entry, left, reader)
+            return
+        assert isinstance(guard, Range)
+        insort(self._by_values.setdefault(key, []), entry, key=_by_order)
+        for cell in guard.cells:
+            self._put((*key, cell) if key else cell, entry, left, reader)
+
+    def _put(self, key: Any, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
+        cell = self.cells.get(key)
+        if cell is None:
+            self.cells[key] = entry
+            return
+        if not isinstance(cell, _Node):
+            alone, cell = cell, _Node()
+            self.cells[key] = cell
+            # What it asked for above this table it asks for again: that finds it as well.
+            cell.add(alone, self._left(alone.values, alone.guard), reader)
+        cell.add(entry, left, reader)
+
+    def _left(self, values: Iterable[Value], guard: Guard | None) -> _Left:
+        return tuple(v for v in values if v.path not in self.paths), guard if self.grid is None else None
+
+    def cell(self, request: dict[Any, Any]) -> E | _Node[E] | None:
+        """Where the rules lie for plain values under plain keys. None: there are none, or it is not as simple."""
+        key: list[Any] = []
+        for path in self.paths:
+            value = request.get(path)
+            if type(value) is not str and type(value) is not int:
+                return None
+            key.append(value)
+        if self.grid is not None:
+            path, scale = self.grid
+            number = request.get(path)
+            if (type(number) is not int and type(number) is not float) or not -WIDEST < number < WIDEST:
+                return None
+            key.append(floor(number * scale))
+        return self.cells.get(tuple(key) if len(key) > 1 else key[0])
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
-        value = facts.value(self.path, self.read)
-        kind = type(value)
-        if kind is str or kind is int or kind is float or value is None:
-            child = self.children.get(value)
-        elif kind is bool:
-            child = self.children.get(_key(value))
-        else:
-            # A dict or a list equals no such value. An object of somebody's may equal any.
-            if kind is not dict and kind is not list:
-                found.append(sorted([e for node in self.children.values() for e in node.all()], key=_by_order))
+        key: list[Any] = []
+        hopeless = False
+        for path, read in self._reads:
+            value = facts.value(path, read)
+            kind = type(value)
+            if kind is bool:
+                value = _key(value)
+            elif kind is dict or kind is list:  # These equal no such value. An object of somebody's may equal any.
+                hopeless = True
+            elif not (kind is str or kind is int or kind is float or value is None):
+                found.append(sorted(self.all(), key=_by_order))
+                return
+            key.append(value)
+        if self.grid is not None:
+            number = key[-1]
+            if number is None:
+                return
+            if type(number) is not int and type(number) is not float:
+                hopeless = any(type(value) in (dict, list) for value in key[:-1])
+                if not hopeless:
+                    found.append(self._by_values.get(tuple(key[:-1]), ()))
+                return
+            if not -WIDEST < number < WIDEST:
+                return
+            key[-1] = floor(number * self.grid[1])
+        if hopeless:
             return
-        if child is not None:
-            child.collect(facts, found)
+        cell = self.cells.get(key[0] if len(key) == 1 else tuple(key))
+        if type(cell) is _Node:
+            cell.collect(facts, found)
+        elif cell is not None:
+            found.append((cell,))  # type: ignore[arg-type]
+
+    def all(self) -> Iterable[E]:
+        if self.grid is not None:
+            return [entry for entries in self._by_values.values() for entry in entries]
+        return self._all()
+
+    def _all(self) -> Iterator[E]:
+        for cell in self.cells.values():
+            if isinstance(cell, _Node):
+                yield from cell.all()
+            else:
+                yield cell
 
 
 def _key(value: Any) -> Any:
@@ -255,71 +411,256 @@ def _key(value: Any) -> Any:
     return (_ODD, value) if value is True or value is False else value
 
 
+class _Finder(Protocol[E]):
+    """Rules by what else they ask for at one path, and all of them in order."""
+
+    entries: list[E]
+
+    def add(self, entry: E, guard: Any) -> None: ...
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None: ...
+
+
+def _put(cells: dict[Any, E | list[E]], key: Any, entry: E) -> None:
+    """What lies alone needs no list."""
+    there = cells.get(key)
+    if there is None:
+        cells[key] = entry
+    elif isinstance(there, list):
+        insort(there, entry, key=_by_order)
+    else:
+        cells[key] = sorted((there, entry), key=_by_order)
+
+
+def _get(cells: dict[Any, E | list[E]], key: Any, found: list[Sequence[E]]) -> None:
+    there = cells.get(key)
+    if there is not None:
+        found.append(there if type(there) is list else (there,))  # type: ignore[arg-type]
+
+
+class _Ranges(Generic[E]):
+    """Rules by the range in which a number has to be, with a grid for each width there is: each a power of two."""
+
+    __slots__ = ("_grids", "_path", "_read", "entries")
+
+    def __init__(self, path: str, read: Reader) -> None:
+        self._path, self._read = path, read
+        self.entries: list[E] = []
+        self._grids: dict[float, dict[int, E | list[E]]] = {}
+
+    def add(self, entry: E, guard: Range) -> None:
+        insort(self.entries, entry, key=_by_order)
+        grid = self._grids.setdefault(guard.scale, {})
+        for cell in guard.cells:
+            _put(grid, cell, entry)
+
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+        value = facts.value(self._path, self._read)
+        if value is None:
+            return
+        if type(value) is not int and type(value) is not float:
+            found.append(self.entries)
+        elif -WIDEST < value < WIDEST:
+            for scale, grid in self._grids.items():
+                _get(grid, floor(value * scale), found)
+
+
+class _Fields(Generic[E]):
+    """Rules by the key that a request has to have."""
+
+    __slots__ = ("_by_key", "entries")
+
+    def __init__(self, path: str, read: Reader) -> None:
+        self.entries: list[E] = []
+        self._by_key: dict[str, E | list[E]] = {}
+
+    def add(self, entry: E, guard: Present) -> None:
+        insort(self.entries, entry, key=_by_order)
+        _put(self._by_key, guard.key, entry)
+
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+        request, by_key = facts.request, self._by_key
+        if type(request) is not dict:
+            found.append(self.entries)
+            return
+        for key in request if len(request) < len(by_key) else by_key.keys() & request.keys():
+            _get(by_key, key, found)
+
+
+class _Items(Generic[E]):
+    """Rules by the text that has to be in a text, a list or a mapping."""
+
+    __slots__ = ("_by_item", "_path", "_read", "_texts", "entries")
+
+    def __init__(self, path: str, read: Reader) -> None:
+        self._path, self._read = path, read
+        self.entries: list[E] = []
+        self._by_item: dict[str, E | list[E]] = {}
+        self._texts: _Needles[E] = _Needles(path, read)
+
+    def add(self, entry: E, guard: Item) -> None:
+        insort(self.entries, entry, key=_by_order)
+        _put(self._by_item, guard.item, entry)
+        self._texts.add(entry, Words(guard.path, (guard.item.casefold(),)))
+
+    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+        value = facts.value(self._path, self._read)
+        if type(value) is str:
+            self._texts.collect(facts, found)
+        elif (type(value) is list or type(value) is dict) and _HASHED.issuperset(map(type, value)):
+            for item in set(value):
+                _get(self._by_item, item, found)
+        elif value is not None:
+            found.append(self.entries)
+
+
+_HASHED = frozenset((str, int, float, bool, type(None)))
+
+
+_Known = tuple[dict[str, None], dict[str, list[Any]]]
+"""Words of texts with nothing in them, and what is in others."""
+
+
 class _Needles(Generic[E]):
     """Rules by the words of which one has to occur at one path.
 
     Each word lies under its rarest piece. A text is cut into all its pieces, and only the words under those that some
-    word lies under are looked for, so the work grows with the text and hardly with the words.
+    word lies under are looked for. What is in a word of a text, mostly nothing, is known the next time it is met, as
+    most words are again and again.
     """
 
-    __slots__ = ("_by_size", "entries", "path", "read")
+    __slots__ = ("_by_size", "_few", "_known", "_many", "_needles", "_with_blank", "entries", "path", "read")
 
     def __init__(self, path: str, read: Reader) -> None:
         self.path = path
         self.read = read
         self.entries: list[E] = []
-        self._by_size: dict[int, _SameSize[E]] = {}
+        self._by_size: dict[int, _SameSize] = {}
+        self._needles = 0
+        self._known: _Known = ({}, {})
+        self._few: list[list[Any]] = []
+        self._many: list[tuple[int, _SameSize]] = []
+        self._with_blank: list[tuple[int, _SameSize]] = []
 
-    def add(self, entry: E, needles: Iterable[str]) -> None:
+    def add(self, entry: E, guard: Words) -> None:
         insort(self.entries, entry, key=_by_order)
-        for needle in needles:
+        for needle in guard.needles:
             size = next(size for size in GRAMS if size <= len(needle))
             known = self._by_size.get(size)
             if known is None:
-                known = self._by_size[size] = _SameSize({}, set(), set(), [])
+                known = self._by_size[size] = _SameSize()
             rarest = min(
                 pieces(needle, size), key=lambda piece: (_has_blank(piece), len(known.by_piece.get(piece, ())))
             )
-            known.by_piece.setdefault(rarest, []).append((needle, entry))
+            self._needles += 1
+            known.by_piece.setdefault(rarest, []).extend((needle, entry))
             (known.with_blank if _has_blank(rarest) else known.pieces).add(rarest)
-            known.all.append((needle, entry))
+            if known.all is not None:
+                known.all.extend((needle, entry))
+                if len(known.all) > 2 * FEW_NEEDLES:
+                    known.all = None
+        sizes = self._by_size.items()
+        self._few = [same.all for _, same in sizes if same.all is not None]
+        self._many = [(size, same) for size, same in sizes if same.all is None]
+        self._with_blank = [(size, same) for size, same in self._many if same.with_blank]
+        # Others, and last: who looks words up meanwhile, in another thread, remembers them in those before.
+        self._known = {}, {}
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
         texts = facts.folded(self.path, self.read)
         if texts is _ODD:
             found.append(self.entries)
             return
-        hits: dict[tuple[int, int], E] = {}
+        hits: list[E] = []
         for text in texts:
-            for needle, entry in self._maybe_in(text):
-                if needle in text:
-                    hits[entry.order] = entry
+            for maybe in self._maybe_in(text):
+                pairs = iter(maybe)
+                for needle in pairs:
+                    entry = next(pairs)
+                    if needle in text:
+                        hits.append(entry)
+        if len(hits) > 1:
+            by_order = {entry.order: entry for entry in hits}
+            hits = [by_order[order] for order in sorted(by_order)]
         if hits:
-            found.append([hits[order] for order in sorted(hits)])
+            found.append(hits)
 
-    def _maybe_in(self, text: str) -> Iterable[tuple[str, E]]:
-        found: list[tuple[str, E]] = []
-        words = text.split()
-        for size, known in self._by_size.items():
-            if len(known.all) <= FEW_NEEDLES:
-                found += known.all
-                continue
-            inside = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
-            for piece in known.pieces.intersection(inside):
-                found += known.by_piece[piece]
-            if known.with_blank:
-                for piece in known.with_blank.intersection(pieces(text, size)):
-                    found += known.by_piece[piece]
+    def _maybe_in(self, text: str) -> list[list[Any]]:
+        found = self._few.copy()
+        if self._many:
+            self._look_up(text, found)
+        return found
+
+    def _look_up(self, text: str, found: list[list[Any]]) -> None:
+        for size, same in self._with_blank:
+            found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
+        known = self._known
+        dull, in_word = known
+        fresh: list[str] = []
+        for word in filterfalse(dull.__contains__, text.split()):
+            inside = in_word.get(word)
+            if inside is None:
+                fresh.append(word)
+            else:
+                found.append(inside)
+        if fresh:
+            found += self._look_into(fresh, known)
+
+    def _look_into(self, words: list[str], known: _Known) -> list[list[Any]]:
+        """What is found in words, and remembered of those that are not too long to be."""
+        found: list[list[Any]] = []
+        hits: list[tuple[str, list[Any]]] = []
+        for size, same in self._many:
+            cut = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
+            hits += [(piece, same.by_piece[piece]) for piece in same.pieces.intersection(cut)]
+        dull, in_word = known
+        if len(dull) + len(in_word) > min(MOST_KNOWN, KNOWN_PER_NEEDLE * self._needles):
+            dull.clear()
+            in_word.clear()
+        for word in words:
+            inside: list[Any] = []
+            for piece, pairs in hits:
+                if piece in word:
+                    inside += _in_word(word, pairs)
+            if inside:
+                found.append(inside)
+            if len(word) <= LONGEST_KNOWN:
+                if inside:
+                    in_word[word] = inside
+                else:
+                    dull[word] = None
         return found
 
 
-class _SameSize(NamedTuple, Generic[E]):
-    """The words that are found by pieces of one length, by these, and all of them."""
+def _in_word(word: str, pairs: Iterable[Any]) -> Iterator[Any]:
+    """Those that occur in a word, as if looked for was nothing; and those with a blank, which may occur around it."""
+    rest = iter(pairs)
+    for needle in rest:
+        entry = next(rest)
+        if needle in word:
+            yield from ("", entry)
+        elif _has_blank(needle):
+            yield from (needle, entry)
 
-    by_piece: dict[str, list[tuple[str, E]]]
-    pieces: set[str]  # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
-    with_blank: set[str]  # Those that are not inside of one word: a text has twice as many pieces as its words have.
-    all: list[tuple[str, E]]
+
+@dataclass(slots=True)
+class _SameSize:
+    """The words that are found by pieces of one length: by these, and all of them where they are few. A word is
+    followed by its rule."""
+
+    by_piece: dict[str, list[Any]] = field(default_factory=dict)
+    # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
+    pieces: set[str] = field(default_factory=set)
+    # Those that are not inside of one word: a text has twice as many pieces as its words have.
+    with_blank: set[str] = field(default_factory=set)
+    all: list[Any] | None = field(default_factory=list)
+
+
+_FINDERS: Mapping[type, Callable[[str, Reader], Any]] = {
+    Words: _Needles,
+    Item: _Items,
+    Present: _Fields,
+    Range: _Ranges,
+}
 
 
 def _has_blank(piece: str) -> bool:

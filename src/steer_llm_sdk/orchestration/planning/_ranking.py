@@ -29,19 +29,21 @@ class Ranking:
     """Keeps the groups that it made for one catalog. Where something new is known of a tool, only the groups that it is
     in are ordered anew."""
 
-    __slots__ = ("_catalog", "_expected", "_kept", "_statistics")
+    __slots__ = ("_expected", "_last", "_statistics")
 
     def __init__(self, statistics: Statistics, expected: Expected) -> None:
         self._statistics = statistics
         self._expected = expected
-        self._catalog: Catalog | None = None
-        self._kept: dict[Any, _Kept] = {}
+        # Together, because threads may share a planner for several registries.
+        self._last: tuple[Catalog | None, dict[Any, _Kept]] = (None, {})
 
     def group(self, catalog: Catalog, key: Any, names: Sequence[str], kind: str | None, optimize: str | None) -> Group:
         """`key` says which tools these are."""
-        if self._catalog is not catalog or len(self._kept) > MOST_KEPT:
-            self._catalog, self._kept = catalog, {}
-        kept, version = self._kept.get((key, kind, optimize)), self._statistics.version
+        last, groups = self._last
+        if last is not catalog or len(groups) > MOST_KEPT:
+            groups = {}
+            self._last = catalog, groups
+        kept, version = groups.get((key, kind, optimize)), self._statistics.version
         if kept is not None and kept.version == version:
             return kept.group
         changed = None if kept is None else self._statistics.changed_since(kept.version)
@@ -53,7 +55,7 @@ class Ranking:
             group = _ordered(catalog, known, optimize, None)
         else:
             known, group = kept.known, kept.group
-        self._kept[key, kind, optimize] = _Kept(version, known, group)
+        groups[key, kind, optimize] = _Kept(version, known, group)
         return group
 
     def ranked(
