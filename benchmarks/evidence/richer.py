@@ -19,7 +19,7 @@ import numpy as np
 from recordings import Question
 from trusting import Drawn, drawn
 
-from steer_llm_sdk.evidence import stability
+from steer_llm_sdk.evidence import confidence, stability
 from steer_llm_sdk.evidence.confidence import area_under_roc, expected_calibration_error
 from steer_llm_sdk.evidence.equivalence import shingles, unlikeness
 
@@ -39,6 +39,7 @@ class Way:
 
     features: Sequence[str] = ()
     centred: bool = False
+    clip: float = confidence._CLIP
 
     @property
     def variance(self) -> float:
@@ -46,18 +47,19 @@ class Way:
 
 
 WAYS: Final[Mapping[str, Way]] = {
-    "stability alone (as it is)": Way(),
+    "stability alone, within 0.01 … 0.99": Way(clip=0.01),
+    "stability alone, within 0.001 … 0.999 (as it is)": Way(),
     "+ length of the leading answer": Way(("length",)),
     "+ counts: share, distinct and single answers": Way(COUNTS),
     "+ counts, prior from tasks of other kinds": Way(COUNTS, centred=True),
     "+ texts: length, that of the others, likeness": Way(TEXTS),
-    "+ **texts, prior from tasks of other kinds**": Way(TEXTS, centred=True),
-    "+ texts, distinct, entropy, invalid": Way(CHEAP),
+    "+ texts, prior from tasks of other kinds": Way(TEXTS, centred=True),
+    "+ **texts, distinct, entropy, invalid**": Way(CHEAP),
     "+ these six, prior from tasks of other kinds": Way(CHEAP, centred=True),
     "+ all of these, and characters": Way(EVERY),
     "+ all, prior from tasks of other kinds": Way(EVERY, centred=True),
 }
-PLAIN, CHOSEN = WAYS["stability alone (as it is)"], WAYS["+ **texts, prior from tasks of other kinds**"]
+PLAIN, CHOSEN = Way(), WAYS["+ **texts, distinct, entropy, invalid**"]
 
 
 def seen_in(votes: Sequence[str | None]) -> dict[str, float]:
@@ -66,9 +68,8 @@ def seen_in(votes: Sequence[str | None]) -> dict[str, float]:
     leader = max(dict.fromkeys(valid), key=valid.count, default="")
     others = [vote for vote in valid if vote != leader]
     length, size = math.log1p(len(leader)), max(1, len(leader))
-    p = min(max(stability(votes), 0.01), 0.99)
     return {
-        "stability": math.log(p / (1 - p)),
+        "stability": stability(votes),
         "share": max(counts, default=0) / len(votes),
         "distinct": math.log(max(1, len(counts))),
         "singles": counts.count(1) / len(votes),
@@ -179,7 +180,8 @@ def _variances(way: Way) -> Any:
 
 def _rows(table: Table, way: Way, middle: Any, spread: Any) -> Any:
     scaled = [(table.columns[name] - at) / by for name, at, by in zip(way.features, middle, spread, strict=True)]
-    return np.column_stack([np.ones(len(table.right)), table.columns["stability"], *scaled])
+    p = np.clip(table.columns["stability"], way.clip, 1 - way.clip)
+    return np.column_stack([np.ones(len(table.right)), np.log(p / (1 - p)), *scaled])
 
 
 def _fitted(rows: Any, right: Any, centre: Any, variances: Any) -> tuple[Any, Any]:
