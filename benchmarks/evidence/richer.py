@@ -48,7 +48,7 @@ class Way:
 
 WAYS: Final[Mapping[str, Way]] = {
     "stability alone, within 0.01 … 0.99": Way(clip=0.01),
-    "stability alone, within 0.001 … 0.999 (as it is)": Way(),
+    "stability alone, within 0.003 … 0.997 (as it is)": Way(),
     "+ length of the leading answer": Way(("length",)),
     "+ counts: share, distinct and single answers": Way(COUNTS),
     "+ counts, prior from tasks of other kinds": Way(COUNTS, centred=True),

@@ -215,7 +215,7 @@ def _from_more(tasks: Tasks) -> Iterable[Section]:
         "Trust from more than stability",
         "k = 10, mean of the tasks whose replicates vary, on questions that were not labelled: AUROC, and at the end "
         "the ECE with 30 and 100 labels of all questions. Ways were compared on half of the questions, and the one in "
-        "bold is best there with 30 labels. 100 labels: six tasks, 500: five. The last AUROC is pooled over five folds.",
+        "bold is best there with 30 labels. 100 labels: six tasks, 500: five; the last AUROC is pooled over folds.",
         [*columns, "ECE, 30", "100"],
         rows,
         {f"AUROC of the way in bold at least 0.82, 30 labels of all questions ({reached:.3f})": reached >= 0.82},

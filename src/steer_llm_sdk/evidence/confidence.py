@@ -25,7 +25,7 @@ ISOTONIC_FROM: Final = 500
 PROMISE: Final = 0.9
 """Up to here trust is the best estimate; above it, no more than the labels bear out."""
 
-_CLIP: Final = 0.001
+_CLIP: Final = 0.003
 """Of the stability, before its logit: wide enough that all k alike are more than all but one, narrow enough that one
 unanimous bundle does not decide the slope."""
 _CLIP_CAREFUL: Final = 0.01
