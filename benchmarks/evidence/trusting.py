@@ -197,7 +197,7 @@ def worded(votes: Sequence[str | None]) -> list[float]:
 def by_forest(questions: Sequence[Question], k: int, *seen: Callable[[Sequence[str | None]], list[float]]) -> float:
     """AUROC of the best that can be learned from what is `seen` of the votes, with labels of the same task."""
     rows, right, groups = [], [], []
-    for repeat in range(5 if len(questions[0].votes) > k else 1):
+    for repeat in range(5):
         order = random.Random(repeat)
         for number, question in enumerate(questions):
             (votes, good), *_ = drawn([question], k, order)

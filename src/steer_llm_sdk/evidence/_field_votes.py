@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from steer_llm_sdk.evidence._leaves import ABSENT, Path, at, dotted
+from steer_llm_sdk.evidence._leaves import ABSENT, Path, at, bounded, dotted
 from steer_llm_sdk.evidence.equivalence import key_of
 from steer_llm_sdk.evidence.policy import FieldPolicy, Fields, Policies
 from steer_llm_sdk.evidence.stopping import Counts, Reason, Rule, Standing, StopDecision, decide
@@ -106,7 +106,7 @@ class FieldVotes:
         self._valid += valid
         if valid:
             for root in self._roots:
-                root.add(at(data, root.path))
+                root.add(bounded(at(data, root.path)))
 
     def leaves(self) -> dict[str, Counts]:
         """The votes of each field that is no object, most first; none before the first valid answer."""

@@ -14,6 +14,8 @@ from steer_llm_sdk.evidence._leaves import MAX_DEPTH
 
 _FLAT: Final = frozenset({str, int, float, bool, type(None)})
 _LONG: Final = 2**63
+AT_ONCE: Final = 64
+"""Objects that are looked at together; not all of them, because some are of many megabytes."""
 MOST_BITS: Final = 14_000
 """Of a whole number: beyond 4,300 digits Python writes none."""
 
@@ -37,8 +39,17 @@ def json_value(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         if _are_plain(value):
             return list(value)
-        return [json_value(item, depth + 1) for item in value]
+        if set(map(type, value)) != {dict} or depth + 1 >= MAX_DEPTH:
+            return [json_value(item, depth + 1) for item in value]
+        some = (value[start : start + AT_ONCE] for start in range(0, len(value), AT_ONCE))
+        return [item for objects in some for item in _objects(objects, depth + 1)]
     return json_value(_plain(value), depth + 1)
+
+
+def _objects(objects: Sequence[dict[Any, Any]], depth: int) -> list[Any]:
+    if are_flat(objects):
+        return [each.copy() for each in objects]
+    return [json_value(each, depth) for each in objects]
 
 
 def is_flat(value: dict[Any, Any]) -> bool:

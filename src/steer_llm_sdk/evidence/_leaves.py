@@ -10,6 +10,8 @@ from enum import Enum
 from hashlib import sha256
 from typing import Any, Final, TypeAlias
 
+from pydantic_core import to_json
+
 Path: TypeAlias = tuple[str, ...]
 
 MAX_DEPTH: Final = 200
@@ -27,6 +29,61 @@ class Absent(Enum):
 
 ABSENT: Final = Absent.ABSENT
 
+MOST_VALUES: Final = 10_000
+MOST_CHARACTERS: Final = 1_000_000
+"""How many values at any depth, and characters in them, an answer may have to be compared part by part."""
+
+
+class Whole(str):
+    """Stands for an answer that is too large to be compared part by part, and is compared to the letter.
+
+    As a text it is a digest of the answer's JSON, which has the keys in the order they were given.
+    """
+
+    __slots__ = ("value",)
+    value: Any
+
+
+def bounded(value: Any) -> Any:
+    """The value, or a Whole of it if it is too large. ValueError for what has no JSON."""
+    if not _is_large(value):
+        return value
+    # The mark before the digest is no JSON, so that no answer is ever equal to it.
+    digest = Whole(f"\0{sha256(to_json(value)).hexdigest()}")
+    digest.value = value
+    return digest
+
+
+def plain(value: Any) -> Any:
+    """The inverse of `bounded`."""
+    return value.value if type(value) is Whole else value
+
+
+def _is_large(value: Any) -> bool:
+    if type(value) is str:
+        return len(value) > MOST_CHARACTERS
+    values = characters = 0
+    todo = [value] if type(value) in _CONTAINERS else []
+    while todo:
+        each = todo.pop()
+        values += len(each)
+        if values > MOST_VALUES:
+            return True
+        items = each
+        if type(each) is dict:
+            characters += len("".join(each))
+            items = each.values()
+        texts = [item for item in items if type(item) is str]
+        characters += len("".join(texts))
+        if len(texts) < len(each) and not _CONTAINERS.isdisjoint(map(type, items)):
+            todo += [item for item in items if type(item) in _CONTAINERS]
+        if characters > MOST_CHARACTERS:
+            return True
+    return False
+
+
+_CONTAINERS: Final = frozenset({dict, list})
+
 
 def class_of(value: Any, *, exact: bool = False, depth: int = 0) -> Hashable:
     """A key that is equal for values that are the same answer by their form; with `exact`, for equal JSON values only.
@@ -35,6 +92,8 @@ def class_of(value: Any, *, exact: bool = False, depth: int = 0) -> Hashable:
     array does.
     """
     if isinstance(value, str):
+        if type(value) is Whole:
+            return ("whole", value)
         # Quoted, because a text is never equal to a number here.
         return ("text", value) if exact else _of_text(value)
     if value is None or value is ABSENT:
@@ -89,11 +148,24 @@ def at(value: Any, path: Path) -> Any:
     return value
 
 
+def has(value: Any, path: Path) -> bool:
+    """Whether there is something at `path`, in which `[]` is any element of an array."""
+    for place, key in enumerate(path):
+        if key == ELEMENT:
+            return isinstance(value, list) and any(has(item, path[place + 1 :]) for item in value)
+        value = at(value, (key,))
+    return value is not ABSENT
+
+
 def fold(text: str) -> str:
     """Unicode NFKC, without case, one space where there is any."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
+
+
+ELEMENT: Final = "[]"
+"""In the path of a policy: any element of an aligned array."""
 
 
 def is_element(part: str) -> bool:

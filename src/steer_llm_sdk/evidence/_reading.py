@@ -11,7 +11,18 @@ from math import fsum
 from typing import Any, Final, NamedTuple, overload
 
 from steer_llm_sdk.evidence._alignment import Assignment, found_key
-from steer_llm_sdk.evidence._leaves import ABSENT, Absent, Path, aligned, at, canonical, class_of, is_element
+from steer_llm_sdk.evidence._leaves import (
+    ABSENT,
+    Absent,
+    Path,
+    Whole,
+    aligned,
+    at,
+    bounded,
+    canonical,
+    class_of,
+    is_element,
+)
 from steer_llm_sdk.evidence.distributions import entropy
 from steer_llm_sdk.evidence.equivalence import OBJECT, Key, clusters, key_of, number_of
 from steer_llm_sdk.evidence.policy import FieldPolicy, Policies
@@ -105,7 +116,8 @@ class Column:
 class Reading:
     """`columns` are those at the top: one for the whole answer, or one for each path that is voted on.
 
-    `warnings` tells of a judge that raised: the values he was asked about stay different answers.
+    `warnings` tells of a judge that raised: the values he was asked about stay different answers. `whole` are the
+    ballots of which something is too large to be compared part by part.
     """
 
     def __init__(self, ballots: Sequence[Ballot], policies: Policies) -> None:
@@ -117,7 +129,9 @@ class Reading:
         self._alike = all(weight == 1.0 for weight in self._weights)
         everyone = range(len(ballots))
         roots: Sequence[Path] = ((),) if policies.roots is None else policies.roots
-        self.columns = [self._column(root, everyone, [at(ballot.data, root) for ballot in ballots]) for root in roots]
+        at_roots = [[bounded(at(ballot.data, root)) for ballot in ballots] for root in roots]
+        self.whole = [index for index, values in enumerate(zip(*at_roots, strict=True)) if Whole in map(type, values)]
+        self.columns = [self._column(root, everyone, values) for root, values in zip(roots, at_roots, strict=True)]
 
     def all_columns(self) -> Iterator[Column]:
         for column in self.columns:

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -25,7 +25,11 @@ ISOTONIC_FROM: Final = 500
 PROMISE: Final = 0.9
 """Up to here trust is the best estimate; above it, no more than the labels bear out."""
 
-_CLIP: Final = 0.01
+_CLIP: Final = 0.003
+"""Of the stability, before its logit: wide enough that all k alike are more than all but one, narrow enough that one
+unanimous bundle does not decide the slope."""
+_CLIP_CAREFUL: Final = 0.01
+"""For further tasks, where unanimity is worth what it is in few others; and of JSON that says none."""
 _OFFSET, _OFFSET_VARIANCE = 0.0, 1.0
 _SLOPE, _SLOPE_VARIANCE = 0.75, 1 / 16
 """The prior. Replicates repeat each other's mistakes, so that agreement says less than it seems to: a slope below 1."""
@@ -136,9 +140,10 @@ class Calibrator:
         blank = cls(k=k, model=model, rule=rule, date=date)
         if not correct:
             return blank
+        clip = _CLIP if tasks is None else _CLIP_CAREFUL
         groups = tasks if tasks is not None else [""] * len(correct)
         cases = [
-            _Case(_score(_cut(votes, k, rule)), bool(right), group)
+            _Case(_score(_cut(votes, k, rule), clip), bool(right), group)
             for votes, right, group in zip(votes_per_question, correct, groups, strict=True)
         ]
         method: Method = "isotonic" if tasks is None and len(cases) >= ISOTONIC_FROM else "platt"
@@ -155,7 +160,7 @@ class Calibrator:
             ece=expected_calibration_error(left_out),
             brier=sum((trust - right) ** 2 for trust, right in left_out) / len(left_out),
             auroc=area_under_roc([(case.score, case.right) for case in cases]),
-            curve=_fitted(cases, method, by_task=tasks is not None),
+            curve=replace(_fitted(cases, method, by_task=tasks is not None), clip=clip),
         )
 
     @property
@@ -176,8 +181,9 @@ class Calibrator:
         counts = _counts(votes)
         if not counts:
             return 0.0
-        score = _score(counts)
-        return _sigmoid(score) if self.curve is None else self.curve.at(score)
+        if self.curve is None:
+            return _sigmoid(_score(counts))
+        return self.curve.at(_score(counts, self.curve.clip))
 
     def check(self, *, k: int | None = None, model: str | None = None, rule: str | None = None) -> None:
         """ValueError if what is given is not what was labelled. None is not looked at."""
@@ -198,7 +204,7 @@ class Calibrator:
         return {
             "status": "uncalibrated" if curve is None else "calibrated",
             **told,
-            "highest": None if curve is None else curve.at(_logit(1.0)),
+            "highest": None if curve is None else curve.at(_logit(1.0, curve.clip)),
             "task_spread": None if curve is None else math.sqrt(curve.task_variance),
         }
 
@@ -231,7 +237,7 @@ class _Curve:
     """From the score, a logit, to a probability. `covariance` is that of offset and slope: c00, c01, c11.
 
     `steps` are scores and values of an isotonic curve, with which the logistic one is not used. `ceilings` are scores
-    and the most that may be promised from there on.
+    and the most that may be promised from there on. `clip` is that of the stability in the scores.
     """
 
     offset: float = _OFFSET
@@ -240,6 +246,7 @@ class _Curve:
     task_variance: float = 0.0
     steps: tuple[tuple[float, float], ...] = ()
     ceilings: tuple[tuple[float, float], ...] = ()
+    clip: float = _CLIP
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> _Curve:
@@ -253,6 +260,7 @@ class _Curve:
             task_variance=variance,
             steps=steps,
             ceilings=ceilings,
+            clip=float(data.get("clip", _CLIP_CAREFUL)),
         )
 
     def at(self, score: float) -> float:
@@ -507,12 +515,12 @@ def _cut(votes: Sequence[Hashable], k: int, rule: Rule | None) -> Counts:
     return _counts(votes) if stopped is None else stopped.counts
 
 
-def _score(counts: Counts) -> float:
-    return _logit(_mode_probability(counts))
+def _score(counts: Counts, clip: float = _CLIP) -> float:
+    return _logit(_mode_probability(counts), clip)
 
 
-def _logit(p: float) -> float:
-    clipped = min(max(p, _CLIP), 1 - _CLIP)
+def _logit(p: float, clip: float) -> float:
+    clipped = min(max(p, clip), 1 - clip)
     return math.log(clipped / (1 - clipped))
 
 

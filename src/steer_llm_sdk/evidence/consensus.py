@@ -15,7 +15,19 @@ from operator import add
 from statistics import median_low
 from typing import Any
 
-from steer_llm_sdk.evidence._leaves import ABSENT, PLACE, Path, aligned, canonical, class_of, dotted, key_in, natural
+from steer_llm_sdk.evidence._leaves import (
+    ABSENT,
+    PLACE,
+    Path,
+    aligned,
+    bounded,
+    canonical,
+    class_of,
+    dotted,
+    key_in,
+    natural,
+    plain,
+)
 from steer_llm_sdk.evidence._reading import Column, Reading
 from steer_llm_sdk.evidence.distance import Ruler
 from steer_llm_sdk.evidence.equivalence import number_of
@@ -53,7 +65,7 @@ class Election:
             return column.said[winner]
         if winner != column.object_class or not column.children:
             self.tallies.append(Tally(column, winner))
-            return column.said[winner]
+            return plain(column.said[winner])
         if column.contested:
             self.tallies.append(Tally(column, winner, leaf=False))
         elected = {child.path[-1]: self.elect(child) for child in column.children}
@@ -63,7 +75,8 @@ class Election:
     def text(self, ballot: int) -> str:
         """The whole answer as a text, by which ties are decided that nothing else decides."""
         if ballot not in self._texts:
-            self._texts[ballot] = canonical(self.reading.ballots[ballot].data)
+            voted = self.reading.columns[0].values[ballot] if self.reading.policies.roots is None else None
+            self._texts[ballot] = canonical(bounded(self.reading.ballots[ballot].data) if voted is None else voted)
         return self._texts[ballot]
 
     def first(self, ballots: Sequence[int]) -> int:
@@ -122,8 +135,8 @@ class Election:
         where = dotted(column.path)
         ranked = [number for number in column.by_weight if number in set(given)]
         try:
-            chosen = rule([(column.said[number], column.weights[number]) for number in ranked])
-            same = class_of(chosen, exact=True)
+            chosen = rule([(plain(column.said[number]), column.weights[number]) for number in ranked])
+            same = class_of(bounded(chosen), exact=True)
         except Exception as error:  # What was paid for is not lost by a rule that fails.
             self.warnings.append(f"{where}: the rule for the consensus raised {type(error).__name__}: {error}")
             return None

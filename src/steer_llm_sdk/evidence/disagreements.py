@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from math import fsum
 from typing import Any, Final
 
-from steer_llm_sdk.evidence._leaves import dotted
+from steer_llm_sdk.evidence._json import json_value
+from steer_llm_sdk.evidence._leaves import Whole, dotted, plain
 from steer_llm_sdk.evidence._reading import Column
 from steer_llm_sdk.evidence.distance import Ruler
 from steer_llm_sdk.evidence.equivalence import relative
@@ -31,9 +32,11 @@ def disagreement(column: Column, ids: Sequence[str], behind: int | None, support
         given = [number != absent for number in column.classes]
         names, values = list(compress(names, given)), list(compress(values, given))
     ranked = column.given
-    chosen = None if behind is None else column.said[behind]
-    if not _is_plain(column):
-        values = [copied(value) for value in values]
+    chosen = None if behind is None else plain(column.said[behind])
+    # Those of many megabytes are copied once, and shared by all who gave them.
+    whole = {said: json_value(said.value) for said in column.said if type(said) is Whole}
+    if whole or not _is_plain(column):
+        values = [whole[value] if type(value) is Whole else copied(value) for value in values]
     # Not validated again: all of it was made here, of values that are JSON.
     return Disagreement.model_construct(
         field=dotted(column.path),
@@ -42,7 +45,7 @@ def disagreement(column: Column, ids: Sequence[str], behind: int | None, support
         support=support,
         entropy=column.entropy,
         severity=severity(column, behind),
-        answers=[_answer(column, number, ids, chosen, total) for number in ranked[:MOST_ANSWERS]],
+        answers=[_answer(column, number, ids, chosen, total, whole) for number in ranked[:MOST_ANSWERS]],
         more=max(0, len(ranked) - MOST_ANSWERS),
         absent=[] if absent is None else [ids[index] for index in column.ballots_of[absent]],
     )
@@ -52,10 +55,13 @@ def _is_plain(column: Column) -> bool:
     return not set(map(type, column.said)) & {dict, list}
 
 
-def _answer(column: Column, number: int, ids: Sequence[str], chosen: Any, total: float) -> Answer:
-    value, ballots = column.said[number], column.ballots_of[number]
+def _answer(
+    column: Column, number: int, ids: Sequence[str], chosen: Any, total: float, whole: Mapping[Whole, Any]
+) -> Answer:
+    said, ballots = column.said[number], column.ballots_of[number]
+    value = plain(said)
     return Answer(
-        value=copied(value),
+        value=whole[said] if type(said) is Whole else copied(value),
         votes=len(ballots),
         share=column.weights[number] / total,
         replicate_ids=[ids[index] for index in ballots],

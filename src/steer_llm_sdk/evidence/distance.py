@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final, TypeAlias
 
-from steer_llm_sdk.evidence._leaves import ABSENT, canonical, fold
+from steer_llm_sdk.evidence._leaves import ABSENT, Whole, canonical, fold, plain
 from steer_llm_sdk.evidence._reading import Ballot, Column, Reading
 from steer_llm_sdk.evidence.equivalence import number_of, relative, shingles, unlikeness
 from steer_llm_sdk.evidence.policy import Fields, Policies
@@ -39,7 +39,7 @@ class Ruler:
         one, other = self._numbers[left], self._numbers[right]
         if one is not None and other is not None:
             return relative(one, other)
-        if isinstance(self._column.said[left], str) and isinstance(self._column.said[right], str):
+        if isinstance(plain(self._column.said[left]), str) and isinstance(plain(self._column.said[right]), str):
             # The lower number first: the same two texts are looked at once.
             return unlikeness(self._text(left), self._text(right), self._shingle(left), self._shingle(right)) or 1.0
         return 1.0
@@ -56,7 +56,8 @@ class Ruler:
 
     def _text(self, number: int) -> str:
         if number not in self._folded:
-            self._folded[number] = fold(self._column.said[number])
+            said = self._column.said[number]
+            self._folded[number] = said.value if type(said) is Whole else fold(said)
         return self._folded[number]
 
     def _shingle(self, number: int) -> frozenset[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final, TypeAlias
 
-from steer_llm_sdk.evidence._leaves import ABSENT, canonical, class_of, fold, numeral
+from steer_llm_sdk.evidence._leaves import ABSENT, canonical, class_of, fold, numeral, plain
 from steer_llm_sdk.evidence.policy import FieldPolicy
 
 MOST_TEXTS: Final = 150
@@ -201,12 +201,12 @@ def _join(low: int, high: int, members: dict[int, list[int]], span: dict[tuple[i
 
 def _judged(leaders: Mapping[Key, Key], values: Mapping[Key, Any], judge: Callable[[Any, Any], bool]) -> dict[Key, Key]:
     """Each class joins the first one that is the same as all of its classes, in the order of their texts."""
-    said = {leader: values[leader] for leader in leaders.values() if leader is not ABSENT and leader is not None}
+    said = {leader: plain(values[leader]) for leader in leaders.values() if leader is not ABSENT and leader is not None}
     if len(said) > MOST_JUDGED:
         return dict(leaders)
     joined: dict[Key, Key] = {}
     groups: list[list[Key]] = []
-    for leader in sorted(said, key=lambda leader: canonical(said[leader])):
+    for leader in sorted(said, key=lambda leader: canonical(values[leader])):
         group = next((each for each in groups if all(judge(said[other], said[leader]) for other in each)), None)
         if group is None:
             groups.append([leader])

@@ -101,7 +101,8 @@ class BundleSummary(Model):
     `consensus_from` is the replicate whose whole answer is the consensus, because the field-wise one did not fit the
     schema. `invalid` has the reasons why replicates do not count. `pairwise_distance` has a row for each valid
     replicate, sorted by id; `standing` has each of these, `models` each of several models. `distributions` maps each
-    field to its counts and, for numbers, to what they are like. `warnings` tells of a judge or a rule that failed.
+    field to its counts and, for numbers, to what they are like. `warnings` tells of a judge or a rule that failed, and
+    of a path in `fields` or a name in `weights` that no replicate has.
     """
 
     consensus: Json = None

@@ -9,13 +9,10 @@ from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.evidence._leaves import Path, is_element, parse_path, parse_paths
+from steer_llm_sdk.evidence._leaves import ELEMENT, Path, is_element, parse_path, parse_paths
 
 Compare: TypeAlias = Literal["canonical", "exact", "number", "text", "date", "ignore"]
 Choice: TypeAlias = Literal["mode", "median", "medoid", "union", "first_valid"]
-
-ELEMENT: Final = "[]"
-"""In the path of a policy: any element of an aligned array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +123,11 @@ Fields: TypeAlias = Sequence[str] | Mapping[str, FieldPolicy]
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The policy of each path. `roots` are the paths that are voted on; None is all of them."""
+    """The policy of each path. `roots` are the paths that are voted on; None is all of them. `named` by the caller."""
 
     by_path: Mapping[Path, FieldPolicy]
     roots: Sequence[Path] | None = None
+    named: Sequence[Path] = ()
 
     @classmethod
     def of(cls, fields: Fields | Policies | None, schema: Any = None) -> Policies:
@@ -143,7 +141,8 @@ class Policies:
             for name, policy in fields.items():
                 if not isinstance(policy, FieldPolicy):
                     raise ValueError(f"fields: {policy!r} for {name!r} is no FieldPolicy; give FieldPolicy(...)")
-            return cls({**annotated, **{parse_path(name): policy for name, policy in fields.items()}})
+            given = {parse_path(name): policy for name, policy in fields.items()}
+            return cls({**annotated, **given}, named=tuple(given))
         if not isinstance(fields, Sequence) or not all(isinstance(path, str) for path in fields):
             raise ValueError(
                 f"fields: {fields!r} are no paths; give a list of texts, such as ['answer', 'person.name']"
@@ -152,7 +151,7 @@ class Policies:
             raise ValueError(f"fields: {fields!r} is one text; give a list of paths, such as [{fields!r}]")
         if not fields:
             raise ValueError("fields: [] leaves nothing to vote on; give paths, or None for all")
-        return cls(annotated, parse_paths(fields))
+        return cls(annotated, parse_paths(fields), tuple(map(parse_path, fields)))
 
     def at(self, path: Path) -> FieldPolicy:
         if not self.by_path:

@@ -12,8 +12,17 @@ from typing import Any, Final, NamedTuple, SupportsFloat, TypeAlias
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.evidence._json import are_flat, json_value
-from steer_llm_sdk.evidence._leaves import ABSENT, at, dotted, natural, replaced
+from steer_llm_sdk.evidence._json import AT_ONCE, are_flat, json_value
+from steer_llm_sdk.evidence._leaves import (
+    ABSENT,
+    MOST_CHARACTERS,
+    MOST_VALUES,
+    at,
+    dotted,
+    has,
+    natural,
+    replaced,
+)
 from steer_llm_sdk.evidence._limits import Limits, cut, noting
 from steer_llm_sdk.evidence._reading import Ballot, Reading
 from steer_llm_sdk.evidence.confidence import stability as stability_of
@@ -30,8 +39,6 @@ MAX_PAIRWISE: Final = 50
 """Valid replicates up to which distances are computed unasked: the matrix grows with their square."""
 _MOST_EXACT: Final = 20
 """Votes up to which their posterior is integrated; of many that takes a hundred times as long as all else."""
-_AT_ONCE: Final = 64
-"""Objects that are looked at together; not all of them, because some are of many megabytes."""
 _NULL: Final = type(None)
 _LEAST_SPREAD: Final = 0.02
 
@@ -63,9 +70,13 @@ def summarize(
 
     `fields` as a list names the paths that are voted on; everything else comes from the replicate nearest to the
     result. As a mapping it gives paths a FieldPolicy, beside which everything else is voted on as by default. `weights`
-    by replicate id or by model, or one for each replicate in order; 1.0 where none is given. If the field-wise result
+    by replicate id or by model, or one for each replicate in order; 1.0 where none is given. A path that no valid
+    replicate has, and a weight of none of them, are told in `warnings`. If the field-wise result
     does not fit the schema, or `accepts` refuses it, the answer of the nearest replicate that fits is used instead.
     `pairwise` True computes the distances of more than 50 replicates too, False of none.
+
+    An answer of more than 10,000 values or 1,000,000 characters (with `fields` as a list, what it has at one of them)
+    is compared as a whole and to the letter, keys in their order: `truncation_info["compared_whole"]` names it.
     """
     check = None if schema is None else check_of(schema)
     policies = Policies.of(fields, schema)
@@ -74,14 +85,37 @@ def summarize(
     ballots = [vote.ballot for vote in cast if not vote.errors]
     invalid = {vote.ballot.id: list(vote.errors) for vote in cast if vote.errors}
     if not ballots:
-        return BundleSummary(invalid=invalid, models=_models(cast, {}))
+        return BundleSummary(invalid=invalid, models=_models(cast, {}), warnings=_without_replicate(weights, cast))
     reading = Reading(ballots, policies)
     result = _vote(reading, _acceptance(check, accepts), total)
     matrix = distances(reading) if pairwise or (pairwise is None and len(ballots) <= MAX_PAIRWISE) else None
     summary = result.report(cast, invalid, matrix)
     if matrix is None and pairwise is None:
         summary = noting(summary, "pairwise_distance", {"limit": MAX_PAIRWISE, "total": len(ballots)})
+    if reading.whole:
+        of = [ballots[index].id for index in reading.whole]
+        most = {"values": MOST_VALUES, "characters": MOST_CHARACTERS}
+        summary = noting(summary, "compared_whole", {"limit": most, "replicate_ids": of})
+    missing = [*_without_value(policies, ballots), *_without_replicate(weights, cast)]
+    if missing:
+        summary = summary.model_copy(update={"warnings": [*summary.warnings, *missing]})
     return cut(summary, limits)
+
+
+def _without_value(policies: Policies, ballots: Sequence[Ballot]) -> list[str]:
+    """Paths of `fields` that are in no answer: misspelt, or in one that did not come, which is no error."""
+    return [
+        f"fields: no valid replicate has {dotted(path)!r}"
+        for path in policies.named
+        if not any(has(ballot.data, path) for ballot in ballots)
+    ]
+
+
+def _without_replicate(weights: Mapping[str, float] | Sequence[float] | None, cast: Sequence[_Cast]) -> list[str]:
+    if not isinstance(weights, Mapping):
+        return []
+    known = {vote.ballot.id for vote in cast} | {vote.ballot.model for vote in cast}
+    return [f"weights: no replicate is of {name!r}, by id or model" for name in weights if name not in known]
 
 
 # ── what is given ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,13 +137,13 @@ def _read(
     weigh = _weigher(weights, len(given))
     seen: set[str] = set()
     cast = []
-    flat = [are_flat(given[start : start + _AT_ONCE]) for start in range(0, len(given), _AT_ONCE)]
+    flat = [are_flat(given[start : start + AT_ONCE]) for start in range(0, len(given), AT_ONCE)]
     for place, item in enumerate(given):
         name, model = (item.id, item.model) if isinstance(item, Replicate) else (f"r{place + 1}", None)
         if name in seen:
             raise ValueError(f"replicates: the id {name!r} is there twice; give each replicate its own")
         seen.add(name)
-        data, errors = (item, ()) if check is None and flat[place // _AT_ONCE] else _value_of(item, check)
+        data, errors = (item, ()) if check is None and flat[place // AT_ONCE] else _value_of(item, check)
         cast.append(_Cast(Ballot(name, data, weigh(place, name, model), model), errors))
     named = any(isinstance(item, Replicate) for item in given)
     return sorted(cast, key=lambda vote: natural(vote.ballot.id)) if named else cast

@@ -13,6 +13,7 @@ from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._evidence_view import (
     INVALID,
     LEGEND,
+    LONGEST_CONSENSUS,
     MEANS,
     OTHER,
     STOPPED,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 
 MOST_ROWS, MOST_COLUMNS = 100, 100
-LONGEST, LONGEST_CONSENSUS = 600, 20_000
+LONGEST: Final = 600
 MOST_WORDS: Final = 300
 """Words of two texts that are compared one by one; the work grows with their product."""
 MOST_CONTESTED: Final = 50
@@ -148,16 +149,14 @@ def _consensus(bundle: EvidenceBundle) -> str:
     summary = bundle.summary
     if summary.confidence is None:
         return ""
-    text = summary.consensus
-    if not isinstance(text, str):
-        text = json.dumps(text, indent=2, ensure_ascii=False, default=repr)
+    text = text_of(summary.consensus, LONGEST_CONSENSUS, indent=2)
     whole = ""
     if summary.consensus_from is not None:
         whole = (
             f'<p class="dim">It is the whole answer of <bdi>{escaped(summary.consensus_from)}</bdi>:'
             " the one put together field by field does not fit the schema.</p>"
         )
-    return f'<h2>Consensus</h2><pre dir="auto">{escaped(text_of(text, LONGEST_CONSENSUS))}</pre>{whole}'
+    return f'<h2>Consensus</h2><pre dir="auto">{escaped(text)}</pre>{whole}'
 
 
 # ── who agrees ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from steer_llm_sdk.orchestration._evidence_view import LEGEND, MEANS, STOPPED, Row, View, text_of, verdict, view_of
+from steer_llm_sdk.orchestration._evidence_view import (
+    LEGEND,
+    LONGEST_CONSENSUS,
+    MEANS,
+    STOPPED,
+    Row,
+    View,
+    as_json,
+    text_of,
+    verdict,
+    view_of,
+)
 
 if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
@@ -43,10 +53,10 @@ def _consensus(bundle: EvidenceBundle) -> Iterator[str]:
         return
     yield "## Consensus"
     yield ""
-    text = json.dumps(bundle.summary.consensus, indent=2, ensure_ascii=False, default=repr)
+    text = as_json(bundle.summary.consensus, LONGEST_CONSENSUS, indent=2)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     yield f"{fence}json"
-    yield text if len(text) <= 20_000 else f"{text[:20_000]} …"
+    yield text if len(text) <= LONGEST_CONSENSUS else f"{text[:LONGEST_CONSENSUS]} …"
     yield fence
     yield ""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from steer_llm_sdk.evidence import ABSENT, at, parse_path
-from steer_llm_sdk.evidence._leaves import class_of
+from steer_llm_sdk.evidence._leaves import bounded, class_of
 
 if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, Replicate
@@ -31,6 +31,7 @@ MEANS: Final = {
     "stability": "how sure it is that more replicates would not change it",
     "trust": "how likely it is right, from labelled answers to other questions",
 }
+LONGEST_CONSENSUS: Final = 20_000
 STOPPED: Final = {
     "decided": "the others could not have changed the answer",
     "converged": "the others would hardly have changed the answer",
@@ -140,18 +141,29 @@ def _at(value: Any, name: str) -> Any:
 
 def _lettered(answers: Sequence[Any], consensus: Any) -> list[Said]:
     """A for the consensus, wherever it stands; the others by their votes."""
-    chosen = class_of(consensus, exact=True)
-    ranked = sorted(answers, key=lambda each: class_of(each.value, exact=True) != chosen)
+    chosen = class_of(bounded(consensus), exact=True)
+    ranked = sorted(answers, key=lambda each: class_of(bounded(each.value), exact=True) != chosen)
     return [
         Said(chr(ord("A") + place), each.value, each.votes, each.share, each.replicate_ids, each.excerpt)
         for place, each in enumerate(ranked)
     ]
 
 
-def text_of(value: Any, limit: int) -> str:
-    """A text as it is, anything else as JSON; of more than `limit` characters the beginning."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+def text_of(value: Any, limit: int, indent: int | None = None) -> str:
+    """A text as it is, anything else as JSON; of more than `limit` characters the beginning, and no more is written."""
+    text = value if isinstance(value, str) else as_json(value, limit, indent)
     return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def as_json(value: Any, limit: int, indent: int | None = None) -> str:
+    """At least the first `limit` characters of it."""
+    written, length = [], 0
+    for part in json.JSONEncoder(ensure_ascii=False, default=repr, indent=indent).iterencode(value):
+        written.append(part)
+        length += len(part)
+        if length > limit:
+            break
+    return "".join(written)
 
 
 def verdict(bundle: EvidenceBundle) -> tuple[str, str]:

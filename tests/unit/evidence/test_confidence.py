@@ -315,3 +315,25 @@ def test_labels_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Calibrator.fit(votes, correct, **{"k": 3, "model": "m", **given})
+
+
+def test_all_ten_alike_are_trusted_more_than_nine_of_ten() -> None:
+    labelled = [(["a"] * 10, True)] * 30 + [(["a"] * 9 + ["b"], True)] * 20 + [(["a"] * 9 + ["b"], False)] * 10
+    fitted = Calibrator.fit([votes for votes, _ in labelled], [right for _, right in labelled], k=10, model="m")
+    assert fitted.trust(["a"] * 10) > fitted.trust(["a"] * 9 + ["b"]) + 0.01
+
+
+def test_a_calibrator_whose_json_says_no_clip_tells_what_it_told() -> None:
+    votes = [["a"] * 10, ["a"] * 9 + ["b"], ["a"] * 6 + ["b"] * 4] * 20
+    data = json.loads(Calibrator.fit(votes, [True, True, False] * 20, k=10, model="m").to_json())
+    assert data["curve"].pop("clip") == 0.003
+    data["curve"] |= {"ceilings": [[-99.0, 0.999]], "offset": 0.0, "slope": 1.0, "covariance": [0.0, 0.0, 0.0]}
+    read = Calibrator.from_json(json.dumps(data))
+    assert read.trust(votes[0]) == read.trust(votes[1]) == read.report()["highest"] == pytest.approx(0.99)
+    assert Calibrator.from_json(read.to_json()) == read
+
+
+def test_for_further_tasks_the_most_agreement_is_told_less_far_apart() -> None:
+    votes = [["a"] * 10, ["a"] * 9 + ["b"], ["a"] * 6 + ["b"] * 4] * 20
+    fitted = Calibrator.fit(votes, [True, True, False] * 20, k=10, model="m", tasks=["x", "y", "z"] * 20)
+    assert fitted.trust(votes[0]) == fitted.trust(votes[1])

@@ -402,11 +402,13 @@ class _Making:
         replicate, outcome = made.replicate, made.outcome
         for warning in outcome.warnings:
             await self._job.tell("warning", {"replicate_id": replicate.id, "message": warning})
+        if not self._job.listened:  # A copy of an answer of many megabytes would be made for nobody.
+            return
         data = replicate.model_dump(mode="json", include={"seed", "model", "elapsed_ms", "usage", "data"})
         verdict = {"replicate_id": replicate.id, "valid": replicate.quality.valid, "errors": replicate.quality.errors}
         cost = None if outcome.unpriced else math.fsum(outcome.costs.values())
         await self._job.tell("replicate_done", {**verdict, **data, "cost_usd": cost})
-        if self._job.listened and self._valid > 1 and (self._running or self._todo):
+        if self._valid > 1 and (self._running or self._todo):
             now = self._with_confidence(self._summary())
             need = {"need": self._progress.decision.need}
             await self._job.tell("partial_summary", {**self._told(now), **need})
