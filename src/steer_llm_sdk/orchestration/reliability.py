@@ -23,6 +23,7 @@ from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Attempt, Call, Policies, Spent, Usage, WatchedScope, current
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
+from steer_llm_sdk.reliability.at_once import at_once
 from steer_llm_sdk.reliability.budget import Reserve
 from steer_llm_sdk.reliability.circuit import SUCCESS, Permit
 from steer_llm_sdk.reliability.circuit_breaker import (
@@ -175,7 +176,9 @@ class ReliableToolExecutor:
             usual = None
             if [type(policy) for policy in policies] == [Retry, Breaker, FunctionType]:
                 usual = Usual(self._retry(breakers), Breaker(self.breakers), self.breakers)
-            folded = self.folded[asked] = Policies(compose(policies, execute), usual, self.config.silence_timeout)
+            sent = policies.index(record)
+            attempt = at_once(policies[:sent], compose(policies[sent:], execute))
+            folded = self.folded[asked] = Policies(attempt, usual, self.config.silence_timeout)
         return folded
 
     def _breakers(self) -> CircuitBreakerManager:

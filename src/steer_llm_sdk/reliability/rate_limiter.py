@@ -212,7 +212,7 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _counted(tokens: float, otherwise: float) -> float:
+def counted(tokens: float, otherwise: float) -> float:
     """What a tool estimated or a provider counted, where it is a count."""
     return tokens if 0 <= tokens <= _MOST_TOKENS else otherwise
 
@@ -255,20 +255,15 @@ class RateLimiter:
     def __init__(self, limits: RateLimits, breakers: CircuitBreakerManager | None = None) -> None:
         self._limits = limits
         self._gates = limits.gates
-        self._learn = limits.learn
+        self.learns = limits.learn
         self._breakers = breakers
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        target = call.target
-        key: Any = (target, call.model or call.part) if self._learn else target
-        try:
-            gate = self._gates[key]
-        except KeyError:
-            gate = self._limits.open(key, target)
+        gate = self.gate(call)
         if gate is None:
             return await next(call)
         clock = asyncio.get_running_loop().time
-        tokens = 0 if gate.state.tokens is None else _counted(call.worst_case.tokens, 0)
+        tokens = 0 if gate.state.tokens is None else counted(call.worst_case.tokens, 0)
         if not gate.enter(tokens, clock()):
             await self._wait(gate, call, tokens, clock)
         attempts, used, told = call.attempts, tokens, None
@@ -276,18 +271,33 @@ class RateLimiter:
             result = await next(call)
             if gate.state.tokens is not None:
                 # An answer of no tokens is one whose usage nobody counted.
-                used = _counted(call.spent(result).tokens, 0) or tokens
-            if self._learn:
+                used = counted(call.spent(result).tokens, 0) or tokens
+            if self.learns:
                 told = call.told(result)
             return result
         except BaseException as error:
-            if gate.state.tokens is not None:
-                used = _counted(charge_of_failure(error, call.worst_case).tokens, tokens)
-            if isinstance(error, Exception):
-                told = self._heed(gate, call, error, clock())
+            used, told = self.failed(gate, call, error, tokens, clock)
             raise
         finally:
             gate.leave(tokens, used, call.attempts > attempts, clock, told)
+
+    def gate(self, call: Call) -> Gate | None:
+        """What the call has to pass; None: it goes unlimited."""
+        target = call.target
+        key: Any = (target, call.model or call.part) if self.learns else target
+        try:
+            return self._gates[key]
+        except KeyError:
+            return self._limits.open(key, target)
+
+    def failed(
+        self, gate: Gate, call: Call, error: BaseException, tokens: float, clock: Callable[[], float]
+    ) -> tuple[float, RateLimitStatus | None]:
+        """The tokens that a call has used which ended with `error`, and what was told of limits."""
+        used = tokens
+        if gate.state.tokens is not None:
+            used = counted(charge_of_failure(error, call.worst_case).tokens, tokens)
+        return used, self._heed(gate, call, error, clock()) if isinstance(error, Exception) else None
 
     async def _wait(self, gate: Gate, call: Call, tokens: float, clock: Callable[[], float]) -> None:
         """Wait in the queue. Raises CircuitOpen, QueueFull or WaitTooLong; then nothing was taken."""
@@ -312,9 +322,9 @@ class RateLimiter:
         """What a failure says of limits, and of the breaker: those whom it is going to refuse need not wait."""
         means = classify(error)
         limited = means.category is ErrorCategory.RATE_LIMIT and not means.refused
-        if limited and means.retry_after is not None and not self._learn:
+        if limited and means.retry_after is not None and not self.learns:
             gate.block(means.retry_after, now)
         breakers = self._breakers
         if breakers is not None and not breakers.all_closed and gate.state.line.waiters:
             gate.send_away(breakers.check, now)
-        return call.told(error) if self._learn else None
+        return call.told(error) if self.learns else None

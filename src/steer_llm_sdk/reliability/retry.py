@@ -155,8 +155,12 @@ class AttemptLimit:
         """Whether a call that was sent may be sent again, as a retry or a hedge."""
         return call.sent + call.kept_for_others < max(self.limit, self.per_answer * call.answers)
 
+    def allows(self, call: Call) -> bool:
+        """Whether it may be sent now, for the first time or again."""
+        return self.left_for_another(call) if call.attempts else self.left(call)
+
     def __call__(self, call: Call, next: Next[Any, Any], /) -> Coroutine[Any, Any, Any]:
-        if not (self.left_for_another(call) if call.attempts else self.left(call)):
+        if not self.allows(call):
             raise AttemptsUsedUp(call.sent)
         return next(call)
 
