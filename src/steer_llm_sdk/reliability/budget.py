@@ -272,11 +272,6 @@ class NamedAccount:
         self.limits = Limits(budget.tokens, picos(budget.usd), budget.per)
         self.account = _EMPTY
 
-    def settle(self, claim: Claim, actual: Claim, now: float) -> Settled | None:
-        """None where there is nothing to be told."""
-        self.account, told = settle(self.account, self.budget.name, self.limits, claim, actual, now)
-        return told
-
 
 class Settled(NamedTuple):
     """What a settlement came to. `exceeded`: it took the account beyond its limit."""
@@ -374,7 +369,8 @@ class BudgetAccounts:
         with self._lock:
             now = self._clock()
             for each in held:
-                if (settled := each.settle(claim, actual, now)) is not None:
+                each.account, settled = settle(each.account, each.budget.name, each.limits, claim, actual, now)
+                if settled is not None:
                     told.append(settled)
         return told
 

@@ -20,6 +20,7 @@ from steer_llm_sdk.reliability.rate_limit import RateLimit, State, Waiter
 
 if TYPE_CHECKING:
     from steer_llm_sdk.models.quota import RateLimitStatus
+    from steer_llm_sdk.models.usage import Amount
     from steer_llm_sdk.reliability._pipeline import Call, Next
     from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerManager
 
@@ -69,6 +70,14 @@ class Gate:
             and now >= state.blocked_until
             and all(bucket is None or bucket.level(now) >= bucket.capacity for bucket in (state.requests, state.tokens))
         )
+
+    def tokens_of(self, call: Call) -> float:
+        """What it is to take: an estimate, where tokens are limited."""
+        return 0 if self.state.tokens is None else _counted(call.worst_case.tokens, 0)
+
+    def used_by(self, spent: Amount, tokens: float) -> float:
+        """Of a call that took `tokens`. An answer of none is one whose usage nobody counted."""
+        return tokens if self.state.tokens is None else _counted(spent.tokens, 0) or tokens
 
     def enter(self, tokens: float, now: float) -> bool:
         """Take what a call needs, if it is there and nobody waits."""
@@ -212,7 +221,7 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def counted(tokens: float, otherwise: float) -> float:
+def _counted(tokens: float, otherwise: float) -> float:
     """What a tool estimated or a provider counted, where it is a count."""
     return tokens if 0 <= tokens <= _MOST_TOKENS else otherwise
 
@@ -263,15 +272,14 @@ class RateLimiter:
         if gate is None:
             return await next(call)
         clock = asyncio.get_running_loop().time
-        tokens = 0 if gate.state.tokens is None else counted(call.worst_case.tokens, 0)
+        tokens = gate.tokens_of(call)
         if not gate.enter(tokens, clock()):
             await self._wait(gate, call, tokens, clock)
         attempts, used, told = call.attempts, tokens, None
         try:
             result = await next(call)
             if gate.state.tokens is not None:
-                # An answer of no tokens is one whose usage nobody counted.
-                used = counted(call.spent(result).tokens, 0) or tokens
+                used = gate.used_by(call.spent(result), tokens)
             if self.learns:
                 told = call.told(result)
             return result
@@ -296,7 +304,7 @@ class RateLimiter:
         """The tokens that a call has used which ended with `error`, and what was told of limits."""
         used = tokens
         if gate.state.tokens is not None:
-            used = counted(charge_of_failure(error, call.worst_case).tokens, tokens)
+            used = _counted(charge_of_failure(error, call.worst_case).tokens, tokens)
         return used, self._heed(gate, call, error, clock()) if isinstance(error, Exception) else None
 
     async def _wait(self, gate: Gate, call: Call, tokens: float, clock: Callable[[], float]) -> None:

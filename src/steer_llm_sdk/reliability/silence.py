@@ -151,12 +151,6 @@ class Life:
         if self._watching:
             self._move(self._quiet.alive(self.sign_at))
 
-    def _ended(self, pulse: Pulse) -> None:
-        self._pulses.discard(pulse)
-        self.silent = False
-        if self._watching:
-            self._move(self._quiet.ended(pulse.begun, _now()))
-
     def _move(self, quiet: Quiet) -> None:
         """Of one that is still to look; who is to be told of no silence keeps no account of it."""
         self._quiet = quiet
@@ -206,7 +200,11 @@ class Pulse:
 
     def ended(self) -> None:
         """To be said once, however it ended."""
-        self._life._ended(self)
+        life = self._life
+        life._pulses.discard(self)
+        life.silent = False
+        if life._watching:
+            life._move(life._quiet.ended(self.begun, _now()))
         if self._outer is not None:
             self._outer.ended()
 
