@@ -128,7 +128,7 @@ class Life:
         self._on_silence = on_silence
         if self._after is not None:
             self._watching = True
-            begun = sum(pulse.begun for pulse in self._pulses)
+            begun = sum([pulse.begun for pulse in self._pulses])
             since = max(self.sent_at or 0.0, self.sign_at or 0.0)
             self._move(Quiet(len(self._pulses) - begun, begun, since, self._quiet.covered))
 
@@ -315,7 +315,18 @@ class _Race:
         if self._covering and self._parent is not None:
             self._parent.cover(1)
         try:
-            await self._first(begun)
+            if begun is None:
+                first, life = self._start(watching=False)
+                await turn()
+            else:
+                first, life = begun
+                self._running[first] = 0, life
+                self._next, life.race = 1, self
+            if not first.done():  # Who answers without having to wait needs no timer.
+                if self._next < len(self._candidates):
+                    life.watch(self._on_silence)
+                await self._event()
+            del first  # It holds what it raised, and the traceback of that this frame.
             while self._running:
                 for task in [task for task, (_, life) in self._running.items() if task.done() and not life.lost]:
                     number, life = self._running.pop(task)
@@ -349,21 +360,6 @@ class _Race:
                 for task, (_, life) in left.items():
                     if has_answered(task):
                         life.blamed = False  # It has answered after all, if too late.
-
-    async def _first(self, begun: tuple[asyncio.Task[Any], Life] | None) -> None:
-        """Let the first begin. If it answers without having to wait, nobody needs a timer for it."""
-        if begun is None:
-            task, life = self._start(watching=False)
-            await turn()
-            if task.done():
-                return
-        else:
-            task, life = begun
-            self._running[task] = 0, life
-            self._next, life.race = 1, self
-        if self._next < len(self._candidates):
-            life.watch(self._on_silence)
-        await self._event()
 
     def _event(self) -> asyncio.Future[None]:
         """The next: one has ended, or was silent."""
