@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.kit import registry
@@ -50,6 +50,7 @@ EVERY: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"rate_limits": {"default": LIMIT}}, {}),
     ({}, {"budget": {"tokens": 25, "cost_usd": 3}}),
+    ({"rate_limits": {"default": LIMIT}, "retry_budget": {"minimum": 0, "ratio": 0.5, "window": 60}}, {}),
     ({"rate_limits": {"default": LIMIT}}, {"budgets": [{"name": "team", "tokens": 60, "usd": 4}]}),
     ({"hedging": HEDGING}, {}),
     ({"rate_limits": {"default": LIMIT}, "max_total_attempts": 2}, {"per_agent_timeout_ms": 700}),
@@ -114,6 +115,7 @@ def in_virtual_time(work: Any) -> Any:
 @given(
     st.lists(st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), min_size=1, max_size=7), st.sampled_from(EVERY)
 )
+@example([[OK("x")], [err(503), OK("x")]], EVERY[3])  # The answer before is what allows a retry.
 def test_outputs_and_all_that_is_counted_are_those_of_the_policies_in_turn(
     scripts: list[list[Any]], every: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
