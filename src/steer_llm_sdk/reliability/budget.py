@@ -312,9 +312,9 @@ class BudgetAccounts:
 
     def open(self, budgets: Sequence[Budget]) -> tuple[NamedAccount, ...]:
         """The accounts of these budgets. InvalidRequest where a name is known with other numbers."""
-        # Runs come with the budgets of the run before; an account stays for ever, and a tuple as it is.
+        # Runs come with the budgets of the run before, in a tuple that each may have made anew; an account stays.
         last, opened = self._last
-        if budgets is last:
+        if budgets == last:
             return opened
         with self._lock:
             for budget in budgets:
