@@ -1,6 +1,9 @@
 """What a run costs above a plain `await tool.execute(...)`, beside the same job glued together by hand.
 
     python benchmarks/overhead.py [--runs N] [--rounds N]
+    python benchmarks/overhead.py --one CASE --runs N
+
+The second does one case and measures nothing: for who counts instructions, of which two lengths make a difference.
 
 All cases run interleaved in one process and are measured in CPU time of the thread; read the ratios. "Glued" is
 tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool. The last rows are a run with something
@@ -190,9 +193,13 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--crowd", type=int, default=10_000)
+    options.add_argument("--one", metavar="CASE", help="do this one only, and measure nothing")
     given = options.parse_args()
     more = added()
     rows = {**cases(), **{name: case for name, (_, case) in more.items()}}
+    if given.one is not None:
+        asyncio.run(measure(rows[given.one], given.runs))
+        return
     medians = asyncio.run(table(rows, given.runs, given.rounds))
     bare, reference = medians["bare"], medians["glued by hand"]
     print(f"Python {sys.version.split()[0]}, {given.rounds} rounds of {given.runs} runs, medians, CPU µs above bare")
