@@ -1,10 +1,14 @@
 """What a run costs above a plain `await tool.execute(...)`, beside the same job glued together by hand.
 
     python benchmarks/overhead.py [--runs N] [--rounds N]
+    python benchmarks/overhead.py --one CASE --runs N
+
+The second does one case and measures nothing: for who counts instructions, of which two lengths make a difference.
 
 All cases run interleaved in one process and are measured in CPU time of the thread; read the ratios. "Glued" is
-tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool. The last rows are the planned run with
-one thing more that is off by default, all in memory, and "without" is the planned run that has none of them.
+tenacity (retry), purgatory (breaker) and asyncio.timeout round the same tool. The last rows are a run with something
+more that is off by default, all in memory. "Without" is the run that has none of it: the planned run or, where the row
+says so, the one with a deadline and a new key.
 """
 
 from __future__ import annotations
@@ -107,23 +111,39 @@ def with_addition(config: ReliabilityConfig, options: OrchestrationConfig) -> Ca
     return lambda: runner.run(REQUEST, options=options)
 
 
+PLANNED, KEYED = "planned, breaker, retry", "… and a new key"
+
+
+def keyed(runner: ReliableOrchestrator, **more: Any) -> Case:
+    keys = itertools.count()
+
+    def run() -> Awaitable[Any]:
+        key = f"key-{next(keys)}"
+        return runner.run(REQUEST, options=OrchestrationConfig(timeout_ms=30_000, idempotency_key=key, **more))
+
+    return run
+
+
+def added() -> dict[str, tuple[str, Case]]:
+    """By name: what it is compared with, and the run."""
+    rows = {name: (PLANNED, with_addition(*addition)) for name, addition in additions().items()}
+    config, options = additions()["everything on"]
+    keyed_everything = keyed(orchestrator(config), budget=options.budget, budgets=options.budgets)
+    return {**rows, "everything on, with a key": (KEYED, keyed_everything)}
+
+
 def cases() -> dict[str, Case]:
     runner = orchestrator()
     limit = RateLimit(requests_per_minute=1e9, max_concurrent=1000)
     limited = orchestrator(ReliabilityConfig(rate_limits={"local": limit}))
     tool = NoOp()
-    keys = itertools.count()
     plain, deadline = OrchestrationConfig(), OrchestrationConfig(timeout_ms=30_000)
-
-    def keyed() -> Awaitable[Any]:
-        return runner.run(REQUEST, options=OrchestrationConfig(timeout_ms=30_000, idempotency_key=f"key-{next(keys)}"))
-
     return {
         "bare": lambda: tool.execute(REQUEST, {}),
-        "planned, breaker, retry": lambda: runner.run(REQUEST, options=plain),
+        PLANNED: lambda: runner.run(REQUEST, options=plain),
         "… and a rate limit": lambda: limited.run(REQUEST, options=plain),
         "… and a deadline": lambda: runner.run(REQUEST, options=deadline),
-        "… and a new key": keyed,
+        KEYED: keyed(runner),
         "glued by hand": glued(tool, AsyncCircuitBreakerFactory()),
     }
 
@@ -173,17 +193,22 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--crowd", type=int, default=10_000)
+    options.add_argument("--one", metavar="CASE", help="do this one only, and measure nothing")
     given = options.parse_args()
-    added = {name: with_addition(*addition) for name, addition in additions().items()}
-    medians = asyncio.run(table({**cases(), **added}, given.runs, given.rounds))
+    more = added()
+    rows = {**cases(), **{name: case for name, (_, case) in more.items()}}
+    if given.one is not None:
+        asyncio.run(measure(rows[given.one], given.runs))
+        return
+    medians = asyncio.run(table(rows, given.runs, given.rounds))
     bare, reference = medians["bare"], medians["glued by hand"]
     print(f"Python {sys.version.split()[0]}, {given.rounds} rounds of {given.runs} runs, medians, CPU µs above bare")
-    alone = medians["planned, breaker, retry"]
     for name, value in medians.items():
         if name == "bare":
             continue
         line = f"  {name:<28}{value - bare:8.1f} µs   {(value - bare) / (reference - bare):5.2f} × glued"
-        print(line + (f"   {(value - bare) / (alone - bare):5.2f} × without" if name in added else ""))
+        without = medians[more[name][0]] - bare if name in more else None
+        print(line + ("" if without is None else f"   {(value - bare) / without:5.2f} × without"))
     bare_cpu, bare_kb, cpu, kb = asyncio.run(crowd(given.crowd))
     print(
         f"{given.crowd} runs in flight of a 50 ms tool: CPU {cpu:.1f} µs, {cpu / bare_cpu:.1f} × bare; {kb:.1f} kB ",

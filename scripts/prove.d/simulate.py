@@ -141,7 +141,7 @@ def a_retry_of_a_cancellation() -> Any:
             try:
                 return await next(call)
             except (Exception, asyncio.CancelledError):
-                if call.attempts >= call.max_attempts or call.sent >= self._max_total_attempts:
+                if call.attempts >= call.max_attempts or call.sent >= self.limit.limit:
                     raise
                 await asyncio.sleep(0.1)
 

@@ -7,10 +7,12 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.kit import registry
+from steer_llm_sdk.errors import BudgetExceeded
+from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     OrchestrationOutput,
@@ -18,8 +20,8 @@ from steer_llm_sdk.orchestration import (
     ReliableOrchestrator,
 )
 from steer_llm_sdk.providers.base import ProviderError
-from steer_llm_sdk.reliability import CircuitBreakerConfig, RetryPolicy
-from steer_llm_sdk.testing import HANG, OK, ScriptedTool, VirtualTimeLoop, err
+from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit, RetryPolicy
+from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, VirtualTimeLoop, err
 
 STEPS = [
     OK("x"),
@@ -42,22 +44,64 @@ async def in_turn(call: Any, next: Any) -> Any:
     return await next(call)
 
 
-async def told(scripts: list[list[Any]], *, shorter: bool) -> list[Any]:
+LIMIT = RateLimit(requests_per_minute=4, tokens_per_minute=60, max_concurrent=1, max_wait=3)
+HEDGING = HedgingPolicy(min_samples=2, slow_factor=1e9, busy_factor=1e9)
+EVERY: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"rate_limits": {"default": LIMIT}}, {}),
+    ({}, {"budget": {"tokens": 25, "cost_usd": 3}}),
+    ({"rate_limits": {"default": LIMIT}, "retry_budget": {"minimum": 0, "ratio": 0.5, "window": 60}}, {}),
+    ({"rate_limits": {"default": LIMIT}}, {"budgets": [{"name": "team", "tokens": 60, "usd": 4}]}),
+    ({"hedging": HEDGING}, {}),
+    ({"rate_limits": {"default": LIMIT}, "max_total_attempts": 2}, {"per_agent_timeout_ms": 700}),
+    (
+        {"rate_limits": {"default": LIMIT}, "hedging": HEDGING, "max_total_attempts": 2},
+        {"budget": {"tokens": 25}, "budgets": [{"name": "team", "usd": 4}], "timeout_ms": 20_000},
+    ),
+]
+"""What may stand round a call, and what a run may ask for."""
+
+
+class Estimated(ScriptedTool):
+    """Says that it takes ten tokens and half a dollar at most."""
+
+    def worst_case(self, request: Any, options: Any) -> Amount:
+        return Amount(10, 0.5)
+
+
+async def told(scripts: list[list[Any]], every: tuple[dict[str, Any], dict[str, Any]], *, shorter: bool) -> list[Any]:
     random.seed(1)  # What is added to Retry-After is drawn.
-    config = ReliabilityConfig(retry_policy=NO_JITTER, circuit_breaker_configs=BREAKERS)
-    tool = ScriptedTool("t", *[step for script in scripts for step in script])
+    config = ReliabilityConfig(retry_policy=NO_JITTER, circuit_breaker_configs=BREAKERS, **every[0])
+    tool = Estimated("t", *[step for script in scripts for step in script])
     runner = ReliableOrchestrator(None, config, registry=registry(tool))
     if not shorter:
         runner.executor.around_attempts(in_turn)
     found: list[Any] = []
     for number, script in enumerate(scripts):
-        options = {"max_retries": len(script) - 1, "request_id": f"r{number}"}
-        output = await runner.run({"query": "q"}, "t", None, options)
-        # It is made without being validated, and is what validating it comes to.
-        assert repr(OrchestrationOutput.model_validate(vars(output))) == repr(output)
-        found += [output.model_dump(mode="json"), {name: dict(stats) for name, stats in runner.breakers.items()}]
-        await asyncio.sleep(1)
+        options = {"max_retries": len(script) - 1, "request_id": f"r{number}", **every[1]}
+        events = RecordedEvents()
+        try:
+            output = await runner.run({"query": "q"}, "t", None, options, events if number % 2 else None)
+        except BudgetExceeded as error:
+            found += [str(error), error.output and error.output.model_dump(mode="json")]
+        else:
+            # It is made without being validated, and is what validating it comes to.
+            assert repr(OrchestrationOutput.model_validate(vars(output))) == repr(output)
+            found.append(output.model_dump(mode="json"))
+        found += [events.types, {name: dict(stats) for name, stats in runner.breakers.items()}]
+        found += [{name: dict(view) for name, view in runner.budgets.items()}, gates(runner)]
+        await asyncio.sleep(number % 3)
     return found
+
+
+def gates(runner: ReliableOrchestrator) -> list[Any]:
+    """What is left of the limits, to a millionth: what is given back is not always what was taken, to the last bit."""
+    limits, now = runner.executor.limits, asyncio.get_running_loop().time()
+    if limits is None:
+        return []
+    states = [gate.state for gate in limits.gates.values() if gate is not None]
+    levels = [bucket and round(bucket.level(now), 6) for state in states for bucket in (state.requests, state.tokens)]
+    return [levels, [(state.running, round(state.reserved, 6), state.blocked_until) for state in states]]
 
 
 def in_virtual_time(work: Any) -> Any:
@@ -68,23 +112,33 @@ def in_virtual_time(work: Any) -> Any:
         loop.close()
 
 
-@given(st.lists(st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), min_size=1, max_size=5))
-def test_outputs_and_circuits_are_those_of_the_policies_in_turn(scripts: list[list[Any]]) -> None:
-    assert in_virtual_time(told(scripts, shorter=True)) == in_virtual_time(told(scripts, shorter=False))
+@given(
+    st.lists(st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), min_size=1, max_size=7), st.sampled_from(EVERY)
+)
+@example([[OK("x")], [err(503), OK("x")]], EVERY[3])  # The answer before is what allows a retry.
+def test_outputs_and_all_that_is_counted_are_those_of_the_policies_in_turn(
+    scripts: list[list[Any]], every: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    assert in_virtual_time(told(scripts, every, shorter=True)) == in_virtual_time(told(scripts, every, shorter=False))
 
 
 @pytest.mark.parametrize("shorter", [True, False])
-async def test_a_cancelled_run_gives_its_permit_back_and_is_not_tried_again(shorter: bool) -> None:
-    tool = ScriptedTool("t", HANG, OK("x"))
-    runner = ReliableOrchestrator(registry=registry(tool))
+@pytest.mark.parametrize("every", EVERY, ids=range(len(EVERY)))
+async def test_a_cancelled_run_gives_back_what_it_had_taken_and_is_not_tried_again(
+    every: tuple[dict[str, Any], dict[str, Any]], shorter: bool
+) -> None:
+    tool = Estimated("t", HANG, OK("x"))
+    runner = ReliableOrchestrator(None, ReliabilityConfig(**every[0]), registry=registry(tool))
     if not shorter:
         runner.executor.around_attempts(in_turn)
-    task = asyncio.ensure_future(runner.run("q", "t"))
-    await asyncio.sleep(0)
+    task = asyncio.ensure_future(runner.run("q", "t", None, every[1]))
+    await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await runner.run("q", "t")).status == "succeeded"
+    spent = [(view["spent"]["usd"], view["reserved"]["usd"]) for view in runner.budgets.values()]
+    assert spent in ([], [(0.5, 0.0)])
+    assert (await runner.run("q", "t", None, every[1])).status == "succeeded"
 
 
 async def test_options_that_were_set_to_what_they_are_anyhow_change_nothing() -> None:

@@ -362,7 +362,7 @@ class _PlainCall(Call):
     def spent(self, result: Any) -> Amount:
         answer = result if type(result) is ToolResult else ToolResult.of(result)
         usage = answer.usage
-        return Amount(tokens_of(usage) if usage else self.worst_case.tokens, answer.cost_usd)
+        return _new(Amount, (tokens_of(usage) if usage else self.worst_case.tokens, answer.cost_usd))
 
     received = ToolResult.of  # type: ignore[assignment]  # A method on top of it takes as long as itself.
 

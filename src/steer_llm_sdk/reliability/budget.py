@@ -272,11 +272,6 @@ class NamedAccount:
         self.limits = Limits(budget.tokens, picos(budget.usd), budget.per)
         self.account = _EMPTY
 
-    def settle(self, claim: Claim, actual: Claim, now: float) -> Settled | None:
-        """None where there is nothing to be told."""
-        self.account, told = settle(self.account, self.budget.name, self.limits, claim, actual, now)
-        return told
-
 
 class Settled(NamedTuple):
     """What a settlement came to. `exceeded`: it took the account beyond its limit."""
@@ -317,9 +312,9 @@ class BudgetAccounts:
 
     def open(self, budgets: Sequence[Budget]) -> tuple[NamedAccount, ...]:
         """The accounts of these budgets. InvalidRequest where a name is known with other numbers."""
-        # Runs come with the budgets of the run before; an account stays for ever, and a tuple as it is.
+        # Runs come with the budgets of the run before, in a tuple that each may have made anew; an account stays.
         last, opened = self._last
-        if budgets is last:
+        if budgets == last:
             return opened
         with self._lock:
             for budget in budgets:
@@ -374,7 +369,8 @@ class BudgetAccounts:
         with self._lock:
             now = self._clock()
             for each in held:
-                if (settled := each.settle(claim, actual, now)) is not None:
+                each.account, settled = settle(each.account, each.budget.name, each.limits, claim, actual, now)
+                if settled is not None:
                     told.append(settled)
         return told
 

@@ -489,10 +489,10 @@ class Breaker:
     """The policy. The permit is taken when the call is sent and given back whatever ends the call."""
 
     def __init__(self, breakers: CircuitBreakerManager) -> None:
-        self._breakers = breakers
+        self.breakers = breakers
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        breaker = self._breakers.of_call(call)
+        breaker = self.breakers.of_call(call)
         permit = breaker.free
         if permit is None:
             permit = breaker.admit(call.part, call.deadline)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.reliability._kept import Kept
+from steer_llm_sdk.reliability.deadline import turn
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
-from steer_llm_sdk.reliability.silence import Life, first_of
+from steer_llm_sdk.reliability.silence import Life, answers_all_the_same, at_work, first_of, result_of
 
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability._pipeline import Call, Next
@@ -54,9 +55,11 @@ class HedgingPolicy(BaseModel):
 
     def delay(self, latencies: Latencies) -> float | None:
         """Seconds after which a second attempt is sent; None: there is none."""
-        if len(latencies.ordered) < self.min_samples:
+        ordered = latencies.ordered
+        if (known := len(ordered)) < self.min_samples:
             return None
-        delay, median = latencies.quantile(self.quantile), latencies.quantile(0.5)
+        # Latencies.quantile, for every call.
+        delay, median = ordered[math.ceil(self.quantile * known) - 1], ordered[math.ceil(0.5 * known) - 1]
         busy = median > self.busy_factor * latencies.lowest
         return delay if delay <= self.slow_factor * median and not busy else None
 
@@ -101,36 +104,47 @@ class Hedge:
         self._budget = budget
         self._share = RetryBudget(RetryBudgetConfig(ratio=policy.max_ratio, minimum=1, window=_MINUTE))
         self._latencies: dict[tuple[str, str], Latencies] = Kept(lambda _: True)
+        self._last: Latencies | None = None
         self._lock = threading.Lock()
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        clock = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
         if call.attempts == 0:
-            self._share.first(call.target, clock())
+            self._share.first(call.target, loop.time())
         key = call.target, call.part
         latencies = self._latencies.get(key)
         if latencies is None:
             latencies = self._latencies.setdefault(key, Latencies())
         with self._lock:
-            # The last to be used is the last to be forgotten.
-            self._latencies[key] = self._latencies.pop(key, latencies)
+            if latencies is not self._last:  # The last to be used is the last to be forgotten.
+                self._last = self._latencies[key] = self._latencies.pop(key, latencies)
             delay = self._policy.delay(latencies)
-        parent = call.life
+        parent, failed = call.life, False
+        life = call.life = Life(delay, None, parent, watching=False)
+        task: asyncio.Task[Any] | None = None
         try:
             if delay is None:
-                first = call.life = Life(None, None, parent)
                 answer = await next(call)
-                failed = False
             else:
-                answer, first, failed = await _Hedged(self, call, next).answer(delay)
+                task = loop.create_task(at_work(next, call, life))
+                try:
+                    await turn()
+                except BaseException:
+                    if not await answers_all_the_same(task):
+                        raise
+                if task.done():  # Work that never waits needs no timer.
+                    answer = result_of(task)
+                else:
+                    answer, failed = await _Hedged(self, call, next).answer(delay, task, life, parent)
         finally:
+            del task  # See `result_of`.
             call.life = parent
-            ended = call.ended = clock()
-        if not failed and first.sent_at is not None:
+            ended = call.ended = loop.time()
+        if not failed and life.sent_at is not None:
             # Of the first of two only. One that was stopped counts with the time it had: left out, the slow ones would
             # vanish from memory, and the quantile sink call by call.
             with self._lock:
-                latencies.add((first.sign_at or ended) - first.sent_at)
+                latencies.add((life.sign_at or ended) - life.sent_at)
         return answer
 
     def refusal(self, call: Call, attempts: int) -> str | None:
@@ -145,18 +159,17 @@ class Hedge:
 class _Hedged:
     """One call of which there may be two attempts: the call itself, and then a copy of it."""
 
-    __slots__ = ("_call", "_failures", "_first", "_hedge", "_next", "_second")
+    __slots__ = ("_call", "_failures", "_hedge", "_next", "_second")
 
     def __init__(self, hedge: Hedge, call: Call, next: Next[Any, Any]) -> None:
         self._hedge = hedge
         self._call = call
         self._next = next
-        self._first = call.life
         self._second: Call | None = None
         self._failures: dict[int, Exception] | None = None
 
-    async def answer(self, delay: float) -> tuple[Any, Life, bool]:
-        """The answer, who watched the first attempt, and whether that failed."""
+    async def answer(self, delay: float, first: asyncio.Task[Any], life: Life, parent: Life | None) -> tuple[Any, bool]:
+        """The answer, and whether the first attempt failed; it is under way, and `life` watches it."""
         call = self._call
         try:
             won = await first_of(
@@ -164,21 +177,21 @@ class _Hedged:
                 after=delay,
                 may_start=self._may_hedge,
                 failed=self._failed,
-                parent=call.life,
+                parent=parent,
                 answers_silence=False,
+                begun=(first, life),
             )
         finally:
+            del first
             if self._second is not None:
                 call.attempts = max(call.attempts, self._second.attempts)
         failures = self._failures
         if won is None:
             assert failures is not None
             raise failures[0]
-        assert self._first is not None
-        return won[1], self._first, failures is not None and 0 in failures
+        return won[1], failures is not None and 0 in failures
 
     def _primary(self, life: Life) -> Coroutine[Any, Any, Any]:
-        self._first = self._call.life = life
         return self._next(self._call)
 
     def _hedged(self, life: Life) -> Coroutine[Any, Any, Any]:

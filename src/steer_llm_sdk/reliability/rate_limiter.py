@@ -20,6 +20,7 @@ from steer_llm_sdk.reliability.rate_limit import RateLimit, State, Waiter
 
 if TYPE_CHECKING:
     from steer_llm_sdk.models.quota import RateLimitStatus
+    from steer_llm_sdk.models.usage import Amount
     from steer_llm_sdk.reliability._pipeline import Call, Next
     from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerManager
 
@@ -69,6 +70,14 @@ class Gate:
             and now >= state.blocked_until
             and all(bucket is None or bucket.level(now) >= bucket.capacity for bucket in (state.requests, state.tokens))
         )
+
+    def tokens_of(self, call: Call) -> float:
+        """What it is to take: an estimate, where tokens are limited."""
+        return 0 if self.state.tokens is None else _counted(call.worst_case.tokens, 0)
+
+    def used_by(self, spent: Amount, tokens: float) -> float:
+        """Of a call that took `tokens`. An answer of none is one whose usage nobody counted."""
+        return tokens if self.state.tokens is None else _counted(spent.tokens, 0) or tokens
 
     def enter(self, tokens: float, now: float) -> bool:
         """Take what a call needs, if it is there and nobody waits."""
@@ -255,39 +264,48 @@ class RateLimiter:
     def __init__(self, limits: RateLimits, breakers: CircuitBreakerManager | None = None) -> None:
         self._limits = limits
         self._gates = limits.gates
-        self._learn = limits.learn
+        self.learns = limits.learn
         self._breakers = breakers
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        target = call.target
-        key: Any = (target, call.model or call.part) if self._learn else target
-        try:
-            gate = self._gates[key]
-        except KeyError:
-            gate = self._limits.open(key, target)
+        gate = self.gate(call)
         if gate is None:
             return await next(call)
         clock = asyncio.get_running_loop().time
-        tokens = 0 if gate.state.tokens is None else _counted(call.worst_case.tokens, 0)
+        tokens = gate.tokens_of(call)
         if not gate.enter(tokens, clock()):
             await self._wait(gate, call, tokens, clock)
         attempts, used, told = call.attempts, tokens, None
         try:
             result = await next(call)
             if gate.state.tokens is not None:
-                # An answer of no tokens is one whose usage nobody counted.
-                used = _counted(call.spent(result).tokens, 0) or tokens
-            if self._learn:
+                used = gate.used_by(call.spent(result), tokens)
+            if self.learns:
                 told = call.told(result)
             return result
         except BaseException as error:
-            if gate.state.tokens is not None:
-                used = _counted(charge_of_failure(error, call.worst_case).tokens, tokens)
-            if isinstance(error, Exception):
-                told = self._heed(gate, call, error, clock())
+            used, told = self.failed(gate, call, error, tokens, clock)
             raise
         finally:
             gate.leave(tokens, used, call.attempts > attempts, clock, told)
+
+    def gate(self, call: Call) -> Gate | None:
+        """What the call has to pass; None: it goes unlimited."""
+        target = call.target
+        key: Any = (target, call.model or call.part) if self.learns else target
+        try:
+            return self._gates[key]
+        except KeyError:
+            return self._limits.open(key, target)
+
+    def failed(
+        self, gate: Gate, call: Call, error: BaseException, tokens: float, clock: Callable[[], float]
+    ) -> tuple[float, RateLimitStatus | None]:
+        """The tokens that a call has used which ended with `error`, and what was told of limits."""
+        used = tokens
+        if gate.state.tokens is not None:
+            used = _counted(charge_of_failure(error, call.worst_case).tokens, tokens)
+        return used, self._heed(gate, call, error, clock()) if isinstance(error, Exception) else None
 
     async def _wait(self, gate: Gate, call: Call, tokens: float, clock: Callable[[], float]) -> None:
         """Wait in the queue. Raises CircuitOpen, QueueFull or WaitTooLong; then nothing was taken."""
@@ -312,9 +330,9 @@ class RateLimiter:
         """What a failure says of limits, and of the breaker: those whom it is going to refuse need not wait."""
         means = classify(error)
         limited = means.category is ErrorCategory.RATE_LIMIT and not means.refused
-        if limited and means.retry_after is not None and not self._learn:
+        if limited and means.retry_after is not None and not self.learns:
             gate.block(means.retry_after, now)
         breakers = self._breakers
         if breakers is not None and not breakers.all_closed and gate.state.line.waiters:
             gate.send_away(breakers.check, now)
-        return call.told(error) if self._learn else None
+        return call.told(error) if self.learns else None

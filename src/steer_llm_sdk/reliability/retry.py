@@ -155,8 +155,12 @@ class AttemptLimit:
         """Whether a call that was sent may be sent again, as a retry or a hedge."""
         return call.sent + call.kept_for_others < max(self.limit, self.per_answer * call.answers)
 
+    def allows(self, call: Call) -> bool:
+        """Whether it may be sent now, for the first time or again."""
+        return self.left_for_another(call) if call.attempts else self.left(call)
+
     def __call__(self, call: Call, next: Next[Any, Any], /) -> Coroutine[Any, Any, Any]:
-        if not (self.left_for_another(call) if call.attempts else self.left(call)):
+        if not self.allows(call):
             raise AttemptsUsedUp(call.sent)
         return next(call)
 
@@ -178,15 +182,14 @@ class Retry:
     ) -> None:
         self._policy = policy
         self._max_total_time = max_total_time
-        self._limit = limit or AttemptLimit(MAX_TOTAL_ATTEMPTS)
-        self._max_total_attempts = self._limit.limit
+        self.limit = limit or AttemptLimit(MAX_TOTAL_ATTEMPTS)
         self._budget = budget
         self.first = None if budget is None else budget.first
         self._check = check
         self._jitter = jitter
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        if not self.may_begin(call):
+        if call.sent >= self.limit.limit and not self.limit.left(call):
             raise AttemptsUsedUp(call.sent)
         try:
             result = await next(call)
@@ -202,10 +205,6 @@ class Retry:
             return await self.again(call, next, failed)
         finally:
             del failed  # See `again`.
-
-    def may_begin(self, call: Call) -> bool:
-        """Whether the run has a call left for the first attempt."""
-        return call.sent < self._max_total_attempts or self._limit.left(call)
 
     def begun(self, call: Call) -> None:
         """The first attempt has ended, well or not, unless it was never sent."""
@@ -228,7 +227,7 @@ class Retry:
                 waited += delay
                 call.promise()  # Else another call of the run could take the last attempt meanwhile.
                 await asyncio.sleep(delay)
-                if not self._limit.left_for_another(call):
+                if not self.limit.left_for_another(call):
                     raise error from AttemptsUsedUp(call.sent)
                 try:
                     return await next(call)
@@ -245,7 +244,7 @@ class Retry:
 
     def _delay(self, call: Call, error: ErrorClassification, waited: float) -> float | None:
         """How long to wait before the next attempt; None: there is none."""
-        if not (self._attempts_left(call, error) and self._limit.left_for_another(call) and self._policy.allows(error)):
+        if not (self._attempts_left(call, error) and self.limit.left_for_another(call) and self._policy.allows(error)):
             return None
         delay = self._policy.wait(error, call.attempts, self._jitter())
         if (

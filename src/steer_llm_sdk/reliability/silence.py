@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from steer_llm_sdk.reliability.deadline import Exited, has_answered, stop, stopped, wake
+from steer_llm_sdk.reliability.deadline import Exited, has_answered, stop, stopped, turn, wake
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes; for the steps of every attempt."""
@@ -59,7 +60,8 @@ class Life:
 
     What it sees it passes on to `parent`, which watches something larger. `sent_at` and `sign_at` are of the latest
     attempt, None where there was none. `silent`: it was for `after`, and has shown no sign since. `lost`: another
-    candidate won, and this one is being stopped; `blamed`: it is, and was silent to its end.
+    candidate won, and this one is being stopped; `blamed`: it is, and was silent to its end. One that is not `watching`
+    keeps no account of its silence before `watch`. `race`: the one that it is in, if any.
     """
 
     __slots__ = (
@@ -69,8 +71,10 @@ class Life:
         "_pulses",
         "_quiet",
         "_timer",
+        "_watching",
         "blamed",
         "lost",
+        "race",
         "sent_at",
         "sign_at",
         "silent",
@@ -81,10 +85,13 @@ class Life:
         after: float | None = None,
         on_silence: Callable[[Life], None] | None = None,
         parent: Life | None = None,
+        watching: bool = True,
     ) -> None:
         self._after = after
+        self._watching = watching and after is not None
         self._on_silence = on_silence
         self._parent = parent
+        self.race: _Race | None = None
         self._quiet = _NONE
         self._pulses: set[Pulse] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -92,14 +99,15 @@ class Life:
         self.sign_at: float | None = None
         self.blamed = self.lost = self.silent = False
 
-    def sent(self) -> Pulse:
+    def sent(self, now: float | None = None) -> Pulse:
         """An attempt is sent. Its pulse is told the first sign of life, and its end."""
-        pulse = Pulse(self, None if self._parent is None else self._parent.sent())
+        if now is None:
+            now = _now()
+        pulse = Pulse(self, None if self._parent is None else self._parent.sent(now))
         self._pulses.add(pulse)
-        loop = asyncio.get_running_loop()
-        self.sent_at, self.sign_at = loop.time(), None
-        if self._after is not None:
-            self._move(self._quiet.sent(self.sent_at))
+        self.sent_at, self.sign_at = now, None
+        if self._watching:
+            self._move(self._quiet.sent(now))
         return pulse
 
     def alive(self) -> None:
@@ -109,15 +117,25 @@ class Life:
 
     def cover(self, by: int) -> None:
         """1: somebody nearer answers a silence from now on; -1: no longer."""
+        quiet = self._quiet.cover(by, _now())
+        if self._watching:
+            self._move(quiet)
+        else:
+            self._quiet = quiet
+
+    def watch(self, on_silence: Callable[[Life], None]) -> None:
+        """Look from now on, at those too that are under way."""
+        self._on_silence = on_silence
         if self._after is not None:
-            self._move(self._quiet.cover(by, _now()))
+            self._watching = True
+            begun = sum([pulse.begun for pulse in self._pulses])
+            since = max(self.sent_at or 0.0, self.sign_at or 0.0)
+            self._move(Quiet(len(self._pulses) - begun, begun, since, self._quiet.covered))
 
     def close(self) -> None:
-        """Watch no longer."""
-        self._after = self._on_silence = None  # Who was to be told holds this, too.
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Watch no longer, and tell nobody."""
+        self._rest()
+        self.race = None
 
     @property
     def was_lost(self) -> bool:
@@ -130,14 +148,8 @@ class Life:
 
     def _began(self) -> None:
         self.sign_at, self.silent = _now(), False
-        if self._after is not None:
+        if self._watching:
             self._move(self._quiet.alive(self.sign_at))
-
-    def _ended(self, pulse: Pulse, begun: bool) -> None:
-        self._pulses.discard(pulse)
-        self.silent = False
-        if self._after is not None:
-            self._move(self._quiet.ended(begun, _now()))
 
     def _move(self, quiet: Quiet) -> None:
         """Of one that is still to look; who is to be told of no silence keeps no account of it."""
@@ -145,6 +157,13 @@ class Life:
         if self._after is not None and self._timer is None and (due := quiet.due(self._after)) is not None:
             # Left alone by what happens later: when it comes it looks again.
             self._timer = asyncio.get_running_loop().call_at(due, self._look)
+
+    def _rest(self) -> None:
+        self._watching = False
+        self._after = self._on_silence = None  # Who was to be told holds this, too.
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _look(self) -> None:
         self._timer = None
@@ -155,7 +174,7 @@ class Life:
             return
         self.silent = True
         told = self._on_silence
-        self.close()
+        self._rest()
         if told is not None:
             told(self)
 
@@ -163,25 +182,29 @@ class Life:
 class Pulse:
     """One attempt under way, within a Life and whatever watches that."""
 
-    __slots__ = ("_begun", "_life", "_outer")
+    __slots__ = ("_life", "_outer", "begun")
 
     def __init__(self, life: Life, outer: Pulse | None) -> None:
         self._life = life
         self._outer = outer
-        self._begun = False
+        self.begun = False
 
     def alive(self) -> None:
         """The first byte, or any other sign of life; more of them change nothing."""
-        if self._begun:
+        if self.begun:
             return
-        self._begun = True
+        self.begun = True
         self._life._began()
         if self._outer is not None:
             self._outer.alive()
 
     def ended(self) -> None:
         """To be said once, however it ended."""
-        self._life._ended(self, self._begun)
+        life = self._life
+        life._pulses.discard(self)
+        life.silent = False
+        if life._watching:
+            life._move(life._quiet.ended(self.begun, _now()))
         if self._outer is not None:
             self._outer.ended()
 
@@ -203,6 +226,7 @@ def first_of(
     failed: Failed,
     parent: Life | None = None,
     answers_silence: bool = True,
+    begun: tuple[asyncio.Task[R], Life] | None = None,
 ) -> Coroutine[Any, Any, tuple[int, R] | None]:
     """The number of the candidate whose answer came first, and the answer; None where all that were started failed.
 
@@ -210,9 +234,41 @@ def first_of(
     asked for each but the first, with whether it would stand beside another; it says no for good. `failed` is told each
     failure and says whether a next one may follow; it may raise instead. Nobody is left running, however this ends,
     except who ignores a cancellation. `answers_silence` False: it is no more than slow, and neither blamed for it nor
-    hidden from `parent`, who would otherwise answer no silence while there is a next one here.
+    hidden from `parent`, who would otherwise answer no silence while there is a next one here. `begun`: the task of the
+    first, where it is under way already, and its life; see `at_work`.
     """
-    return _Race(candidates, after, may_start, failed, parent, answers_silence).run()
+    return _Race(candidates, after, may_start, failed, parent, answers_silence).run(begun)
+
+
+async def at_work(work: Callable[[T], Coroutine[Any, Any, R]], given: T, life: Life) -> R:
+    """What the task of a candidate does: `work(given)`, whose end its race is told, if it is in one by then."""
+    try:
+        answer = await work(given)
+        if life.race is not None:
+            life.race.answered()
+        return answer
+    except SystemExit as exit:
+        raise Exited(exit) from exit
+    finally:
+        if life.race is not None:
+            life.race.wake()  # A turn of the loop earlier than a callback of the task would.
+
+
+def result_of(task: asyncio.Task[R]) -> R:
+    """Of one that has ended."""
+    try:
+        return task.result()
+    except Exited as exited:
+        raise exited.exit from None
+    finally:
+        del task  # It holds what it raised, and the traceback of that this frame.
+
+
+async def answers_all_the_same(task: asyncio.Task[Any]) -> bool:
+    """Stop it. Whether it ignored its cancellation and has answered: that has been paid for."""
+    running = not task.done()
+    await stop(task)
+    return running and has_answered(task)
 
 
 class _Race:
@@ -255,26 +311,35 @@ class _Race:
         self._woken: asyncio.Future[None] | None = None
         self._over = False
 
-    async def run(self) -> tuple[int, Any] | None:
+    async def run(self, begun: tuple[asyncio.Task[Any], Life] | None = None) -> tuple[int, Any] | None:
         if self._covering and self._parent is not None:
             self._parent.cover(1)
         try:
-            self._start()
+            if begun is None:
+                first, life = self._start(watching=False)
+                await turn()
+            else:
+                first, life = begun
+                self._running[first] = 0, life
+                self._next, life.race = 1, self
+            if not first.done():  # Who answers without having to wait needs no timer.
+                if self._next < len(self._candidates):
+                    life.watch(self._on_silence)
+                await self._event()
+            del first  # It holds what it raised, and the traceback of that this frame.
             while self._running:
-                self._woken = self._loop.create_future()
-                await self._woken
                 for task in [task for task, (_, life) in self._running.items() if task.done() and not life.lost]:
                     number, life = self._running.pop(task)
                     life.close()
                     try:
-                        return number, task.result()
-                    except Exited as exited:
-                        raise exited.exit from None
+                        return number, result_of(task)
                     except Exception as error:
                         if not self._failed(number, error):
                             self._stop_starting()
                 if not self._running or self._somebody_is_silent():
                     self._start_next()
+                if self._running:
+                    await self._event()
             return None
         except asyncio.CancelledError:
             # Who ignores a cancellation and answers all the same has been paid for.
@@ -296,8 +361,16 @@ class _Race:
                     if has_answered(task):
                         life.blamed = False  # It has answered after all, if too late.
 
-    def _lose_the_others(self) -> None:
-        """At once: who got the place of the winner in a queue would be sent before the race is told."""
+    def _event(self) -> asyncio.Future[None]:
+        """The next: one has ended, or was silent."""
+        self._woken = self._loop.create_future()
+        return self._woken
+
+    def answered(self) -> None:
+        """By the running task. The others lose at once: who got the place of the winner in a queue would be sent before
+        the race is told."""
+        if self._over or len(self._running) < 2:
+            return
         winner = asyncio.current_task()
         self._over = True
         for task, (_, life) in self._running.items():
@@ -325,26 +398,17 @@ class _Race:
             else:
                 self._stop_starting()
 
-    def _start(self) -> None:
+    def _start(self, watching: bool = True) -> tuple[asyncio.Task[Any], Life]:
         number, self._next = self._next, self._next + 1
         if self._next < len(self._candidates):
-            life = Life(self._after, self._on_silence, self._parent)
+            life = Life(self._after, self._on_silence, self._parent, watching)
         else:
             life = Life(parent=self._parent)
             self._uncover()
-        task = self._loop.create_task(self._work(number, life))
+        life.race = self
+        task = self._loop.create_task(at_work(self._candidates[number], life, life))
         self._running[task] = number, life
-
-    async def _work(self, number: int, life: Life) -> Any:
-        try:
-            answer = await self._candidates[number](life)
-            if not self._over and len(self._running) > 1:
-                self._lose_the_others()
-            return answer
-        except SystemExit as exit:
-            raise Exited(exit) from exit
-        finally:
-            self._wake()  # A turn of the loop earlier than a callback of the task would.
+        return task, life
 
     def _stop_starting(self) -> None:
         self._next = len(self._candidates)
@@ -357,8 +421,8 @@ class _Race:
 
     def _on_silence(self, life: Life) -> None:
         self._silent = life
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         if self._woken is not None:
             wake(self._woken)

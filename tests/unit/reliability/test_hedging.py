@@ -150,13 +150,14 @@ async def warm(policy: Hedge, seconds: float = 1.0, **server: Any) -> None:
         await policy(Call(), quick)
 
 
-async def begun(policy: Hedge, server: Server, call: Call | None = None) -> tuple[Any, float, Call]:
+async def begun(policy: Hedge, server: Any, call: Call | None = None) -> tuple[Any, float, Call]:
     call, began = call or Call(), now()
     before = asyncio.all_tasks()
     try:
         return await policy(call, server), now() - began, call
     finally:
-        server.at = [at - began for at in server.at]
+        if isinstance(server, Server):
+            server.at = [at - began for at in server.at]
         assert asyncio.all_tasks() == before
 
 
@@ -320,6 +321,48 @@ async def test_a_hedged_call_that_is_cancelled_leaves_nothing_running(at: float)
         await task
     assert asyncio.all_tasks() == before
     assert server.stopped == len(server.at)
+
+
+async def test_one_that_answers_without_waiting_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def quick(call: Call) -> str:
+        assert call.life is not None
+        call.life.sent().ended()
+        return "quick"
+
+    policy, timers = hedge(), []
+    await warm(policy)
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_at", lambda *timer: timers.append(timer))
+    assert (await begun(policy, quick))[0] == "quick"
+    assert timers == []
+
+
+@pytest.mark.parametrize("at", [0, 0.5, 1.5])
+async def test_one_that_ignores_its_end_and_answers_has_been_paid_for(at: float) -> None:
+    async def deaf(call: Call) -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "just in time"
+        return "never"
+
+    policy = hedge()
+    await warm(policy)
+    task = asyncio.create_task(policy(Call(), deaf))
+    await asyncio.sleep(0)
+    await asyncio.sleep(at)
+    task.cancel()
+    assert await task == "just in time"
+
+
+async def test_one_that_calls_exit_ends_neither_the_loop_nor_another_run() -> None:
+    async def leaves(call: Call) -> None:
+        raise SystemExit(3)
+
+    policy = hedge()
+    await warm(policy)
+    with pytest.raises(SystemExit):
+        await policy(Call(), leaves)
+    assert (await begun(policy, Server(1)))[0] == 0
 
 
 async def test_a_silence_is_seen_through_the_hedge() -> None:

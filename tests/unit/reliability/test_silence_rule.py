@@ -119,6 +119,36 @@ async def test_who_watches_more_sees_what_each_sees() -> None:
     assert told == ["one", "tool"]
 
 
+async def test_one_that_is_watched_later_is_silent_since_it_was_sent() -> None:
+    told: list[float] = []
+    life = Life(10, watching=False)
+    life.sent().ended()
+    await asyncio.sleep(3)
+    life.sent()
+    await asyncio.sleep(4)
+    life.watch(lambda _: told.append(now()))
+    await asyncio.sleep(50)
+    assert told == [13]
+
+
+@pytest.mark.parametrize("sign", ["alive", "ended", "covered"])
+async def test_what_went_before_it_was_watched_is_not_forgotten(sign: str) -> None:
+    told: list[float] = []
+    life = Life(10, watching=False)
+    pulse = life.sent()
+    if sign == "covered":
+        life.cover(1)
+    else:
+        getattr(pulse, sign)()
+    life.watch(lambda _: told.append(now()))
+    await asyncio.sleep(50)
+    assert told == []
+    if sign == "covered":
+        life.cover(-1)
+        await asyncio.sleep(50)
+        assert told == [60]
+
+
 async def test_what_is_closed_tells_nobody() -> None:
     told: list[float] = []
     life = Life(10, lambda _: told.append(now()))
@@ -201,6 +231,26 @@ async def test_the_first_alone_answers_where_it_gives_a_sign_of_life() -> None:
     first, second = Runner("slow", takes=300, begins=9), Runner()
     assert await race(first, second) == (0, "slow")
     assert second.started is None
+
+
+async def test_who_answers_without_waiting_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def quick(life: Life) -> str:
+        life.sent().ended()
+        return "quick"
+
+    timers: list[Any] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_at", lambda *timer: timers.append(timer))
+    assert await race(quick, Runner()) == (0, "quick")
+    assert timers == []
+
+
+async def test_one_that_began_before_it_had_to_wait_is_not_silent() -> None:
+    async def begun(life: Life) -> str:
+        life.sent().alive()
+        await asyncio.sleep(300)
+        return "slow"
+
+    assert await race(begun, Runner()) == (0, "slow")
 
 
 async def test_beside_a_silent_one_the_next_is_started_and_the_first_answer_wins() -> None:

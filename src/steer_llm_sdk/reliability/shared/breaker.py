@@ -269,7 +269,7 @@ class SharedBreaker(Breaker):
         self._link = breakers.link
 
     async def __call__(self, call: Call, next: Next[Any, Any], /) -> Any:
-        breaker = self._breakers.of_call(call)
+        breaker = self.breakers.of_call(call)
         assert isinstance(breaker, SharedCircuitBreaker)
         if not self._link.up:
             call.emit("store_down", {"store": self._link.at})
