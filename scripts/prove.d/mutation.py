@@ -101,6 +101,15 @@ LANE = "of that lane the time and the relapses are taken, and nothing else"
 
 EITHER = "where both are the same, either will do"
 
+_PICOS = "return round(usd * _PICO) if 0 < usd < math.inf else None"
+_CLAIM = "return _new(cls, (tokens if tokens > 0 else 0, picos(usd)))"
+_OUTSIDE = "if per is not None and not self.starts <= now < self.ends:"
+_OUTSIDE_TOO = _OUTSIDE.replace("per is", "limits.per is")
+_TOKENS = "or (most_tokens is not None and spent_tokens + reserved_tokens > most_tokens)"
+_USD = "or (most_usd is not None and (usd is None or spent_usd + reserved_usd > most_usd))"
+IN_ITS_WINDOW = "`at` looks again, and gives an account that is in its window, or has none, back as it is"
+LOOKED_AT_AGAIN = "whether it is really refused is up to `_refusal`, which goes by what is more"
+
 EQUIVALENT: dict[str, dict[Change, str]] = {
     "circuit": {
         Change(
@@ -173,6 +182,17 @@ EQUIVALENT: dict[str, dict[Change, str]] = {
             "return first.timestamp(), (first + timedelta(days=32)).replace(day=1).timestamp()",
             "return first.timestamp(), (first + timedelta(days=33)).replace(day=1).timestamp()",
         ): "from the first of a month, 32 days later and 33 days later are both in the next one",
+        Change("picos", _PICOS, _PICOS.replace("0 <", "0 <=")): "0 has been returned by then",
+        Change("Claim.of", _CLAIM, _CLAIM.replace("> 0", ">= 0")): EITHER,
+        Change("Account.reserve", _OUTSIDE, _OUTSIDE.replace("None and", "None or")): IN_ITS_WINDOW,
+        Change("Account.reserve", _OUTSIDE, _OUTSIDE.replace("starts <=", "starts <")): IN_ITS_WINDOW,
+        Change("Account.settle", _OUTSIDE_TOO, _OUTSIDE_TOO.replace("None and", "None or")): IN_ITS_WINDOW,
+        Change("Account.settle", _OUTSIDE_TOO, _OUTSIDE_TOO.replace("starts <=", "starts <")): IN_ITS_WINDOW,
+        Change("Account.reserve", _TOKENS, _TOKENS.replace("> most", ">= most")): LOOKED_AT_AGAIN,
+        Change("Account.reserve", _USD, _USD.replace("> most", ">= most")): LOOKED_AT_AGAIN,
+        Change(
+            "Account._refusal", "if self.overrun or usd > limits.usd:", "if self.overrun or usd >= limits.usd:"
+        ): "it is asked where one of the two limits is passed, and by then it is not that of tokens",
     },
     "retry_budget": {
         Change("RetryBudget.first", "count = self._counts.get(target)", "count = None"): ONE_BY_ONE,

@@ -147,6 +147,7 @@ def test_an_account_that_is_closed_stays_so_where_only_the_other_unit_is_limited
         ({}, Claim(70, 5 * USD // 4 + 1), MINUTE, ("cost", 2, 2 + 1e-12, 50, False)),
         ({"overrun": True}, Claim(1, 0), MINUTE, ("tokens", 100, 31, 50, True)),
         ({"overrun": True}, Claim(1, 0), MINUTE._replace(tokens=None), ("cost", 2, 0.75, 50, True)),
+        ({"spent_tokens": 100}, Claim(1, 0), MINUTE, ("tokens", 100, 121, 50, False)),
         ({"spent_tokens": 101}, Claim(1, 0), MINUTE, ("tokens", 100, 101, 50, False)),
         ({"spent_tokens": 101, "overrun": True}, Claim(1, 0), MINUTE, ("tokens", 100, 101, 50, True)),
         ({"spent_usd": 3 * USD}, Claim(0, 0), MINUTE, ("cost", 2, 3, 50, False)),
@@ -303,6 +304,11 @@ def test_a_new_window_begins_with_nothing_spent_and_what_is_under_way_is_charged
     assert (account.spent_tokens, account.reserved_tokens) == (0, 100)
     account, _ = account.settle(Claim(40), Claim(30), at("2026-03-02T00:01"), DAY)
     assert (account.spent_tokens, account.reserved_tokens) == (30, 60)
+
+
+def test_a_call_that_ends_as_its_window_does_is_charged_to_the_next() -> None:
+    account, _ = HELD.settle(Claim(20, USD // 4), Claim(5, 0), 120.0, MINUTE)
+    assert account == Account(5, 0, 0, 0, False, 120.0, 180.0)
 
 
 def test_an_overrun_closes_its_window_and_not_the_next() -> None:

@@ -62,6 +62,13 @@ def test_a_median_at_the_busy_factor_is_still_no_queue() -> None:
         assert HedgingPolicy(busy_factor=2).delay(latencies) == delay
 
 
+def test_it_is_the_quantile_beside_the_median() -> None:
+    """Of 1 to 20 s the 19th by size is the quantile, and the 10th the median."""
+    latencies = of(*map(float, range(1, 21)))
+    assert HedgingPolicy(quantile=0.95, slow_factor=1.9, busy_factor=1e9).delay(latencies) == 19.0
+    assert HedgingPolicy(quantile=0.95, slow_factor=1.89, busy_factor=1e9).delay(latencies) is None
+
+
 def test_there_is_no_hedge_with_too_few_samples() -> None:
     assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 19)) is None
     assert HedgingPolicy(min_samples=20).delay(of(*[1.0] * 20)) == 1.0

@@ -135,6 +135,11 @@ def test_more_answers_need_one_attempt_each_if_nothing_else_is_said(sent: int, l
     assert AttemptLimit(3).left(Call(sent=sent, answers=5)) is left
 
 
+@pytest.mark.parametrize(("sent", "left"), [(5, True), (6, False)])
+def test_each_of_several_answers_may_take_so_many_attempts_again(sent: int, left: bool) -> None:
+    assert AttemptLimit(3, 2).left_for_another(Call(sent=sent, answers=3)) is left
+
+
 @pytest.mark.parametrize(("kept", "made"), [(0, 4), (1, 3), (2, 2), (3, 1), (5, 1)])
 async def test_a_retry_leaves_the_calls_that_others_need_for_what_is_missing(kept: int, made: int) -> None:
     call = Call([down() for _ in range(9)], kept_for_others=kept, max_attempts=9)
