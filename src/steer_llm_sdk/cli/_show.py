@@ -93,6 +93,8 @@ def show_output(output: OrchestrationOutput, *, printed: str = "") -> None:
         return
     for said in (*_warnings(output), *(shortfall(evidence) if evidence is not None else ())):
         err.print(Text(printable(said), style="yellow"), soft_wrap=True)
+    for name, why in output.passed_over.items():
+        err.print(Text(printable(f"{name} passed over: {why}"), style="yellow"), soft_wrap=True)
     if any(line["outcome"] != "succeeded" for line in attempts):
         err.print(attempts_table(attempts))
     err.print(Text(summary_line(output), style="dim"), soft_wrap=True)
