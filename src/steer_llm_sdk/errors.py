@@ -211,11 +211,21 @@ def said_once(messages: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(those)}: {message}" for message, those in names.items())
 
 
+class _Missing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+MISSING = _Missing()
+"""As `given` of an InvalidRequest: nothing was, which is not None."""
+
+
 class InvalidRequest(OrchestratorError, ValueError):
     """What was asked cannot be served: `field`, what was `given`, and as `remedy` what would do."""
 
     def __init__(self, field: str, given: object, remedy: str) -> None:
-        super().__init__(f"{field}: {_shown(given)} cannot be used; {remedy}")
+        said = f"{field} is missing" if given is MISSING else f"{field}: {_shown(given)} cannot be used"
+        super().__init__(f"{said}; {remedy}")
         self.field = field
         self.given = given
         self.remedy = remedy

@@ -22,7 +22,7 @@ from steer_llm_sdk.cli._show import console, show_output, write
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
 from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, forget_stdout, refuse, stdout_of
-from steer_llm_sdk.errors import BudgetExceeded
+from steer_llm_sdk.errors import MISSING, BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
@@ -152,7 +152,11 @@ def run(
             kept_in = required_store(store) if durable else None
             raise typer.Exit(asyncio.run(_carry_out(request, command, kept_in, stdout, stream=stream, as_json=as_json)))
         if not out:
-            refuse("--out", out, "name a file: the results of --batch are appended there as they come")
+            refuse(
+                "--out",
+                MISSING if out is None else out,
+                "name a file: the results of --batch are appended there as they come",
+            )
         files = Files(batch=batch, out=out, retry_failed=retry_failed)
         raise typer.Exit(carry_out(command, files, max_parallel or MAX_PARALLEL, stdout, as_json=as_json))
 

@@ -68,10 +68,10 @@ def test_a_conflict_and_a_budget_leave_as_they_do_without(store: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("run", "Why?", "-m", MODEL, "--durable"), "--store: None cannot be used; say where the runs are kept"),
+        (("run", "Why?", "-m", MODEL, "--durable"), "--store is missing; say where the runs are kept"),
         (("run", "Why?", "-m", MODEL, "--durable", "--store", "redis://host"), "store: 'redis://host' cannot be used"),
         (("run", "--batch", "f", "--out", "o", "--durable"), "--durable: True cannot be used; it belongs to a single"),
-        (("worker", "--store", "sqlite:///x.db"), "--app: None cannot be used; name your tools"),
+        (("worker", "--store", "sqlite:///x.db"), "--app is missing; name your tools"),
         (("worker", "--store", "sqlite:///x.db", "--app", "a:b", "-m", MODEL), "give either --app or --model"),
         (("worker", "--store", "sqlite:///x.db", "--app", "json:loads"), "name a ToolRegistry or a"),
         (("worker", "--store", "sqlite:///x.db", "-m", MODEL, "--rate", "openai"), "--rate: 'openai' cannot be used"),
