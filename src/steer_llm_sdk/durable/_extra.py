@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.durable._tables import Store
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ def engine() -> ModuleType:
     try:
         from steer_llm_sdk.durable import _dbos
     except ImportError as error:
-        raise ImportError(
-            f"durable runs need an extra ({error}); install it: pip install 'steer_llm_sdk[durable]'"
-        ) from error
+        raise ImportError(f"durable runs need the extra `durable` ({error}): {install_line('durable')}") from error
     return _dbos
 
 
