@@ -23,5 +23,6 @@ def engine() -> ModuleType:
 
 def runs_of(store: str) -> DbosRuns:
     """The runs of a store, to look at, to cancel and to resume."""
-    runs: DbosRuns = engine().DbosRuns(Store.of(store))
+    there = Store.of(store)
+    runs: DbosRuns = engine().DbosRuns(there)
     return runs
