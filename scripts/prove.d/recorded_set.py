@@ -275,7 +275,7 @@ def show(tally: Tally, asked: dict[str, int], questions: int, seconds: float) ->
             print(f"  {name:<46}{count:>6}")
     print(
         f"\nconsensus right on {tally.right} of {questions} questions; "
-        f"mean confidence {statistics.mean(tally.confidences or [0]):.2f} (share of the votes, invalid ones included)"
+        f"mean confidence {statistics.mean(tally.confidences or [0]):.2f} (stability, not truth)"
     )
     print(f"attempts {tally.attempts}, tokens {tally.tokens} (estimated: the recording has no counts)\n")
     print(f"{'model':<42}{'valid':>6}{'not':>6}")

@@ -143,11 +143,11 @@ class BudgetExceeded(OrchestratorError):
         resets_in: float | None = None,
         overrun: bool = False,
     ) -> None:
-        unit = " ms" if budget_type == "time" else ""
+        unit, digits = (" ms", _ms) if budget_type == "time" else ("", _digits)
         which = f"{budget_type} budget" if budget is None else f"{budget_type} budget '{budget}'"
-        says = f"exceeded: {_digits(actual)}{unit} > {_digits(limit)}{unit}"
+        says = f"exceeded: {digits(actual)}{unit} > {digits(limit)}{unit}"
         if overrun and actual <= limit:
-            says = f"closed: a call took more than was reserved for it; the limit is {_digits(limit)}{unit}"
+            says = f"closed: a call took more than was reserved for it; the limit is {digits(limit)}{unit}"
         anew = "" if resets_in is None else f"; it starts anew in {resets_in:.3g} s"
         super().__init__(f"{which} {says}{anew}")
         self.budget_type = budget_type
@@ -211,11 +211,21 @@ def said_once(messages: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(those)}: {message}" for message, those in names.items())
 
 
+class _Missing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+MISSING = _Missing()
+"""As `given` of an InvalidRequest: nothing was, which is not None."""
+
+
 class InvalidRequest(OrchestratorError, ValueError):
     """What was asked cannot be served: `field`, what was `given`, and as `remedy` what would do."""
 
     def __init__(self, field: str, given: object, remedy: str) -> None:
-        super().__init__(f"{field}: {_shown(given)} cannot be used; {remedy}")
+        said = f"{field} is missing" if given is MISSING else f"{field}: {_shown(given)} cannot be used"
+        super().__init__(f"{said}; {remedy}")
         self.field = field
         self.given = given
         self.remedy = remedy
@@ -226,6 +236,10 @@ def _digits(number: float) -> str:
         return f"{number:.9g}"
     except OverflowError:  # an integer beyond every float
         return f"about 10**{int(number).bit_length() * 3 // 10}"
+
+
+def _ms(number: float) -> str:
+    return f"{number:.4g}" if number < 1000 else f"{number:.0f}"
 
 
 def _shown(value: object) -> str:

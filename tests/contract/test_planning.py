@@ -87,7 +87,8 @@ async def test_a_rule_whose_primary_is_open_uses_its_declared_fallbacks_before_a
     output = await runner.run("q")
     assert (output.content, len(a.calls)) == ("b", 1)
     assert output.metadata["plan"]["matched_rule"] == "first"
-    assert output.metadata["plan"]["passed_over"] == {"a": "its circuit breaker is open"}
+    assert output.passed_over == output.metadata["plan"]["passed_over"] == {"a": "its circuit breaker is open"}
+    assert [call["tool"] for call in output.attempts] == ["b"]
 
 
 async def test_a_rule_whose_primary_is_missing_uses_its_declared_fallbacks() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from typing import Any
 
 import pytest
 
 from contract.kit import Model, bundle, failed, plain, reliable
+from steer_llm_sdk import tool
 from steer_llm_sdk.errors import AllToolsFailed, TruncatedStream
 from steer_llm_sdk.orchestration import BundleMetadata, EvidenceBundle, Replicate, ReplicateQuality
 from steer_llm_sdk.orchestration.output import RunFailed
@@ -122,6 +124,21 @@ async def test_a_bug_of_a_tool_is_logged_once_with_its_traceback_and_can_be_reac
     with pytest.raises(RunFailed, match=r"the run failed: tool 'shop': .*price") as caught:
         output.raise_for_status()
     assert caught.value.__cause__ is bug
+
+
+@pytest.mark.parametrize("in_a_thread", [True, False])
+async def test_the_traceback_of_a_bug_begins_in_the_tool(in_a_thread: bool, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(city: str) -> str:
+        raise KeyError(city)
+
+    async def broken_too(city: str) -> str:
+        return broken(city)
+
+    await reliable(tool(broken if in_a_thread else broken_too)).run({"city": "Bern"})
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    names = [frame.name for frame in traceback.extract_tb(record.exc_info[2])]
+    assert names == (["broken"] if in_a_thread else ["broken_too", "broken"])
 
 
 async def test_of_several_tools_that_failed_every_exception_can_be_reached(caplog: pytest.LogCaptureFixture) -> None:

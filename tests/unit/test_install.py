@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +28,29 @@ def test_it_names_where_the_library_came_from(
     monkeypatch: pytest.MonkeyPatch, origin: dict[str, Any] | None, line: str
 ) -> None:
     text = None if origin is None else json.dumps(origin)
-    monkeypatch.setattr(_install, "distribution", lambda name: SimpleNamespace(read_text=lambda file: text))
+    monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: text))
+    monkeypatch.setattr(_install, "_pip", lambda: "pip")
     assert _install.install_line("llm") == line
 
 
 def test_a_library_that_is_not_installed_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
-        raise _install.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(_install, "distribution", missing)
-    assert _install.install_line("redis") == "pip install 'steer_llm_sdk[redis]'"
+    monkeypatch.setattr(metadata, "distribution", missing)
+    assert _install.install_line("redis").endswith("pip install 'steer_llm_sdk[redis]'")
+
+
+@pytest.mark.parametrize(
+    ("activated", "command"),
+    [
+        ("/a venv", "pip install "),
+        ("/another", "'/a venv/bin/python' -m pip install "),
+        ("", "'/a venv/bin/python' -m pip install "),
+    ],
+)
+def test_the_pip_of_another_python_is_not_named(monkeypatch: pytest.MonkeyPatch, activated: str, command: str) -> None:
+    monkeypatch.setenv("VIRTUAL_ENV", activated)
+    monkeypatch.setattr(sys, "prefix", "/a venv")
+    monkeypatch.setattr(sys, "executable", "/a venv/bin/python")
+    assert _install.install_line("llm").startswith(command)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from steer_llm_sdk.cli.exits import refuse
+from steer_llm_sdk.errors import MISSING
 from steer_llm_sdk.evidence import Calibrator, parse_path
 from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 from steer_llm_sdk.orchestration.options import A_YEAR, BUDGET_KEYS
@@ -24,7 +25,7 @@ MOST_BYTES = 256_000_000
 def read_text(text: str | None, name: str = "TEXT") -> str:
     """The text itself, standard input for "-", a file for "@path". `name` is that of the argument."""
     if text is None:
-        refuse(name, None, "give a question or a text, @FILE, - for standard input, or many with --batch FILE")
+        refuse(name, MISSING, "give a question or a text, @FILE, - for standard input, or many with --batch FILE")
     if text == "-":
         found, field = _decoded(sys.stdin.buffer.read(MOST_BYTES), "standard input"), "standard input"
     elif text == "@":

@@ -11,6 +11,7 @@ import typer
 
 from steer_llm_sdk.cli._settings import configured, orchestrator
 from steer_llm_sdk.cli.exits import refuse
+from steer_llm_sdk.errors import MISSING
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 
@@ -30,7 +31,9 @@ def store_option(of: str = "") -> Any:
 def required_store(given: str | None) -> str:
     store = given or os.environ.get(STORE_VARIABLE)
     if not store:
-        refuse("--store", None, f"say where the runs are kept, here or in {STORE_VARIABLE}: --store sqlite:///runs.db")
+        refuse(
+            "--store", MISSING, f"say where the runs are kept, here or in {STORE_VARIABLE}: --store sqlite:///runs.db"
+        )
     return store
 
 

@@ -78,12 +78,12 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-def show_output(output: OrchestrationOutput, *, printed: str = "") -> None:
-    """Show it. `printed` is the part of the answer that is on stdout already."""
+def show_output(output: OrchestrationOutput, *, printed: str = "", said: str = "") -> None:
+    """Show it. `printed` is the part of the answer that is on stdout already, `said` the error that is told anyway."""
     out, err = console(), console(stderr=True)
     evidence = None if output.status == "failed" else output.evidence
     if output.status == "failed":
-        _show_failure(output, err)
+        _show_failure(output, err, said)
     elif evidence is not None:
         show_evidence(evidence, out)
     else:
@@ -91,11 +91,20 @@ def show_output(output: OrchestrationOutput, *, printed: str = "") -> None:
     attempts = output.attempts
     if output.status == "failed" and not attempts:
         return
-    for said in (*_warnings(output), *(shortfall(evidence) if evidence is not None else ())):
-        err.print(Text(printable(said), style="yellow"), soft_wrap=True)
+    for remark in remarks(output, evidence):
+        err.print(Text(printable(remark), style="yellow"), soft_wrap=True)
     if any(line["outcome"] != "succeeded" for line in attempts):
         err.print(attempts_table(attempts))
     err.print(Text(summary_line(output), style="dim"), soft_wrap=True)
+
+
+def remarks(output: OrchestrationOutput, evidence: EvidenceBundle | None) -> Iterator[str]:
+    """What is to be known of an answer besides itself: a warning, what is missing of it, who was not asked."""
+    yield from _warnings(output)
+    if evidence is not None:
+        yield from shortfall(evidence)
+    for name, why in output.passed_over.items():
+        yield f"{name} passed over: {why}"
 
 
 def _show_content(content: Any, out: Console, printed: str) -> None:
@@ -106,15 +115,17 @@ def _show_content(content: Any, out: Console, printed: str) -> None:
     out.print(Text(printable(text) if out.is_terminal else text), soft_wrap=True)
 
 
-def _show_failure(output: OrchestrationOutput, err: Console) -> None:
+def _show_failure(output: OrchestrationOutput, err: Console, said: str) -> None:
     for name, error in (output.errors or {}).items():
-        err.print(Text(f"{name}: {printable(error['message'])}", style="red"), soft_wrap=True)
+        if error["message"] != said:
+            err.print(Text(f"{name}: {printable(error['message'])}", style="red"), soft_wrap=True)
 
 
 def _warnings(output: OrchestrationOutput) -> list[str]:
     """What the tool has to say about its answer."""
+    said = [] if (lost := output.metadata.get("content_warning")) is None else [f"warning: {lost}"]
     given, refused = output.metadata.get("warnings"), output.metadata.get("calibrator_refused")
-    said = [f"warning: {warning}" for warning in given] if isinstance(given, list) else []
+    said += [f"warning: {warning}" for warning in given] if isinstance(given, list) else []
     return said if refused is None else [*said, f"warning: confidence is stability, not trust: {refused}"]
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from steer_llm_sdk.cli._show import console, table_of
 from steer_llm_sdk.cli.exits import errors_as_exits, refuse
+from steer_llm_sdk.errors import MISSING
 from steer_llm_sdk.evidence import ABSENT, Calibrator, at, parse_path
 from steer_llm_sdk.evidence._leaves import Path as FieldPath
 from steer_llm_sdk.evidence._leaves import class_of
@@ -63,7 +64,7 @@ def calibrate(
             refuse("labels", str(labels), "there is no line in it")
         who = model or _one("model", {line.model for line in lines})
         if who is None:
-            refuse("--model", None, "say who answered: a calibrator holds for one model only")
+            refuse("--model", MISSING, "say who answered: a calibrator holds for one model only")
         try:
             made = Calibrator.fit(
                 [line.votes for line in lines],

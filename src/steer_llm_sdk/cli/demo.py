@@ -178,7 +178,8 @@ def _show_results(out: Console, questions: Sequence[Question], outputs: Sequence
         )
     out.print()
     out.print(table)
-    out.print("Confidence is the share of the votes: how stable an answer is, not how true.\n")
+    out.print("Confidence is stability: how likely the consensus is what would be said most")
+    out.print("often, were more answers asked for. It is not how true it is.\n")
     out.print("Every call of the second question, during which the provider died:")
     out.print(attempts_table(outputs[1].attempts))
 

@@ -19,6 +19,7 @@ evidence = typer.Typer(cls=Group, no_args_is_help=True, help="Look at evidence t
 
 def show(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A bundle, or an output with one, as JSON; - is stdin.")],
+    more: Annotated[str | None, typer.Argument(hidden=True, metavar="> PAGE")] = None,
     html: Annotated[bool, typer.Option("--html", help="A page that loads nothing, for a browser.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
 ) -> None:
@@ -27,6 +28,8 @@ def show(
     steer-llm run -k 5 --json "..." > out.json; steer-llm evidence show out.json --html > out.html
     """
     with errors_as_exits():
+        if more is not None:
+            refuse("FILE", more, f"one file is read, and what is made of it is on stdout: leave it out, or > {more}")
         if html and markdown:
             refuse("--markdown", True, "give it or --html, not both")
         bundle = read_bundle(file)

@@ -201,9 +201,14 @@ class Commands(Group):
             with _quiet_without_reader():
                 return super().invoke(ctx)
         except typer.TyperException as error:
+            said = error.format_message()
             if ctx.meta[_WANTS_JSON]:
-                _print_json(UsageError(error.format_message()))
-            raise
+                _print_json(UsageError(said))
+            where = getattr(error, "ctx", None)
+            if where is None or type(error).__name__ == "NoArgsIsHelpError":  # Which typer does not make public.
+                raise
+            complain(f"{' '.join(said.split()).rstrip('.')}; `{where.command_path} -h` says what can be given")
+            raise typer.Exit(Exit.BAD_INPUT) from error
 
 
 def _print_json(error: Exception) -> None:

@@ -18,11 +18,11 @@ from steer_llm_sdk.cli._complete import model_names, tool_names
 from steer_llm_sdk.cli._live import Live
 from steer_llm_sdk.cli._runs import orchestrator_of, required_store, store_option
 from steer_llm_sdk.cli._settings import default_options
-from steer_llm_sdk.cli._show import console, show_output, write
+from steer_llm_sdk.cli._show import console, remarks, show_output, write
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
 from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, forget_stdout, refuse, stdout_of
-from steer_llm_sdk.errors import BudgetExceeded
+from steer_llm_sdk.errors import MISSING, BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
@@ -77,7 +77,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="KIND=NUMBER", help="tokens=1000, cost_usd=0.05 or ms=5000; again for more."),
     ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="The time for all of it.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="The time for all of it. Loading what talks to models is not counted."),
+    ] = None,
     schema: Annotated[
         str | None,
         typer.Option(metavar="FILE|{...}", help="A JSON Schema, in a file or as it is, that the answer must have."),
@@ -152,7 +155,11 @@ def run(
             kept_in = required_store(store) if durable else None
             raise typer.Exit(asyncio.run(_carry_out(request, command, kept_in, stdout, stream=stream, as_json=as_json)))
         if not out:
-            refuse("--out", out, "name a file: the results of --batch are appended there as they come")
+            refuse(
+                "--out",
+                MISSING if out is None else out,
+                "name a file: the results of --batch are appended there as they come",
+            )
         files = Files(batch=batch, out=out, retry_failed=retry_failed)
         raise typer.Exit(carry_out(command, files, max_parallel or MAX_PARALLEL, stdout, as_json=as_json))
 
@@ -190,7 +197,7 @@ async def _carry_out(
             except BudgetExceeded as error:
                 live.stop()
                 if not as_json:
-                    watcher.show(error.output)
+                    watcher.show(error.output, said=str(error))
                 raise
     watcher.show(output)
     return code_of(output)
@@ -249,13 +256,18 @@ class _Watcher:
             if self._run is not None:
                 self._run.cancel()
 
-    def show(self, output: OrchestrationOutput | None) -> None:
-        """The finished output; None where a budget left nothing to show."""
+    def show(self, output: OrchestrationOutput | None, *, said: str = "") -> None:
+        """The finished output; None where a budget left nothing to show. `said` is the error that is told anyway."""
         if output is None:
             return
         if not self._as_json:
-            show_output(output, printed=self.printed)
-        elif self._stream:
+            show_output(output, printed=self.printed, said=said)
+            return
+        remarked = [] if output.status == "failed" else list(remarks(output, output.evidence))
+        if remarked:
+            more = f" (and {len(remarked) - 1} more, in the JSON)" if len(remarked) > 1 else ""
+            complain(f"{output.status}: {remarked[0]}{more}")
+        if self._stream:
             print(json.dumps({"output": output.model_dump(mode="json")}, ensure_ascii=False), file=self._stdout)
         else:
             print(output.model_dump_json(indent=2), file=self._stdout)

@@ -13,6 +13,7 @@ from steer_llm_sdk.cli._command import Form, command_of
 from steer_llm_sdk.cli._complete import model_names
 from steer_llm_sdk.cli._runs import required_store, store_option
 from steer_llm_sdk.cli.exits import complain, errors_as_exits, refuse
+from steer_llm_sdk.errors import MISSING
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
@@ -70,7 +71,7 @@ def worker(
     with errors_as_exits():
         kept_in = required_store(store)
         if app is None and not model:
-            refuse("--app", None, "name your tools, as in --app my_app:registry, or a model with --model")
+            refuse("--app", MISSING, "name your tools, as in --app my_app:registry, or a model with --model")
         if app is not None and model:
             refuse("--app", app, "give either --app or --model")
         made = (

@@ -1,4 +1,4 @@
-"""Runs that outlive the process that began them. The extra is `durable`: pip install 'steer_llm_sdk[durable]'."""
+"""Runs that outlive the process that began them. They need the extra `durable`."""
 
 from steer_llm_sdk.durable._extra import runs_of
 from steer_llm_sdk.durable.orchestrator import DurableOrchestrator, RunCancelled

@@ -457,7 +457,10 @@ def _client(store: Store) -> DBOSClient:
 
 def _unavailable(store: Store, error: Exception) -> StoreUnavailable:
     """By type only: what a database says may quote the URL, and a password in it."""
-    return StoreUnavailable(f"{store.shown} cannot be used as a store of runs ({type(error).__name__})")
+    why = type(error).__name__
+    if store.is_of_a_service:
+        why = "it was made by steer-llm serve without --durable, and only the service shows the runs in it"
+    return StoreUnavailable(f"{store.shown} cannot be used as a store of runs ({why})")
 
 
 def _queue_of_provider(name: str) -> str:

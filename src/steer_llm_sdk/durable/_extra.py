@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.durable._tables import Store
 
 if TYPE_CHECKING:
@@ -16,13 +17,12 @@ def engine() -> ModuleType:
     try:
         from steer_llm_sdk.durable import _dbos
     except ImportError as error:
-        raise ImportError(
-            f"durable runs need an extra ({error}); install it: pip install 'steer_llm_sdk[durable]'"
-        ) from error
+        raise ImportError(f"durable runs need the extra `durable` ({error}): {install_line('durable')}") from error
     return _dbos
 
 
 def runs_of(store: str) -> DbosRuns:
     """The runs of a store, to look at, to cancel and to resume."""
-    runs: DbosRuns = engine().DbosRuns(Store.of(store))
+    there = Store.of(store)
+    runs: DbosRuns = engine().DbosRuns(there)
     return runs

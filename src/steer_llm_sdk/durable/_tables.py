@@ -46,6 +46,8 @@ class Store(NamedTuple):
             return cls(url, rest[1:])
         if scheme in ("postgresql", "postgres") and rest:
             return cls(f"postgresql://{rest}", None)
+        if "://" not in url and Path(url).is_file():
+            raise InvalidRequest("store", url, f"write a file as sqlite:///{url}")
         raise InvalidRequest(
             "store",
             shown(url),
@@ -56,6 +58,19 @@ class Store(NamedTuple):
     def shown(self) -> str:
         """For people: without credentials."""
         return shown(self.url)
+
+    @property
+    def is_of_a_service(self) -> bool:
+        """Whether it is a file that `steer-llm serve` without --durable keeps its runs in."""
+        if self.path is None or not Path(self.path).is_file():
+            return False
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"{Path(self.path).absolute().as_uri()}?mode=ro", uri=True)
+            ) as there:
+                return bool(there.execute("SELECT 1 FROM sqlite_master WHERE name = 'steer_runs'").fetchone())
+        except sqlite3.Error:
+            return False
 
     def prepare(self) -> None:
         """Write-ahead logging, which lets several processes read while one writes, and stays with the file."""

@@ -38,7 +38,7 @@ def as_html(output: OrchestrationOutput) -> str:
     colour = _COLOURS[output.status]
     evidence = _evidence_of(output)
     said = _content(output.content) if evidence is None else _evidence(evidence)
-    parts = (_heading(output, colour), said, _attempts(output.attempts))
+    parts = (_heading(output, colour), said, _passed_over(output.passed_over), _attempts(output.attempts))
     return f'<div style="border-left:3px solid {colour};padding-left:10px">{"".join(parts)}</div>'
 
 
@@ -111,6 +111,12 @@ def _content(content: Any) -> str:
     # dir="auto" and <bdi> keep right-to-left marks in the words from turning round what stands beside them.
     style = "white-space:pre-wrap;overflow-wrap:anywhere;max-height:30em;overflow:auto;margin:4px 0"
     return f'<pre dir="auto" style="{style}">{escaped(text[:LONGEST])}</pre>{more}'
+
+
+def _passed_over(tools: Mapping[str, str]) -> str:
+    """A line for each that was asked nothing, up to as many as there are attempts shown."""
+    named = [f"<bdi>{escaped(f'{tool} passed over: {why}')}</bdi>" for tool, why in tools.items()]
+    return "".join(f"<div>{line}</div>" for line in named[:MOST_ATTEMPTS])
 
 
 def _attempts(attempts: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import CoroutineType
+from types import CoroutineType, TracebackType
 from typing import Any, NamedTuple
 
 from steer_llm_sdk.errors import ErrorCategory, OrchestratorError, ProviderError, ProviderTimeout, ToolExecutionError
@@ -306,7 +306,20 @@ def _show_bug(tool: Tool, error: Exception) -> None:
     if isinstance(error, (OrchestratorError, ProviderError)):
         return
     if classify(error).category in (ErrorCategory.UNKNOWN, ErrorCategory.VALIDATION):
-        _log.warning("tool '%s' raised %s", tool.name, type(error).__name__, exc_info=error)
+        shown = (type(error), error, _own_frames(error.__traceback__))
+        _log.warning("tool '%s' raised %s", tool.name, type(error).__name__, exc_info=shown)
+
+
+def _own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """From the first frame of the tool's own on: those before it are the same for every tool. All of it where there is
+    none."""
+    own = trace
+    while own is not None and own.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _ON_THE_WAY:
+        own = own.tb_next
+    return own or trace
+
+
+_ON_THE_WAY = ("steer_llm_sdk", "asyncio", "concurrent")
 
 
 def _composed(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResult]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from steer_llm_sdk._names import looked_up
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import MISSING, InvalidRequest
 from steer_llm_sdk.orchestration._call import Run
 from steer_llm_sdk.orchestration.base import BaseOrchestrator, Plan
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
@@ -17,7 +17,7 @@ class Orchestrator(BaseOrchestrator):
     """Runs the tool that the caller names. A call is tried once, or `max_retries` + 1 times where that is set."""
 
     async def _plan(self, run: Run) -> Plan:
-        raise InvalidRequest("tool_name", None, "name a tool, or use ReliableOrchestrator, which plans")
+        raise InvalidRequest("tool_name", MISSING, "name a tool, or use ReliableOrchestrator, which plans")
 
     def _asks(self, given: Mapping[str, Any]) -> Asked:
         retry = bool(given["max_retries"]) and given["retry_on_failure"]

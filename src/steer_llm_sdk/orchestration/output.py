@@ -68,6 +68,14 @@ class OrchestrationOutput(BaseModel):
         lines = [line for entry in self.per_agent.values() for line in entry.get("timeline", ())]
         return sorted(lines, key=lambda line: line["started_ms"])
 
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """Tools that the plan would have put first, each with the reason why not, such as an open circuit breaker.
+        They were sent nothing, so no line of `attempts` is theirs."""
+        plan = self.metadata.get("plan")
+        found = plan.get("passed_over") if isinstance(plan, dict) else None
+        return dict(found) if isinstance(found, dict) else {}
+
     def raise_for_status(self) -> OrchestrationOutput:
         """This output, or RunFailed if its status is "failed", raised from the tool's exception."""
         if self.status == "failed":

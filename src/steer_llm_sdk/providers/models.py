@@ -200,9 +200,10 @@ def _recorded(model: Model, name: str) -> Endpoint:
 
 def _nearest(name: str) -> str:
     """The recorded models whose names are most like `name`."""
-    near = get_close_matches(name, shipped_recording().models, n=3, cutoff=0.0)
+    near = get_close_matches(name, shipped_recording().models, n=3)
     names = ", ".join(f"recorded:{one}" for one in near)
-    return f"the nearest are {names}; recorded:demo is all models in turn, `steer-llm simulate --list` has all names"
+    nearest = f"the nearest are {names}; " if near else ""
+    return f"{nearest}recorded:demo is all models in turn, `steer-llm simulate --list` has all names"
 
 
 def _target(prefix: str, base_url: str, usual: str) -> str:

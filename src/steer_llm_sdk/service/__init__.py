@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from steer_llm_sdk._install import install_line
+
 if find_spec("fastapi") is None:
-    raise ImportError("the service needs the extra `service`: pip install 'steer_llm_sdk[service]'")
+    raise ImportError(f"the service needs the extra `service`: {install_line('service')}")
 
 from steer_llm_sdk.service._server import PatientProtocol
 from steer_llm_sdk.service.app import create_app

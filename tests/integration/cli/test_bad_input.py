@@ -250,7 +250,7 @@ def test_a_line_that_is_no_utf_8_is_named() -> None:
     [
         (["--batch", "nowhere.jsonl", "--out", "out.jsonl"], "--batch: 'nowhere.jsonl' cannot be used; name a file"),
         (["--batch", "empty.jsonl", "--out", "out.jsonl"], "there is no request in it"),
-        (["--batch", "in.jsonl"], "--out: None cannot be used; name a file"),
+        (["--batch", "in.jsonl"], "--out is missing; name a file"),
         (["--batch", "in.jsonl", "--out", "in.jsonl"], "that is the file of requests"),
         (["--batch", "in.jsonl", "--out", "."], "name a file that can be written"),
         (["--batch", "in.jsonl", "--out", "no/where.jsonl"], "name a file that can be written"),

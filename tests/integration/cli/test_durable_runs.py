@@ -19,6 +19,7 @@ from held import HeldProvider
 from steer_llm_sdk.cli.exits import Exit
 from steer_llm_sdk.cli.main import app
 from steer_llm_sdk.providers.simulated import shipped_recording
+from steer_llm_sdk.service._shelf import Shelf
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -68,15 +69,17 @@ def test_a_conflict_and_a_budget_leave_as_they_do_without(store: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("run", "Why?", "-m", MODEL, "--durable"), "--store: None cannot be used; say where the runs are kept"),
+        (("run", "Why?", "-m", MODEL, "--durable"), "--store is missing; say where the runs are kept"),
         (("run", "Why?", "-m", MODEL, "--durable", "--store", "redis://host"), "store: 'redis://host' cannot be used"),
         (("run", "--batch", "f", "--out", "o", "--durable"), "--durable: True cannot be used; it belongs to a single"),
-        (("worker", "--store", "sqlite:///x.db"), "--app: None cannot be used; name your tools"),
+        (("worker", "--store", "sqlite:///x.db"), "--app is missing; name your tools"),
         (("worker", "--store", "sqlite:///x.db", "--app", "a:b", "-m", MODEL), "give either --app or --model"),
         (("worker", "--store", "sqlite:///x.db", "--app", "json:loads"), "name a ToolRegistry or a"),
         (("worker", "--store", "sqlite:///x.db", "-m", MODEL, "--rate", "openai"), "--rate: 'openai' cannot be used"),
         (("worker", "--store", "sqlite:///x.db", "-m", MODEL, "--concurrency", "a=0"), "give whole numbers from 1"),
         (("runs", "list", "--store", "sqlite:////nowhere/x.db"), "there is no such file"),
+        (("runs", "list", "--store", "foo"), "store: 'foo' cannot be used; give sqlite:///file.db"),
+        (("runs", "list", "--store", __file__), f"write a file as sqlite:///{__file__}"),
         (("runs", "list", "--store", "sqlite:///x.db", "--state", "odd"), "--state: 'odd' cannot be used; give one of"),
     ],
 )
@@ -84,6 +87,22 @@ def test_what_cannot_be_used_is_said_in_a_sentence(arguments: tuple[str, ...], s
     ran = Ran(*arguments)
     assert says in ran.err
     assert ran.code == Exit.BAD_INPUT
+
+
+def test_a_file_of_a_service_that_is_not_durable_is_told_from_a_store(tmp_path: Path) -> None:
+    file = tmp_path / "steer-runs.db"
+    shelf = Shelf(str(file))
+    shelf.open()
+    shelf.close()
+    ran = Ran("runs", "list", "--store", f"sqlite:///{file}")
+    assert "it was made by steer-llm serve without --durable" in ran.err
+    assert ran.code == Exit.FAILED
+
+
+def test_a_store_that_is_none_is_told_before_an_extra_that_is_missing() -> None:
+    code = "import sys; sys.modules['dbos'] = None; from steer_llm_sdk.durable import runs_of; runs_of('foo')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "'foo' cannot be used; give sqlite:///file.db" in ran.stderr
 
 
 def test_only_what_is_under_way_is_cancelled_or_resumed(store: str) -> None:

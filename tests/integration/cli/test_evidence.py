@@ -33,6 +33,12 @@ def test_a_bundle_is_shown_as_a_table(kept: str) -> None:
     assert "3 of 3 answers valid" in done.stdout
 
 
+def test_a_second_file_is_refused_with_the_way_to_write_one(kept: str) -> None:
+    done = ran(kept, "--html", "page.html")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "on stdout: leave it out, or > page.html" in done.stderr
+
+
 def test_a_page_and_markdown_are_what_the_bundle_says(kept: str) -> None:
     assert ran(kept, "--html").stdout == BUNDLE.to_html()
     assert ran(kept, "--markdown").stdout == BUNDLE.to_markdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,10 @@ def test_a_budget_that_does_not_allow_the_request_is_refused_before_it_is_sent()
         (["hello", "--tool", "text_analyzer", "--schema", "x.json"], "--schema"),
         (["hello", "--model", MODEL, "--schema", "/no/such/file"], "--schema"),
         (["hello", "--model", MODEL, "--timeout", "nan"], "--timeout"),
+        (["hello", "--timeout", "abc"], "steer-llm: Invalid value for '--timeout': "),
+        (["--batch", "x", "--max-parallel", "0"], "steer-llm: Invalid value for '--max-parallel': "),
+        (["hello", "--nosuch"], "steer-llm: No such option: --nosuch"),
+        ([], "steer-llm: TEXT is missing; give a question"),
         (["hello", "--model", MODEL, "--idempotency-key", ""], "idempotency_key"),
     ],
 )
@@ -156,6 +161,10 @@ def test_what_cannot_be_used_is_said_in_one_line(arguments: list[str], said: str
         (["hello", "--model", MODEL, "--fields", "answer"], "--fields needs -k"),
         (["hello", "--model", MODEL, "-k", "0"], "at most 10"),
         (["hello", "--model", "recorded:gpt-4"], "the nearest are recorded:gpt-4-0314"),
+        (
+            ["hello", "--model", "recorded:nosuch"],
+            "cannot be used; recorded:demo is all models",
+        ),
     ],
 )
 def test_what_would_change_nothing_is_refused(arguments: list[str], said: str) -> None:
@@ -279,6 +288,49 @@ def test_what_a_tool_prints_is_not_in_the_account_of_a_batch(talkative: str) -> 
     ran = Ran("--batch", "in.jsonl", "--out", "out.jsonl", "--tool", talkative, "--json")
     assert ran.json["succeeded"] == 2
     assert ran.err.count("asked\n") == 2
+
+
+ODD = """
+import asyncio
+from steer_llm_sdk import tool
+
+@tool
+def nan(q: str) -> object:
+    return float("nan")
+
+@tool
+async def slow(q: str) -> str:
+    await asyncio.sleep(60)
+    return q
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "odd.py").write_text(ODD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+    return "odd"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_what_json_has_no_form_for_is_told_on_stderr(odd: str, form: list[str]) -> None:
+    ran = Ran("q", "--tool", f"{odd}:nan", *form)
+    assert ran.code == Exit.OK
+    assert "warning: not all of it was JSON: nan is not a JSON number" in ran.err
+
+
+def test_that_the_time_was_up_is_said_once_and_without_six_decimals(odd: str) -> None:
+    ran = Ran("q", "--tool", f"{odd}:slow", "--timeout", "0.1")
+    assert ran.code == Exit.BUDGET
+    assert ran.err.count("time budget exceeded") == 1
+    assert re.search(r"exceeded: \d+(\.\d)? ms > 100 ms$", ran.err, re.MULTILINE)
+
+
+def test_why_an_answer_is_partial_is_said_beside_the_json_too() -> None:
+    ran = Ran(QUESTION, "-m", MODEL, "-o", "max_tokens=20", "--json")
+    assert ran.code == Exit.PARTIAL
+    assert "steer-llm: partial: warning: the answer was cut off at max_tokens = 20" in ran.err.splitlines()
 
 
 def test_without_json_a_tool_prints_where_it_likes(talkative: str) -> None:

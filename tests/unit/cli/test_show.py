@@ -255,3 +255,9 @@ def test_a_run_that_failed_spent_nothing_where_only_recordings_were_asked(
     assert show.cost_of(output) in show.summary_line(output)
     kept = Kept.of({"status": "failed", "output": output.model_dump(mode="json")})
     assert kept.simulated is spent_nothing
+
+
+def test_a_tool_that_a_breaker_kept_away_is_named_though_no_attempt_is_its(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = {"passed_over": {"solve": "its circuit breaker is open"}}
+    show.show_output(output(metadata={"tool_name": "later", "plan": plan}))
+    assert "solve passed over: its circuit breaker is open\n" in capsys.readouterr().err

@@ -163,3 +163,14 @@ def test_answers_of_a_bundle_are_text_and_never_a_tag_and_long_ones_are_cut() ->
 
 def test_what_only_goes_by_the_name_of_a_bundle_is_shown_as_it_is() -> None:
     assert '"evidence_bundle": 7' in shown({"evidence_bundle": 7}).text
+
+
+def test_a_tool_that_was_passed_over_has_a_line_with_the_reason() -> None:
+    page = shown(metadata={"plan": {"passed_over": {HOSTILE: "its circuit breaker is open"}}})
+    assert f"{HOSTILE} passed over: its circuit breaker is open" in page.text
+
+
+@pytest.mark.parametrize("metadata", [{}, {"plan": None}, {"plan": {"passed_over": None}}, {"plan": {}}])
+def test_where_nothing_was_passed_over_nothing_is_said(metadata: dict[str, Any]) -> None:
+    assert OrchestrationOutput(content="x", elapsed_ms=1, metadata=metadata).passed_over == {}
+    assert "passed over" not in shown(metadata=metadata).text

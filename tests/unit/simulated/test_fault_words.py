@@ -64,6 +64,7 @@ def test_a_fault_is_read_from_its_words(text: str, fault: Fault) -> None:
         ("503:from=3,to=3", "fault.to", "later than from=3"),
         ("outage:from=2", "fault.to", "outage:from=2,to=30"),
         ("outage:to=2", "fault.from", "outage:from=2,to=30"),
+        ("outage", "fault.from", "is missing; an outage needs both"),
         ("outage:from=1,to=2,as=storm", "fault.kind", "use one of"),
         ("503:rate", "fault", "KEY=VALUE"),
         ("503:rate=0.1,rate=0.2", "fault.rate", "once"),

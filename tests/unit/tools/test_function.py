@@ -157,7 +157,7 @@ def test_a_text_does_not_go_where_only_some_texts_fit(hint: Any) -> None:
         raise AssertionError("never called")
 
     pick.__annotations__["choice"] = hint
-    with pytest.raises(InvalidRequest, match=r"choice: nothing cannot be used; .* also query: leave it out"):
+    with pytest.raises(InvalidRequest, match=r"choice is missing; .* also query: leave it out"):
         tool(pick).validate_request("hello")
 
 
@@ -190,12 +190,12 @@ async def test_a_parameter_may_have_a_planners_key_as_its_name() -> None:
         ({"text": "a", "marks": "5"}, "marks: '5' cannot be used"),
         ({"text": "a", "marks": True}, "marks: True cannot be used"),
         ({"text": "a", "marks": 1.5}, "marks: 1.5 cannot be used"),
-        ({}, 'text: nothing cannot be used; it is required (schema: {"type": "string"})'),
+        ({}, 'text is missing; give it (schema: {"type": "string"})'),
         (
             {"text": "a", "mark": 1},
             "mark: 1 cannot be used; leave it out: the parameters are text, marks",
         ),
-        ({"marks": "x"}, "text: nothing cannot be used; it is required"),
+        ({"marks": "x"}, "text is missing; give it"),
         ([1], "request: [1] cannot be used; give a mapping with text, marks"),
         (None, "request: None cannot be used; give a mapping with text, marks"),
     ],

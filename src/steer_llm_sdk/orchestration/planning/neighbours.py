@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from steer_llm_sdk._install import install_line
+
 _WORDS = re.compile(r"\w+")
 _BUCKETS = 1 << 18
 _COMMON = 0.3
@@ -188,5 +190,5 @@ def _numpy() -> Any:
     try:
         import numpy
     except ImportError as error:
-        raise ImportError("neighbours need numpy; pip install 'steer_llm_sdk[numpy]'") from error
+        raise ImportError(f"neighbours need numpy: {install_line('numpy')}") from error
     return numpy

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.planning._conditions import Unfit, compiled
 from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy
@@ -136,9 +137,7 @@ def _from_yaml(raw: bytes, path: str) -> _Written:
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
-        raise InvalidRequest(
-            "rules", path, "YAML is not installed: pip install 'steer_llm_sdk[yaml]', or write TOML"
-        ) from error
+        raise InvalidRequest("rules", path, f"YAML is not installed: {install_line('yaml')}, or write TOML") from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """YAML 1.2: true, false, null and numbers; anything else that is not quoted is a text."""

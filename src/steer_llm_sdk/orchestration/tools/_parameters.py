@@ -14,25 +14,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import MISSING, InvalidRequest
 from steer_llm_sdk.orchestration.tools._messages import PLANNING_KEYS
 
 _TOLD = 3
 """Errors that are reported besides the first one."""
 
 
-class _Said:
+class _Secret:
     """Is shown in an error instead of a value."""
 
-    def __init__(self, words: str) -> None:
-        self._words = words
-
     def __repr__(self) -> str:
-        return self._words
+        return "(a secret)"
 
 
-_NOTHING = _Said("nothing")
-_SECRET = _Said("(a secret)")
+_SECRET = _Secret()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +145,7 @@ class Parameters:
         path = ".".join(map(str, details["loc"])) or "request"
         name = path.partition(".")[0]
         if details["type"] == "missing":
-            return path, _NOTHING, f"it is required{self._wanted(name)}"
+            return path, MISSING, f"give it{self._wanted(name)}"
         if details["type"] == "extra_forbidden" and len(details["loc"]) == 1:
             there = self._listed()
             return path, details["input"], f"leave it out: the parameters are {there}" if there else "leave it out"

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import Field
 
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import MISSING, InvalidRequest
 from steer_llm_sdk.orchestration._call import budget_left, current_scope
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.orchestration.tools._messages import PLANNING_KEYS
@@ -187,7 +187,7 @@ def _text_of(request: Any) -> str:
         raise InvalidRequest("request", request, "give a text, or a mapping with the text under `text` or `query`")
     given = [key for key in _KEYS if request.get(key) is not None]
     if not given:
-        raise InvalidRequest("text", None, "give the text to analyse under `text` or `query`")
+        raise InvalidRequest("text", MISSING, "give the text to analyse under `text` or `query`")
     if len(given) > 1:
         raise InvalidRequest("query", request["query"], "there is a `text` already; give one of the two")
     text = request[given[0]]

@@ -52,7 +52,7 @@ from fnmatch import fnmatchcase
 from random import Random
 from typing import Any
 
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import MISSING, InvalidRequest
 
 STATUSES = ("400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504", "529")
 _MOST_DIGITS = 15
@@ -169,7 +169,7 @@ def parse_fault(text: str) -> Fault:
         kind = given.pop("as", "503")
         for key in ("from", "to"):
             if key not in given:
-                raise InvalidRequest(f"fault.{key}", None, "an outage needs both: outage:from=2,to=30,as=503")
+                raise InvalidRequest(f"fault.{key}", MISSING, "an outage needs both: outage:from=2,to=30,as=503")
     if kind not in _KEYS:
         raise InvalidRequest("fault.kind", kind, f"use one of {', '.join(KINDS)}")
     for key in given:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.reliability.stores._url import shown
 
@@ -69,7 +70,7 @@ def open_board(url: str) -> Board:
             return PostgresBoard(url)
     except ImportError as error:
         extra = "redis" if scheme.startswith("redis") else "postgres"
-        raise ImportError(f"{shown(url)} needs the extra: pip install 'steer_llm_sdk[{extra}]'") from error
+        raise ImportError(f"{shown(url)} needs the extra `{extra}`: {install_line(extra)}") from error
     except Exception:  # It would name what it could not read, and that may be the password.
         raise InvalidRequest("store", shown(url), "it is no URL that can be read") from None
     raise InvalidRequest("store", shown(url), "give redis://… or postgresql://…: what is shared needs a server")

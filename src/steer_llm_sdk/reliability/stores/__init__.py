@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.reliability.stores._url import shown
 
@@ -122,6 +123,4 @@ def opened_by(kind: str, url: str, module: str = "{}") -> Any:
     try:
         return import_module(f"{__name__}.{module.format(kind)}").opened(url)
     except ImportError as error:
-        raise InvalidRequest(
-            "store", shown(url), f"its client is not installed: pip install 'steer_llm_sdk[{kind}]'"
-        ) from error
+        raise InvalidRequest("store", shown(url), f"its client is not installed: {install_line(kind)}") from error
