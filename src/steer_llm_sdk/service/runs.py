@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
@@ -668,12 +669,22 @@ def _hear_of(run: Run, events: list[dict[str, Any]]) -> None:
         run.wake()
 
 
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))
+
+
 def told(event: StreamEvent) -> dict[str, Any]:
     """An event as JSON."""
     plain: dict[str, Any] = {}
-    for each in fields(event):
-        value = getattr(event, each.name)
-        plain[each.name] = describe_error(value) if isinstance(value, BaseException) else as_json(value)[0]
+    for name in _names(type(event)):
+        value = getattr(event, name)
+        if type(value) is str and value.isascii():
+            plain[name] = value
+        elif isinstance(value, BaseException):
+            plain[name] = describe_error(value)
+        else:
+            plain[name] = as_json(value)[0]
     return plain
 
 
