@@ -677,7 +677,8 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
 def told(event: StreamEvent) -> dict[str, Any]:
     """An event as JSON."""
     plain: dict[str, Any] = {}
-    for name in _names(type(event)):
+    kind: type[Any] = type(event)
+    for name in _names(kind):
         value = getattr(event, name)
         if type(value) is str and value.isascii():
             plain[name] = value
