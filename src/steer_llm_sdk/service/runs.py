@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
@@ -669,16 +668,18 @@ def _hear_of(run: Run, events: list[dict[str, Any]]) -> None:
         run.wake()
 
 
-@cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(kind))
+_names: dict[type[Any], tuple[str, ...]] = {}
+"""The fields of each class of events."""
 
 
 def told(event: StreamEvent) -> dict[str, Any]:
     """An event as JSON."""
     plain: dict[str, Any] = {}
-    kind: type[Any] = type(event)
-    for name in _names(kind):
+    kind = type(event)
+    names = _names.get(kind)
+    if names is None:
+        names = _names[kind] = tuple(each.name for each in fields(event))
+    for name in names:
         value = getattr(event, name)
         if type(value) is str and value.isascii():
             plain[name] = value
