@@ -101,15 +101,21 @@ class _Served:
         return os.environ.get("STEER_STORE") or beside
 
 
+COLLECTED = (10_000, 20, 50)
+"""Objects made and not gone again after which the young ones are looked at; so many times that, the older ones."""
+
+
 def _loaded(made: Callable[[], FastAPI]) -> FastAPI:
     """What is made, once the libraries of models are there as well, whose loading would hold up everybody for seconds.
-    The garbage collector is spared all that was loaded, which takes it a fifth of a second each time that it looks."""
+    The garbage collector is spared all that was loaded, which takes it a fifth of a second each time that it looks. It
+    looks seldom: a run leaves no cycles behind, and a look at those under way holds up all of them."""
     gc.disable()
     app = made()
     for thread in threading.enumerate():
         if thread.name == LOADER:
             thread.join()
     gc.freeze()
+    gc.set_threshold(*COLLECTED)
     gc.enable()
     return app
 

@@ -43,6 +43,7 @@ def _load() -> None:
     # A missing library is reported by the request that needs it.
     with contextlib.suppress(ImportError):
         import_module("steer_llm_sdk.providers._llm.client")
+        import_module("genai_prices.data")
 
 
 class PydanticAIAdapter:

@@ -105,7 +105,7 @@ def create_app(
         app.add_exception_handler(kind, as_problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    for about in (of_runs, planning, control, of_chat, pages, health):
+    for about in (of_runs, of_chat, planning, control, pages, health):
         about.add(app, state)
     answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
     app.add_middleware(Guard, keys=keys, limits=limits or Limits(), hosts=answered)

@@ -17,12 +17,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
-import httpx2
+import aiohttp
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
+from yarl import URL
 
 from steer_llm_sdk.errors import (
     BadResponse,
@@ -55,6 +58,10 @@ from steer_llm_sdk.telemetry._spans import below_caller
 CONNECT = 10.0
 SILENCE = 600.0
 """Seconds without a byte, after which a provider is held to be gone; a client says less by its own deadline."""
+KEEP_OPEN = 5.0
+"""Seconds for which a connection stays open that is not used."""
+MOST_HEAD = 65_536
+"""Bytes of a line of an answer's headers."""
 MOST_KEPT = 1_000_000
 """Bytes of an answer that are kept under a key. A longer one is passed on, and cannot be given again."""
 _REPLAYED = {"Idempotent-Replayed": "true"}
@@ -120,7 +127,7 @@ class _Passage(Tool):
     name = "chat"
     composite = True
 
-    def __init__(self, http: Callable[[], httpx2.AsyncClient]) -> None:
+    def __init__(self, http: Callable[[], aiohttp.ClientSession]) -> None:
         self._http = http
 
     async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
@@ -149,32 +156,36 @@ class _Passage(Tool):
 
     async def _ask(self, exchange: _Exchange, endpoint: Endpoint) -> Answered:
         format = exchange.format
-        url = format.url(_base_url(endpoint, format))
+        url = URL(format.url(_base_url(endpoint, format)), encoded=True)
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers |= {**exchange.headers, **(trace_headers.get() or {})}
         headers |= format.key(endpoint.api_key.get_secret_value())
         if exchange.key is not None:
             headers["Idempotency-Key"] = exchange.key
         try:
-            async with self._http().stream(
-                "POST", url, content=exchange.body_for(endpoint), headers=headers
+            async with self._http().post(
+                url,
+                data=exchange.body_for(endpoint),
+                headers=headers,
+                allow_redirects=False,
+                proxy=_proxy(url.scheme, url.host or ""),
             ) as response:
-                told = response.headers.items()
-                passed = {name: value for name, value in told if format.headers_out.match(name.lower())}
-                if not response.is_success:
-                    body = await response.aread()
-                    exchange.refused = Answered(response.status_code, passed, _without_key(endpoint, body))
-                    raise _failure(endpoint, response, body)
+                told = _headers(response)
+                passed = {name: value for name, value in told.items() if format.headers_out.match(name)}
+                if not 200 <= response.status < 300:
+                    body = await response.read()
+                    exchange.refused = Answered(response.status, passed, _without_key(endpoint, body))
+                    raise _failure(endpoint, response.status, told, body)
                 if not exchange.stream:
-                    body = await response.aread()
+                    body = await response.read()
                     answer = parsed(body)
                     if not format.is_answer(answer):
                         raise BadResponse(f"an answer of {endpoint.target} is no completion", endpoint.target)
-                    return Answered(response.status_code, passed, body, format.usage(answer))
+                    return Answered(response.status, passed, body, format.usage(answer))
                 return await _pass_on(exchange, endpoint, response, passed)
-        except httpx2.TimeoutException as error:
+        except aiohttp.ServerTimeoutError as error:
             raise ProviderTimeout(f"no answer from {endpoint.target}", endpoint.target) from error
-        except httpx2.TransportError as error:
+        except (aiohttp.ClientError, OSError) as error:
             kind = TruncatedStream if exchange.head.done() else ConnectionFailed
             failure = kind(f"the connection to {endpoint.target} broke", endpoint.target)
             if exchange.head.done():
@@ -182,17 +193,30 @@ class _Passage(Tool):
             raise failure from error
 
 
+@lru_cache(1024)
+def _proxy(scheme: str, host: str) -> str | None:
+    """The one that the surroundings name for a host. aiohttp would look for it anew each time, in a thread."""
+    return None if proxy_bypass(host) else getproxies().get(scheme)
+
+
+def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
+    """Those of an answer, by their names in small letters."""
+    found: dict[str, str] = {}
+    for name, value in response.raw_headers:
+        key, said = name.decode("latin-1").lower(), value.decode("latin-1")
+        found[key] = f"{found[key]}, {said}" if key in found else said
+    return found
+
+
 async def _pass_on(
-    exchange: _Exchange, endpoint: Endpoint, response: httpx2.Response, headers: Mapping[str, str]
+    exchange: _Exchange, endpoint: Endpoint, response: aiohttp.ClientResponse, headers: Mapping[str, str]
 ) -> Answered:
     """Hand over each piece as it comes. The first and the last line of data that tell of usage are kept."""
     format, tail, ended = exchange.format, b"", False
     usage: list[bytes] = []
     kept: list[bytes] | None = None if exchange.key is None else []
     size = 0
-    async for piece in response.aiter_raw():
-        if not piece:
-            continue
+    async for piece in response.content.iter_any():
         if not exchange.head.done():
             exchange.head.set_result(headers)
         if exchange.shown:
@@ -216,7 +240,7 @@ async def _pass_on(
         failure.is_retryable = not exchange.head.done()
         raise failure
     whole = None if kept is None else b"".join(kept)
-    return Answered(response.status_code, headers, whole, format.usage(*map(parsed, usage)))
+    return Answered(response.status, headers, whole, format.usage(*map(parsed, usage)))
 
 
 def _kept(answered: Answered) -> dict[str, Any]:
@@ -234,16 +258,15 @@ def _without_key(endpoint: Endpoint, body: bytes) -> bytes:
     return endpoint.scrub(text).encode() if endpoint.has_key_in(text) else body
 
 
-def _failure(endpoint: Endpoint, response: httpx2.Response, body: bytes) -> ProviderError:
-    headers = dict(response.headers)
+def _failure(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
     said = parsed(body).get("error")
     error = said if isinstance(said, dict) else {}
     code = str(error.get("code") or error.get("type") or "") or None
-    kind = error_of_code(code) or error_of_status(response.status_code) or BadResponse
+    kind = error_of_code(code) or error_of_status(status) or BadResponse
     failure = kind(
-        endpoint.scrub(str(error.get("message") or f"status {response.status_code}"))[:400],
+        endpoint.scrub(str(error.get("message") or f"status {status}"))[:400],
         endpoint.target,
-        response.status_code,
+        status,
         parse_retry_after(headers, time.time()),
         request_id=headers.get("x-request-id") or headers.get("request-id"),
         code=code,
@@ -285,7 +308,7 @@ class Chat:
         self._models = dict(models)
         self._simulated = simulated
         self._behind: set[asyncio.Future[Any]] = set()
-        self._client: httpx2.AsyncClient | None = None
+        self._client: aiohttp.ClientSession | None = None
         registry = ToolRegistry()
         registry.register_tool(_Passage(self.client))
         self.orchestrator = ReliableOrchestrator(
@@ -297,12 +320,18 @@ class Chat:
         # One provider, one breaker, whichever way it is called.
         self.orchestrator.executor = orchestrator.executor
 
-    def client(self) -> httpx2.AsyncClient:
+    def client(self) -> aiohttp.ClientSession:
+        """Of aiohttp, which sends a request in a fourth of httpx's time, and in fewer turns of the loop: of a busy
+        one, each turn is a wait behind everybody else."""
         if self._client is None:
-            self._client = httpx2.AsyncClient(
-                timeout=httpx2.Timeout(SILENCE, connect=CONNECT, pool=None),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
-                follow_redirects=False,
+            self._client = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_OPEN),
+                timeout=aiohttp.ClientTimeout(connect=CONNECT, sock_read=SILENCE),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept"),
+                max_line_size=MOST_HEAD,
+                max_field_size=MOST_HEAD,
             )
         return self._client
 
@@ -314,7 +343,7 @@ class Chat:
             for run in late:
                 run.cancel()
         if self._client is not None:
-            await self._client.aclose()
+            await self._client.close()
 
     def models(self) -> list[dict[str, Any]]:
         names = [*self._models, *(["recorded:demo"] if self._simulated else [])]

@@ -668,12 +668,25 @@ def _hear_of(run: Run, events: list[dict[str, Any]]) -> None:
         run.wake()
 
 
+_names: dict[type[Any], tuple[str, ...]] = {}
+"""The fields of each class of events."""
+
+
 def told(event: StreamEvent) -> dict[str, Any]:
     """An event as JSON."""
     plain: dict[str, Any] = {}
-    for each in fields(event):
-        value = getattr(event, each.name)
-        plain[each.name] = describe_error(value) if isinstance(value, BaseException) else as_json(value)[0]
+    kind = type(event)
+    names = _names.get(kind)
+    if names is None:
+        names = _names[kind] = tuple(each.name for each in fields(event))
+    for name in names:
+        value = getattr(event, name)
+        if type(value) is str and value.isascii():
+            plain[name] = value
+        elif isinstance(value, BaseException):
+            plain[name] = describe_error(value)
+        else:
+            plain[name] = as_json(value)[0]
     return plain
 
 

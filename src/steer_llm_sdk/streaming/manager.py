@@ -7,8 +7,7 @@ import inspect
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -264,16 +263,18 @@ class RunEvents(EventManager):
         """The event as it may leave; None where the redactor failed, for then nobody knows what is in it."""
         if self._redactor is None:
             return event
+        started = time.perf_counter()
         try:
-            with self._timed():
-                changes: dict[str, Any] = {"metadata": self._clean(dict(event.metadata))}
-                name = event.PAYLOAD
-                if name is not None:
-                    changes[name] = self._clean_payload(name, getattr(event, name))
+            changes: dict[str, Any] = {"metadata": self._clean(dict(event.metadata))}
+            name = event.PAYLOAD
+            if name is not None:
+                changes[name] = self._clean_payload(name, getattr(event, name))
             return replace(event, **changes)
         except _FAILED:
             _log.warning("the redactor failed: a %s event is withheld", event.type, exc_info=True)
             return None
+        finally:
+            self._took(started)
 
     def _clean_payload(self, name: str, payload: Any) -> Any:
         if isinstance(payload, Mapping):
@@ -305,24 +306,21 @@ class RunEvents(EventManager):
                 self._drain.add_done_callback(lambda _: result.close())
 
     def _call(self, handler: Handler, event: StreamEvent) -> Awaitable[Any] | None:
+        started = time.perf_counter()
         try:
-            with self._timed():
-                result = handler(event)
+            result = handler(event)
         except _FAILED:  # It may have asked a future that was cancelled.
             _log.warning("a handler of %s events failed", event.type, exc_info=True)
             return None
-        return result if inspect.isawaitable(result) else None
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        # The processor's clock, not the loop's: what is measured is how long the loop was held.
-        started = time.perf_counter()
-        try:
-            yield
         finally:
-            self._taken += time.perf_counter() - started
-            if self._taken > self._allowed:
-                self._drop(f"they held the run for {self._taken:.2g} s")
+            self._took(started)
+        return result if result is not None and inspect.isawaitable(result) else None
+
+    def _took(self, started: float) -> None:
+        # The processor's clock, not the loop's: what is measured is how long the loop was held.
+        self._taken += time.perf_counter() - started
+        if self._taken > self._allowed:
+            self._drop(f"they held the run for {self._taken:.2g} s")
 
     async def _work_off(self, result: Awaitable[Any] | None, event: StreamEvent) -> None:
         task = asyncio.current_task()

@@ -179,6 +179,8 @@ def _fail(span: Span, kind: str, message: str) -> None:
 
 
 def _spent(span: Span, usage: Mapping[str, Any], cost: float | None) -> None:
+    if not span.is_recording():
+        return
     for kind, used in tokens_by_side(usage).items():
         span.set_attribute(names.USED[kind], used)
     if cost is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from served import Service, serving
+from served import Refused, Service, serving
 
 from steer_llm_sdk.testing import SimulatedProvider
 
@@ -18,6 +19,22 @@ from steer_llm_sdk.testing import SimulatedProvider
 def serve() -> Iterator[Callable[..., Service]]:
     with ExitStack() as stack:
         yield lambda *tools, **options: stack.enter_context(serving(*tools, **options))
+
+
+@pytest.fixture
+def refused(serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Sends a body to a path, and gives what the 400 says that answers it. Both providers have a key."""
+
+    def send(path: str, body: bytes) -> dict[str, Any]:
+        for provider in ("OPENAI", "ANTHROPIC"):
+            monkeypatch.setenv(f"{provider}_API_KEY", "x")
+        with serve().client() as client:
+            answer = client.post(path, content=body)
+        assert answer.status_code == 400
+        said: dict[str, Any] = answer.json()
+        return said
+
+    return send
 
 
 @pytest.fixture

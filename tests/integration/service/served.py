@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from steer_llm_sdk.service import create_app
 from steer_llm_sdk.service._server import PatientProtocol
 
 CERTIFICATES = ssl.create_default_context()
+Refused = Callable[[str, bytes], dict[str, Any]]
 QUICK = RetryPolicy(initial_delay=0.01, max_delay=5.0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from served import CERTIFICATES, Service
+from served import CERTIFICATES, Refused, Service
 from upstream import JSON, SSE, Wire, wire
 
 from steer_llm_sdk.errors import InvalidRequest
@@ -153,13 +153,18 @@ def test_the_official_client_gets_tool_calls_and_usage(serve: Serve) -> None:
         (b'{"model": "nowhere:x"}', "model"),
     ],
 )
-def test_what_cannot_be_passed_on_is_400_and_named(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, body: bytes, field: str
+def test_what_cannot_be_passed_on_is_400_and_named(refused: Refused, body: bytes, field: str) -> None:
+    assert refused("/v1/chat/completions", body)["error"]["param"] == field
+
+
+def test_a_provider_is_asked_by_way_of_the_proxy_that_the_surroundings_name(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, upstream: Wire
 ) -> None:
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
-    with serve().client() as client:
-        answer = client.post("/v1/chat/completions", content=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    with serve(**at("http://provider.example/v1")).client() as client:
+        monkeypatch.setenv("http_proxy", upstream.url.removesuffix("/v1"))
+        answer = client.post("/v1/chat/completions", json=ASKED)
+    assert answer.content == CALL
+    assert upstream.headers[0]["host"] == "provider.example"
 
 
 def test_models_are_listed_and_recorded_ones_only_where_it_simulates(serve: Serve) -> None:

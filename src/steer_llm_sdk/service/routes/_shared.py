@@ -41,6 +41,11 @@ class State:
 
 
 async def caller_of(request: Request) -> Caller:  # async: another one is sent to a thread, for each request
+    return asking(request)
+
+
+def asking(request: Request) -> Caller:
+    """Who asks. For routes that are asked often: what FastAPI hands to a parameter costs it a twentieth of a run."""
     caller: Caller = request.state.caller
     return caller
 

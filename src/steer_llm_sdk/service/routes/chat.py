@@ -8,23 +8,23 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from steer_llm_sdk.service.formats import ANTHROPIC, OPENAI
-from steer_llm_sdk.service.routes._shared import Known, State
+from steer_llm_sdk.service.routes._shared import State, asking
 
 
 def add(app: FastAPI, state: State) -> None:
     book = state.book
 
     @app.post("/v1/chat/completions", response_model=None, openapi_extra=_passed_on("messages"))
-    async def chat(request: Request, caller: Known) -> Response:
+    async def chat(request: Request) -> Response:
         """OpenAI's chat completions, under the policies."""
         book.require_room()
-        return await state.chat.complete(OPENAI, request, caller)
+        return await state.chat.complete(OPENAI, request, asking(request))
 
     @app.post("/v1/messages", response_model=None, openapi_extra=_passed_on("messages", "max_tokens"))
-    async def messages(request: Request, caller: Known) -> Response:
+    async def messages(request: Request) -> Response:
         """Anthropic's messages, under the policies."""
         book.require_room()
-        return await state.chat.complete(ANTHROPIC, request, caller)
+        return await state.chat.complete(ANTHROPIC, request, asking(request))
 
     @app.get("/v1/models", response_model=None)
     async def models() -> dict[str, Any]:
