@@ -1,9 +1,9 @@
 """The service under load: two processes of `steer-llm serve` on one file of runs, and whoever asks them.
 
 For `--seconds`: 300 runs a second of a tool that takes 50 ms, 200 open streams of events, each of a run that tells
-something twice a second, at moments of its own, and, to compare, chat completions that are asked of the service and of
-the provider itself, in turns. Then, for a quarter of that, while the streams go on: 50 runs a second of a model behind
-real HTTP (the simulated provider). It is held to this:
+something twice a second, and, to compare, chat completions that are asked of the service and of the provider itself, in
+turns. Then, for a quarter of that, while the streams go on: 50 runs a second of a model behind real HTTP (the simulated
+provider). It is held to this:
 
 - every run is answered once, with what it was asked; every stream has every event, in order, and its end; what the
   provider was asked is what was sent;
@@ -90,12 +90,9 @@ class Ticks(Tool):
         from steer_llm_sdk.models.events import StreamDeltaEvent
 
         assert event_manager is not None
-        clock = asyncio.get_running_loop().time
-        # Who sleeps after each one drifts into the same turn of the loop as all that were late with him, and stays.
-        began = clock() + TICK * random.random()
         for number in range(request["ticks"]):
-            await asyncio.sleep(max(0.0, began + TICK * number - clock()))
             await event_manager.emit_delta(StreamDeltaEvent(delta={"event_type": "tick", "data": {"number": number}}))
+            await asyncio.sleep(TICK)
         return request["ticks"]
 
 
