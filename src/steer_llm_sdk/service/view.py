@@ -19,7 +19,7 @@ from zlib import crc32
 from starlette.responses import HTMLResponse, Response
 
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.service.guard import PAGE_POLICY
+from steer_llm_sdk.service._page import PAGE_POLICY, whole_page
 from steer_llm_sdk.service.runs import Run
 
 _TYPES = {"css": "text/css", "js": "text/javascript", "txt": "text/plain"}
@@ -43,29 +43,11 @@ def static(name: str) -> Response | None:
 
 def page(title: str, ask: str, current: str) -> Response:
     """A page whose content is at `ask`, asked for again every two seconds."""
-    links = "".join(
-        f'<a href="{href}"{" aria-current=page" if name == current else ""}>{name}</a>'
-        for name, href in (("Runs", "/"), ("Providers", "/view/providers"))
-    )
-    return HTMLResponse(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · steer-llm</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="htmx-config" content='{{"allowEval": false, "includeIndicatorStyles": false}}'>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="/static/uplot.min.css">
-<link rel="stylesheet" href="/static/view.css">
-<script src="/static/htmx.min.js" defer></script><script src="/static/uplot.min.js" defer></script>
-<script src="/static/view.js" defer></script></head>
-<body><a class="skip" href="#content">Skip to the content</a>
-<header><strong>steer-llm</strong><nav aria-label="Pages">{links}</nav></header>
-<main id="content"><h1>{escape(title)}</h1>
-<p id="trouble" class="panel" role="status" hidden></p>
+    content = f"""<p id="trouble" class="panel" role="status" hidden></p>
 <form id="login" class="panel" hidden><label for="key">This service asks for an API key.</label>
 <p><input id="key" type="password" autocomplete="off" required> <button>Use this key</button></p></form>
-<div hx-get="{escape(ask)}" hx-trigger="load, every 2s" aria-live="off"><p class="note">Loading…</p></div>
-</main></body></html>""",
-        headers={"Content-Security-Policy": PAGE_POLICY},
-    )
+<div hx-get="{escape(ask)}" hx-trigger="load, every 2s" aria-live="off"><p class="note">Loading…</p></div>"""
+    return whole_page(title, content, current)
 
 
 def fragment(html: str, *, last: bool = False) -> Response:
