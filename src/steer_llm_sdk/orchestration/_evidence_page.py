@@ -167,7 +167,7 @@ def _consensus(bundle: EvidenceBundle, view: View) -> str:
     nearest = "" if summary.nearest is None else f" It is what <bdi>{escaped(summary.nearest)}</bdi> said."
     return (
         _part("Consensus", parts.agreed, "")
-        + _part("No two answers agree on this", parts.alone, "It is one answer's, and no consensus.")
+        + _part("No two answers agree on this", parts.alone, "No consensus: at most one answer gave it.")
         + _part("From one answer, not compared", parts.beside, f"No vote was held on it.{nearest}")
         + whole
     )
