@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from http import HTTPStatus
 
 from starlette.responses import JSONResponse, Response
 
@@ -21,8 +22,10 @@ def refusal(problem: Problem, method: str, path: str, headers: Mapping[bytes, by
         return in_format(format, problem)
     browsing = method in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b"")
     if browsing and not path.startswith("/v1/"):
-        content = f'<p class="panel">{escape(problem.detail)}</p><p><a href="/">To the runs</a></p>'
-        page = whole_page("Not found" if problem.status == 404 else str(problem.status), content, "", problem.status)
+        phrase = HTTPStatus(problem.status).phrase
+        why = "There is nothing at this address." if problem.detail == "Not Found" else problem.detail
+        content = f'<p class="panel">{escape(why)}</p><p><a href="/">All runs</a></p>'
+        page = whole_page(phrase, content, status=problem.status)
         page.headers.update(problem.headers)
         return page
     return problem.response()
