@@ -76,7 +76,8 @@ def _run_row(run: Run) -> str:
     return (
         f'<tr><td><a id="run-{escape(run.id)}" href="/view/runs/{escape(run.id)}">{escape(run.id[:8])}</a></td>'
         f"<td>{_state(run.state)}</td>"
-        f"<td class=free>{escape(run.tool or '-')}</td><td class=number data-is=cost>{_usd(output.get('cost_usd'))}</td>"
+        f"<td class=free>{escape(run.tool or '-')}</td>"
+        f"<td class=number data-is=cost>{_usd(output.get('cost_usd'))}</td>"
         f"<td class=number data-is=took>{took}</td><td data-is=began>{_when(run.created)}</td></tr>"
     )
 
