@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,54 @@ def test_wide_tables_are_scrolled_by_the_keyboard(browser: Browser, tmp_path: Pa
         "() => new Promise(done => requestAnimationFrame(() => done(document.querySelector('.scroll').scrollLeft)))"
     )
     assert any(page.evaluate(scrolled) > 0 for _ in range(100))  # It glides for some frames.
+
+
+def test_on_a_phone_what_each_replicate_said_is_in_sight_and_no_row_is_blank(browser: Browser, tmp_path: Path) -> None:
+    page, _ = opened(browser, full().to_html(), tmp_path, viewport={"width": 400, "height": 800})
+    said = page.locator(".stack td.said")
+    boxes = [said.nth(n).bounding_box() for n in range(said.count())]
+    assert [box for box in boxes if box is None or box["width"] < 200 or box["x"] + box["width"] > 400] == []
+    wrong = page.get_by_text("not valid: InvalidOutput: no JSON")
+    line = page.locator("tr", has=wrong).bounding_box()
+    assert line is not None
+    assert line["height"] < 90
+    assert page.evaluate("[...document.querySelectorAll('.stack')].every(one => one.scrollWidth <= 380)")
+    labels = page.eval_on_selector_all(
+        ".stack tr:first-child td[data-is]", "all => all.map(one => getComputedStyle(one, '::before').content)"
+    )
+    assert {"votes", "by", "agrees", "took", "tokens"} <= {label.replace('"', "").strip() for label in labels}
+
+
+def contract() -> EvidenceBundle:
+    terms = [12, 12, 12, 24, 12, 24, 24, 24]
+    whys = [
+        "The contract renews every year unless one side gives notice 60 days before the end.",
+        *["The contract is renewed each year unless one side gives notice 60 days before the end."] * 5,
+        "The contract renews every year unless one side gives notice 60 days before the end.",
+        "The contract ends after two years.",
+    ]
+    data = [
+        {
+            "party": "Hooli Inc.",
+            "term_months": months,
+            "fee": {"amount": 1200 + n * 0.4, "currency": "USD"},
+            "why": why,
+            **({} if n == 4 else {"signed": "2026-03-03"}),
+        }
+        for n, (months, why) in enumerate(zip(terms, whys, strict=True))
+    ]
+    bundle = bundle_of(*data, invalid=1)
+    return bundle.model_copy(update={"meta": bundle.meta.model_copy(update={"task": "contract terms"})})
+
+
+def test_pictures_for_the_page_of_evidence(browser: Browser, tmp_path: Path) -> None:
+    """With STEER_PICTURES=docs/img they are taken anew; without it the pages are only drawn."""
+    folder = os.environ.get("STEER_PICTURES")
+    shots = (("evidence-light", 900, 1180, "light"), ("evidence-phone-dark", 400, 1400, "dark"))
+    for name, width, height, scheme in shots:
+        viewport = {"width": width, "height": height}
+        page, events = opened(browser, contract().to_html(), tmp_path, viewport=viewport, color_scheme=scheme)
+        assert "8 of 9 answers are valid" in page.inner_text("h1")
+        if folder:
+            page.screenshot(path=Path(folder, f"{name}.png"))
+        assert events == []

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from steer_llm_sdk.evidence import ABSENT
 from steer_llm_sdk.models.usage import tokens_of
 from steer_llm_sdk.orchestration._evidence_view import (
     INVALID,
@@ -20,6 +21,7 @@ from steer_llm_sdk.orchestration._evidence_view import (
     Row,
     Said,
     View,
+    parts_of,
     text_of,
     verdict,
     view_of,
@@ -74,7 +76,13 @@ background:var(--bar);opacity:.75}
 .sev .strip u{position:absolute;bottom:-4px;height:8px;border:1px solid var(--ink);border-top:0}
 .sev .bad{color:var(--bad)}.sev ul{margin:4px 0;padding-left:20px}
 @media(max-width:500px){.sev{padding:10px;font-size:14px}.sev .grid th.f{max-width:130px}
-.sev .bar{width:40px}.sev .tiles{grid-template-columns:1fr 1fr}}
+.sev .bar{width:40px}.sev .tiles{grid-template-columns:1fr 1fr}
+.sev .grid th,.sev .grid td{padding:3px 4px}.sev .grid td.c{min-width:24px}.sev .fields th.f{min-width:5em}
+.sev .fields .bar{display:none}.sev .stack,.sev .stack tbody{display:block}.sev .stack thead{display:none}
+.sev .stack tr{display:flex;flex-wrap:wrap;align-items:baseline;gap:2px 12px;padding:6px 8px;
+border-bottom:1px solid var(--line)}.sev .stack tr:last-child{border-bottom:0}.sev .stack td{padding:0 3px;border:0}
+.sev .stack td:empty{display:none}.sev .stack td.said{flex:1 1 100%;min-width:0}
+.sev .stack td[data-is]::before{content:attr(data-is) " ";color:var(--dim)}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -97,8 +105,8 @@ def as_block(bundle: EvidenceBundle) -> str:
     """The same as a block, for a notebook: its style applies to nothing outside of it."""
     view = view_of(bundle)
     parts = (
-        _heading(bundle),
-        _consensus(bundle),
+        _heading(bundle, view),
+        _consensus(bundle, view),
         _heat_map(view),
         _disagreements(view),
         _numbers(bundle),
@@ -114,8 +122,8 @@ def as_block(bundle: EvidenceBundle) -> str:
 # ── what it comes to ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _heading(bundle: EvidenceBundle) -> str:
-    mark, sentence = verdict(bundle)
+def _heading(bundle: EvidenceBundle, view: View) -> str:
+    mark, sentence = verdict(bundle, view)
     meta = bundle.meta
     about = " · ".join(filter(None, (meta.model, f"{meta.k} replicates asked for")))
     tiles = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in _tiles(bundle))
@@ -145,18 +153,32 @@ def _tiles(bundle: EvidenceBundle) -> Iterator[tuple[str, str]]:
         yield f"{meta.total_elapsed_ms / 1000:.2f} s", "from the first question to the last answer"
 
 
-def _consensus(bundle: EvidenceBundle) -> str:
+def _consensus(bundle: EvidenceBundle, view: View) -> str:
     summary = bundle.summary
     if summary.confidence is None:
         return ""
-    text = text_of(summary.consensus, LONGEST_CONSENSUS, indent=2)
+    parts = parts_of(bundle, view)
     whole = ""
     if summary.consensus_from is not None:
         whole = (
             f'<p class="dim">It is the whole answer of <bdi>{escaped(summary.consensus_from)}</bdi>:'
             " the one put together field by field does not fit the schema.</p>"
         )
-    return f'<h2>Consensus</h2><pre dir="auto">{escaped(text)}</pre>{whole}'
+    nearest = "" if summary.nearest is None else f" It is what <bdi>{escaped(summary.nearest)}</bdi> said."
+    return (
+        _part("Consensus", parts.agreed, "")
+        + _part("No two answers agree on this", parts.alone, "No consensus: at most one answer gave it.")
+        + _part("From one answer, not compared", parts.beside, f"No vote was held on it.{nearest}")
+        + whole
+    )
+
+
+def _part(title: str, value: Any, note: str) -> str:
+    if value is ABSENT:
+        return ""
+    text = escaped(text_of(value, LONGEST_CONSENSUS, indent=2))
+    below = f'<p class="dim">{note}</p>' if note else ""
+    return f'<h2>{title}</h2><pre dir="auto">{text}</pre>{below}'
 
 
 # ── who agrees ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,7 +264,7 @@ def _contested(row: Row) -> str:
     if row.more:
         rows += f'<tr><td></td><td colspan="3" class="dim">… and {row.more:,} other answers</td></tr>'
     return f'<h3><bdi>{escaped(_name(row.name))}</bdi></h3><p class="dim">{facts}</p>' + _table(
-        '<th>letter</th><th>answer</th><th class="num">votes</th><th>replicates</th>', rows
+        '<th>letter</th><th>answer</th><th class="num">votes</th><th>replicates</th>', rows, "stack"
     )
 
 
@@ -261,7 +283,7 @@ def _plain_row(letter: str, words: str, votes: int, ids: Sequence[str]) -> str:
     names = ", ".join(ids[:30]) + (f" … and {len(ids) - 30:,} more" if len(ids) > 30 else "")
     return (
         f'<tr><td class="k{letter if letter in "ABCDE" else "0"}"><b>{letter}</b></td><td class="said">{words}</td>'
-        f'<td class="num">{votes}</td><td><bdi>{escaped(names)}</bdi></td></tr>'
+        f'<td class="num" data-is="votes">{votes}</td><td data-is="by"><bdi>{escaped(names)}</bdi></td></tr>'
     )
 
 
@@ -416,7 +438,7 @@ def _replicates(bundle: EvidenceBundle, view: View) -> str:
     )
     return (
         "<h2>Replicates</h2>"
-        + _table(titles, rows)
+        + _table(titles, rows, "stack")
         + '<p class="dim">◆ nearest to all others; ▲ from 3.5 on an outlier.</p>'
         + _left_out(len(view.replicates) - MOST_ROWS, "replicates")
         + (f"<h2>Cost</h2>{_table('<th>model</th><th class=num>USD</th>', costs)}" if costs else "")
@@ -439,10 +461,10 @@ def _replicate_row(bundle: EvidenceBundle, view: View, each: Any, slowest: float
         f"<td><bdi>{escaped(each.id)}</bdi></td>",
         f"<td>{medoid}{'▲' if outlier is not None and outlier >= 3.5 else ''}</td>",
         f"<td><bdi>{escaped(text_of(each.model or '', 80))}</bdi></td>",
-        f"<td>{_bar(standing.agreement) if standing is not None else ''}</td>",
-        f'<td class="num">{"" if outlier is None else f"{outlier:.1f}"}</td>',
-        f"<td>{took}</td>",
-        f'<td class="num">{f"{tokens:,}" if tokens else ""}</td>',
+        f'<td data-is="agrees">{_bar(standing.agreement) if standing is not None else ""}</td>',
+        f'<td class="num" data-is="outlier">{"" if outlier is None else f"{outlier:.1f}"}</td>',
+        f'<td data-is="took">{took}</td>',
+        f'<td class="num" data-is="tokens">{f"{tokens:,}" if tokens else ""}</td>',
         f'<td class="said">{said}</td>',
     )
     return f"<tr>{''.join(cells)}</tr>"
@@ -460,6 +482,9 @@ def _models(bundle: EvidenceBundle) -> str:
         f"<td>{_bar(each.agreement)}</td></tr>"
         for name, each in bundle.summary.models.items()
     )
+    nameless = [each.quality.valid for each in bundle.replicates if each.model is None]
+    if nameless:
+        rows += f'<tr><td><i>not named</i></td><td class="num">{sum(nameless)} of {len(nameless)}</td><td></td></tr>'
     return f"<h2>Models</h2>{_table('<th>model</th><th class=num>valid</th><th>agrees</th>', rows)}"
 
 

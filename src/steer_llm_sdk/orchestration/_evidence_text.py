@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from steer_llm_sdk.evidence import ABSENT
 from steer_llm_sdk.orchestration._evidence_view import (
     LEGEND,
     LONGEST_CONSENSUS,
@@ -14,6 +15,7 @@ from steer_llm_sdk.orchestration._evidence_view import (
     Row,
     View,
     as_json,
+    parts_of,
     text_of,
     verdict,
     view_of,
@@ -31,12 +33,18 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), " ")
 def as_markdown(bundle: EvidenceBundle) -> str:
     """Verdict, consensus, agreement by field and replicate, disagreements, why it stopped, and what it cost."""
     view = view_of(bundle)
-    parts = (_heading(bundle), _consensus(bundle), _agreement(view), _disagreements(view), _ending(bundle, view))
+    parts = (
+        _heading(bundle, view),
+        _consensus(bundle, view),
+        _agreement(view),
+        _disagreements(view),
+        _ending(bundle, view),
+    )
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def _heading(bundle: EvidenceBundle) -> Iterator[str]:
-    mark, sentence = verdict(bundle)
+def _heading(bundle: EvidenceBundle, view: View) -> Iterator[str]:
+    mark, sentence = verdict(bundle, view)
     summary, meta = bundle.summary, bundle.meta
     valid = sum(replicate.quality.valid for replicate in bundle.replicates)
     yield f"# Evidence: {_words(meta.task)}"
@@ -48,12 +56,21 @@ def _heading(bundle: EvidenceBundle) -> Iterator[str]:
     yield ""
 
 
-def _consensus(bundle: EvidenceBundle) -> Iterator[str]:
+def _consensus(bundle: EvidenceBundle, view: View) -> Iterator[str]:
     if bundle.summary.confidence is None:
         return
-    yield "## Consensus"
+    parts = parts_of(bundle, view)
+    yield from _part("Consensus", parts.agreed)
+    yield from _part("No two answers agree on this", parts.alone)
+    yield from _part("From one answer, not compared", parts.beside)
+
+
+def _part(title: str, value: Any) -> Iterator[str]:
+    if value is ABSENT:
+        return
+    yield f"## {title}"
     yield ""
-    text = as_json(bundle.summary.consensus, LONGEST_CONSENSUS, indent=2)
+    text = as_json(value, LONGEST_CONSENSUS, indent=2)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     yield f"{fence}json"
     yield text if len(text) <= LONGEST_CONSENSUS else f"{text[:LONGEST_CONSENSUS]} …"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +11,7 @@ from steer_llm_sdk.evidence import ABSENT, at, parse_path
 from steer_llm_sdk.evidence._leaves import bounded, class_of
 
 if TYPE_CHECKING:
-    from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, Replicate
+    from steer_llm_sdk.orchestration.models.evidence_bundle import Disagreement, EvidenceBundle, Replicate
 
 NOTHING: Final = "-"
 MISSING: Final = "·"
@@ -59,9 +59,11 @@ class Said:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One field. `codes` has a letter or a mark for each replicate of the bundle."""
+    """One field. `codes` has a letter or a mark for each replicate of the bundle; `votes` is how many of them gave what
+    the consensus has: with less than two it is somebody's answer, and nothing that is agreed on."""
 
     name: str
+    votes: int
     support: float | None
     codes: Mapping[str, str]
     said: Sequence[Said] = ()
@@ -100,7 +102,8 @@ def view_of(bundle: EvidenceBundle) -> View:
         codes = dict.fromkeys(invalid, INVALID)
         if name not in contested:
             codes |= {each.id: _agreed(each.data, name) for each in valid}
-            rows.append(Row(name=name, support=told.get("support") if isinstance(told, dict) else None, codes=codes))
+            support = told.get("support") if isinstance(told, dict) else None
+            rows.append(Row(name=name, votes=list(codes.values()).count("A"), support=support, codes=codes))
             continue
         found = contested[name]
         said = _lettered(found.answers, _consensus_at(bundle, name))
@@ -111,6 +114,7 @@ def view_of(bundle: EvidenceBundle) -> View:
         rows.append(
             Row(
                 name=name,
+                votes=_votes(bundle, found),
                 support=found.support,
                 codes=codes,
                 said=said,
@@ -122,6 +126,60 @@ def view_of(bundle: EvidenceBundle) -> View:
         )
     stopping = bundle.metadata.get("stopping")
     return View(rows, bundle.replicates, invalid, stopping if isinstance(stopping, dict) else {})
+
+
+def _votes(bundle: EvidenceBundle, found: Disagreement) -> int:
+    if _consensus_at(bundle, found.field) is ABSENT:
+        return len(found.absent)
+    if found.support is None:
+        return max((each.votes for each in found.answers), default=0)
+    alike = [each.votes for each in found.answers if abs(each.share - found.support) < 1e-9]
+    # What is put together of several answers is no single one's: its votes are those that come near enough.
+    return max(alike, default=round(found.support * len(bundle.replicates)))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A consensus, taken apart by what stands behind it; ABSENT where there is nothing of a kind. `agreed`: at least
+    two answers gave it. `alone`: it was compared, and no two did. `beside`: it was not compared, and is one answer's.
+    """
+
+    agreed: Any = ABSENT
+    alone: Any = ABSENT
+    beside: Any = ABSENT
+
+
+def parts_of(bundle: EvidenceBundle, view: View) -> Parts:
+    """A list that was compared element by element stays whole, with those that agree."""
+    kinds = {path: row.votes > 1 for row in view.rows if (path := _path(row.name)) is not None}
+    if not kinds or bundle.summary.truncated:
+        return Parts(agreed=bundle.summary.consensus)
+    above = {path[:end] for path in kinds for end in range(len(path))}
+    return Parts(**_split(bundle.summary.consensus, (), kinds, above))
+
+
+def _split(
+    value: Any, path: tuple[str, ...], kinds: Mapping[tuple[str, ...], bool], above: Set[tuple[str, ...]]
+) -> dict[str, Any]:
+    if path in kinds:
+        return {"agreed" if kinds[path] else "alone": value}
+    if path not in above:
+        return {"beside": value}
+    if not isinstance(value, dict):
+        below = [agreed for each, agreed in kinds.items() if each[: len(path)] == path]
+        return {"agreed" if any(below) else "alone": value}
+    found: dict[str, dict[str, Any]] = {}
+    for key, part in value.items():
+        for kind, inner in _split(part, (*path, key), kinds, above).items():
+            found.setdefault(kind, {})[key] = inner
+    return dict(found)
+
+
+def _path(name: str) -> tuple[str, ...] | None:
+    try:
+        return parse_path(name)
+    except ValueError:
+        return None
 
 
 def _agreed(data: Any, name: str) -> str:
@@ -166,19 +224,26 @@ def as_json(value: Any, limit: int, indent: int | None = None) -> str:
     return "".join(written)
 
 
-def verdict(bundle: EvidenceBundle) -> tuple[str, str]:
-    """A mark and a sentence: what there is to act on."""
-    summary, meta = bundle.summary, bundle.meta
-    valid = sum(replicate.quality.valid for replicate in bundle.replicates)
+def verdict(bundle: EvidenceBundle, view: View) -> tuple[str, str]:
+    """A mark and a sentence: what there is to act on. Where answers are not valid it begins with how many are."""
+    meta = bundle.meta
+    came, valid = len(bundle.replicates), sum(replicate.quality.valid for replicate in bundle.replicates)
     if not valid:
         return "✗", "No valid answer"
-    if summary.confidence is None:
-        alone = "One answer alone: no consensus" if valid == 1 else "No consensus: no two answers agree"
-        return "✗", alone
-    contested = len(summary.disagreements)
+    some = "" if valid == came else f"{valid} of {came} answers {'is' if valid == 1 else 'are'} valid: "
+    if bundle.summary.confidence is None:
+        alone = "one answer alone: no consensus" if valid == 1 else "no consensus: no two answers agree"
+        return "✗", _sentence(some + alone)
+    contested, alone_on = len(bundle.summary.disagreements), sum(row.votes < 2 for row in view.rows)
     if not contested:
-        said = "All valid answers agree"
+        said = "they agree" if some else "all valid answers agree"
+    elif alone_on:
+        said = f"consensus on {len(view.rows) - alone_on} of {len(view.rows)} fields, {contested} contested"
     else:
-        said = f"Consensus, with {contested} contested field{'' if contested == 1 else 's'}"
+        said = f"consensus, with {contested} contested field{'' if contested == 1 else 's'}"
     short = valid < meta.k and not (meta.early_stopped and meta.early_stop_reason in STOPPED)
-    return ("◐" if short or contested else "✓"), said
+    return ("◐" if short or contested else "✓"), _sentence(some + said)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]

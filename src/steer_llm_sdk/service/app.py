@@ -25,7 +25,7 @@ from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_mod
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.service._engine import DurableEngine, Hosted
 from steer_llm_sdk.service.chat import Chat
-from steer_llm_sdk.service.guard import Guard, Limits, as_problem
+from steer_llm_sdk.service.guard import Guard, Limits, as_problem, refused
 from steer_llm_sdk.service.keys import KeyRing
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.routes import chat as of_chat
@@ -151,17 +151,16 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     if first["type"] == "json_invalid":  # Its place is a character, which is no name of a field.
         why = f"body: it is no JSON from character {first['loc'][-1]} on ({first['ctx']['error']}); send a JSON object"
-        return Problem(400, why, error="InvalidRequest", field="body").response()
+        return refused(request, Problem(400, why, error="InvalidRequest", field="body"))
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     known = {"extra_forbidden": "there is no such field; leave it out", "missing": "it is needed; give it"}
-    return Problem(
-        400, f"{place}: {known.get(first['type'], first['msg'])}", error="InvalidRequest", field=place
-    ).response()
+    why = f"{place}: {known.get(first['type'], first['msg'])}"
+    return refused(request, Problem(400, why, error="InvalidRequest", field=place))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return Problem(error.status_code, str(error.detail), error.headers).response()
+    return refused(request, Problem(error.status_code, str(error.detail), error.headers))
 
 
 __all__ = ["Limits", "create_app", "problem_of"]

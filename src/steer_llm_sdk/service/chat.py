@@ -53,6 +53,7 @@ from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem, problem_of
+from steer_llm_sdk.service.refusals import in_format
 from steer_llm_sdk.telemetry._spans import below_caller
 
 CONNECT = 10.0
@@ -517,9 +518,7 @@ def _whole(run: asyncio.Future[Any], exchange: _Exchange) -> Response:
 
 
 def _error_response(format: Format, error: Exception) -> Response:
-    problem = problem_of(error)
-    said = format.error(problem.status, problem.detail, problem.more.get("error"), problem.more.get("field"))
-    return JSONResponse(said, problem.status, problem.headers)
+    return in_format(format, problem_of(error))
 
 
 class _Stream(Response):

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steer_llm_sdk.service.keys import Key, KeyRing
 from steer_llm_sdk.service.problems import Problem, problem_of
+from steer_llm_sdk.service.refusals import format_of, refusal
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +32,6 @@ _HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 MOST_TENANTS = 10_000
 
 
@@ -103,7 +102,8 @@ class Guard:
             extra = self._rate(scope, caller)
             body = await self._body(scope, headers, receive)
         except Problem as problem:
-            await problem.response()(scope, receive, send)
+            answer = refusal(problem, scope["method"], scope["path"], dict(scope["headers"]))
+            await answer(scope, receive, send)
             return
         await self._app(scope, _replayed(body, receive), _with_headers(send, extra) if extra else send)
 
@@ -173,6 +173,8 @@ class Guard:
         except TimeoutError:
             raise Problem(408, f"the body did not come within {self._limits.body_seconds:g} s") from None
         body = b"".join(parts)
+        if scope["path"].startswith("/v1/"):
+            check_values(body, passed_on=format_of(scope["path"]) is not None)
         most = self._limits.nesting
         deep = await asyncio.to_thread(nesting, body, most) if len(body) > _LONG else nesting(body, most)
         if deep > most:
@@ -195,6 +197,33 @@ def nesting(body: bytes, most: int) -> int:
             if deepest > most:
                 break
     return deepest
+
+
+_CONSTANTS = re.compile(rb"-?\b(NaN|Infinity)\b")
+_LARGE = re.compile(rb"[eE]\+?[0-9]{2}|[0-9]{300}")
+"""What a number has that may be too large for a double."""
+_FLOATS = re.compile(rb"(?<![0-9.])-?[0-9]+(?:\.[0-9]*(?:[eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
+
+
+def check_values(body: bytes, *, passed_on: bool) -> None:
+    """A Problem where a body is JSON to a lenient reader only: NaN, Infinity, and another encoding than UTF-8, in which
+    they would not be seen. A number too large for a double is JSON, but would be read as Infinity; where a body is
+    `passed_on` as it is, it is for whoever gets it to say."""
+    if b"\0" in body:
+        raise _no_json("the body is not UTF-8, or has a character that JSON wants written as \\u0000")
+    constant, large = b"NaN" in body or b"Infinity" in body, not passed_on and _LARGE.search(body)
+    if not (constant or large):
+        return
+    bare = _TEXTS.sub(b'""', body)
+    if found := _CONSTANTS.search(bare):
+        raise _no_json(f"{found[0].decode()} is no JSON value; use null or a string")
+    for number in _FLOATS.findall(bare) if large else ():
+        if math.isinf(float(number)):
+            raise _no_json(f"{number[:40].decode()} is too large a number; use a string")
+
+
+def _no_json(why: str) -> Problem:
+    return Problem(400, f"body: {why}", error="InvalidRequest", field="body")
 
 
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _DEPTH)
@@ -273,9 +302,13 @@ def _with_headers(send: Send, more: list[tuple[bytes, bytes]] | None = None) -> 
     return with_headers
 
 
-async def as_problem(request: Any, error: Exception) -> Any:
+async def as_problem(request: Request, error: Exception) -> Response:
     """The exception handler of the application."""
     problem = problem_of(error)
     if problem.status == 500:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem.response()
+    return refused(request, problem)
+
+
+def refused(request: Request, problem: Problem) -> Response:
+    return refusal(problem, request.method, request.url.path, dict(request.scope["headers"]))

@@ -19,7 +19,7 @@ from zlib import crc32
 from starlette.responses import HTMLResponse, Response
 
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.service.guard import PAGE_POLICY
+from steer_llm_sdk.service._page import PAGE_POLICY, whole_page
 from steer_llm_sdk.service.runs import Run
 
 _TYPES = {"css": "text/css", "js": "text/javascript", "txt": "text/plain"}
@@ -43,29 +43,11 @@ def static(name: str) -> Response | None:
 
 def page(title: str, ask: str, current: str) -> Response:
     """A page whose content is at `ask`, asked for again every two seconds."""
-    links = "".join(
-        f'<a href="{href}"{" aria-current=page" if name == current else ""}>{name}</a>'
-        for name, href in (("Runs", "/"), ("Providers", "/view/providers"))
-    )
-    return HTMLResponse(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · steer-llm</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="htmx-config" content='{{"allowEval": false, "includeIndicatorStyles": false}}'>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="/static/uplot.min.css">
-<link rel="stylesheet" href="/static/view.css">
-<script src="/static/htmx.min.js" defer></script><script src="/static/uplot.min.js" defer></script>
-<script src="/static/view.js" defer></script></head>
-<body><a class="skip" href="#content">Skip to the content</a>
-<header><strong>steer-llm</strong><nav aria-label="Pages">{links}</nav></header>
-<main id="content"><h1>{escape(title)}</h1>
-<p id="trouble" class="panel" role="status" hidden></p>
+    content = f"""<p id="trouble" class="panel" role="status" hidden></p>
 <form id="login" class="panel" hidden><label for="key">This service asks for an API key.</label>
 <p><input id="key" type="password" autocomplete="off" required> <button>Use this key</button></p></form>
-<div hx-get="{escape(ask)}" hx-trigger="load, every 2s" aria-live="off"><p class="note">Loading…</p></div>
-</main></body></html>""",
-        headers={"Content-Security-Policy": PAGE_POLICY},
-    )
+<div hx-get="{escape(ask)}" hx-trigger="load, every 2s" aria-live="off"><p class="note loading">Loading…</p></div>"""
+    return whole_page(title, content, current)
 
 
 def fragment(html: str, *, last: bool = False) -> Response:
@@ -83,9 +65,8 @@ def runs_list(runs: Iterable[Run]) -> str:
             '<p class="panel">No run yet. Send one: <code>curl -d \'{"request": "Analyze this text"}\' '
             "-H 'Content-Type: application/json' /v1/runs</code></p>"
         )
-    head = "".join(f"<th scope=col>{name}</th>" for name in ("Run", "State", "Tool"))
-    more = "<th scope=col>Cost</th><th scope=col class=wide>Time</th><th scope=col class=wide>Began</th>"
-    table = f"<table><tr>{head}{more}</tr>{rows}</table>"
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("Run", "State", "Tool", "Cost", "Time", "Began"))
+    table = f"<table class=stack><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div id="runs" class="scroll" tabindex="0" role="region" aria-label="Runs">{table}</div>'
 
 
@@ -95,8 +76,9 @@ def _run_row(run: Run) -> str:
     return (
         f'<tr><td><a id="run-{escape(run.id)}" href="/view/runs/{escape(run.id)}">{escape(run.id[:8])}</a></td>'
         f"<td>{_state(run.state)}</td>"
-        f"<td>{escape(run.tool or '-')}</td><td class=number>{_usd(output.get('cost_usd'))}</td>"
-        f'<td class="number wide">{took}</td><td class=wide>{_when(run.created)}</td></tr>'
+        f"<td class=free>{escape(run.tool or '-')}</td>"
+        f"<td class=number data-is=cost>{_usd(output.get('cost_usd'))}</td>"
+        f"<td class=number data-is=took>{took}</td><td data-is=began>{_when(run.created)}</td></tr>"
     )
 
 
@@ -134,7 +116,7 @@ def run_shown(run: Run) -> str:
 
 
 def waterfall(run: Run) -> str:
-    """Plan, attempts, waits, and what the policies told, by time."""
+    """Plan, attempts, waits, and what the policies told, by time: drawn, and as a list where that is too wide."""
     attempts = [
         {**line, "tool": name}
         for name, entry in ((run.output or {}).get("per_agent") or {}).items()
@@ -148,15 +130,32 @@ def waterfall(run: Run) -> str:
     if not rows:
         return f'<p class="note">{"No tool was asked." if run.over else "Nothing yet."}</p>'
     ends = [line["started_ms"] + line["elapsed_ms"] for line in attempts] + [at for at, _ in told] + [1.0]
-    scale = (WIDE - _LEFT - _LABEL) / max(ends)
+    end = max(ends)
+    scale = (WIDE - _LEFT - _LABEL) / end
     drawn = "".join(_drawn(number, at, what, scale) for number, (at, what) in enumerate(rows))
     height = _ROW * len(rows) + 8
     said = ", ".join(_said(what) for _, what in rows)
     return (
-        f'<div id="timeline" class="scroll" tabindex="0" role="region" aria-label="Timeline">'
-        f'<svg viewBox="0 0 {WIDE} {height}" '
+        f'<div id="timeline"><svg class="drawn" viewBox="0 0 {WIDE} {height}" '
         f'width="{WIDE}" height="{height}" role="img" aria-label="{escape(said)}">'
-        f'<line class="axis" x1="{_LEFT}" y1="0" x2="{_LEFT}" y2="{height}"/>{drawn}</svg></div>'
+        f'<line class="axis" x1="{_LEFT}" y1="0" x2="{_LEFT}" y2="{height}"/>{drawn}</svg>'
+        f'<ol class="steps">{"".join(_step(at, what, end) for at, what in rows)}</ol></div>'
+    )
+
+
+def _step(at: float, what: Mapping[str, Any] | str, end: float) -> str:
+    when = f"<span class=note>at {at:.0f} ms</span> "
+    if isinstance(what, str):
+        return f"<li>{when}{escape(what)}</li>"
+    left, wide = 100 * at / end, max(100 * what["elapsed_ms"] / end, 1)
+    outcome = escape(what["outcome"])
+    error = (what.get("error") or {}).get("type", "")
+    return (
+        f"<li>{when}{escape(what['tool'])} · {escape(what['provider'])} #{what['attempt']}"
+        f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="bar {outcome}" x="{left:.1f}" width="{wide:.1f}" height="8"/></svg>'
+        f"<span class={outcome}>{_SIGNS.get(what['outcome'], '')} {outcome}</span> after {what['elapsed_ms']:g} ms"
+        f" {escape(error)}</li>"
     )
 
 
@@ -241,14 +240,16 @@ class Weather:
         self._seen: dict[str, deque[tuple[float, float, bool]]] = {}
 
     def note(self, output: Mapping[str, Any]) -> None:
+        began = time.time() - (output.get("elapsed_ms") or 0.0) / 1000
         for entry in (output.get("per_agent") or {}).values():
             for line in entry.get("timeline", ()):
                 if len(self._seen) < 1000 or line["provider"] in self._seen:
                     seen = self._seen.setdefault(line["provider"], deque(maxlen=self.KEPT))
-                    seen.append((time.time(), line["elapsed_ms"], line["outcome"] == "failed"))
+                    at = began + (line["started_ms"] + line["elapsed_ms"]) / 1000
+                    seen.append((at, line["elapsed_ms"], line["outcome"] == "failed"))
 
     def plots(self, provider: str) -> list[dict[str, Any]]:
-        seen = list(self._seen.get(provider, ()))
+        seen = sorted(self._seen.get(provider, ()))  # Of runs at the same time, the shorter one is told first.
         times = [at for at, _, _ in seen]
         errors = [sum(failed for _, _, failed in seen[: n + 1][-20:]) / min(n + 1, 20) * 100 for n in range(len(seen))]
         return [

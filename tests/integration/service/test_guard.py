@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -132,6 +133,105 @@ def test_a_body_that_is_too_long_or_too_deep_is_not_read(serve: Serve) -> None:
         texts = BODY | {"request": "[{" * 50 + '"'}
         assert client.post("/v1/runs", json=texts).status_code == 200
         assert len(tool.calls) == 1
+
+
+OPENAI, ANTHROPIC = "/v1/chat/completions", "/v1/messages"
+OWN = ("/v1/runs", "/v1/plan", "/v1/breakers/p")
+CONSTANTS = [(value, f"{value} is no JSON value") for value in ("NaN", "Infinity", "-Infinity")]
+# Those that are passed on as they are leave it to the provider what it makes of such a number, which is JSON.
+LARGE = [(value, f"{value[:40]} is too large a number") for value in ("1e999", "-1.5E+0400", "9" * 400 + ".5")]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [(path, *case) for path in (*OWN, OPENAI, ANTHROPIC) for case in CONSTANTS]
+    + [(path, *case) for path in OWN for case in LARGE],
+)
+def test_what_only_a_lenient_reader_takes_for_json_is_refused_on_each_route(
+    serve: Serve, path: str, value: str, said: str
+) -> None:
+    tool = ScriptedTool("t")
+    body = '{"model": "recorded:demo", "action": "auto", "request": {"a": VALUE}, "messages": [], "top_p": VALUE}'
+    headers = {"Content-Type": "application/json"}
+    with serve(tool, simulated=True).client() as client:
+        answer = client.post(path, content=body.replace("VALUE", value), headers=headers)
+        wide = client.post(path, content=body.replace("VALUE", value).encode("utf-16"), headers=headers)
+    assert (answer.status_code, said in answer.text) == (400, True)
+    assert (wide.status_code, "not UTF-8" in wide.text) == (400, True)
+    assert tool.calls == []
+
+
+def test_what_only_looks_like_it_is_run(serve: Serve) -> None:
+    tool = ScriptedTool("t")
+    request = {'NaN \\" Infinity': 'a "NaN", -Infinity, 1e999', "b": 1e308, "c": int("9" * 400), "d": 1e-999}
+    with serve(tool).client() as client:
+        content = json.dumps(BODY | {"request": request}).replace('"d": 0.0', '"d": 1e-999')
+        answer = client.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, tool.calls[0].request) == (200, request)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "content", "status"),
+    [
+        (OPENAI, "POST", b"{", 400),
+        (OPENAI, "POST", b'{"model": "x", "a": ' + b"[" * 9 + b"]" * 9 + b"}", 400),
+        (OPENAI, "POST", b'{"model": "x", "top_p": NaN}', 400),
+        (OPENAI, "POST", b"x" * 1001, 413),
+        (OPENAI, "GET", b"", 405),
+        (f"{OPENAI}/none", "GET", b"", 404),
+        ("/v1/models/none", "GET", b"", 404),
+        (ANTHROPIC, "POST", b"{", 400),
+        (ANTHROPIC, "POST", b"[" * 9 + b"]" * 9, 400),
+        (ANTHROPIC, "POST", b"x" * 1001, 413),
+        (ANTHROPIC, "GET", b"", 405),
+        (f"{ANTHROPIC}/count_tokens", "POST", b"{}", 404),
+    ],
+)
+def test_each_refusal_has_the_form_that_clients_of_its_path_read(
+    serve: Serve, path: str, method: str, content: bytes, status: int
+) -> None:
+    with serve(limits=Limits(body=1000, nesting=8)).client() as client:
+        # What a browser accepts makes no page of an API.
+        answer = client.request(method, path, content=content, headers={"Accept": "text/html,*/*"})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    said = answer.json()
+    assert isinstance(said["error"]["message"], str)
+    if path.startswith(ANTHROPIC):
+        kind = {404: "not_found_error", 413: "request_too_large"}.get(status, "invalid_request_error")
+        assert (said["type"], said["error"]["type"]) == ("error", kind)
+    else:
+        assert isinstance(said["error"]["type"], str)
+        assert set(said["error"]) == {"message", "type", "param", "code"}
+    if status == 405:
+        assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(("path", "kind"), [(OPENAI, "invalid_request_error"), (ANTHROPIC, "authentication_error")])
+def test_a_missing_key_is_told_in_the_form_of_the_path(serve: Serve, path: str, kind: str) -> None:
+    with serve(keys=Ring(a={}).ring).client() as client:
+        answer = client.post(path, json={})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (401, kind)
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "kind"),
+    [
+        ("/nosuchpage", "text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("/static/none.js", "text/html", "text/html; charset=utf-8"),
+        ("/nosuchpage", "*/*", "application/problem+json"),
+        ("/v1/nosuch", "text/html", "application/problem+json"),
+        ("/v1/runs/none", "text/html", "application/problem+json"),
+    ],
+)
+def test_a_browser_gets_a_page_where_there_is_nothing_and_a_program_a_problem(
+    serve: Serve, path: str, accept: str, kind: str
+) -> None:
+    with serve().client() as client:
+        answer = client.get(path, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, kind)
+    if "html" in kind:
+        assert '<a href="/">' in answer.text
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serve: Serve) -> None:

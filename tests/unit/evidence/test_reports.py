@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -78,7 +79,15 @@ def test_the_page_says_first_what_there_is_to_act_on() -> None:
     ("bundle", "verdict"),
     [
         (bundle_of("a", "a"), "✓ All valid answers agree"),
-        (bundle_of("a", "a", invalid=1), "◐ All valid answers agree"),
+        (bundle_of("a", "a", invalid=1), "◐ 2 of 3 answers are valid: they agree"),
+        (bundle_of({"a": 1}, {"a": 1}, {"a": 2}, invalid=1), "◐ 3 of 4 answers are valid: consensus, with 1 contested"),
+        (bundle_of({"a": 1, "b": 1}, {"a": 1, "b": 2}), "◐ Consensus on 1 of 2 fields, 1 contested"),
+        (
+            bundle_of({"a": 1, "b": 1}, {"a": 1, "b": 2}, invalid=7),
+            "◐ 2 of 9 answers are valid: consensus on 1 of 2 fields, 1 contested",
+        ),
+        (bundle_of("a", invalid=2), "✗ 1 of 3 answers is valid: one answer alone: no consensus"),
+        (bundle_of("a", "b", invalid=1), "✗ 2 of 3 answers are valid: no consensus: no two answers agree"),
         (bundle_of("a"), "✗ One answer alone: no consensus"),
         (bundle_of("a", "b"), "✗ No consensus: no two answers agree"),
         (bundle_of(invalid=2), "✗ No valid answer"),
@@ -87,7 +96,37 @@ def test_the_page_says_first_what_there_is_to_act_on() -> None:
 def test_the_verdict_never_says_more_than_there_is(bundle: EvidenceBundle, verdict: str) -> None:
     assert verdict in shown(bundle).text
     mark, words = verdict.split(" ", 1)
-    assert f"{mark} **{words}.**" in bundle.to_markdown()
+    assert f"{mark} **{words}" in bundle.to_markdown()
+
+
+@pytest.mark.parametrize("as_text", [lambda bundle: shown(bundle).text, EvidenceBundle.to_markdown])
+def test_what_one_answer_said_stands_apart_from_what_is_agreed_on(as_text: Any) -> None:
+    answers = [{"a": {"x": n, "y": "same"}, "list": [1, n], "only": f"of {n}", "gone": None} for n in range(3)]
+    replicates = [Replicate(id=f"r{n}", data=answer) for n, answer in enumerate(answers)]
+    summary = summarize(replicates, fields=["a", "list", "gone"])
+    bundle = EvidenceBundle(meta=BundleMetadata(task="t", k=3), replicates=replicates, summary=summary)
+    said = re.split("Agreement", re.split(r"Consensus\n*(?:```json)?\s*(?=\{)", as_text(bundle))[1])[0]
+    agreed, alone = said.split("No two answers agree on this")
+    alone, beside = alone.split("From one answer, not compared")
+    nearest = int(str(summary.nearest)[1])
+    found = [json.JSONDecoder().raw_decode(part[part.index("{") :])[0] for part in (agreed, alone, beside)]
+    assert found[0].get("gone", "not there") is None
+    assert found[0]["a"] == {"y": "same"}
+    assert found[1]["a"] == {"x": nearest}
+    assert found[2] == {"only": f"of {nearest}"}
+
+
+def test_the_whole_answer_is_the_consensus_where_all_of_it_was_compared() -> None:
+    answer = {"a": {"b": [1, {"c": 2}], "empty": {}, "none": []}, "d": None}
+    text = bundle_of(answer, answer).to_markdown()
+    assert json.loads(text.split("```")[1].removeprefix("json")) == answer
+    assert "not compared" not in text
+
+
+def test_models_count_those_whose_answers_nobody_named() -> None:
+    page = shown(bundle_of("a", "a", invalid=7))
+    assert row(page, "not named") == ["not named", "0 of 7", ""]
+    assert row(page, "small", "1 of 1") == ["small", "1 of 1", "1.00"]
 
 
 def test_the_heat_map_has_a_letter_for_each_replicate_and_field() -> None:

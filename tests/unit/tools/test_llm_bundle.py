@@ -168,6 +168,29 @@ async def test_the_model_of_a_replicate_is_the_one_that_answered() -> None:
     assert bundle.cost_breakdown == {"m1": pytest.approx(0.02), "m2": pytest.approx(0.01)}
 
 
+async def test_an_invalid_replicate_has_the_model_that_gave_it_and_counts_among_its_answers() -> None:
+    bad = [Say(text="{}", reply={"model": "m2"})] * 2
+    good = [Say(text='{"answer": 1}', reply={"model": name}) for name in ("m1", "m3")]
+    made, _ = tool(good[0], *bad, good[1], output_type=Verdict, options={"max_parallel": 1})
+    bundle = await made.execute("Why?")
+    assert [replicate.model for replicate in bundle.replicates] == ["m1", "m2", "m3"]
+    models = bundle.summary.models or {}
+    assert {name: (each.valid, each.replicates) for name, each in models.items()} == {
+        "m1": (1, 1),
+        "m2": (0, 1),
+        "m3": (1, 1),
+    }
+
+
+async def test_of_models_that_did_not_answer_only_a_single_one_can_be_named() -> None:
+    made, _ = tool("yes", DOWN, "yes")
+    bundle = await made.execute("Why?")
+    assert [replicate.model for replicate in bundle.replicates] == ["test:model"] * 3
+    first, second = ScriptedModel("yes", DOWN, name="a:m"), ScriptedModel(DOWN, name="b:m")
+    bundle = await LLMBundleTool("b", [first, second], options={"latency": "min"}).execute("Why?", {"k": 2})
+    assert sorted(str(replicate.model) for replicate in bundle.replicates) == ["None", "a:m"]
+
+
 # Replicates that fail.
 
 

@@ -224,7 +224,19 @@ async def _in_time(work: Awaitable[ModelAnswer], timeout_ms: float | None) -> Mo
 async def _replicate(
     question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot
 ) -> ReplicateOutcome:
-    """Ask for one replicate. A failure is part of the outcome, not raised."""
+    """Ask for one replicate. A failure is part of the outcome, not raised, and has the model that answered last; where
+    none answered, the only one that was asked."""
+    account = Account()
+    outcome = await _asked(question, routes, budget, slot, account)
+    if outcome.model is not None:
+        return outcome
+    asked = [reply.model for reply in account.replies] or [route.adapter.name for route in routes]
+    return replace(outcome, model=asked[-1] if account.replies or len(asked) == 1 else None)
+
+
+async def _asked(
+    question: Question, routes: Sequence[Route], budget: Mapping[str, float], slot: Slot, account: Account
+) -> ReplicateOutcome:
     key = question.idempotency_key
     own = replace(
         question,
@@ -233,7 +245,7 @@ async def _replicate(
         budget=Ledger(budget.get("tokens"), budget.get("cost_usd")),
         share=slot.share,
     )
-    account, milliseconds = Account(), budget.get("ms")
+    milliseconds = budget.get("ms")
     clock = asyncio.get_running_loop().time
     started = clock()
     timer = asyncio.timeout(None if milliseconds is None else milliseconds / 1000)

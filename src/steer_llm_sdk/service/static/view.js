@@ -7,11 +7,21 @@ document.addEventListener("htmx:configRequest", (event) => {
 });
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
+  for (const note of document.querySelectorAll(".loading")) note.remove();
   if (status === 401) { document.getElementById("login").hidden = false; return; }
+  if (status === 404) forget(event.detail.elt);
   say(status === 404 ? "It is not there (any more)." : "The service answered " + status + ".");
 });
 document.addEventListener("htmx:sendError", () => say("The service does not answer. This page tries again."));
 document.addEventListener("htmx:afterSwap", () => { say(""); plots(); });
+// What is not there is not asked for again: htmx asks for an element as long as that is in the page.
+function forget(element) {
+  if (!element.hasAttribute("hx-get")) return;
+  const left = document.createElement("div"), back = document.createElement("a");
+  back.href = "/"; back.textContent = "All runs";
+  left.append(...element.childNodes, back);
+  element.replaceWith(left);
+}
 function say(text) { const place = document.getElementById("trouble"); place.textContent = text; place.hidden = !text; }
 document.addEventListener("submit", (event) => {
   if (event.target.id !== "login") return;
@@ -20,6 +30,7 @@ document.addEventListener("submit", (event) => {
   location.reload();
 });
 const drawn = new Map();
+const SPAN = 2;  // seconds
 function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 function plots() {
   for (const place of document.querySelectorAll("[data-plot]")) {
@@ -27,13 +38,20 @@ function plots() {
     place.textContent = "";
     place.classList.toggle("empty", times.length < 2);
     if (times.length < 2) { place.textContent = title + ": nothing to draw yet."; continue; }
-    const axis = { stroke: colour("--mute"), grid: { stroke: colour("--line"), width: 1 } };
+    const axis = { stroke: colour("--mute"), grid: { stroke: colour("--line"), width: 1 }, labelSize: 20, labelFont: "13px system-ui, sans-serif" };
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", title + " in " + unit + ", by time: last " + values.at(-1).toPrecision(3));
     drawn.set(place, new uPlot({
-      title, width: Math.max(280, place.clientWidth), height: 190,
-      series: [{}, { label: unit, stroke: colour("--act"), width: 2, points: { show: true, size: 5 } }],
-      axes: [axis, { ...axis, size: 60 }],
+      title: title + " (" + unit + ")", width: Math.max(280, place.clientWidth), height: 210, legend: { show: false },
+      // Attempts of one moment would have an axis without a single time on it.
+      scales: { x: { range: (_, least, most) => most - least < SPAN ? [most - SPAN, most] : [least, most] } },
+      series: [{}, { stroke: colour("--act"), width: 2, points: { show: true, size: 5 } }],
+      axes: [
+        { ...axis, label: "time", size: 30, space: 80, incrs: [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400], values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toLocaleTimeString("en-GB")) },
+        { ...axis, size: 50, label: unit },
+      ],
     }, [times, values], place));
   }
 }
-addEventListener("resize", () => { for (const [place, plot] of drawn) plot.setSize({ width: Math.max(280, place.clientWidth), height: 190 }); });
+addEventListener("resize", () => { for (const [place, plot] of drawn) plot.setSize({ width: Math.max(280, place.clientWidth), height: 210 }); });
 addEventListener("DOMContentLoaded", plots);
