@@ -767,3 +767,20 @@ async def test_what_callers_keep_is_forgotten_after_its_time() -> None:
 def test_a_manager_that_could_keep_nothing_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         IdempotencyManager(**fields)
+
+
+async def test_a_key_whose_work_was_cancelled_before_its_first_step_is_free() -> None:
+    """Who ends a program cancels all tasks at once, also those that were made in this turn of the loop."""
+    manager, job, me = IdempotencyManager(), Job(), asyncio.current_task()
+
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks() - {me}:
+            task.cancel()
+
+    first = asyncio.create_task(once(manager, job.work(), None))
+    asyncio.get_running_loop().call_soon(cancel_all)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert job.runs == 0
+    assert await once(manager, job.work(), None) == ["run 1"]
+    assert manager.hangar.flights == {}
