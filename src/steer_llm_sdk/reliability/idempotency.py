@@ -302,7 +302,7 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
                 in_time = task.done()
             finally:
                 flight.callers -= 1
-                if not flight.callers and not task.done():
+                if not flight.callers and not in_time:
                     await flight.left()
         if not in_time:
             raise too_late(task)
