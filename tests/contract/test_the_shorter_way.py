@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.kit import registry
-from steer_llm_sdk.errors import BudgetExceeded
+from steer_llm_sdk.errors import BudgetExceeded, ErrorCategory
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
@@ -150,3 +150,48 @@ async def test_options_that_were_set_to_what_they_are_anyhow_change_nothing() ->
 
     every = OrchestrationConfig().model_dump(exclude={"request_id"})
     assert await run() == await run(**every)
+
+
+class Unreadable(ProviderError):
+    """Raises when it is asked what it means."""
+
+    @property
+    def category(self) -> ErrorCategory:
+        raise RuntimeError("no category")
+
+
+def unreadable() -> list[ProviderError]:
+    uncounted = ProviderError("no", "local", 400)
+    uncounted.usage = 7  # type: ignore[assignment]
+    return [Unreadable("no", "local"), ProviderError("no", "local", "503"), uncounted]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shorter", [True, False])
+@pytest.mark.parametrize("error", unreadable(), ids=["category", "status", "usage"])
+async def test_a_failure_that_nobody_can_read_gives_back_what_the_call_had_taken(
+    error: ProviderError, shorter: bool
+) -> None:
+    tool = Estimated("t", err(error), OK("x"))
+    config = ReliabilityConfig(rate_limits={"default": RateLimit(max_concurrent=1, max_queue=0)})
+    runner = ReliableOrchestrator(None, config, registry=registry(tool))
+    if not shorter:
+        runner.executor.around_attempts(in_turn)
+    options = {"budgets": [{"name": "team", "tokens": 60}]}
+    assert (await runner.run("q", "t", None, options)).status == "failed"
+    assert (runner.budgets["team"]["reserved"]["tokens"], gates(runner)[1][0][0]) == (0, 0)
+    assert (await runner.run("q", "t", None, options)).status == "succeeded"
+
+
+class Misjudged(ScriptedTool):
+    def worst_case(self, request: Any, options: Any) -> Amount:
+        return Amount("ten")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shorter", [True, False])
+async def test_what_cannot_be_reserved_leaves_no_place_taken(shorter: bool) -> None:
+    config = ReliabilityConfig(rate_limits={"default": RateLimit(max_concurrent=1, max_queue=0)})
+    runner = ReliableOrchestrator(None, config, registry=registry(Misjudged("t", OK("x"))))
+    if not shorter:
+        runner.executor.around_attempts(in_turn)
+    output = await runner.run("q", "t", None, {"budget": {"tokens": 60}})
+    assert (output.content["error"]["type"], gates(runner)[1][0][0]) == ("TypeError", 0)

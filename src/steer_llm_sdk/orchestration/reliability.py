@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderError, Rejected
+from steer_llm_sdk.errors import ProviderError, Rejected
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Attempt, Call, Policies, Spent, Usage, WatchedScope, current
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping
@@ -412,7 +412,7 @@ class AtOnce:
         if ledger is not None:
             try:
                 held = ledger.reserve(call.worst_case)
-            except (BudgetExceeded, InvalidRequest):
+            except Exception:  # It is raised again in turn.
                 if gate is not None:
                     gate.leave(tokens, 0.0, False, clock, None)
             if held is None:
@@ -467,16 +467,23 @@ class AtOnce:
         error: BaseException,
     ) -> Exception:
         """The first attempt has failed. Returns what may be tried again, and raises what may not."""
-        # An answer of which nobody can say what it has used is a failure of a call that has succeeded.
-        stopped = fail(call, began, line, error) if line["outcome"] == "running" else None
-        ended, clock, limiter = stopped or error, call.run.clock, self._limiter
+        worst, clock, limiter = call.worst_case, call.run.clock, self._limiter
+        stopped, charged, used, told = None, worst, tokens, None
         try:
-            if held is not None and (overruns := held.settle(charge_of_failure(ended, call.worst_case))):
-                tell(call, overruns)
-            self._breaker.failed(call, breaker, permit, ended, sent)
-        finally:
+            try:
+                # An answer of which nobody can say what it has used is a failure of a call that has succeeded.
+                if line["outcome"] == "running":
+                    stopped = fail(call, began, line, error)
+                if held is not None:
+                    charged = charge_of_failure(stopped or error, worst)
+            finally:  # An error may raise when it is asked what it means.
+                if held is not None and (overruns := held.settle(charged)):
+                    tell(call, overruns)
+            self._breaker.failed(call, breaker, permit, stopped or error, sent)
             if limiter is not None and gate is not None:
-                used, told = limiter.failed(gate, call, ended, tokens, clock)
+                used, told = limiter.failed(gate, call, stopped or error, tokens, clock)
+        finally:
+            if gate is not None:
                 gate.leave(tokens, used, True, clock, told)
         if stopped is not None:
             raise stopped from error

@@ -281,9 +281,10 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
     at = math.inf if deadline is None else deadline.at
     while True:
         flight: Flight[R] | None = flights.get(work.key)
-        leads = flight is None or flight.closing or flight.loop is not loop
+        leads = flight is None or flight.closing or flight.loop is not loop or flight.task.done()
         if flight is None or leads:
-            # If there is one, it ends or runs on another loop: the store tells what becomes of it.
+            # If there is one, it ends or runs on another loop: the store tells what becomes of it. One that is done and
+            # still there was cancelled before its first step.
             flight = _begin(manager, work, deadline, loop)
         elif flight.work.mark != work.mark:
             raise ConflictError(work.name)
@@ -301,7 +302,7 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
                 in_time = task.done()
             finally:
                 flight.callers -= 1
-                if not flight.callers and not task.done():
+                if not flight.callers and not in_time:
                     await flight.left()
         if not in_time:
             raise too_late(task)

@@ -338,7 +338,10 @@ class _Race:
                             self._stop_starting()
                 if not self._running or self._somebody_is_silent():
                     self._start_next()
-                if self._running:
+                # One of no time has ended already, in a loop with an eager task factory.
+                if self._running and not any(
+                    task.done() and not life.lost for task, (_, life) in self._running.items()
+                ):
                     await self._event()
             return None
         except asyncio.CancelledError:

@@ -428,3 +428,44 @@ def test_a_rule_that_certainly_holds_is_the_first_of_all_that_do() -> None:
 def test_words_occur_where_re2_finds_them_in_capitals_or_not(words: list[str], text: str) -> None:
     holds = compiled([RuleCondition("query", "keywords", words)], 0).holds
     assert holds({"query": text}) == bool(re2.search(f"(?i:{'|'.join(map(re.escape, words))})", text))
+
+
+def test_who_looks_while_a_rule_is_added_finds_all_that_were_there() -> None:
+    """As another thread may, in the middle of it."""
+    seen: list[set[int]] = []
+
+    def found() -> set[int]:
+        return {rule.order[1] for rule in index.candidates({"type": "a", "text": "urgent"})}
+
+    def looking(path: str) -> Any:
+        seen.append(found())
+        return reader(path)
+
+    index: RuleIndex[CompiledRule] = RuleIndex(looking)
+    equal, contained = RuleCondition("type", "equals", "a"), RuleCondition("text", "contains", "urgent")
+    for number, condition in enumerate([equal] * 5 + [contained] * 2, 1):
+        index.add(compiled([condition], number))
+        assert found() == set(range(1, number + 1))
+    assert seen == [{1, 2, 3, 4, 5}] * 2
+
+
+def test_what_is_added_while_somebody_looks_disturbs_nobody() -> None:
+    added: list[str] = []
+
+    def adding(path: str) -> Any:
+        def read(request: Any) -> Any:
+            if not added:
+                added.append(path)
+                index.add(compiled([RuleCondition("new", operator, "b")], 6))
+            return reader(path)(request)
+
+        return read
+
+    for operator in ("equals", "contains"):
+        added.clear()
+        index: RuleIndex[CompiledRule] = RuleIndex(adding)
+        for number in range(1, 6):
+            index.add(compiled([RuleCondition("deep.type", operator, "a")], number))
+        found = index.candidates({"deep": {"type": "a"}, "new": "a"})
+        assert [rule.order[1] for rule in found] == [1, 2, 3, 4, 5]
+        assert added == ["deep.type"]

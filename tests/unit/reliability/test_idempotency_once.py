@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -767,3 +768,38 @@ async def test_what_callers_keep_is_forgotten_after_its_time() -> None:
 def test_a_manager_that_could_keep_nothing_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         IdempotencyManager(**fields)
+
+
+async def test_a_key_whose_work_was_cancelled_before_its_first_step_is_free() -> None:
+    """Who ends a program cancels all tasks at once, also those that were made in this turn of the loop."""
+    manager, job, me = IdempotencyManager(), Job(), asyncio.current_task()
+
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks() - {me}:
+            task.cancel()
+
+    first = asyncio.create_task(once(manager, job.work(), None))
+    asyncio.get_running_loop().call_soon(cancel_all)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert job.runs == 0
+    assert await once(manager, job.work(), None) == ["run 1"]
+    assert manager.hangar.flights == {}
+
+
+async def test_a_failure_in_the_moment_in_which_the_last_caller_leaves_is_not_logged_as_one_that_nobody_saw() -> None:
+    manager, loop = IdempotencyManager(), asyncio.get_running_loop()
+    callers: list[asyncio.Task[Result]] = []
+    logged: list[Any] = []
+    loop.set_exception_handler(lambda _, context: logged.append(context["message"]))
+
+    async def fails(_: Deadline) -> Result:
+        await asyncio.sleep(10)
+        callers[0].cancel()
+        raise KeyError("x")
+
+    callers.append(asyncio.create_task(once(manager, Job().work(run=fails), None)))
+    await asyncio.wait(callers)
+    assert (callers.pop().cancelled(), now()) == (True, 10)
+    gc.collect()
+    assert logged == []

@@ -387,3 +387,32 @@ async def test_what_is_told_of_a_failure_may_end_it_all() -> None:
     with pytest.raises(RuntimeError, match="enough"):
         await first_of((first, Runner(DOWN)), after=10, may_start=lambda *_: True, failed=failed)
     assert first.stopped == 11
+
+
+async def test_one_of_no_time_is_told_in_a_loop_that_does_the_first_step_of_a_task_at_once() -> None:
+    def eager(loop: asyncio.AbstractEventLoop, work: Any, **given: Any) -> Any:
+        done = loop.create_future()
+        try:
+            work.send(None)
+        except StopIteration as end:
+            done.set_result(end.value)
+        except KeyError as error:
+            done.set_exception(error)
+        return done
+
+    async def fails(_: Life) -> str:
+        raise KeyError("x")
+
+    async def answers(_: Life) -> str:
+        return "answer"
+
+    def yes(*_: Any) -> bool:
+        return True
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(eager)
+    try:
+        won = await first_of([fails, fails, answers], after=1, may_start=yes, failed=yes)
+    finally:
+        loop.set_task_factory(None)
+    assert (won, now()) == ((2, "answer"), 0)

@@ -115,7 +115,8 @@ _by_order = attrgetter("order")
 
 
 class RuleIndex(Generic[E]):
-    """Rules, in the order they are asked. `reader` makes of a path what follows it into a request.
+    """Rules, in the order they are asked. `reader` makes of a path what follows it into a request. While one thread
+    adds a rule, others may look: they find all that were there before.
 
     `certain`, by the text that a request has under `key`: the first of its candidates, where nothing else has to be
     asked to know that it holds. `key` is None, and it is empty, unless all rules ask for a text under one key.
@@ -169,15 +170,17 @@ class RuleIndex(Generic[E]):
                     return ()
                 if type(cell) is not _Node:
                     return (cell,)  # type: ignore[return-value]
+                here = cell.here
                 if cell.is_flat:
-                    return cell.here
+                    return here
         elif (table := self._alone) is not None and type(request) is dict:
             cell = table.cell(request)
             if cell is not None and type(cell) is not _Node:
                 return (cell,)  # type: ignore[return-value]
         root = self._root
+        here = root.here  # Before it is asked: it may be flat no longer when that is said.
         if root.is_flat:
-            return root.here
+            return here
         found: list[Sequence[E]] = []
         root.collect(_Facts(request), found)
         if len(found) <= 1:
@@ -245,11 +248,13 @@ class _Node(Generic[E]):
         if left[0] or left[1] is not None:
             self.open[entry.order] = left
         if self.open and (not self.is_flat or len(self.here) > FEW):
-            deeper = [other for other in self.here if other.order in self.open]
+            # There first, and then no longer here: who looks meanwhile, in another thread, rather meets one twice.
+            for other in self.here:
+                if other.order in self.open:
+                    self._send(other, self.open[other.order], reader)
+            self.is_flat = False
             self.here = [other for other in self.here if other.order not in self.open]
-            opened, self.open, self.is_flat = self.open, {}, False
-            for other in deeper:
-                self._send(other, opened[other.order], reader)
+            self.open = {}
 
     def _send(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
         table = self._table_for(left, reader)
@@ -261,7 +266,8 @@ class _Node(Generic[E]):
         key = type(guard), guard.path
         finder = self.others.get(key)
         if finder is None:
-            finder = self.others[key] = _FINDERS[type(guard)](guard.path, reader(guard.path))
+            finder = _FINDERS[type(guard)](guard.path, reader(guard.path))
+            self.others = {**self.others, key: finder}  # Another: somebody may be going through it.
         finder.add(entry, guard)
 
     def _table_for(self, left: _Left, reader: Callable[[str], Reader]) -> _Table[E] | None:
@@ -279,7 +285,8 @@ class _Node(Generic[E]):
             if table is None and not paths:
                 return None
         if table is None:
-            table = self.tables[paths, grid] = _Table(paths, grid, reader)
+            table = _Table(paths, grid, reader)
+            self.tables = {**self.tables, (paths, grid): table}
         return table
 
     def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
@@ -335,9 +342,9 @@ class _Table(Generic[E]):
             return
         if not isinstance(cell, _Node):
             alone, cell = cell, _Node()
-            self.cells[key] = cell
             # What it asked for above this table it asks for again: that finds it as well.
             cell.add(alone, self._left(alone.values, alone.guard), reader)
+            self.cells[key] = cell
         cell.add(entry, left, reader)
 
     def _left(self, values: Iterable[Value], guard: Guard | None) -> _Left:
@@ -395,11 +402,11 @@ class _Table(Generic[E]):
 
     def all(self) -> Iterable[E]:
         if self.grid is not None:
-            return [entry for entries in self._by_values.values() for entry in entries]
+            return [entry for entries in list(self._by_values.values()) for entry in entries]
         return self._all()
 
     def _all(self) -> Iterator[E]:
-        for cell in self.cells.values():
+        for cell in list(self.cells.values()):
             if isinstance(cell, _Node):
                 yield from cell.all()
             else:
@@ -449,7 +456,10 @@ class _Ranges(Generic[E]):
 
     def add(self, entry: E, guard: Range) -> None:
         insort(self.entries, entry, key=_by_order)
-        grid = self._grids.setdefault(guard.scale, {})
+        grid = self._grids.get(guard.scale)
+        if grid is None:
+            grid = {}
+            self._grids = {**self._grids, guard.scale: grid}
         for cell in guard.cells:
             _put(grid, cell, entry)
 

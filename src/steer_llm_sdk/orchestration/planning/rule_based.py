@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from math import ceil
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,6 +72,10 @@ class Allowed(NamedTuple):
     skipped: Mapping[str, str]
 
 
+_adding = Lock()
+"""Held while a rule is added. One for all planners, so that a planner can be copied."""
+
+
 class RuleBasedPlanner(Planner):
     """Asks its rules in order of priority, those of equal priority in the order they were added; the first that
     matches and pins a tool decides. What rules restrict or forbid holds whatever their priority.
@@ -114,13 +119,14 @@ class RuleBasedPlanner(Planner):
         """TypeError if it is no PlanningRule. A pattern that does not compile is no error here: the rule is skipped."""
         if not isinstance(rule, PlanningRule):
             raise TypeError(f"rule: expected a PlanningRule, got {type(rule).__name__}")
-        insort(self._all, rule, key=lambda other: -other.priority)
-        if rule.action is not None:
-            is_pin = rule.action.effect == "pin"
-            self._has_policies = self._has_policies or not is_pin
-            index = self._pins if is_pin else self._policies
-            index.add(CompiledRule.of(rule, rule.action, len(self._all)))
-            self._decisions = ({}, {})
+        with _adding:
+            insort(self._all, rule, key=lambda other: -other.priority)
+            if rule.action is not None:
+                is_pin = rule.action.effect == "pin"
+                self._has_policies = self._has_policies or not is_pin
+                index = self._pins if is_pin else self._policies
+                index.add(CompiledRule.of(rule, rule.action, len(self._all)))
+                self._decisions = ({}, {})
 
     async def plan(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
         if type(self).decide is RuleBasedPlanner.decide:
