@@ -90,8 +90,10 @@ async def refusal(orchestrator: Any, request: Any, name: str, attempts: int = 0,
 
 
 def one_sentence(said: str, field: str) -> None:
-    assert said.startswith(f"{field}: "), said
-    assert " cannot be used; " in said
+    """What was given and what would do; or that nothing was, and what would."""
+    if not said.startswith(f"{field} is missing; "):
+        assert said.startswith(f"{field}: "), said
+        assert " cannot be used; " in said
     assert "\n" not in said
     assert len(said) < 600
 
