@@ -95,7 +95,8 @@ def test_a_model_that_was_not_recorded_is_answered_with_those_that_are_near() ->
     with pytest.raises(InvalidRequest) as caught:
         resolve_model("recorded:gpt-4")
     assert str(caught.value) == (
-        "model: 'recorded:gpt-4' cannot be used; the nearest are recorded:gpt-4-0314; recorded:demo is all models in turn, `steer-llm simulate --list` has all names"
+        "model: 'recorded:gpt-4' cannot be used; the nearest are recorded:gpt-4-0314; recorded:demo is all models in "
+        "turn, `steer-llm simulate --list` has all names"
     )
 
 
