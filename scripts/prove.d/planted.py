@@ -325,8 +325,8 @@ DEFECTS = (
     Planted(
         "one who leaves takes the work of all along",
         KEYS,
-        "                if not flight.callers and not task.done():\n",
-        "                if not task.done():\n",
+        "                if not flight.callers and not in_time:\n",
+        "                if not in_time:\n",
     ),
     Planted(
         "leases are never renewed",
