@@ -23,6 +23,6 @@ def engine() -> ModuleType:
 
 def runs_of(store: str) -> DbosRuns:
     """The runs of a store, to look at, to cancel and to resume."""
-    there = Store.of(store)
+    there = Store.of(store)  # First: a URL that is none is told before an extra that is missing.
     runs: DbosRuns = engine().DbosRuns(there)
     return runs

@@ -6,6 +6,10 @@ Retry is outermost, so that each attempt is admitted, paid for and counted by it
 outside of the breaker, so that who waits holds no permit and is no slow call. AttemptLimit is asked again where a queue
 or a hedge lies between Retry and what counts, with no await in between. Classify stands inside of all that ask what an
 error means. What is not configured is not in the list.
+
+Two short cuts come to the same where nothing is out of the ordinary, as nearly always: `Usual` for
+Retry(Breaker(record)), `AtOnce` for what stands from Retry to record. Whoever changes the order or a policy changes
+these too; tests/contract/test_the_shorter_way.py compares them with the policies in turn.
 """
 
 from __future__ import annotations

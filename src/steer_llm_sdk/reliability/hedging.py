@@ -58,7 +58,7 @@ class HedgingPolicy(BaseModel):
         ordered = latencies.ordered
         if (known := len(ordered)) < self.min_samples:
             return None
-        # Latencies.quantile, for every call.
+        # As `Latencies.quantile` has them; in place, because every call asks.
         delay, median = ordered[math.ceil(self.quantile * known) - 1], ordered[math.ceil(0.5 * known) - 1]
         busy = median > self.busy_factor * latencies.lowest
         return delay if delay <= self.slow_factor * median and not busy else None

@@ -411,6 +411,7 @@ async def _claimed(manager: IdempotencyManager, work: Work[R]) -> Claim:
     store = manager.claims
     # Not awaited itself: a claim that is given up may have been granted, and is then given back.
     ttl = manager.ttl_seconds
+    # What stays in this process may be the request itself; what leaves it is a fingerprint.
     asking = _go_on_behind(
         store.claim(work.key, work.mark, LEASE, ttl)
         if type(store) is MemoryStore

@@ -317,7 +317,7 @@ class RunEvents(EventManager):
         return result if result is not None and inspect.isawaitable(result) else None
 
     def _took(self, started: float) -> None:
-        # The processor's clock, not the loop's: what is measured is how long the loop was held.
+        # Wall time, not the loop's clock, which a test may hold still: measured is how long the loop was held.
         self._taken += time.perf_counter() - started
         if self._taken > self._allowed:
             self._drop(f"they held the run for {self._taken:.2g} s")

@@ -25,14 +25,16 @@ FEW = 4
 MOST_TABLES = 8
 """So many combinations of paths have a table of their own; other rules lie under the values of some of their paths."""
 FEW_NEEDLES = 64
-"""So many words are looked for one by one."""
+"""So many words whose pieces are of one length are looked for one by one."""
 GRAMS = (8, 4, 3, 2, 1)
 """Lengths of the pieces of words by which more of them are found: the longest that fits into the word."""
 MOST_KNOWN = 8192
 """Of so many words of texts it is known what is in them."""
 KNOWN_PER_NEEDLE = 16
+"""For each word that is looked for so many, up to MOST_KNOWN: few rules are not to keep many words."""
 LONGEST_KNOWN = 32
-"""Their length in characters: who sends longer ones, each time others, is not to fill the memory with them."""
+"""Characters of a word that is remembered, at most: who sends longer ones, each time others, is not to fill the memory
+with them."""
 _MERGED_AT_ONCE = 64
 
 

@@ -14,7 +14,7 @@ _new = tuple.__new__  # Makes a named tuple at half the time.
 
 
 class Claimed(NamedTuple):
-    """`until` is the end of the lease."""
+    """`until` is the end of the lease. `fingerprint` may be a request that is short enough to be compared itself."""
 
     fingerprint: str | bytes
     token: int
