@@ -160,7 +160,7 @@ class Study:
         ]
         return middle, np.sqrt(np.mean(squares, axis=0)) + 1e-9
 
-    @cache  # noqa: B019
+    @cache  # noqa: B019 - as above.
     def _centre(self, way: Way, task: str) -> Any:
         flat = np.array([0.0, 0.75, *[0.0] * len(way.features)])
         if not way.centred:

@@ -162,8 +162,9 @@ class Unreadable(ProviderError):
 
 def unreadable() -> list[ProviderError]:
     uncounted = ProviderError("no", "local", 400)
-    uncounted.usage = 7  # type: ignore[assignment]
-    return [Unreadable("no", "local"), ProviderError("no", "local", "503"), uncounted]  # type: ignore[arg-type]
+    uncounted.usage = 7  # type: ignore[assignment]  # What a careless tool may set.
+    worded = ProviderError("no", "local", "503")  # type: ignore[arg-type]  # A status as text, which is no number.
+    return [Unreadable("no", "local"), worded, uncounted]
 
 
 @pytest.mark.parametrize("shorter", [True, False])
@@ -184,7 +185,7 @@ async def test_a_failure_that_nobody_can_read_gives_back_what_the_call_had_taken
 
 class Misjudged(ScriptedTool):
     def worst_case(self, request: Any, options: Any) -> Amount:
-        return Amount("ten")  # type: ignore[arg-type]
+        return Amount("ten")  # type: ignore[arg-type]  # No number: it cannot be reserved.
 
 
 @pytest.mark.parametrize("shorter", [True, False])

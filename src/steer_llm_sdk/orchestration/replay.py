@@ -41,11 +41,11 @@ class KeyedRun(Work[OrchestrationOutput]):
         return None if run.plain or not (given["budget"] or given["budgets"]) else (given["budget"], given["budgets"])
 
     @property
-    def run_unprotected(self) -> bool:  # type: ignore[override]
+    def run_unprotected(self) -> bool:
         return bool(self._config["on_store_down"] == "run_unprotected")
 
     @property
-    def wait(self) -> bool:  # type: ignore[override]
+    def wait(self) -> bool:
         return bool(self._config["on_duplicate"] == "wait")
 
     def run(self, deadline: Deadline) -> Coroutine[Any, Any, OrchestrationOutput]:

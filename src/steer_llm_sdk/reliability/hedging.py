@@ -55,11 +55,9 @@ class HedgingPolicy(BaseModel):
 
     def delay(self, latencies: Latencies) -> float | None:
         """Seconds after which a second attempt is sent; None: there is none."""
-        ordered = latencies.ordered
-        if (known := len(ordered)) < self.min_samples:
+        if len(latencies.ordered) < self.min_samples:
             return None
-        # As `Latencies.quantile` has them; in place, because every call asks.
-        delay, median = ordered[math.ceil(self.quantile * known) - 1], ordered[math.ceil(0.5 * known) - 1]
+        delay, median = latencies.quantile(self.quantile), latencies.quantile(0.5)
         busy = median > self.busy_factor * latencies.lowest
         return delay if delay <= self.slow_factor * median and not busy else None
 

@@ -159,18 +159,27 @@ class _PlainCache(Store):
 class Work(ABC, Generic[R]):
     """A keyed piece of work; `name` is the key as the caller knows it, `mark` what tells it from other work with that
     key: a fingerprint, or what one is made of.
-
-    `terms` are the caller's own limits on the work, a budget. `wait` False: InFlight where somebody does it already.
-    `run_unprotected`: it is done although the store is down.
     """
 
     __slots__ = ("key", "mark", "name")
     key: str
     name: str
     mark: str | bytes
-    terms: Any = None
-    run_unprotected: bool = False
-    wait: bool = True
+
+    @property
+    def terms(self) -> Any:
+        """The caller's own limits on the work, a budget."""
+        return None
+
+    @property
+    def run_unprotected(self) -> bool:
+        """It is done although the store is down."""
+        return False
+
+    @property
+    def wait(self) -> bool:
+        """False: InFlight where somebody does it already."""
+        return True
 
     @property
     def fingerprint(self) -> str:

@@ -173,13 +173,19 @@ class Guard:
         except TimeoutError:
             raise Problem(408, f"the body did not come within {self._limits.body_seconds:g} s") from None
         body = b"".join(parts)
-        if scope["path"].startswith("/v1/"):
-            check_values(body, passed_on=format_of(scope["path"]) is not None)
-        most = self._limits.nesting
-        deep = await asyncio.to_thread(nesting, body, most) if len(body) > _LONG else nesting(body, most)
-        if deep > most:
-            raise Problem(400, f"the body is nested more than {self._limits.nesting} deep")
+        path, most = scope["path"], self._limits.nesting
+        if len(body) > _LONG:
+            await asyncio.to_thread(_check, path, body, most)
+        else:
+            _check(path, body, most)
         return body
+
+
+def _check(path: str, body: bytes, most: int) -> None:
+    if path.startswith("/v1/"):
+        check_values(body, passed_on=format_of(path) is not None)
+    if nesting(body, most) > most:
+        raise Problem(400, f"the body is nested more than {most} deep")
 
 
 _TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)

@@ -263,10 +263,15 @@ async def talkative(text: str) -> str:
 
 @pytest.fixture
 def talkative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "talks.py").write_text(TALKATIVE, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "talks", raising=False)
-    return "talks:talkative"
+    return f"{_module('talks', TALKATIVE, tmp_path, monkeypatch)}:talkative"
+
+
+def _module(name: str, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the folder that commands now run in."""
+    (folder / f"{name}.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
 
 
 def test_what_a_tool_prints_is_on_stderr_where_json_was_asked_for(talkative: str) -> None:
@@ -307,10 +312,7 @@ async def slow(q: str) -> str:
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "odd.py").write_text(ODD, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "odd", raising=False)
-    return "odd"
+    return _module("odd", ODD, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

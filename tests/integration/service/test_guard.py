@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from steer_llm_sdk.cli.main import app as commands
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.service import Key, KeyRing, Limits, new_key
+from steer_llm_sdk.service import Key, KeyRing, Limits, guard, new_key
 from steer_llm_sdk.testing import OK, ScriptedTool
 
 Serve = Callable[..., Service]
@@ -133,6 +134,26 @@ def test_a_body_that_is_too_long_or_too_deep_is_not_read(serve: Serve) -> None:
         texts = BODY | {"request": "[{" * 50 + '"'}
         assert client.post("/v1/runs", json=texts).status_code == 200
         assert len(tool.calls) == 1
+
+
+def test_a_long_body_is_looked_at_beside_the_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for ten megabytes, in which nobody else would be served."""
+    holds_the_loop, whole = [], guard.check_values
+
+    def look(body: bytes, *, passed_on: bool) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            holds_the_loop.append(False)
+        else:
+            holds_the_loop.append(True)
+        whole(body, passed_on=passed_on)
+
+    monkeypatch.setattr(guard, "check_values", look)
+    with serve(ScriptedTool("t")).client() as client:
+        assert client.post("/v1/runs", json=BODY | {"request": "NaN " * 20_000}).status_code == 200
+        refused = client.post("/v1/runs", content=b'{"request": [' + b"1, " * 20_000 + b"NaN]}")
+    assert (refused.status_code, holds_the_loop) == (400, [False, False])
 
 
 OPENAI, ANTHROPIC = "/v1/chat/completions", "/v1/messages"

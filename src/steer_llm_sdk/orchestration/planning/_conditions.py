@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from operator import gt, lt
 from typing import Any
 
 from steer_llm_sdk.orchestration.planning import _needles
@@ -24,12 +25,6 @@ _FEW_WORDS = 16
 
 class Unfit(ValueError):
     """A condition cannot be used on this value, or on any."""
-
-
-def compiled(condition: RuleCondition) -> Test:
-    """The condition as a test on requests. Unfit where it can be used on none: a pattern that does not compile."""
-    read, (check, expected) = reader(condition.attribute_path), checked(condition)
-    return lambda request: check(read(request), expected)
 
 
 def asked(steps: Sequence[tuple[str | None, Check]]) -> Check:
@@ -89,12 +84,11 @@ def _whole(request: Any) -> Any:
 
 
 def step_of(condition: RuleCondition) -> tuple[str | None, Check, Any]:
-    """What is asked, at which path, and with what. Unfit as above."""
+    """The path, what is asked of the value there, and with what. Unfit as `checked`."""
     path = condition.attribute_path
     check, expected = checked(condition)
-    if (
-        check is _is_there and "." not in path
-    ):  # Of the request itself: thousands may ask for a field, each for another.
+    if check is _is_there and "." not in path:
+        # Asked of the request itself: thousands of rules may ask for a field, each for another.
         return None, _has_field, (path, expected)
     return path, check, expected
 
@@ -179,7 +173,8 @@ def checker(condition: RuleCondition) -> Test:
 
 
 def checked(condition: RuleCondition) -> tuple[Check, Any]:
-    """What is asked of the value, and what it is asked with."""
+    """What is asked of the value, and what it is asked with. Unfit where the condition can be used on no value: a
+    pattern that does not compile."""
     matcher, expected = condition.custom_matcher, condition.value
     if matcher is None:
         return _CHECKERS[condition.operator](expected)
@@ -314,30 +309,25 @@ def _greater(expected: Any) -> tuple[Check, Any]:
     return _is_greater, _comparable("gt", expected)
 
 
-def _is_greater(value: Any, expected: Any) -> bool:
-    if value is None:
-        return False
-    if isinstance(value, bool):
-        raise _incomparable("gt", value, expected)
-    try:
-        return bool(value > expected)
-    except TypeError as error:
-        raise _incomparable("gt", value, expected) from error
+def _comparison(operator: str, holds: Callable[[Any, Any], Any]) -> Check:
+    def compares(value: Any, expected: Any) -> bool:
+        if value is None:
+            return False
+        if isinstance(value, bool):
+            raise _incomparable(operator, value, expected)
+        try:
+            return bool(holds(value, expected))
+        except TypeError as error:
+            raise _incomparable(operator, value, expected) from error
+
+    return compares
+
+
+_is_greater, _is_less = _comparison("gt", gt), _comparison("lt", lt)
 
 
 def _less(expected: Any) -> tuple[Check, Any]:
     return _is_less, _comparable("lt", expected)
-
-
-def _is_less(value: Any, expected: Any) -> bool:
-    if value is None:
-        return False
-    if isinstance(value, bool):
-        raise _incomparable("lt", value, expected)
-    try:
-        return bool(value < expected)
-    except TypeError as error:
-        raise _incomparable("lt", value, expected) from error
 
 
 def _comparable(operator: str, expected: Any) -> Any:

@@ -171,14 +171,14 @@ class RuleIndex(Generic[E]):
                 if cell is None:
                     return ()
                 if type(cell) is not _Node:
-                    return (cell,)  # type: ignore[return-value]
+                    return (cell,)  # type: ignore[return-value]  # What is no node is a rule.
                 here = cell.here
                 if cell.is_flat:
                     return here
         elif (table := self._alone) is not None and type(request) is dict:
             cell = table.cell(request)
             if cell is not None and type(cell) is not _Node:
-                return (cell,)  # type: ignore[return-value]
+                return (cell,)  # type: ignore[return-value]  # What is no node is a rule.
         root = self._root
         here = root.here  # Before it is asked: it may be flat no longer when that is said.
         if root.is_flat:
@@ -400,7 +400,7 @@ class _Table(Generic[E]):
         if type(cell) is _Node:
             cell.collect(facts, found)
         elif cell is not None:
-            found.append((cell,))  # type: ignore[arg-type]
+            found.append((cell,))  # type: ignore[arg-type]  # What is no node is a rule.
 
     def all(self) -> Iterable[E]:
         if self.grid is not None:
@@ -443,7 +443,7 @@ def _put(cells: dict[Any, E | list[E]], key: Any, entry: E) -> None:
 def _get(cells: dict[Any, E | list[E]], key: Any, found: list[Sequence[E]]) -> None:
     there = cells.get(key)
     if there is not None:
-        found.append(there if type(there) is list else (there,))  # type: ignore[arg-type]
+        found.append(there if type(there) is list else (there,))  # type: ignore[arg-type]  # Or a rule.
 
 
 class _Ranges(Generic[E]):

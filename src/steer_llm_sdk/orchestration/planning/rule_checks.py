@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from steer_llm_sdk.orchestration.planning._conditions import Unfit, checker, compiled
+from steer_llm_sdk.orchestration.planning._conditions import Unfit, checked, checker
 from steer_llm_sdk.orchestration.planning.eligibility import at_version, is_number
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleCondition
@@ -46,7 +46,7 @@ def _alone(place: int, rule: PlanningRule) -> Iterator[Finding]:
         return
     for condition in rule.conditions:
         try:
-            compiled(condition)
+            checked(condition)
         except Unfit as error:
             yield Finding("unusable", place, f"it is always skipped: {error}")
             return

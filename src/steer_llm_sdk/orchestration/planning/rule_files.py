@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.orchestration.planning._conditions import Unfit, compiled
+from steer_llm_sdk.orchestration.planning._conditions import Unfit, checked
 from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, RuleCondition
 
@@ -344,7 +344,7 @@ def _conditions(when: Any) -> Iterator[tuple[str, str, Any]]:
 def _condition(path: str, operator: str, value: Any) -> RuleCondition:
     condition = RuleCondition(path, operator, value)
     try:
-        compiled(condition)
+        checked(condition)
     except Unfit as error:
         _refuse_when(f"{path}: {error}")
     return condition
