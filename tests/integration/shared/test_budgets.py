@@ -280,6 +280,45 @@ async def test_a_store_that_was_killed_and_started_again_goes_on_where_it_was(
     await until(lambda: here.budgets["team"]["spent"]["usd"] == 0.4)
 
 
+class HeardBefore:
+    """A board that does what it is asked, tells of it, and then loses the answer to the swap of that number."""
+
+    def __init__(self, board: Any, of: link.Link, number: int) -> None:
+        self._board = board
+        self._link = of
+        self._left = number
+
+    async def swap(self, key: str, *given: Any, **more: Any) -> Any:
+        done = await self._board.swap(key, *given, **more)
+        self._left -= 1
+        if self._left == 0:
+            ((entry,), _) = await self._board.read([(key, -1)])
+            self._link._hear(key, entry)
+            raise ConnectionError("lost")
+        return done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._board, name)
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["reserved", "settled"])
+async def test_what_is_heard_before_its_answer_is_lost_is_not_done_twice(
+    instances: Instances, url: str, number: int
+) -> None:
+    here = runner(instances, paid(0.04))
+    await spend(here)
+    shared = here.executor.shared
+    assert shared is not None
+    whole = shared.link._board
+    shared.link._board = HeardBefore(whole, shared.link, number)  # type: ignore[assignment]  # It has all of a board.
+    assert await spend(here) == "succeeded"
+    await until(lambda: shared.link.outages == 1 and shared.link.up)
+    end = asyncio.get_running_loop().time() + 10
+    while (found := await account(url)) != (picos(0.08), 0):
+        assert asyncio.get_running_loop().time() < end, found
+        await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_over_a_line_that_loses_requests_and_answers_nothing_is_charged_twice_or_forgotten(
     instances: Instances, url: str, seed: int, monkeypatch: pytest.MonkeyPatch

@@ -71,6 +71,10 @@ class Cell(Generic[S]):
         self._later: asyncio.TimerHandle | None = None
         self._working: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
+        self._asking = False
+        """The store is being told of our steps."""
+        self._news: Entry | None = None
+        """The newest that was heard meanwhile."""
 
     # ── what a kind of cell says of itself ───────────────────────────────────────────────────────────────────────────
 
@@ -139,8 +143,13 @@ class Cell(Generic[S]):
     # ── the link's thread ────────────────────────────────────────────────────────────────────────────────────────────
 
     def hear(self, entry: Entry) -> None:
-        """What is told, or was read; what is older than what is known is no news."""
+        """What is told, or was read; what is older than what is known is no news. While our own steps are under way it
+        waits for their answer: it may have them in it, and where the answer is lost, they are made once more."""
         if self.alone:
+            return
+        if self._asking:
+            if self._news is None or entry.text is None or newer(self._news.version, entry):
+                self._news = entry
             return
         if entry.text is None:
             self.version = 0  # The store has lost it; the next step brings it back.
@@ -252,7 +261,11 @@ class Cell(Generic[S]):
                     sure = entry is None
                     continue
                 moved = self.stamped(moved, now)
-                done = await link.swap(self, version, self.encode(moved), now, tell=self.news(known, moved))
+                self._asking = True
+                try:
+                    done = await link.swap(self, version, self.encode(moved), now, tell=self.news(known, moved))
+                finally:
+                    self._asking, heard, self._news = False, self._news, None
             except link.LOST as error:
                 if not idle:
                     self.unsure(steps)
@@ -260,14 +273,17 @@ class Cell(Generic[S]):
                 break
             if self._is_alone():  # Others found meanwhile that the store does not answer.
                 self.unsure(steps)
-            elif done.written:
-                if done.entry.version > self.version:  # Else somebody has moved it since, and told us sooner.
-                    self._adopt(done.entry.version, moved)
-                _answer(pending, answers)
-                return
+                continue
+            if done.written:
+                self._adopt(done.entry.version, moved)
             else:
                 sure = True
                 self._lose(version, done.entry)
+            if heard is not None:
+                self.hear(heard)
+            if done.written:
+                _answer(pending, answers)
+                return
         self._alone(pending)
 
     def _is_alone(self) -> bool:
