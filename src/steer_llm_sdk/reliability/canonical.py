@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import rfc8785
@@ -31,17 +31,18 @@ def canonical_json(value: Any) -> bytes:
 
 def plain_json(value: Any) -> bytes:
     """Of what `is_plain` lets through these are the bytes of RFC 8785, at a hundredth of the time."""
+    dumps, sorted_keys = _encoder()
     try:
-        return _encoder()(value)
+        return dumps(value, None, sorted_keys)
     except TypeError as error:
         raise _no_json(value, _SURROGATE) from error
 
 
 @cache
-def _encoder() -> Callable[[Any], bytes]:
+def _encoder() -> tuple[Callable[[Any, None, int], bytes], int]:
     import orjson
 
-    return partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps, orjson.OPT_SORT_KEYS
 
 
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
