@@ -23,8 +23,9 @@ from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.reliability._pipeline import Next
 from steer_llm_sdk.streaming.manager import EventManager, Handler, RunEvents
 from steer_llm_sdk.telemetry import names
+from steer_llm_sdk.telemetry._closing import Closer
 from steer_llm_sdk.telemetry._meters import Meters
-from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, end_attempt, headers_of, trace_id_of
+from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, headers_of, trace_id_of
 
 R = TypeVar("R")
 O = TypeVar("O", bound=BaseOrchestrator)  # noqa: E741 - the orchestrator that is given comes back
@@ -45,7 +46,8 @@ def instrument(
 
     Providers: those given, else the ones set for the process. Where there is none, as without an SDK, a run costs one
     look at them. `content`: requests and answers go into the spans, through `redact` where it is given; neither is
-    there otherwise. What telemetry itself gets wrong is logged and never touches a run.
+    there otherwise, nor what errors say. What telemetry itself gets wrong is logged and never touches a run; for an
+    exporter that hangs no run waits longer than 50 ms.
     """
     if getattr(orchestrator.run, "__steer_traced__", False):
         return orchestrator
@@ -101,6 +103,7 @@ class _Traced:
         self._meters: Meters | None = None
         self._content = content
         self._redact = redact
+        self._closer = Closer()
         self.run = self._wrapped()
 
     def _wrapped(self) -> Any:
@@ -166,8 +169,10 @@ class _Traced:
         finally:
             _spans.reset(token)
             _carefully(spans.ended, output, failed)
-            _carefully(meters.ended, time.perf_counter() - began, output, failed)
+            _carefully(meters.ended, time.perf_counter() - began, tool_name, output, failed, spans.tried)
+            patient = not isinstance(failed, GeneratorExit)  # Nothing can be waited for in a coroutine that is closed.
             failed = None
+            await spans.close(patient)
 
     def _begun(self, request: Any, tool_name: str | None, options: Any) -> tuple[RunSpans, Meters, Any]:
         """The spans and meters of a run that begins now, and its options, which name the trace it is in."""
@@ -182,27 +187,29 @@ class _Traced:
             root.set_attribute(names.TRACE_ID, asked)
         elif asked is None and own is not None:
             options = _with_trace_id(options, own)
-        return RunSpans(tracer, root, request, self._content, self._redact), self._measuring(), options
+        spans = RunSpans(tracer, root, request, self._content, self._redact, self._closer)
+        return spans, self._measuring(), options
 
 
 async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
     """The policy round each attempt. It is the same one for all, for orchestrators may share an executor."""
     spans = _spans.get()
     span = None if spans is None else _carefully(spans.attempt, call, replicate.get())
-    if span is None:
+    if spans is None or span is None:
         return await next(call)
+    began, failed = time.perf_counter(), None
     token = trace_headers.set(_carefully(headers_of, span))
     try:
         # While it is under way the span is current, so that a client's own spans are below it.
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-            result = await next(call)
+            return await next(call)
     except BaseException as error:
-        _carefully(end_attempt, span, error)
+        failed = error
         raise
     finally:
         trace_headers.reset(token)
-    _carefully(end_attempt, span, None)
-    return result
+        _carefully(spans.attempt_ended, call, span, began, failed)
+        failed = None
 
 
 def _measured() -> bool:

@@ -56,23 +56,32 @@ class Meters:
         elif kind == "circuit_breaker":
             self._changes.add(1, {**who, names.STATE: str(data.get("state"))})
 
-    def ended(self, seconds: float, output: Any, error: BaseException | None) -> None:
+    def ended(
+        self,
+        seconds: float,
+        tool_name: str | None,
+        output: Any,
+        error: BaseException | None,
+        tried: Iterable[tuple[str, str, str, float]],
+    ) -> None:
+        """A run. What was `tried` is asked where it has no output that says so."""
         failed = type(error).__name__ if error is not None else None
-        if output is None:
-            self._run.record(seconds, {names.ERROR_TYPE: failed or "error"})
-            return
-        labels: dict[str, Any] = {names.WORKFLOW: output.metadata.get("tool_name") or "unknown"}
-        if failed is None and output.status == "failed" and isinstance(output.content, dict):
+        answered = None if output is None else output.metadata.get("tool_name")
+        labels: dict[str, Any] = {names.WORKFLOW: answered or tool_name or "unknown"}
+        if output is not None and failed is None and output.status == "failed" and isinstance(output.content, dict):
             failed = output.content.get("error", {}).get("type", "error")
         if failed is not None:
             labels[names.ERROR_TYPE] = failed
         self._run.record(seconds, labels)
-        if output.replayed:
+        if output is None:
+            for name, provider, outcome, took in tried:
+                self._attempted(name, provider, outcome, took)
+        elif output.replayed:
             self._replays.add(1, labels)
-            return
-        for name, entry in output.per_agent.items():
-            self._tried(name, entry)
-        self._evidence(output)
+        else:
+            for name, entry in output.per_agent.items():
+                self._tried(name, entry)
+            self._evidence(output)
 
     def _tried(self, name: str, entry: Mapping[str, Any]) -> None:
         tool = {names.TOOL: name}
@@ -82,11 +91,14 @@ class Meters:
         if entry.get("cost_usd"):
             self._spent.add(entry["cost_usd"], tool)
         for line in entry.get("timeline", ()):
-            labels = {**tool, names.PROVIDER: line["provider"], names.OUTCOME: line["outcome"]}
-            self._attempts.add(1, labels)
-            self._tool.record(line["elapsed_ms"] / 1000, labels)
+            self._attempted(name, line["provider"], line["outcome"], line["elapsed_ms"] / 1000)
             if "queued_ms" in line:
                 self._queue.record(line["queued_ms"] / 1000, {names.PROVIDER: line["provider"]})
+
+    def _attempted(self, tool: str, provider: str, outcome: str, seconds: float) -> None:
+        labels = {names.TOOL: tool, names.PROVIDER: provider, names.OUTCOME: outcome}
+        self._attempts.add(1, labels)
+        self._tool.record(seconds, labels)
 
     def _evidence(self, output: Any) -> None:
         content = output.content

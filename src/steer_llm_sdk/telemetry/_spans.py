@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.trace.span import INVALID_SPAN, format_trace_id
 
 from steer_llm_sdk.models.usage import tokens_by_side
+from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.telemetry import names
+from steer_llm_sdk.telemetry._closing import Closer
+
+_log = logging.getLogger(__name__)
 
 Redactor = Callable[[dict[str, Any]], dict[str, Any]]
 LONGEST = 10_000
@@ -79,9 +84,15 @@ def trace_id_of(span: Span) -> str | None:
 
 
 class RunSpans:
-    """`content`: requests and answers go into the spans as well, through `redact`."""
+    """`content`: requests, answers and what errors say go into the spans as well, through `redact`.
 
-    def __init__(self, tracer: Tracer, root: Span, request: Any, content: bool, redact: Redactor | None) -> None:
+    What is over keeps its time, and is ended by `closer` when the run is. `tried` has the attempts: by whom, at which
+    provider, how they ended, and their seconds.
+    """
+
+    def __init__(
+        self, tracer: Tracer, root: Span, request: Any, content: bool, redact: Redactor | None, closer: Closer
+    ) -> None:
         self._tracer = tracer
         self.root = root
         self._below = set_span_in_context(root)
@@ -91,6 +102,10 @@ class RunSpans:
         self._redact = redact
         self._tools: dict[str, tuple[Span, Context]] = {}
         self._planned = False
+        self._closer = closer
+        self._over: list[tuple[Span, int]] = []
+        self._closed = False
+        self.tried: list[tuple[str, str, str, float]] = []
 
     def planned(self, tool: str, version: str, at: float) -> None:
         """The run has started with a tool; until then it planned."""
@@ -102,7 +117,7 @@ class RunSpans:
         )
         span.set_attribute(names.TOOL, tool)
         span.set_attribute(names.TOOL_VERSION, version)
-        span.end(max(int(at * 1e9), self._began))
+        self._over.append((span, max(int(at * 1e9), self._began)))
 
     def attempt(self, call: Any, replicate: str) -> Span:
         """The span of an attempt that is sent now."""
@@ -116,16 +131,33 @@ class RunSpans:
                 span.set_attribute(names.REPLICATE, replicate)
         return span
 
+    def attempt_ended(self, call: Any, span: Span, began: float, error: BaseException | None) -> None:
+        """How an attempt ended. A cancellation is no error: somebody else answered, or nobody waits any more."""
+        outcome = "succeeded" if error is None else "failed" if isinstance(error, Exception) else "cancelled"
+        self.tried.append((call.tool, call.target, outcome, time.perf_counter() - began))
+        span.set_attribute(names.OUTCOME, outcome)
+        if isinstance(error, Exception):
+            self._fail(span, describe_error(error))
+            after = getattr(error, "retry_after", None)
+            if isinstance(after, (int, float)):
+                span.set_attribute(names.RETRY_AFTER, after)
+        over = span, time.time_ns()
+        if self._closed:  # It was left behind.
+            self._closer.end([over])
+        else:
+            self._over.append(over)
+
     def ended(self, output: Any, error: BaseException | None) -> None:
-        """Close all that is open, with what the run came to."""
+        """Say what the run came to on all that is open."""
+        now = time.time_ns()
         per_agent: Mapping[str, Any] = {} if output is None else output.per_agent
         for name, (span, _) in self._tools.items():
             entry = per_agent.get(name, {})
-            failed = entry.get("error")
-            if failed:
-                _fail(span, failed.get("type", "error"), failed.get("message", ""))
+            if entry.get("error"):
+                self._fail(span, entry["error"])
             _spent(span, entry.get("usage") or {}, entry.get("cost_usd"))
-            span.end()
+            self._over.append((span, now))
+        self._over.append((self.root, now))
         if output is not None:
             self.root.set_attributes({names.STATUS: output.status, names.REPLAYED: output.replayed})
             _spent(self.root, output.usage, output.cost_usd)
@@ -136,10 +168,19 @@ class RunSpans:
                 self.root.set_attribute(names.RESULT, self._shown("content", output.content))
             if output.status == "failed":
                 said = output.content.get("error", {}) if isinstance(output.content, dict) else {}
-                _fail(self.root, said.get("type", "error"), said.get("message", ""))
+                self._fail(self.root, said)
+        elif error is not None:
+            self.root.set_attribute(names.STATUS, "failed" if isinstance(error, Exception) else "cancelled")
         if error is not None:
-            _fail(self.root, type(error).__name__, str(error))
-        self.root.end()
+            self._fail(self.root, describe_error(error))
+
+    async def close(self, patient: bool) -> None:
+        """End all that is over."""
+        self._closed = True
+        over = [(span, at) for span, at in self._over if span.is_recording()]
+        ended = self._closer.end(over) if over else None
+        if patient and ended is not None:
+            await self._closer.wait(ended)
 
     def _tool(self, name: str, version: str) -> tuple[Span, Context]:
         known = self._tools.get(name)
@@ -151,31 +192,27 @@ class RunSpans:
             known = self._tools[name] = (span, set_span_in_context(span))
         return known
 
+    def _fail(self, span: Span, error: Mapping[str, Any]) -> None:
+        """As `describe_error` has it. Its message may hold the request, so it is content."""
+        span.set_attribute(names.ERROR_TYPE, error.get("type", "error"))
+        known = (str(error[name]) for name in ("code", "status_code") if error.get(name) is not None)
+        said = self._redacted("error", error.get("message", "")) if self._content else " ".join(known)
+        span.set_status(Status(StatusCode.ERROR, str(said)[:LONGEST]))
+
     def _shown(self, name: str, value: Any) -> str:
-        shown = {name: value}
-        if self._redact is not None:
-            shown = self._redact(shown)
-        return json.dumps(shown.get(name), ensure_ascii=False, default=str)[:LONGEST]
+        return json.dumps(self._redacted(name, value), ensure_ascii=False, default=str)[:LONGEST]
+
+    def _redacted(self, name: str, value: Any) -> Any:
+        if self._redact is None:
+            return value
+        try:
+            return self._redact({name: value}).get(name)
+        except Exception as error:
+            _log.warning("redact failed, and nothing of it is shown: %s", type(error).__name__)
+            return _NOT_REDACTED
 
 
-def end_attempt(span: Span, error: BaseException | None) -> None:
-    """How an attempt ended. A cancellation is no error: somebody else answered, or nobody waits any more."""
-    if error is None:
-        span.set_attribute(names.OUTCOME, "succeeded")
-    elif isinstance(error, Exception):
-        span.set_attribute(names.OUTCOME, "failed")
-        _fail(span, type(error).__name__, str(error))
-        after = getattr(error, "retry_after", None)
-        if isinstance(after, (int, float)):
-            span.set_attribute(names.RETRY_AFTER, after)
-    else:
-        span.set_attribute(names.OUTCOME, "cancelled")
-    span.end()
-
-
-def _fail(span: Span, kind: str, message: str) -> None:
-    span.set_attribute(names.ERROR_TYPE, kind)
-    span.set_status(Status(StatusCode.ERROR, message))
+_NOT_REDACTED = "(redact failed)"
 
 
 def _spent(span: Span, usage: Mapping[str, Any], cost: float | None) -> None:

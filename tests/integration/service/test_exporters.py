@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from served import Service
 
 from steer_llm_sdk.orchestration import ReliableOrchestrator, ToolRegistry
@@ -78,6 +78,18 @@ def test_an_exporter_of_spans_that_hangs_or_raises_touches_no_run(
     tracers.shutdown()
 
 
+async def test_an_exporter_that_hangs_within_the_end_of_a_span_holds_up_no_run() -> None:
+    exporter, tracers = Exporter("hangs"), TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    registry = ToolRegistry()
+    registry.register_tool(ScriptedTool("t", *[OK("fine")] * 3))
+    runner = instrument(ReliableOrchestrator(registry=registry), tracer_provider=tracers)
+    # The exporter goes on only when the runs are over.
+    assert [(await runner.run("x", "t")).content for _ in range(3)] == ["fine"] * 3
+    assert exporter.asked.is_set()
+    exporter.over.set()
+
+
 @pytest.mark.parametrize("how", ["raises", "hangs"])
 async def test_an_exporter_of_metrics_that_hangs_or_raises_touches_no_run(how: str) -> None:
     exporter = Metrics(how)
@@ -107,9 +119,13 @@ def test_an_error_and_a_cancelled_run_are_told_by_spans_and_metrics(
         told = client.get("/metrics").text
     count = "gen_ai_invoke_workflow_duration_seconds_count"
     assert f'{count}{{error_type="ValueError",gen_ai_workflow_name="t"}} 1.0' in told
-    assert f'{count}{{error_type="CancelledError",gen_ai_workflow_name=""}} 1.0' in told
+    assert f'{count}{{error_type="CancelledError",gen_ai_workflow_name="t"}} 1.0' in told
+    attempts_of = 'steer_attempts_total{gen_ai_provider_name="p",gen_ai_tool_name="t",steer_outcome='
+    assert attempts_of + '"failed"} 1.0' in told
+    assert attempts_of + '"cancelled"} 1.0' in told
     roots = [span for span in spans() if span.name.startswith("invoke_workflow")]
     assert [(span.attributes or {})["error.type"] for span in roots] == ["ValueError", "CancelledError"]
+    assert [(span.attributes or {})["steer.status"] for span in roots] == ["failed", "cancelled"]
     attempts = [span for span in spans() if span.name.startswith("attempt")]
     assert [(span.attributes or {})["steer.outcome"] for span in attempts] == ["failed", "cancelled"]
     assert len({span.context.trace_id for span in (*roots, *attempts) if span.context}) == 2

@@ -16,6 +16,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import BaseModel
 
 from steer_llm_sdk import Budget
 from steer_llm_sdk.errors import BudgetExceeded, ProviderUnavailable
@@ -206,6 +207,41 @@ async def test_content_goes_through_the_redactor() -> None:
     assert SECRET not in told
     assert seen.one("execute_tool").attributes["gen_ai.tool.call.arguments"] == '"what of [redacted]?"'
     assert seen.one("invoke_workflow").attributes["gen_ai.tool.call.result"] == '"key [redacted]"'
+
+
+async def test_what_an_error_says_is_content() -> None:
+    class Strict(BaseModel):
+        n: int
+
+    class Parses(Plays):
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            return Strict(n=request["query"])
+
+    def said(seen: Seen) -> list[str]:
+        return [str(seen.one(name).status.description) for name in ("attempt", "execute_tool", "invoke_workflow")]
+
+    seen = Seen(Parses("t"))
+    await seen.runner.run(f"my password is {SECRET}")
+    assert said(seen) == ["validation"] * 3
+    assert not any(SECRET in str(span.to_json()) for span in seen.spans.get_finished_spans())
+    seen = Seen(Parses("t"), content=True, redact=lambda shown: dict.fromkeys(shown, "hidden"))
+    await seen.runner.run(f"my password is {SECRET}")
+    assert said(seen) == ["hidden"] * 3
+    assert not any(SECRET in str(span.to_json()) for span in seen.spans.get_finished_spans())
+
+
+@pytest.mark.parametrize("answer", [ZeroDivisionError(), None, 5, "x"], ids=repr)
+async def test_a_redactor_that_fails_shows_nothing_and_loses_no_span(answer: Any) -> None:
+    def redact(shown: dict[str, Any]) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    seen = Seen(Plays("t"), content=True, redact=redact)
+    await seen.runner.run("q")
+    assert seen.one("execute_tool").attributes["gen_ai.tool.call.arguments"] == '"(redact failed)"'
+    assert seen.one("invoke_workflow").attributes["gen_ai.tool.call.result"] == '"(redact failed)"'
+    assert seen.one("attempt")
 
 
 async def test_metrics_count_what_happened() -> None:
