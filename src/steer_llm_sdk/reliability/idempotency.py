@@ -8,7 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
@@ -222,8 +222,8 @@ class Hangar:
 class Flight(Generic[R]):
     """Work under way and the callers who wait for it: how many, and those among them who have gone to sleep.
 
-    `apart` is a copy of the result, made before any of several callers has the result to write in. `wanted` asks the
-    store for how long callers in other processes are going to wait; None where there are none.
+    `apart` is a copy of the result, made before any of several callers has the result to write in. `holds`: the key is
+    ours, under `token`.
     """
 
     __slots__ = (
@@ -231,11 +231,11 @@ class Flight(Generic[R]):
         "callers",
         "closing",
         "deadline",
+        "holds",
         "loop",
         "task",
         "token",
         "waiting",
-        "wanted",
         "work",
     )
     task: asyncio.Task[R]
@@ -248,21 +248,22 @@ class Flight(Generic[R]):
         self.callers = 0
         self.waiting: list[asyncio.Future[None]] = []
         self.closing = False
-        self.wanted: Callable[[], Awaitable[float]] | None = None
+        self.holds = False
         self.apart: R | None = None
 
-    async def left(self) -> None:
-        """The last caller here is gone. The work goes on while callers elsewhere wait for it."""
-        if self.wanted is None:
+    async def left(self, store: Store) -> None:
+        """The last caller here is gone. The work goes on while callers elsewhere wait for it: on another event loop, or
+        in another process."""
+        if not self.holds or (type(store) is MemoryStore and not store.wanted_now(self.work.key)):
             self.closing = True  # Nobody may join work that is being cancelled.
             await stop(self.task)
         else:
-            await watch(_go_on_behind(self._serve_others(self.wanted)), self.task.get_loop().time() + GRACE)
+            await watch(_go_on_behind(self._serve_others(store)), self.task.get_loop().time() + GRACE)
 
-    async def _serve_others(self, wanted: Callable[[], Awaitable[float]]) -> None:
+    async def _serve_others(self, store: Store) -> None:
         task, loop = self.task, self.task.get_loop()
         while not (self.callers or task.done()):
-            seconds = await wanted()
+            seconds = await _patiently(store.wanted(self.work.key, self.token), 0.0)
             if self.callers or task.done():
                 return
             if seconds <= 0:
@@ -312,7 +313,7 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
             finally:
                 flight.callers -= 1
                 if not flight.callers and not in_time:
-                    await flight.left()
+                    await flight.left(manager.hangar.store)
         if not in_time:
             raise too_late(task)
         if leads:
@@ -363,10 +364,8 @@ async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) ->
                 result = work.load(claim.result)
             else:
                 flight.token = token = claim.token
-                held = True
+                held = flight.holds = True
                 hangar.heart.keep(flight)
-                if memory is None:
-                    flight.wanted = lambda: _patiently(store.wanted(work.key, flight.token), 0.0)
                 result = await work.run(flight.deadline)
                 kept = _kept(work, result)
                 if kept is not None:
@@ -383,7 +382,7 @@ async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) ->
             flight.apart = work.copy(result)
         return result
     finally:
-        flight.wanted = None
+        flight.holds = False
         hangar.heart.let_go(flight)
         try:
             if held:

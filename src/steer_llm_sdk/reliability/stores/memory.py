@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from steer_llm_sdk.reliability.stores import Claim, Store
+from steer_llm_sdk.reliability.stores import POLL, Changed, Claim, Store
 
 _new = tuple.__new__  # Makes a named tuple at half the time.
 
@@ -45,6 +47,8 @@ class MemoryStore(Store):
         self._claimed: dict[str, Claimed] = {}
         self._finished: OrderedDict[str, Finished] = OrderedDict()
         self._token = 0
+        self._wanted: dict[str, list[float]] = {}
+        """By key: until when each of those waits who are on another event loop than the owner."""
 
     def __repr__(self) -> str:
         return "memory://"
@@ -70,6 +74,28 @@ class MemoryStore(Store):
                 return False
             del self._claimed[key]
             return True
+
+    @asynccontextmanager
+    async def watch(self, key: str, seconds: float) -> AsyncIterator[Changed]:
+        until = self._clock() + seconds
+        with self._lock:
+            self._wanted.setdefault(key, []).append(until)
+        try:
+            yield lambda most: asyncio.sleep(min(most, POLL))
+        finally:
+            with self._lock:
+                waiting = self._wanted[key]
+                waiting.remove(until)
+                if not waiting:
+                    del self._wanted[key]
+
+    async def wanted(self, key: str, token: int) -> float:
+        return self.wanted_now(key)
+
+    def wanted_now(self, key: str) -> float:
+        """`wanted`, which has nothing to wait for."""
+        with self._lock:
+            return max(0.0, max(self._wanted.get(key, (0.0,))) - self._clock())
 
     def claim_now(self, key: str, fingerprint: str | bytes, lease: float, ttl: float) -> Claim:
         """`claim`, which has nothing to wait for."""
