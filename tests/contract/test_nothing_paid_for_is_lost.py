@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 
 from contract.kit import Fixed, bundle, now, plain, reliable, tasks
-from steer_llm_sdk import EventManager
-from steer_llm_sdk.errors import StoreUnavailable
-from steer_llm_sdk.orchestration import BudgetExceeded, OrchestrationOutput
+from steer_llm_sdk import Budget, EventManager
+from steer_llm_sdk.errors import ProviderUnavailable, StoreUnavailable
+from steer_llm_sdk.orchestration import (
+    BudgetExceeded,
+    OrchestrationOutput,
+    PlanningRule,
+    ReliableOrchestrator,
+    RuleBasedPlanner,
+)
+from steer_llm_sdk.orchestration.planning import RuleAction
 from steer_llm_sdk.reliability import IdempotencyManager
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err, stubborn
 
@@ -297,3 +304,48 @@ async def test_a_number_too_long_to_be_written_is_kept_as_text_and_can_be_replay
     assert OrchestrationOutput.model_validate_json(first.model_dump_json()) == first
     assert hex(number) in str(first.content)
     assert "4,200 digits" in first.metadata["content_warning"]
+
+
+# ── a plan with a fallback ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def with_fallback(first: ScriptedTool, fallback: ScriptedTool) -> ReliableOrchestrator:
+    action = RuleAction(tool_name=first.name, fallback_tools=[fallback.name])
+    runner = reliable(first, fallback)
+    runner.planner = RuleBasedPlanner([PlanningRule(name="all", action=action)])
+    return runner
+
+
+async def test_a_bundle_below_min_confidence_is_on_the_error_where_the_deadline_comes_before_a_better_one() -> None:
+    first = ScriptedTool("first", OK(bundle("a", "b", confidence=0.3, cost=0.2)))
+    runner = with_fallback(first, ScriptedTool("second", HANG))
+    asked = {"timeout_ms": 1000, "quality_requirements": {"min_confidence": 0.5}}
+    with pytest.raises(BudgetExceeded) as caught:
+        await runner.run("q", options=asked)
+    output = caught.value.output
+    assert (output.status, output.cost_usd, output.evidence.summary.confidence) == ("partial", 0.2, 0.3)
+    assert {name: entry["error"]["type"] for name, entry in output.per_agent.items()} == {
+        "first": "NotAcceptable",
+        "second": "BudgetExceeded",
+    }
+
+
+async def test_what_failed_attempts_used_is_on_the_error_where_the_budget_refuses_the_fallback() -> None:
+    failed = err(ProviderUnavailable("down", "p", 503, usage={"total_tokens": 400}))
+    fallback = ScriptedTool("second", OK("x"))
+    runner = with_fallback(ScriptedTool("first", failed, failed, failed), fallback)
+    with pytest.raises(BudgetExceeded) as caught:
+        await runner.run("q", options={"budget": {"tokens": 1000}})
+    output = caught.value.output
+    assert (output.status, output.usage["total_tokens"], len(output.attempts)) == ("failed", 1200, 3)
+    assert fallback.calls == []
+
+
+async def test_what_a_deadline_cut_off_costs_the_run_what_it_costs_the_budget() -> None:
+    tool = ScriptedTool("t", HANG, resource_requirements={"estimated_cost_per_run": 0.02})
+    runner = reliable(tool)
+    with pytest.raises(BudgetExceeded) as caught:
+        await runner.run("q", options={"timeout_ms": 1000, "budgets": [Budget("team", usd=1)]})
+    output = caught.value.output
+    assert output.cost_usd == runner.budgets["team"]["spent"]["usd"] == 0.02
+    assert output.attempts[0]["spent"] == "estimated"

@@ -159,8 +159,9 @@ class Run:
     `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
     attempt is known to have used, with the tool that it was for. `promised` has the calls whose next attempt is waited
     for, with the attempts that each had made by then. `plan` (steps, and what is shown of it) is kept where a deadline
-    may cut the run off. `given` has the fields of `options`, which are read from a dict in a quarter of the time; all
-    that was set of them is in PLAIN where the run is `plain`.
+    may cut the run off; so are the answers that were not acceptable, as NotAcceptable. `given` has the fields of
+    `options`, which are read from a dict in a quarter of the time; all that was set of them is in PLAIN where the run
+    is `plain`.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
@@ -171,6 +172,7 @@ class Run:
     spending: tuple[tuple[str, Usage], ...] = ()
     promised: tuple[tuple[Call, int], ...] = ()
     plan: tuple[Sequence[Any], Callable[[], dict[str, Any]] | None] | None = None
+    unaccepted: tuple[Any, ...] = ()
 
     def __init__(
         self,

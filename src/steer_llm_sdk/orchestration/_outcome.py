@@ -82,9 +82,10 @@ _FIELDS = set(OrchestrationOutput.model_fields)
 
 
 def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput:
-    """The output of a run in which no tool answered. A budget that stopped the last one is raised instead."""
+    """The output of a run in which no tool answered. A budget that stopped the last one is raised, with the output if
+    anything was sent."""
     last = list(answer.failures.values())[-1]
-    if isinstance(last, BudgetExceeded):
+    if isinstance(last, BudgetExceeded) and not run.timeline:
         raise last
     errors = _described(answer.failures)
     tools, usage, cost = _account(run, answer, None)
@@ -101,6 +102,9 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
     )
     for error in answer.failures.values():
         _let_go(error)
+    if isinstance(last, BudgetExceeded):
+        last.output = output if last.output is None else last.output
+        raise last
     output._cause = last if len(errors) == 1 else AllToolsFailed(answer.failures)
     return output
 
@@ -120,9 +124,14 @@ def _let_go(error: BaseException) -> None:
 
 def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
     """The output of a run that its deadline ended: what was sent until then, and what is known of its usage and cost.
-    What an attempt used that was cut off, or is still running, nobody knows."""
+    What an attempt used that was cut off, or is still running, nobody knows. An answer that was not acceptable is one
+    all the same where no better one came."""
     assert run.plan is not None
     (steps, shown), info = run.plan, describe_error(exceeded)
+    if run.unaccepted:
+        best = max(run.unaccepted, key=lambda kept: kept.found)
+        failures = {**dict.fromkeys(exceeded.affected_agents, exceeded), best.tool.name: best}
+        return answered(run, shown, Answer(best.tool, best.result, failures, acceptable=False))
     asked = dict.fromkeys(line["tool"] for line in run.timeline)
     last = next((step.tool for step in steps if step.tool.name == list(asked)[-1]), steps[-1].tool)
     answer = Answer(last, None, {})

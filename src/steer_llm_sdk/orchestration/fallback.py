@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import CoroutineType, TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steer_llm_sdk.errors import ErrorCategory, OrchestratorError, ProviderError, ProviderTimeout, ToolExecutionError
 from steer_llm_sdk.models.plain import copied
@@ -20,6 +20,9 @@ from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.reliability.classify import classify
 from steer_llm_sdk.reliability.silence import Life, first_of
 from steer_llm_sdk.streaming.manager import EventManager
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +149,7 @@ async def only_answer(run: Run, step: ToolCall, min_confidence: float | None) ->
                 finally:
                     del failed  # It holds this frame by its traceback.
         if result.bundle is not None:
-            _check(tool, result, result.bundle.summary.confidence, min_confidence)
+            _check(run, tool, result, result.bundle, min_confidence)
         return _new(Answer, (tool, result, {}, True, ()))  # Answer(tool, result, {}), at half the time.
     except BaseException as error:
         return _best_of((step,), {tool.name: _failure(run, tool, error)})
@@ -170,7 +173,7 @@ async def _one_after_the_other(run: Run, plan: Sequence[ToolCall], min_confidenc
         try:
             result = await _ask(run, step, None)
             if result.bundle is not None:
-                _check(step.tool, result, result.bundle.summary.confidence, min_confidence)
+                _check(run, step.tool, result, result.bundle, min_confidence)
             return Answer(step.tool, result, failures)
         except Exception as error:
             failures[step.tool.name] = error
@@ -185,7 +188,7 @@ async def answer_of_one(run: Run, step: ToolCall, min_confidence: float | None, 
             raise objection
         result = await _ask(run, step, life)
         if result.bundle is not None:
-            _check(tool, result, result.bundle.summary.confidence, min_confidence)
+            _check(run, tool, result, result.bundle, min_confidence)
         return Answer(tool, result, {})
     except Exception as error:
         return _best_of((step,), {tool.name: error})
@@ -224,7 +227,7 @@ class _Beside:
             raise objection
         result = await _ask(run, step, life)
         if result.bundle is not None:
-            _check(step.tool, result, result.bundle.summary.confidence, self._min_confidence)
+            _check(run, step.tool, result, result.bundle, self._min_confidence)
         return result
 
     def _may_start(self, number: int, beside: bool) -> bool:
@@ -401,12 +404,19 @@ def _told(run: Run, step: ToolCall, life: Life | None) -> Awaitable[ToolResult]:
     return run.events.attempt(who, work, {**who, "tool_version": step.tool.version}, life.alive)
 
 
-def _check(tool: Tool, result: ToolResult, found: float | None, wanted: float | None) -> None:
+def _check(run: Run, tool: Tool, result: ToolResult, bundle: EvidenceBundle, wanted: float | None) -> None:
+    """Raises NotAcceptable. The run remembers it as well, in case its deadline comes before a better answer."""
+    found = bundle.summary.confidence
     if result.status == "failed":
-        raise NotAcceptable(tool, result, "no valid replicate")
-    if wanted is not None and (found is None or found < wanted):
+        reason, found = "no valid replicate", None
+    elif wanted is not None and (found is None or found < wanted):
         shown = "no confidence" if found is None else f"a confidence of {found:.2f}"
-        raise NotAcceptable(tool, result, f"{shown}; min_confidence is {wanted:g}", found)
+        reason = f"{shown}; min_confidence is {wanted:g}"
+    else:
+        return
+    # Two, for the one that is raised holds the run by its traceback.
+    run.unaccepted += (NotAcceptable(tool, result, reason, found),)
+    raise NotAcceptable(tool, result, reason, found)
 
 
 def _best_of(plan: Sequence[ToolCall], failures: dict[str, Exception]) -> Answer:

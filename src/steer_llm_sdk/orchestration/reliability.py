@@ -277,7 +277,8 @@ def fail(call: Call, began: float, line: Attempt, error: BaseException) -> async
     if isinstance(error, (Exception, SystemExit)) and run.asked_to_stop():
         instead = asyncio.CancelledError()
     if instead is not None or isinstance(error, asyncio.CancelledError):
-        if call.life is not None and call.life.was_lost:  # It is charged what Reserve charges.
+        # It is charged what Reserve charges.
+        if run.ledger is not None or (call.life is not None and call.life.was_lost):
             spent = _estimated(call.worst_case)
         line["outcome"], line["spent"] = "cancelled", "unknown" if spent is None else "estimated"
     elif isinstance(error, (Exception, SystemExit)):
