@@ -15,7 +15,6 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
-from itertools import filterfalse
 from math import floor, frexp
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -540,7 +539,18 @@ class _Needles(Generic[E]):
     most words are again and again.
     """
 
-    __slots__ = ("_by_size", "_few", "_known", "_many", "_needles", "_with_blank", "entries", "path", "read")
+    __slots__ = (
+        "_by_size",
+        "_few",
+        "_known",
+        "_many",
+        "_needles",
+        "_shortest",
+        "_with_blank",
+        "entries",
+        "path",
+        "read",
+    )
 
     def __init__(self, path: str, read: Reader) -> None:
         self.path = path
@@ -551,6 +561,8 @@ class _Needles(Generic[E]):
         self._known: _Known = ({}, {})
         self._few: list[list[Any]] = []
         self._many: list[tuple[int, _SameSize]] = []
+        self._shortest = 0
+        """Letters of a word of a text: there is no piece in a shorter one."""
         self._with_blank: list[tuple[int, _SameSize]] = []
 
     def add(self, entry: E, guard: Words) -> None:
@@ -573,6 +585,7 @@ class _Needles(Generic[E]):
         sizes = self._by_size.items()
         self._few = [same.all for _, same in sizes if same.all is not None]
         self._many = [(size, same) for size, same in sizes if same.all is None]
+        self._shortest = min((size for size, _ in self._many), default=0)
         self._with_blank = [(size, same) for size, same in self._many if same.with_blank]
         # Others, and last: who looks words up meanwhile, in another thread, remembers them in those before.
         self._known = {}, {}
@@ -605,10 +618,12 @@ class _Needles(Generic[E]):
     def _look_up(self, text: str, found: list[list[Any]]) -> None:
         for size, same in self._with_blank:
             found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
-        known = self._known
+        known, shortest = self._known, self._shortest
         dull, in_word = known
         fresh: list[str] = []
-        for word in filterfalse(dull.__contains__, text.split()):
+        for word in text.split():
+            if len(word) < shortest or word in dull:
+                continue
             inside = in_word.get(word)
             if inside is None:
                 fresh.append(word)
@@ -619,7 +634,6 @@ class _Needles(Generic[E]):
 
     def _look_into(self, words: list[str], known: _Known) -> list[list[Any]]:
         """What is found in words, and remembered of those that are not too long to be."""
-        found: list[list[Any]] = []
         hits: list[tuple[str, list[Any]]] = []
         for size, same in self._many:
             cut = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
@@ -628,30 +642,30 @@ class _Needles(Generic[E]):
         if len(dull) + len(in_word) > min(MOST_KNOWN, KNOWN_PER_NEEDLE * self._needles):
             dull.clear()
             in_word.clear()
+        inside = {word: pairs for word in words if (pairs := _in_word(word, hits))} if hits else {}
         for word in words:
-            inside: list[Any] = []
-            for piece, pairs in hits:
-                if piece in word:
-                    inside += _in_word(word, pairs)
-            if inside:
-                found.append(inside)
             if len(word) <= LONGEST_KNOWN:
-                if inside:
-                    in_word[word] = inside
+                if word in inside:
+                    in_word[word] = inside[word]
                 else:
                     dull[word] = None
-        return found
+        return list(inside.values())
 
 
-def _in_word(word: str, pairs: Iterable[Any]) -> Iterator[Any]:
-    """Those that occur in a word, as if looked for was nothing; and those with a blank, which may occur around it."""
-    rest = iter(pairs)
-    for needle in rest:
-        entry = next(rest)
-        if needle in word:
-            yield from ("", entry)
-        elif _has_blank(needle):
-            yield from (needle, entry)
+def _in_word(word: str, hits: Iterable[tuple[str, list[Any]]]) -> list[Any]:
+    """What occurs in a word, as if looked for was nothing; and what has a blank, and so may occur around it."""
+    inside: list[Any] = []
+    for piece, pairs in hits:
+        if piece not in word:
+            continue
+        rest = iter(pairs)
+        for needle in rest:
+            entry = next(rest)
+            if needle in word:
+                inside += ("", entry)
+            elif _has_blank(needle):
+                inside += (needle, entry)
+    return inside
 
 
 @dataclass(slots=True)
