@@ -527,7 +527,7 @@ class _Items(Generic[E]):
 _HASHED = frozenset((str, int, float, bool, type(None)))
 
 
-_Known = tuple[dict[str, None], dict[str, list[Any]]]
+_Known = tuple[dict[str, None], dict[str, Sequence[Any]]]
 """Words of texts with nothing in them, and what is in others."""
 
 
@@ -559,7 +559,7 @@ class _Needles(Generic[E]):
         self._by_size: dict[int, _SameSize] = {}
         self._needles = 0
         self._known: _Known = ({}, {})
-        self._few: list[list[Any]] = []
+        self._few: list[Sequence[Any]] = []
         self._many: list[tuple[int, _SameSize]] = []
         self._shortest = 0
         """Letters of a word of a text: there is no piece in a shorter one."""
@@ -609,13 +609,13 @@ class _Needles(Generic[E]):
         if hits:
             found.append(hits)
 
-    def _maybe_in(self, text: str) -> list[list[Any]]:
+    def _maybe_in(self, text: str) -> list[Sequence[Any]]:
         found = self._few.copy()
         if self._many:
             self._look_up(text, found)
         return found
 
-    def _look_up(self, text: str, found: list[list[Any]]) -> None:
+    def _look_up(self, text: str, found: list[Sequence[Any]]) -> None:
         for size, same in self._with_blank:
             found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
         known, shortest = self._known, self._shortest
@@ -632,40 +632,39 @@ class _Needles(Generic[E]):
         if fresh:
             found += self._look_into(fresh, known)
 
-    def _look_into(self, words: list[str], known: _Known) -> list[list[Any]]:
+    def _look_into(self, words: list[str], known: _Known) -> list[Sequence[Any]]:
         """What is found in words, and remembered of those that are not too long to be."""
-        hits: list[tuple[str, list[Any]]] = []
-        for size, same in self._many:
-            cut = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
-            hits += [(piece, same.by_piece[piece]) for piece in same.pieces.intersection(cut)]
         dull, in_word = known
         if len(dull) + len(in_word) > min(MOST_KNOWN, KNOWN_PER_NEEDLE * self._needles):
             dull.clear()
             in_word.clear()
-        inside = {word: pairs for word in words if (pairs := _in_word(word, hits))} if hits else {}
+        found: list[Sequence[Any]] = []
         for word in words:
+            inside = self._inside(word)
+            if inside:
+                found.append(inside)
             if len(word) <= LONGEST_KNOWN:
-                if word in inside:
-                    in_word[word] = inside[word]
+                if inside:
+                    in_word[word] = inside
                 else:
                     dull[word] = None
-        return list(inside.values())
+        return found
 
-
-def _in_word(word: str, hits: Iterable[tuple[str, list[Any]]]) -> list[Any]:
-    """What occurs in a word, as if looked for was nothing; and what has a blank, and so may occur around it."""
-    inside: list[Any] = []
-    for piece, pairs in hits:
-        if piece not in word:
-            continue
-        rest = iter(pairs)
-        for needle in rest:
-            entry = next(rest)
-            if needle in word:
-                inside += ("", entry)
-            elif _has_blank(needle):
-                inside += (needle, entry)
-    return inside
+    def _inside(self, word: str) -> tuple[Any, ...]:
+        """What occurs in a word, as if looked for was nothing; and what has a blank, and so may occur around it."""
+        inside: tuple[Any, ...] = ()
+        for size, same in self._many:
+            known = same.pieces
+            for i in range(len(word) - size + 1):
+                if (piece := word[i : i + size]) in known:
+                    pairs = iter(same.by_piece[piece])
+                    for needle in pairs:
+                        entry = next(pairs)
+                        if needle in word:
+                            inside += ("", entry)
+                        elif _has_blank(needle):
+                            inside += (needle, entry)
+        return inside
 
 
 @dataclass(slots=True)
