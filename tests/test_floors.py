@@ -37,6 +37,8 @@ FLOORS = {
     "orchestration.tool_registry": NOUNS,
     "orchestration.release_files": NOUNS,
     "orchestration.versions": NOUNS,
+    "orchestration.canaries": NOUNS,
+    "orchestration.shared_trials": NOUNS,
     "orchestration._call": NOUNS,
     "orchestration._result": NOUNS,
     "orchestration._calibration": NOUNS,

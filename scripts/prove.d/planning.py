@@ -18,7 +18,8 @@ from planted import Planted
 LEARNED, BELIEFS = "orchestration/planning/learned.py", "orchestration/planning/beliefs.py"
 CHOOSING, PACING = "orchestration/planning/choosing.py", "orchestration/planning/pacing.py"
 CHANGE, JUDGED = "orchestration/planning/change.py", "orchestration/planning/evaluation.py"
-SHARED, SUMS = "orchestration/planning/shared_beliefs.py", "reliability/stores/sums.py"
+SHARED, SUMS = "orchestration/planning/shared_sums.py", "reliability/stores/sums.py"
+TRIALS, REGISTRY = "orchestration/shared_trials.py", "orchestration/tool_registry.py"
 STRATEGIES, OBSERVED = "orchestration/strategies.py", "orchestration/_observed.py"
 CALIBRATION = "orchestration/_calibration.py"
 
@@ -26,6 +27,7 @@ OF_CHOICE = ("tests/unit/planning/test_choosing.py", "tests/unit/planning/test_l
 OF_BELIEF = ("tests/unit/planning/test_beliefs.py", "tests/unit/planning/test_learned.py")
 OF_LEARNING = ("tests/unit/planning/test_learned.py", "tests/unit/orchestration/test_learned_flow.py")
 OF_STRATEGIES = ("tests/unit/orchestration/test_strategies.py",)
+OF_VERSIONS = ("tests/unit/orchestration/test_versions.py",)
 OF_JUDGING = ("tests/unit/planning/test_evaluation.py",)
 
 DEFECTS = (
@@ -180,6 +182,35 @@ DEFECTS = (
         "            for key, row in rows.items():\n",
         "            for key, row in ():\n",
         OF_LEARNING,
+    ),
+    # ── canaries ──
+    Planted(
+        "what other processes saw of a canary is not believed",
+        TRIALS,
+        "        self._seen[key] = Seen(*row).plus(self._owed.get(key, Seen()))\n",
+        "        self._seen.setdefault(key, Seen())\n",
+        OF_VERSIONS,
+    ),
+    Planted(
+        "what this process saw of a canary is not told",
+        TRIALS,
+        "        self._owe(key, more)\n",
+        "",
+        OF_VERSIONS,
+    ),
+    Planted(
+        "a canary of another share is on the same trial",
+        "orchestration/canaries.py",
+        'f"{release.share:g}", ',
+        "",
+        OF_VERSIONS,
+    ),
+    Planted(
+        "a canary is judged beside one run of the other",
+        REGISTRY,
+        "other.runs < ENOUGH",
+        "other.runs < 1",
+        OF_VERSIONS,
     ),
     # ── judging ──
     Planted(

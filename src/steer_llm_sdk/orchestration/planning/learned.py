@@ -40,7 +40,8 @@ from steer_llm_sdk.orchestration.planning.planner import (
 from steer_llm_sdk.orchestration.planning.rule_based import Allowed, RuleBasedPlanner, default_options, task_type_of
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule
 from steer_llm_sdk.orchestration.planning.shared_beliefs import SharedBeliefs
-from steer_llm_sdk.reliability.stores.sums import SumStore, open_sums
+from steer_llm_sdk.orchestration.planning.shared_sums import sums_at
+from steer_llm_sdk.reliability.stores.sums import SumStore
 
 __all__ = ["LearnedPlanner", "Neighbours", "Pacing"]
 
@@ -159,7 +160,7 @@ class LearnedPlanner(Planner):
         self._decided: dict[str, int] = {}
         self._decisions = 0
         self._last_feedback: int | None = None
-        self._shared = None if store is None else SharedBeliefs(_sums(store), space, self.beliefs)
+        self._shared = None if store is None else SharedBeliefs(sums_at(store), space, self.beliefs)
 
     @property
     def paced(self) -> Paced | None:
@@ -700,14 +701,6 @@ def _reasoning(choice: _Choice, chosen: int, shadow: bool) -> str:
     if taken is not best_one:
         return f"Trying '{taken.name}', which may turn out best ({seen})"
     return f"'{taken.name}' is worth most ({seen})"
-
-
-def _sums(given: SumStore | str) -> SumStore:
-    if isinstance(given, str):
-        return open_sums(given)
-    if not hasattr(given, "add_within"):
-        raise InvalidRequest("store", given, "give the URL of the store, or a SumStore such as open_sums(url)")
-    return given
 
 
 def _explore(given: Any) -> Explore:
