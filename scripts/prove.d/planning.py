@@ -17,6 +17,7 @@ from planted import Planted
 
 LEARNED, BELIEFS = "orchestration/planning/learned.py", "orchestration/planning/beliefs.py"
 CHOOSING, PACING = "orchestration/planning/choosing.py", "orchestration/planning/pacing.py"
+WEIGHING = "orchestration/planning/weighing.py"
 CHANGE, JUDGED = "orchestration/planning/change.py", "orchestration/planning/evaluation.py"
 SHARED, SUMS = "orchestration/planning/shared_sums.py", "reliability/stores/sums.py"
 TRIALS, REGISTRY = "orchestration/shared_trials.py", "orchestration/tool_registry.py"
@@ -83,8 +84,8 @@ DEFECTS = (
     ),
     Planted(
         "the cost counts for nothing",
-        LEARNED,
-        "                utility -= price * (cost or 0.0) / scale\n",
+        WEIGHING,
+        "                utility -= price * (self.cost(task, tool, characters) or 0.0) / scale\n",
         "                utility -= 0.0\n",
         OF_LEARNING,
     ),
