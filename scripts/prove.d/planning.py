@@ -21,7 +21,8 @@ WEIGHING = "orchestration/planning/weighing.py"
 CHANGE, JUDGED = "orchestration/planning/change.py", "orchestration/planning/evaluation.py"
 SHARED, SUMS = "orchestration/planning/shared_sums.py", "reliability/stores/sums.py"
 TRIALS, REGISTRY = "orchestration/shared_trials.py", "orchestration/tool_registry.py"
-STRATEGIES, OBSERVED = "orchestration/strategies.py", "orchestration/_observed.py"
+SIDE_BY_SIDE, IN_TURN = "orchestration/_side_by_side.py", "orchestration/_in_turn.py"
+STAGES, OBSERVED = "orchestration/_stages.py", "orchestration/_observed.py"
 CALIBRATION = "orchestration/_calibration.py"
 
 OF_CHOICE = ("tests/unit/planning/test_choosing.py", "tests/unit/planning/test_learned.py")
@@ -238,56 +239,56 @@ DEFECTS = (
     # ── strategies ──
     Planted(
         "the losers of a race go on",
-        STRATEGIES,
+        SIDE_BY_SIDE,
         "        await stop(*running)\n",
         "        pass\n",
         OF_STRATEGIES,
     ),
     Planted(
         "a loser is charged nothing",
-        STRATEGIES,
+        SIDE_BY_SIDE,
         "            lives[tasks[task]].lost = True",
         "            lives[tasks[task]].lost = False",
         OF_STRATEGIES,
     ),
     Planted(
         "a failure wins a race",
-        STRATEGIES,
-        "self.stages, run, wanted, life, _any_usable)",
+        SIDE_BY_SIDE,
+        "self.stages, run, wanted, life, any_usable)",
         "self.stages, run, wanted, life, bool)",
         OF_STRATEGIES,
     ),
     Planted(
         "each stage of a chain gets the first request",
-        STRATEGIES,
-        "                    here = _View(run, _request_of(done[-1].answer, stage))\n",
+        IN_TURN,
+        "                    here = View(run, _request_of(done[-1].answer, stage))\n",
         "                    _request_of(done[-1].answer, stage)\n",
         OF_STRATEGIES,
     ),
     Planted(
         "what a later stage costs is not counted",
-        STRATEGIES,
+        STAGES,
         '_COUNTED = ("spending", ',
         '_COUNTED = ("spendings", ',
         OF_STRATEGIES,
     ),
     Planted(
         "a chain that broke off loses what it had",
-        STRATEGIES,
+        IN_TURN,
         "    kept = good[-1] if good else done[-1]\n",
         "    kept = done[-1]\n",
         OF_STRATEGIES,
     ),
     Planted(
         "a quorum of one",
-        STRATEGIES,
+        SIDE_BY_SIDE,
         "            return most >= self.size or",
         "            return most >= 1 or",
         OF_STRATEGIES,
     ),
     Planted(
         "a cascade trusts what is below its bound",
-        STRATEGIES,
+        IN_TURN,
         "score is not None and score >= self.bound",
         "score is not None",
         OF_STRATEGIES,
