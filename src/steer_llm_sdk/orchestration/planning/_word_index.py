@@ -23,8 +23,8 @@ LONGEST_KNOWN = 32
 with them."""
 
 
-_Known = tuple[dict[str, None], dict[str, Sequence[Any]]]
-"""Words of texts with nothing in them, and what is in others."""
+_Known = tuple[dict[str, None], dict[str, Any]]
+"""Words of texts with nothing in them; and what is in others: the rule, where it is one, and that for certain."""
 
 
 class WordIndex(Generic[E]):
@@ -93,8 +93,11 @@ class WordIndex(Generic[E]):
             return
         hits: list[E] = []
         for text in texts:
-            for maybe in self._maybe_in(text):
-                pairs = iter(maybe)
+            maybe = self._few.copy()
+            if self._many:
+                self._look_up(text, maybe, hits)
+            for several in maybe:
+                pairs = iter(several)
                 for needle in pairs:
                     entry = next(pairs)
                     if needle in text:
@@ -105,15 +108,10 @@ class WordIndex(Generic[E]):
         if hits:
             found.append(hits)
 
-    def _maybe_in(self, text: str) -> list[Sequence[Any]]:
-        found = self._few.copy()
-        if self._many:
-            self._look_up(text, found)
-        return found
-
-    def _look_up(self, text: str, found: list[Sequence[Any]]) -> None:
+    def _look_up(self, text: str, maybe: list[Sequence[Any]], hits: list[E]) -> None:
+        """What occurs in the text comes to `hits`, and what may, to `maybe`."""
         for size, same in self._with_blank:
-            found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
+            maybe += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
         known, shortest = self._known, self._shortest
         dull, in_word = known
         fresh: list[str] = []
@@ -123,10 +121,12 @@ class WordIndex(Generic[E]):
             inside = in_word.get(word)
             if inside is None:
                 fresh.append(word)
+            elif type(inside) is tuple:
+                maybe.append(inside)
             else:
-                found.append(inside)
+                hits.append(inside)
         if fresh:
-            found += self._look_into(fresh, known)
+            maybe += self._look_into(fresh, known)
 
     def _look_into(self, words: list[str], known: _Known) -> list[Sequence[Any]]:
         """What is found in words, and remembered of those that are not too long to be."""
@@ -139,11 +139,12 @@ class WordIndex(Generic[E]):
             inside = self._inside(word)
             if inside:
                 found.append(inside)
-            if len(word) <= LONGEST_KNOWN:
-                if inside:
-                    in_word[word] = inside
-                else:
-                    dull[word] = None
+            if len(word) > LONGEST_KNOWN:
+                continue
+            if inside:
+                in_word[word] = inside[1] if len(inside) == 2 and not inside[0] else inside
+            else:
+                dull[word] = None
         return found
 
     def _inside(self, word: str) -> tuple[Any, ...]:
