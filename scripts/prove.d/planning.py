@@ -20,6 +20,7 @@ CHOOSING, PACING = "orchestration/planning/choosing.py", "orchestration/planning
 WEIGHING = "orchestration/planning/weighing.py"
 CHANGE, JUDGED = "orchestration/planning/change.py", "orchestration/planning/evaluation.py"
 SHARED, SUMS = "orchestration/planning/shared_sums.py", "reliability/stores/sums.py"
+WORD_INDEX = "orchestration/planning/_word_index.py"
 TRIALS, REGISTRY = "orchestration/shared_trials.py", "orchestration/tool_registry.py"
 SIDE_BY_SIDE, IN_TURN = "orchestration/_side_by_side.py", "orchestration/_in_turn.py"
 STAGES, OBSERVED = "orchestration/_stages.py", "orchestration/_observed.py"
@@ -29,6 +30,7 @@ OF_CHOICE = ("tests/unit/planning/test_choosing.py", "tests/unit/planning/test_l
 OF_BELIEF = ("tests/unit/planning/test_beliefs.py", "tests/unit/planning/test_learned.py")
 OF_LEARNING = ("tests/unit/planning/test_learned.py", "tests/unit/orchestration/test_learned_flow.py")
 OF_STRATEGIES = ("tests/unit/orchestration/test_strategies.py",)
+OF_RULES = ("tests/unit/planning/test_index.py",)
 OF_VERSIONS = ("tests/unit/orchestration/test_versions.py",)
 OF_JUDGING = ("tests/unit/planning/test_evaluation.py",)
 
@@ -184,6 +186,21 @@ DEFECTS = (
         "            for key, row in rows.items():\n",
         "            for key, row in ():\n",
         OF_LEARNING,
+    ),
+    # ── rules by words ──
+    Planted(
+        "a word as long as a piece is passed over",
+        WORD_INDEX,
+        "            if len(word) < shortest or word in dull:\n",
+        "            if len(word) <= shortest or word in dull:\n",
+        OF_RULES,
+    ),
+    Planted(
+        "of a word that was met before only one rule is found",
+        WORD_INDEX,
+        "inside[1] if len(inside) == 2 and not inside[0] else inside\n",
+        "inside[1]\n",
+        OF_RULES,
     ),
     # ── canaries ──
     Planted(
