@@ -160,7 +160,9 @@ KINDS = (
     Kind(
         "two keywords, words never seen before",
         lambda n, w: [RuleCondition("query", "keywords", w[2 * n : 2 * n + 2])],
-        lambda n, w, c: {"query": " ".join([word(c, 6) for _ in range(14)] + [w[2 * n], str(c.randrange(2000))])},
+        lambda n, w, c: {
+            "query": " ".join([word(c, 3 + i % 7) for i in range(14)] + [w[2 * n], str(c.randrange(2000))])
+        },
     ),
     Kind(
         "two short keywords",

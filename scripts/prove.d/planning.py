@@ -17,15 +17,21 @@ from planted import Planted
 
 LEARNED, BELIEFS = "orchestration/planning/learned.py", "orchestration/planning/beliefs.py"
 CHOOSING, PACING = "orchestration/planning/choosing.py", "orchestration/planning/pacing.py"
+WEIGHING = "orchestration/planning/weighing.py"
 CHANGE, JUDGED = "orchestration/planning/change.py", "orchestration/planning/evaluation.py"
-SHARED, SUMS = "orchestration/planning/shared_beliefs.py", "reliability/stores/sums.py"
-STRATEGIES, OBSERVED = "orchestration/strategies.py", "orchestration/_observed.py"
+SHARED, SUMS = "orchestration/planning/shared_sums.py", "reliability/stores/sums.py"
+WORD_INDEX = "orchestration/planning/_word_index.py"
+TRIALS, REGISTRY = "orchestration/shared_trials.py", "orchestration/tool_registry.py"
+SIDE_BY_SIDE, IN_TURN = "orchestration/_side_by_side.py", "orchestration/_in_turn.py"
+STAGES, OBSERVED = "orchestration/_stages.py", "orchestration/_observed.py"
 CALIBRATION = "orchestration/_calibration.py"
 
 OF_CHOICE = ("tests/unit/planning/test_choosing.py", "tests/unit/planning/test_learned.py")
 OF_BELIEF = ("tests/unit/planning/test_beliefs.py", "tests/unit/planning/test_learned.py")
 OF_LEARNING = ("tests/unit/planning/test_learned.py", "tests/unit/orchestration/test_learned_flow.py")
 OF_STRATEGIES = ("tests/unit/orchestration/test_strategies.py",)
+OF_RULES = ("tests/unit/planning/test_index.py",)
+OF_VERSIONS = ("tests/unit/orchestration/test_versions.py",)
 OF_JUDGING = ("tests/unit/planning/test_evaluation.py",)
 
 DEFECTS = (
@@ -81,8 +87,8 @@ DEFECTS = (
     ),
     Planted(
         "the cost counts for nothing",
-        LEARNED,
-        "                utility -= price * (cost or 0.0) / scale\n",
+        WEIGHING,
+        "                utility -= price * (self.cost(task, tool, characters) or 0.0) / scale\n",
         "                utility -= 0.0\n",
         OF_LEARNING,
     ),
@@ -181,6 +187,50 @@ DEFECTS = (
         "            for key, row in ():\n",
         OF_LEARNING,
     ),
+    # ── rules by words ──
+    Planted(
+        "a word as long as a piece is passed over",
+        WORD_INDEX,
+        "            if len(word) < shortest or word in dull:\n",
+        "            if len(word) <= shortest or word in dull:\n",
+        OF_RULES,
+    ),
+    Planted(
+        "of a word that was met before only one rule is found",
+        WORD_INDEX,
+        "inside[1] if len(inside) == 2 and not inside[0] else inside\n",
+        "inside[1]\n",
+        OF_RULES,
+    ),
+    # ── canaries ──
+    Planted(
+        "what other processes saw of a canary is not believed",
+        TRIALS,
+        "        self._seen[key] = Seen(*row).plus(self._owed.get(key, Seen()))\n",
+        "        self._seen.setdefault(key, Seen())\n",
+        OF_VERSIONS,
+    ),
+    Planted(
+        "what this process saw of a canary is not told",
+        TRIALS,
+        "        self._owe(key, more)\n",
+        "",
+        OF_VERSIONS,
+    ),
+    Planted(
+        "a canary of another share is on the same trial",
+        "orchestration/canaries.py",
+        'f"{release.share:g}", ',
+        "",
+        OF_VERSIONS,
+    ),
+    Planted(
+        "a canary is judged beside one run of the other",
+        REGISTRY,
+        "other.runs < ENOUGH",
+        "other.runs < 1",
+        OF_VERSIONS,
+    ),
     # ── judging ──
     Planted(
         "a log is judged without its propensities",
@@ -206,56 +256,56 @@ DEFECTS = (
     # ── strategies ──
     Planted(
         "the losers of a race go on",
-        STRATEGIES,
+        SIDE_BY_SIDE,
         "        await stop(*running)\n",
         "        pass\n",
         OF_STRATEGIES,
     ),
     Planted(
         "a loser is charged nothing",
-        STRATEGIES,
+        SIDE_BY_SIDE,
         "            lives[tasks[task]].lost = True",
         "            lives[tasks[task]].lost = False",
         OF_STRATEGIES,
     ),
     Planted(
         "a failure wins a race",
-        STRATEGIES,
-        "self.stages, run, wanted, life, _any_usable)",
+        SIDE_BY_SIDE,
+        "self.stages, run, wanted, life, any_usable)",
         "self.stages, run, wanted, life, bool)",
         OF_STRATEGIES,
     ),
     Planted(
         "each stage of a chain gets the first request",
-        STRATEGIES,
-        "                    here = _View(run, _request_of(done[-1].answer, stage))\n",
+        IN_TURN,
+        "                    here = View(run, _request_of(done[-1].answer, stage))\n",
         "                    _request_of(done[-1].answer, stage)\n",
         OF_STRATEGIES,
     ),
     Planted(
         "what a later stage costs is not counted",
-        STRATEGIES,
+        STAGES,
         '_COUNTED = ("spending", ',
         '_COUNTED = ("spendings", ',
         OF_STRATEGIES,
     ),
     Planted(
         "a chain that broke off loses what it had",
-        STRATEGIES,
+        IN_TURN,
         "    kept = good[-1] if good else done[-1]\n",
         "    kept = done[-1]\n",
         OF_STRATEGIES,
     ),
     Planted(
         "a quorum of one",
-        STRATEGIES,
+        SIDE_BY_SIDE,
         "            return most >= self.size or",
         "            return most >= 1 or",
         OF_STRATEGIES,
     ),
     Planted(
         "a cascade trusts what is below its bound",
-        STRATEGIES,
+        IN_TURN,
         "score is not None and score >= self.bound",
         "score is not None",
         OF_STRATEGIES,

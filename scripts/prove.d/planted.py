@@ -410,7 +410,7 @@ def applied(defect: Planted, source: Path) -> tuple[Path, str, str]:
 def first_failure(copy: Path, tests: Sequence[str], but: Sequence[str] = ()) -> str | None:
     """The first test that fails in the copy, one after the other, `but` for these; None where all pass."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=60"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=300"]
     command += [f"--deselect={test}" for test in but]
     for folder in tests:
         try:

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import ToolNotFound, VersionUnavailable
 from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.orchestration.canaries import ENOUGH, Seen, Trials, next_look, trial_of, why_worse
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
 from steer_llm_sdk.orchestration.release_files import read_releases
 from steer_llm_sdk.orchestration.versions import (
     ACTIVE,
-    ENOUGH,
     MARGIN,
     Release,
-    Seen,
     Who,
     check_spec,
     choose,
@@ -29,10 +29,10 @@ from steer_llm_sdk.orchestration.versions import (
     rank,
     satisfies,
     wanted,
-    why_worse,
 )
 
 if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.stores.sums import SumStore
     from steer_llm_sdk.streaming.manager import EventManager
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -42,6 +42,9 @@ MAX_VIEWS = 64
 _log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "steer_llm_sdk.tools"
+
+# Loaded by who shares what is seen of canaries.
+_late = looked_up(__name__, {"SharedTrials": "steer_llm_sdk.orchestration.shared_trials"})
 
 
 class Tool(ABC):
@@ -121,7 +124,8 @@ class ToolRegistry:
         self._today = today
         self.staged = self.several = self.serves_some_only = False
         self._followed: _Followed | None = None
-        self._seen: dict[tuple[str, str], Seen] = {}
+        self._trials: Trials = Trials()
+        self._next_look: dict[str, int] = {}
         self._taken_back: dict[tuple[str, str], Release] = {}
         self._changes = 0
         self._targets: tuple[tuple[int, int], Mapping[str, Sequence[Tool]]] | None = None
@@ -196,9 +200,23 @@ class ToolRegistry:
     def canary(self, name: str, version: str, share: float, key: str = "tenant", margin: float | None = MARGIN) -> None:
         """Give a version to a share of callers, from 0 to 1. A larger share only adds callers. It goes to nobody any
         more once it turns out to be worse than the version beside it by more than `margin`; see Release."""
+        release = Release(state="canary", share=share, key=key, margin=margin)
         self._taken_back.pop((name, version), None)
-        self._seen.pop((name, version), None)
-        self.set_release(name, version, Release(state="canary", share=share, key=key, margin=margin))
+        trial = trial_of(name, version, release)
+        self._trials.forget(trial)
+        self._next_look.pop(trial, None)
+        self.set_release(name, version, release)
+
+    def share_canaries(self, store: SumStore | str, space: str = "canaries") -> None:
+        """Judge canaries by the runs of all processes that share this store: its URL, `sqlite://`, `redis://` or
+        `postgresql://`, or a SumStore. Each takes a canary back by itself, at its next run of the tool. `aclose` closes
+        the store. Then what was seen of a canary stays, and only another share, key or margin gives it a new chance."""
+        self._trials = _late("SharedTrials")(store, space)
+
+    async def aclose(self) -> None:
+        """Tell the store of `share_canaries` what it has not heard yet, and close it. It is opened again if it is used
+        again."""
+        await self._trials.aclose()
 
     def watches(self, name: str) -> bool:
         """Whether a canary of the tool is watched."""
@@ -206,19 +224,31 @@ class ToolRegistry:
 
     def saw(self, name: str, version: str, succeeded: bool, confidence: float | None) -> tuple[str, str] | None:
         """Count a run of a watched tool. Of a canary that is taken back for it, its version and why."""
-        seen = self._seen[name, version] = self._seen.get((name, version), _NO_RUNS).plus(succeeded, confidence)
-        release = self.release_of(name, version)
-        if not _is_watched(release) or release.margin is None or not _is_time(seen.runs):
+        seen = Seen.once(succeeded, confidence)
+        for canary, release in self._releases.get(name, _NOTHING).items():
+            if _is_watched(release):
+                trial = trial_of(name, canary, release)
+                self._trials.add(trial + version, seen)
+                if (why := self._why_worse(name, canary, release, trial)) is not None:
+                    self._take_back(name, canary, release, why)
+                    return canary, why
+        return None
+
+    def _why_worse(self, name: str, canary: str, release: Release, trial: str) -> str | None:
+        seen = self._trials.of(trial + canary)
+        if release.margin is None or seen.runs < self._next_look.get(trial, ENOUGH):
             return None
         beside = choose(name, self._tools.get(name, ()), self._closed_releases(name), None, _NOBODY, self._today())
-        other = self._seen.get((name, beside.version or ""))
-        why = None if other is None or beside.version == version else why_worse(seen, other, release.margin)
-        if why is None:
+        other = self._trials.of(f"{trial}{beside.version}")
+        if beside.version == canary or other.runs < ENOUGH:
             return None
+        self._next_look[trial] = next_look(seen.runs)
+        return why_worse(seen, other, release.margin)
+
+    def _take_back(self, name: str, version: str, release: Release, why: str) -> None:
         self._taken_back[name, version] = release
         self.set_release(name, version, _closed(release))
         _log.warning("Tool '%s' version %s, a canary, goes to nobody any more: %s", name, version, why)
-        return version, why
 
     def _closed_releases(self, name: str) -> dict[str, Release]:
         return {version: _closed(release) for version, release in self._releases.get(name, {}).items()}
@@ -436,19 +466,8 @@ class _Followed(NamedTuple):
     mark: tuple[int, int, int] | None
 
 
-_NO_RUNS = Seen()
-
-
 def _is_watched(release: Release) -> bool:
     return release.state == "canary" and release.share > 0 and release.margin is not None
-
-
-def _is_time(runs: int) -> bool:
-    """At ENOUGH runs, and each time there are half as many more."""
-    mark = ENOUGH
-    while mark < runs:
-        mark += mark // 2
-    return mark == runs
 
 
 def _closed(release: Release) -> Release:

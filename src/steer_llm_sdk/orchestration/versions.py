@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from hashlib import blake2b
-from math import sqrt
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from steer_llm_sdk.errors import InvalidRequest
@@ -138,59 +137,6 @@ class Release:
             return f"Tool '{name}' version {version} is a canary, and this caller is not in its share of {self.share:g}"
         instead = "" if self.successor is None else f"; use {self.successor}"
         return f"Tool '{name}' version {version} was withdrawn on {self.sunset}{instead}"
-
-
-ENOUGH = 30
-"""Runs of a canary from which it is judged; then each time half as many more were seen, for who looks after every run
-sees something odd in the end."""
-_Z = 2.33
-"""Standard errors: a canary that is no worse is taken back about once in a hundred looks."""
-
-
-class Seen(NamedTuple):
-    """Runs of a version that came to an end by themselves; and of those that gave a confidence, how many, the sum and
-    the sum of squares."""
-
-    runs: int = 0
-    failures: int = 0
-    told: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def plus(self, succeeded: bool, confidence: float | None) -> Seen:
-        seen = self._replace(runs=self.runs + 1, failures=self.failures + (not succeeded))
-        if confidence is None:
-            return seen
-        return seen._replace(
-            told=self.told + 1, total=self.total + confidence, squares=self.squares + confidence * confidence
-        )
-
-
-def why_worse(canary: Seen, beside: Seen, margin: float) -> str | None:
-    """In what a canary is worse than the version beside it by more than the margin, beyond chance; None where it is
-    not, or too little was seen of either."""
-    if min(canary.runs, beside.runs) < ENOUGH:
-        return None
-    p, q = canary.failures / canary.runs, beside.failures / beside.runs
-    if p - q - _Z * _error(p, canary.runs, q, beside.runs) > margin:
-        return f"{p:.0%} of its {canary.runs} runs failed, and {q:.0%} of {beside.runs} of the other"
-    if min(canary.told, beside.told) >= ENOUGH:
-        (a, of_a), (b, of_b) = _mean(canary), _mean(beside)
-        if b - a - _Z * sqrt(of_a + of_b) > margin:
-            return f"the confidence of its answers is {a:.2f} in the mean, and {b:.2f} of the other"
-    return None
-
-
-def _error(p: float, n: int, q: float, m: int) -> float:
-    # One failure and one success are added, so that what never failed is not taken for certain.
-    p, q = (p * n + 1) / (n + 2), (q * m + 1) / (m + 2)
-    return sqrt(p * (1 - p) / n + q * (1 - q) / m)
-
-
-def _mean(seen: Seen) -> tuple[float, float]:
-    """And the square of its error."""
-    mean = seen.total / seen.told
-    return mean, max(seen.squares / seen.told - mean * mean, 0.0) / seen.told
 
 
 ACTIVE = Release()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import warnings
+from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool, ToolNotFound, VersionUnavailable
+from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool, StoreUnavailable, ToolNotFound, VersionUnavailable
 from steer_llm_sdk.orchestration import Orchestrator, ReliabilityConfig, ReliableOrchestrator, ToolRegistry
-from steer_llm_sdk.orchestration.planning import PlanningRule, PlanRequest, RuleAction, RuleBasedPlanner
+from steer_llm_sdk.orchestration.canaries import ENOUGH, Seen, why_worse
+from steer_llm_sdk.orchestration.planning import PlanningRule, PlanRequest, RuleAction, RuleBasedPlanner, shared_sums
 from steer_llm_sdk.orchestration.release_files import read_releases, write_releases
 from steer_llm_sdk.orchestration.versions import (
     ACTIVE,
     Release,
-    Seen,
     is_in_share,
     place_of,
     satisfies,
     wanted,
-    why_worse,
 )
 from steer_llm_sdk.reliability import IdempotencyManager, RetryPolicy
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
+from steer_llm_sdk.reliability.stores.sums import MemorySums
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_llm_sdk.testing import OK, RecordedEvents, ScriptedTool, err
 
@@ -510,6 +512,7 @@ class Fails(ScriptedTool):
         self._share, self._chance = share, chance
 
     async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        await asyncio.sleep(0.01)
         if self._chance.random() < self._share:
             raise ConnectionError("down")
         return "fine"
@@ -562,7 +565,7 @@ def test_a_canary_whose_answers_are_trusted_less_is_worse() -> None:
     def seen(confidence: float, runs: int) -> Seen:
         found = Seen()
         for n in range(runs):
-            found = found.plus(True, confidence + 0.05 * (-1) ** n)
+            found = found.plus(Seen.once(True, confidence + 0.05 * (-1) ** n))
         return found
 
     assert why_worse(seen(0.6, 30), seen(0.9, 30), 0.05) is not None
@@ -570,6 +573,61 @@ def test_a_canary_whose_answers_are_trusted_less_is_worse() -> None:
     assert why_worse(seen(0.6, 100), seen(0.9, 29), 0.05) is None
     assert why_worse(seen(0.87, 1000), seen(0.9, 1000), 0.05) is None
     assert why_worse(seen(0.9, 100), seen(0.6, 100), 0.05) is None
+
+
+class Down(MemorySums):
+    """Does not answer while it is down."""
+
+    down = False
+
+    async def add(self, space: str, rows: Any) -> None:
+        if self.down:
+            raise StoreUnavailable("down")
+        await super().add(space, rows)
+
+
+async def test_registries_that_share_a_store_judge_a_canary_together() -> None:
+    store = Down()
+    (tools, runner), (others, other) = failing(0.0, 1.0), failing(0.0, 1.0, seed=1)
+    for registry in (tools, others):
+        registry.share_canaries(store)
+    assert 15 <= (await versions_served(runner, 40)).count("2.0") < ENOUGH
+    await tools.aclose()
+    assert tools.release_of("t", "2.0").share == 0.5
+    served = await versions_served(other, 40)
+    assert 0 < served.count("2.0") < ENOUGH
+    assert others.release_of("t", "2.0").share == 0.0
+    # Who has seen too little himself hears of it, at his next run.
+    await others.aclose()
+    await tools.aclose()
+    assert (await versions_served(runner, 40)).count("2.0") <= 1
+    assert tools.release_of("t", "2.0").share == 0.0
+    # The same canary, in a process that has just begun, is as bad as it was; another share is another trial.
+    late, runner = failing(0.0, 1.0, seed=2)
+    late.share_canaries(store)
+    assert (await versions_served(runner, 40)).count("2.0") <= 2
+    late.canary("t", "2.0", 0.6)
+    assert (await versions_served(runner, 20)).count("2.0") >= 5
+
+
+async def test_a_store_that_is_down_holds_nobody_up_and_hears_of_all_runs_later(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EVERY", "ALONE"):
+        monkeypatch.setattr(shared_sums, name, 0.0)
+    store = Down()
+    tools, runner = failing(0.0, 0.0)
+    tools.share_canaries(store)
+    store.down = True
+    served = await versions_served(runner, 20)
+    await tools.aclose()
+    assert caplog.text.count("what is seen of canaries is not shared: down") == 1
+    assert (await store.since("canaries", 0))[1] == {}
+    store.down = False
+    served += await versions_served(runner, 20)
+    await tools.aclose()
+    rows = (await store.since("canaries", 0))[1]
+    assert {key.rpartition("\x1f")[2]: row[0] for key, row in rows.items()} == Counter(served)
 
 
 async def test_what_was_taken_back_stays_so_until_the_file_says_something_else(tmp_path: Path) -> None:

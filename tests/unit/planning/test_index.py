@@ -18,7 +18,7 @@ from steer_llm_sdk.orchestration.planning import _needles as needles
 from steer_llm_sdk.orchestration.planning._compiled import CompiledRule
 from steer_llm_sdk.orchestration.planning._conditions import reader
 from steer_llm_sdk.orchestration.planning._index import RuleIndex
-from steer_llm_sdk.orchestration.planning.rule_based import reason_of
+from steer_llm_sdk.orchestration.planning._search import reason_of
 
 WORDS = ["urgent", "asap", "ur", "a", "straße", "ÜBER", "日本", "plan b", "kelvin", "K\u212ay"]
 VALUES: list[Any] = ["a", "b", "", 0, 1, True, False, None, 1.5, "1", ["a"], {"a": 1}]

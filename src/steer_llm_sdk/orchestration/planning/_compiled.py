@@ -20,7 +20,7 @@ from steer_llm_sdk.orchestration.planning._conditions import (
     step_of,
     value_of,
 )
-from steer_llm_sdk.orchestration.planning._index import Guard, Value
+from steer_llm_sdk.orchestration.planning._guards import Guard, Value
 from steer_llm_sdk.orchestration.planning.planner import ExecutionStrategy, PlanRequest
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, RuleCondition
 

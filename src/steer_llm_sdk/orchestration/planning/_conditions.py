@@ -10,7 +10,7 @@ from operator import gt, lt
 from typing import Any
 
 from steer_llm_sdk.orchestration.planning import _needles
-from steer_llm_sdk.orchestration.planning._index import Guard, Item, Present, Range, Value, Words
+from steer_llm_sdk.orchestration.planning._guards import Guard, Item, Present, Range, Value, Words
 from steer_llm_sdk.orchestration.planning.rules import RuleCondition
 
 Test = Callable[[Any], bool]

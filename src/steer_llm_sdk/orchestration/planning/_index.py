@@ -13,107 +13,19 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from heapq import merge
-from itertools import filterfalse
-from math import floor, frexp
-from operator import attrgetter
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from math import floor
+from typing import Any, Generic, Protocol
+
+from steer_llm_sdk.orchestration.planning._facts import ODD, E, Facts, Reader, by_order
+from steer_llm_sdk.orchestration.planning._guards import WIDEST, Guard, Item, Present, Range, Value, Words
+from steer_llm_sdk.orchestration.planning._word_index import WordIndex
 
 FEW = 4
 """So many rules lie side by side: to ask them takes no longer than to look them up."""
 MOST_TABLES = 8
 """So many combinations of paths have a table of their own; other rules lie under the values of some of their paths."""
-FEW_NEEDLES = 64
-"""So many words whose pieces are of one length are looked for one by one."""
-GRAMS = (8, 4, 3, 2, 1)
-"""Lengths of the pieces of words by which more of them are found: the longest that fits into the word."""
-MOST_KNOWN = 8192
-"""Of so many words of texts it is known what is in them."""
-KNOWN_PER_NEEDLE = 16
-"""For each word that is looked for so many, up to MOST_KNOWN: few rules are not to keep many words."""
-LONGEST_KNOWN = 32
-"""Characters of a word that is remembered, at most: who sends longer ones, each time others, is not to fill the memory
-with them."""
 _MERGED_AT_ONCE = 64
-
-
-class Value(NamedTuple):
-    """The request has this value at this path: a text, a number, a bool or None."""
-
-    path: str
-    value: Any
-
-
-class Words(NamedTuple):
-    """One of these, case-folded, occurs in the text at this path, case-folded."""
-
-    path: str
-    needles: tuple[str, ...]
-
-
-class Item(NamedTuple):
-    """What is at this path is a text, a list or a mapping with this text in it."""
-
-    path: str
-    item: str
-
-
-class Present(NamedTuple):
-    """The request itself has something under this key. `path` is empty."""
-
-    path: str
-    key: str
-
-
-class Range(NamedTuple):
-    """The number at this path is between these two, which are no more than WIDEST from 0."""
-
-    path: str
-    low: float
-    high: float
-
-    @property
-    def scale(self) -> float:
-        """By which a number is multiplied to find its cell in a grid: a cell is from 1/8 to 1/4 as wide as the range,
-        so that few meet the ends of others."""
-        _, exponent = frexp(self.high - self.low)
-        return 2.0 ** -max(exponent - 3, -20)
-
-    @property
-    def cells(self) -> Iterable[int]:
-        """Those of the grid that the range touches, nine at most."""
-        return range(floor(self.low * self.scale), floor(self.high * self.scale) + 1)
-
-    @classmethod
-    def between(cls, path: str, low: float, high: float) -> Range | None:
-        return cls(path, low, high) if -WIDEST < low < high < WIDEST else None
-
-
-WIDEST = 2.0**52
-"""Up to here a number and its multiples by powers of two are exact."""
-
-Guard = Words | Item | Present | Range
-
-
-class Entry(Protocol):
-    """A rule in the index. `order` is its place among all, unique; the lowest is asked first."""
-
-    @property
-    def order(self) -> tuple[int, int]: ...
-    @property
-    def values(self) -> Sequence[Value]: ...
-    @property
-    def guard(self) -> Guard | None: ...
-    @property
-    def settled(self) -> bool:
-        """Whether the one value that it asks for is all that it asks for."""
-        ...
-
-
-E = TypeVar("E", bound=Entry)
-Reader = Callable[[Any], Any]
-_by_order = attrgetter("order")
 
 
 class RuleIndex(Generic[E]):
@@ -184,46 +96,12 @@ class RuleIndex(Generic[E]):
         if root.is_flat:
             return here
         found: list[Sequence[E]] = []
-        root.collect(_Facts(request), found)
+        root.collect(Facts(request), found)
         if len(found) <= 1:
             return found[0] if found else ()
         if sum(map(len, found)) <= _MERGED_AT_ONCE:
-            return sorted([entry for entries in found for entry in entries], key=_by_order)
-        return merge(*found, key=_by_order)
-
-
-class _Facts:
-    """What a request has, each thing read once."""
-
-    __slots__ = ("_folded", "request", "values")
-
-    def __init__(self, request: Any) -> None:
-        self.request = request
-        self.values: dict[str, Any] = {}
-        self._folded: dict[str, Any] = {}
-
-    def value(self, path: str, read: Reader) -> Any:
-        if type(self.request) is dict and "." not in path:
-            return self.request.get(path)
-        values = self.values
-        if path in values:
-            return values[path]
-        try:
-            value = read(self.request)
-        except Exception:  # Who tests a rule meets it again, and tells of it.
-            value = _ODD
-        values[path] = value
-        return value
-
-    def folded(self, path: str, read: Reader) -> Any:
-        """The texts at a path, case-folded; _ODD where there is something else."""
-        if path not in self._folded:
-            self._folded[path] = _folded(self.value(path, read))
-        return self._folded[path]
-
-
-_ODD: Any = object()
-"""A value of which only the conditions themselves can say what it equals."""
+            return sorted([entry for entries in found for entry in entries], key=by_order)
+        return merge(*found, key=by_order)
 
 
 _Left = tuple[tuple[Value, ...], "Guard | None"]
@@ -246,7 +124,7 @@ class _Node(Generic[E]):
         self.others: dict[tuple[type, str], _Finder[E]] = {}
 
     def add(self, entry: E, left: _Left, reader: Callable[[str], Reader]) -> None:
-        insort(self.here, entry, key=_by_order)
+        insort(self.here, entry, key=by_order)
         if left[0] or left[1] is not None:
             self.open[entry.order] = left
         if self.open and (not self.is_flat or len(self.here) > FEW):
@@ -291,7 +169,7 @@ class _Node(Generic[E]):
             self.tables = {**self.tables, (paths, grid): table}
         return table
 
-    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+    def collect(self, facts: Facts, found: list[Sequence[E]]) -> None:
         if self.here:
             found.append(self.here)
         for table in self.tables.values():
@@ -333,7 +211,7 @@ class _Table(Generic[E]):
             self._put(key[0] if len(key) == 1 else key, entry, left, reader)
             return
         assert isinstance(guard, Range)
-        insort(self._by_values.setdefault(key, []), entry, key=_by_order)
+        insort(self._by_values.setdefault(key, []), entry, key=by_order)
         for cell in guard.cells:
             self._put((*key, cell) if key else cell, entry, left, reader)
 
@@ -368,7 +246,7 @@ class _Table(Generic[E]):
             key.append(floor(number * scale))
         return self.cells.get(tuple(key) if len(key) > 1 else key[0])
 
-    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+    def collect(self, facts: Facts, found: list[Sequence[E]]) -> None:
         key: list[Any] = []
         hopeless = False
         for path, read in self._reads:
@@ -379,7 +257,7 @@ class _Table(Generic[E]):
             elif kind is dict or kind is list:  # These equal no such value. An object of somebody's may equal any.
                 hopeless = True
             elif not (kind is str or kind is int or kind is float or value is None):
-                found.append(sorted(self.all(), key=_by_order))
+                found.append(sorted(self.all(), key=by_order))
                 return
             key.append(value)
         if self.grid is not None:
@@ -417,7 +295,7 @@ class _Table(Generic[E]):
 
 def _key(value: Any) -> Any:
     """True is not 1, though it has its hash."""
-    return (_ODD, value) if value is True or value is False else value
+    return (ODD, value) if value is True or value is False else value
 
 
 class _Finder(Protocol[E]):
@@ -426,7 +304,7 @@ class _Finder(Protocol[E]):
     entries: list[E]
 
     def add(self, entry: E, guard: Any) -> None: ...
-    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None: ...
+    def collect(self, facts: Facts, found: list[Sequence[E]]) -> None: ...
 
 
 def _put(cells: dict[Any, E | list[E]], key: Any, entry: E) -> None:
@@ -435,9 +313,9 @@ def _put(cells: dict[Any, E | list[E]], key: Any, entry: E) -> None:
     if there is None:
         cells[key] = entry
     elif isinstance(there, list):
-        insort(there, entry, key=_by_order)
+        insort(there, entry, key=by_order)
     else:
-        cells[key] = sorted((there, entry), key=_by_order)
+        cells[key] = sorted((there, entry), key=by_order)
 
 
 def _get(cells: dict[Any, E | list[E]], key: Any, found: list[Sequence[E]]) -> None:
@@ -457,7 +335,7 @@ class _Ranges(Generic[E]):
         self._grids: dict[float, dict[int, E | list[E]]] = {}
 
     def add(self, entry: E, guard: Range) -> None:
-        insort(self.entries, entry, key=_by_order)
+        insort(self.entries, entry, key=by_order)
         grid = self._grids.get(guard.scale)
         if grid is None:
             grid = {}
@@ -465,7 +343,7 @@ class _Ranges(Generic[E]):
         for cell in guard.cells:
             _put(grid, cell, entry)
 
-    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+    def collect(self, facts: Facts, found: list[Sequence[E]]) -> None:
         value = facts.value(self._path, self._read)
         if value is None:
             return
@@ -486,10 +364,10 @@ class _Fields(Generic[E]):
         self._by_key: dict[str, E | list[E]] = {}
 
     def add(self, entry: E, guard: Present) -> None:
-        insort(self.entries, entry, key=_by_order)
+        insort(self.entries, entry, key=by_order)
         _put(self._by_key, guard.key, entry)
 
-    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+    def collect(self, facts: Facts, found: list[Sequence[E]]) -> None:
         request, by_key = facts.request, self._by_key
         if type(request) is not dict:
             found.append(self.entries)
@@ -507,14 +385,14 @@ class _Items(Generic[E]):
         self._path, self._read = path, read
         self.entries: list[E] = []
         self._by_item: dict[str, E | list[E]] = {}
-        self._texts: _Needles[E] = _Needles(path, read)
+        self._texts: WordIndex[E] = WordIndex(path, read)
 
     def add(self, entry: E, guard: Item) -> None:
-        insort(self.entries, entry, key=_by_order)
+        insort(self.entries, entry, key=by_order)
         _put(self._by_item, guard.item, entry)
         self._texts.add(entry, Words(guard.path, (guard.item.casefold(),)))
 
-    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
+    def collect(self, facts: Facts, found: list[Sequence[E]]) -> None:
         value = facts.value(self._path, self._read)
         if type(value) is str:
             self._texts.collect(facts, found)
@@ -528,171 +406,9 @@ class _Items(Generic[E]):
 _HASHED = frozenset((str, int, float, bool, type(None)))
 
 
-_Known = tuple[dict[str, None], dict[str, list[Any]]]
-"""Words of texts with nothing in them, and what is in others."""
-
-
-class _Needles(Generic[E]):
-    """Rules by the words of which one has to occur at one path.
-
-    Each word lies under its rarest piece. A text is cut into all its pieces, and only the words under those that some
-    word lies under are looked for. What is in a word of a text, mostly nothing, is known the next time it is met, as
-    most words are again and again.
-    """
-
-    __slots__ = ("_by_size", "_few", "_known", "_many", "_needles", "_with_blank", "entries", "path", "read")
-
-    def __init__(self, path: str, read: Reader) -> None:
-        self.path = path
-        self.read = read
-        self.entries: list[E] = []
-        self._by_size: dict[int, _SameSize] = {}
-        self._needles = 0
-        self._known: _Known = ({}, {})
-        self._few: list[list[Any]] = []
-        self._many: list[tuple[int, _SameSize]] = []
-        self._with_blank: list[tuple[int, _SameSize]] = []
-
-    def add(self, entry: E, guard: Words) -> None:
-        insort(self.entries, entry, key=_by_order)
-        for needle in guard.needles:
-            size = next(size for size in GRAMS if size <= len(needle))
-            known = self._by_size.get(size)
-            if known is None:
-                known = self._by_size[size] = _SameSize()
-            rarest = min(
-                pieces(needle, size), key=lambda piece: (_has_blank(piece), len(known.by_piece.get(piece, ())))
-            )
-            self._needles += 1
-            known.by_piece.setdefault(rarest, []).extend((needle, entry))
-            (known.with_blank if _has_blank(rarest) else known.pieces).add(rarest)
-            if known.all is not None:
-                known.all.extend((needle, entry))
-                if len(known.all) > 2 * FEW_NEEDLES:
-                    known.all = None
-        sizes = self._by_size.items()
-        self._few = [same.all for _, same in sizes if same.all is not None]
-        self._many = [(size, same) for size, same in sizes if same.all is None]
-        self._with_blank = [(size, same) for size, same in self._many if same.with_blank]
-        # Others, and last: who looks words up meanwhile, in another thread, remembers them in those before.
-        self._known = {}, {}
-
-    def collect(self, facts: _Facts, found: list[Sequence[E]]) -> None:
-        texts = facts.folded(self.path, self.read)
-        if texts is _ODD:
-            found.append(self.entries)
-            return
-        hits: list[E] = []
-        for text in texts:
-            for maybe in self._maybe_in(text):
-                pairs = iter(maybe)
-                for needle in pairs:
-                    entry = next(pairs)
-                    if needle in text:
-                        hits.append(entry)
-        if len(hits) > 1:
-            by_order = {entry.order: entry for entry in hits}
-            hits = [by_order[order] for order in sorted(by_order)]
-        if hits:
-            found.append(hits)
-
-    def _maybe_in(self, text: str) -> list[list[Any]]:
-        found = self._few.copy()
-        if self._many:
-            self._look_up(text, found)
-        return found
-
-    def _look_up(self, text: str, found: list[list[Any]]) -> None:
-        for size, same in self._with_blank:
-            found += [same.by_piece[piece] for piece in same.with_blank.intersection(pieces(text, size))]
-        known = self._known
-        dull, in_word = known
-        fresh: list[str] = []
-        for word in filterfalse(dull.__contains__, text.split()):
-            inside = in_word.get(word)
-            if inside is None:
-                fresh.append(word)
-            else:
-                found.append(inside)
-        if fresh:
-            found += self._look_into(fresh, known)
-
-    def _look_into(self, words: list[str], known: _Known) -> list[list[Any]]:
-        """What is found in words, and remembered of those that are not too long to be."""
-        found: list[list[Any]] = []
-        hits: list[tuple[str, list[Any]]] = []
-        for size, same in self._many:
-            cut = [word[i : i + size] for word in words for i in range(len(word) - size + 1)]
-            hits += [(piece, same.by_piece[piece]) for piece in same.pieces.intersection(cut)]
-        dull, in_word = known
-        if len(dull) + len(in_word) > min(MOST_KNOWN, KNOWN_PER_NEEDLE * self._needles):
-            dull.clear()
-            in_word.clear()
-        for word in words:
-            inside: list[Any] = []
-            for piece, pairs in hits:
-                if piece in word:
-                    inside += _in_word(word, pairs)
-            if inside:
-                found.append(inside)
-            if len(word) <= LONGEST_KNOWN:
-                if inside:
-                    in_word[word] = inside
-                else:
-                    dull[word] = None
-        return found
-
-
-def _in_word(word: str, pairs: Iterable[Any]) -> Iterator[Any]:
-    """Those that occur in a word, as if looked for was nothing; and those with a blank, which may occur around it."""
-    rest = iter(pairs)
-    for needle in rest:
-        entry = next(rest)
-        if needle in word:
-            yield from ("", entry)
-        elif _has_blank(needle):
-            yield from (needle, entry)
-
-
-@dataclass(slots=True)
-class _SameSize:
-    """The words that are found by pieces of one length: by these, and all of them where they are few. A word is
-    followed by its rule."""
-
-    by_piece: dict[str, list[Any]] = field(default_factory=dict)
-    # A set tells faster than a dict what is not in it: it keeps the hashes side by side.
-    pieces: set[str] = field(default_factory=set)
-    # Those that are not inside of one word: a text has twice as many pieces as its words have.
-    with_blank: set[str] = field(default_factory=set)
-    all: list[Any] | None = field(default_factory=list)
-
-
 _FINDERS: Mapping[type, Callable[[str, Reader], Any]] = {
-    Words: _Needles,
+    Words: WordIndex,
     Item: _Items,
     Present: _Fields,
     Range: _Ranges,
 }
-
-
-def _has_blank(piece: str) -> bool:
-    return piece.split() != [piece]
-
-
-def pieces(text: str, size: int) -> Sequence[str]:
-    """All pieces of this length, in a fixed order."""
-    return [text[i : i + size] for i in range(len(text) - size + 1)]
-
-
-def _folded(value: Any) -> Any:
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (value.casefold(),)
-    if isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value):
-        return [item.casefold() for item in value if isinstance(item, str)]
-    return _ODD
-
-
-_PLAIN = (str, int, float, type(None), list, Mapping)
-"""What may be in a list without being like a text in its own way."""

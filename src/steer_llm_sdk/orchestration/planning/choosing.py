@@ -32,6 +32,15 @@ class Candidate(NamedTuple):
     mass: float
 
 
+class Choice(NamedTuple):
+    """One of `candidates`, and the chance with which each is chosen; `chosen` and `default` are places among them."""
+
+    candidates: Sequence[Candidate]
+    chances: Sequence[float]
+    chosen: int
+    default: int | None
+
+
 def passes(candidate: Candidate, default: Candidate, z: float) -> bool:
     """Whether what is to be gained over the default is more than `z` standard errors. Without runs of its own nothing
     is known well enough."""
@@ -107,3 +116,25 @@ def drawn(chances: Sequence[float], number: float) -> int:
         if number < total:
             return place
     return max(range(len(chances)), key=chances.__getitem__)
+
+
+def confidence_in(choice: Choice, chosen: int) -> float:
+    """The chance that it is worth more than the best of the others."""
+    taken = choice.candidates[chosen]
+    others = [candidate for candidate in choice.candidates if candidate is not taken]
+    return min(1.0, chance_to_beat(taken, max(others, key=lambda other: other.utility))) if others else 1.0
+
+
+def reasoning_of(choice: Choice, chosen: int, shadow: bool) -> str:
+    taken = choice.candidates[chosen]
+    seen = f"expected reward {taken.reward:.2f} from {taken.support:.0f} runs of this type"
+    if shadow:
+        return f"Shadow: '{taken.name}' as without learning ({seen})"
+    if len(choice.candidates) == 1:
+        return f"'{taken.name}' is the only one that may serve ({seen})"
+    if chosen == choice.default:
+        return f"Default '{taken.name}': nothing is known to be better ({seen})"
+    best_one = max(choice.candidates, key=lambda candidate: candidate.utility)
+    if taken is not best_one:
+        return f"Trying '{taken.name}', which may turn out best ({seen})"
+    return f"'{taken.name}' is worth most ({seen})"

@@ -10,9 +10,11 @@ from typing import Any
 
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration.planning._conditions import checker, reader
+from steer_llm_sdk.orchestration.planning._request import default_options, task_type_of
+from steer_llm_sdk.orchestration.planning._search import reason_of
 from steer_llm_sdk.orchestration.planning.eligibility import Check
 from steer_llm_sdk.orchestration.planning.planner import PlanDecision, PlanRequest, ToolMetadata
-from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner, default_options, reason_of, task_type_of
+from steer_llm_sdk.orchestration.planning.rule_based import RuleBasedPlanner
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleCondition
 
 _SHOWN = 120

@@ -3,53 +3,51 @@
     eligible -> rules -> estimate -> gate -> choose -> reserve -> (the run) -> settle -> learn
 
 Rules come first: what they pin is not chosen again, and what they forbid is not looked at. What is believed is in
-`beliefs`, how a choice is made of it in `choosing`, what a budget does to it in `pacing`, when a cell forgets in
-`change`: all pure. This is the shell round them.
+`beliefs`, what a tool is worth by it in `weighing`, how a choice is made in `choosing`, what a budget does to it in
+`pacing`, when a cell forgets in `change`: none of them waits for anything. This is the shell round them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
 import math
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool
+from steer_llm_sdk.orchestration.planning._request import default_options, names_in, task_type_of
 from steer_llm_sdk.orchestration.planning.beliefs import Beliefs, Line, Seen
 from steer_llm_sdk.orchestration.planning.change import Watch, kept, watched
-from steer_llm_sdk.orchestration.planning.choosing import Candidate, best, chance_to_beat, chances, drawn
+from steer_llm_sdk.orchestration.planning.choosing import (
+    Candidate,
+    Choice,
+    best,
+    chances,
+    confidence_in,
+    drawn,
+    reasoning_of,
+)
 from steer_llm_sdk.orchestration.planning.eligibility import characters_of
 from steer_llm_sdk.orchestration.planning.learning_log import Decided, line_of
 from steer_llm_sdk.orchestration.planning.neighbours import Known, Nearby, Neighbours, Prompt
 from steer_llm_sdk.orchestration.planning.pacing import Paced, Pacing
-from steer_llm_sdk.orchestration.planning.planner import (
-    Outcome,
-    PlanDecision,
-    Planner,
-    PlanRequest,
-    ToolMetadata,
-    declared_number,
-)
-from steer_llm_sdk.orchestration.planning.rule_based import Allowed, RuleBasedPlanner, default_options, task_type_of
+from steer_llm_sdk.orchestration.planning.pending import Pending, packed, unpacked
+from steer_llm_sdk.orchestration.planning.planner import Outcome, PlanDecision, Planner, PlanRequest, ToolMetadata
+from steer_llm_sdk.orchestration.planning.rule_based import Allowed, RuleBasedPlanner
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule
 from steer_llm_sdk.orchestration.planning.shared_beliefs import SharedBeliefs
-from steer_llm_sdk.reliability.stores.sums import SumStore, open_sums
+from steer_llm_sdk.orchestration.planning.shared_sums import sums_at
+from steer_llm_sdk.orchestration.planning.weighing import Case, Weighing, arm_of
+from steer_llm_sdk.reliability.stores.sums import SumStore
 
 __all__ = ["LearnedPlanner", "Neighbours", "Pacing"]
 
-MOST_CANDIDATES = 12
-"""Of no more tools than this all are weighed for each request."""
-OF_MANY = 8
-"""Of more, so many that promise most; which these are is looked for now and then."""
-LOOK_AROUND = 64
-"""Decisions of a task type, and an eighth of those before, after which the promising ones are looked for again."""
 MOST_PENDING = 100_000
 """Decisions whose feedback is waited for; the oldest go first."""
 STILL_COMES = 1_000
@@ -62,32 +60,6 @@ Tools = Mapping[str, ToolMetadata]
 Explore = Literal["auto", "thompson", "off"]
 Evaluator = Callable[[Any, Any], float | Awaitable[float | None] | None]
 _log = logging.getLogger(__name__)
-_NO_NEIGHBOUR = Nearby()
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A decision that may get feedback. `reward` and `cost` are what was told so far, `reserved` is in USD."""
-
-    task: str
-    arm: str
-    characters: int
-    predicted: float | None
-    reserved: float
-    prompt: Prompt | None
-    logged: Decided | None
-    reward: float | None = None
-    cost: float | None = None
-    ms: float | None = None
-    row: int | None = None
-    decided: bool = True
-
-
-class _Choice(NamedTuple):
-    candidates: Sequence[Candidate]
-    chances: Sequence[float]
-    chosen: int
-    default: int | None
 
 
 class LearnedPlanner(Planner):
@@ -137,14 +109,14 @@ class LearnedPlanner(Planner):
         self.rules = rules if isinstance(rules, RuleBasedPlanner) else RuleBasedPlanner(rules)
         self.default_tool = default_tool
         self.cost_weight = _from_zero("cost_weight", cost_weight)
-        self.latency_weight = _from_zero("latency_weight", latency_weight)
+        latency_weight = _from_zero("latency_weight", latency_weight)
         self.gate = _from_zero("gate", gate)
         if latency_weight and not (latency_target_ms and latency_target_ms > 0):
             raise InvalidRequest("latency_target_ms", latency_target_ms, "latency_weight needs one, in ms above 0")
-        self.latency_target_ms = latency_target_ms
         self.explore: Explore = _explore(explore)
         self.shadow = shadow
         self.beliefs = Beliefs()
+        self._weighing = Weighing(self.beliefs, latency_weight, latency_target_ms, chance)
         self.neighbours = Neighbours() if neighbours is True else None if neighbours is False else neighbours
         self._paced = None if pacing is None else Paced(pacing)
         self._evaluator = evaluator
@@ -154,12 +126,11 @@ class LearnedPlanner(Planner):
         self._chance = chance
         self._watches: dict[tuple[str, str], Watch] = {}
         self._worst: dict[str, float] = {}
-        self._pending: OrderedDict[str, _Pending] = OrderedDict()
-        self._promising: dict[str, tuple[Any, int, list[str]]] = {}
+        self._pending: OrderedDict[str, Pending] = OrderedDict()
         self._decided: dict[str, int] = {}
         self._decisions = 0
         self._last_feedback: int | None = None
-        self._shared = None if store is None else SharedBeliefs(_sums(store), space, self.beliefs)
+        self._shared = None if store is None else SharedBeliefs(sums_at(store), space, self.beliefs)
 
     @property
     def paced(self) -> Paced | None:
@@ -182,7 +153,7 @@ class LearnedPlanner(Planner):
             # Somebody else was faster: with what is left now, another tool may do.
             self._give_back(decision.metadata["decision_id"])
             await self._catch_up(shared, at_once=True)
-        await shared.keep(decision.metadata["decision_id"], _packed(pending))
+        await shared.keep(decision.metadata["decision_id"], packed(pending))
         return decision
 
     def decide(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> PlanDecision:
@@ -197,8 +168,9 @@ class LearnedPlanner(Planner):
         characters = characters_of(asked)
         prompt = None if self.neighbours is None else Prompt.of(_text_of(asked))
         nearby = self._nearby(task, prompt)
-        few = self._few(task, names, home, available_tools, allowed)
-        weighed = self._weighed(task, few, home, available_tools, characters, nearby, allowed.weights)
+        case = Case(task, available_tools, home, allowed.weights, self._price())
+        few = self._weighing.few(case, names, self._decided.get(task, 0))
+        weighed = self._weighing.weighed(case, few, characters, nearby)
         affordable = self._affordable(task, weighed, names, available_tools, characters)
         choice = self._choose(task, affordable, home, available_tools, context)
         return self._decision(choice, task, asked, available_tools, context, characters, prompt, allowed)
@@ -210,8 +182,8 @@ class LearnedPlanner(Planner):
         names, task = self._usable(allowed, context), task_type_of(asked) or ""
         home = self.default_tool or names[0]
         nearby = self._nearby(task, None if self.neighbours is None else Prompt.of(_text_of(asked)))
-        weights = allowed.weights
-        found = self._weighed(task, names, home, available_tools, characters_of(asked), nearby, weights)
+        case = Case(task, available_tools, home, allowed.weights, self._price())
+        found = self._weighing.weighed(case, names, characters_of(asked), nearby)
         return sorted(found, key=lambda candidate: -candidate.utility)
 
     def _usable(self, allowed: Allowed, context: PlanRequest | None) -> Sequence[str]:
@@ -220,7 +192,7 @@ class LearnedPlanner(Planner):
             raise NoEligibleTool(allowed.eligible.reasons)
         if context is None or not (context.previous_failures or context.user_preferences):
             return names
-        avoided = {*context.previous_failures, *_texts(context.user_preferences.get("avoid_tools"))}
+        avoided = {*context.previous_failures, *names_in(context.user_preferences.get("avoid_tools"))}
         return [name for name in names if name not in avoided] or names
 
     def _home(self, asked: Any, tools: Tools, context: PlanRequest | None) -> str:
@@ -228,95 +200,8 @@ class LearnedPlanner(Planner):
             return self.default_tool
         return self.rules.decide(asked, tools, context).selected_tool
 
-    def _few(self, task: str, names: Sequence[str], home: str, tools: Tools, allowed: Allowed) -> Sequence[str]:
-        """Those that are weighed: all of a few; of many the default and those that promise most."""
-        if len(names) <= MOST_CANDIDATES:
-            return names
-        known, decided = self._promising.get(task), self._decided.get(task, 0)
-        if known is not None and decided < known[1] and known[0] == names:
-            return known[2]
-        found = self._most_promising(task, names, home, tools, allowed.weights)
-        if len(self._promising) >= MOST_PENDING // 100:
-            self._promising.clear()
-        self._promising[task] = (names, decided + LOOK_AROUND + decided // 8, found)
-        return found
-
-    def _most_promising(
-        self, task: str, names: Sequence[str], home: str, tools: Tools, weights: Mapping[str, float]
-    ) -> list[str]:
-        """Those that nothing is known of promise the same: some are taken by chance, and each has its turn."""
-        beliefs, price = self.beliefs, self._price()
-        scale = self._cost_scale(home, (), tools) if price else 0.0
-        known: list[str] = []
-        unknown: list[str] = []
-        for name in names:
-            (known if _arm(tools[name]) in beliefs.arms or name in weights else unknown).append(name)
-
-        def promise(name: str) -> float:
-            arm = _arm(tools[name])
-            belief = beliefs.reward(task, arm)
-            cost = self._cost(task, tools[name], arm, 0) if scale else None
-            return belief.mean + 2 * belief.sd - (price * cost / scale if cost else 0.0) + weights.get(name, 0.0)
-
-        first = int(self._chance() * len(unknown))
-        some = [unknown[(first + n) % len(unknown)] for n in range(min(OF_MANY // 2, len(unknown)))]
-        found = sorted([*known, *some], key=promise, reverse=True)[:OF_MANY]
-        return found if home in found or home not in names else [home, *found[:-1]]
-
-    def _weighed(
-        self,
-        task: str,
-        names: Sequence[str],
-        home: str,
-        tools: Tools,
-        characters: int,
-        nearby: Mapping[str, Nearby],
-        weights: Mapping[str, float],
-    ) -> list[Candidate]:
-        scale = self._cost_scale(home, names, tools)
-        price = self._price()
-        weighed = []
-        for name in names:
-            tool = tools[name]
-            arm = _arm(tool)
-            belief, near = self.beliefs.reward(task, arm), nearby.get(arm, _NO_NEIGHBOUR)
-            reward, sd, mass = belief.mean, belief.sd, belief.mass
-            if near is not _NO_NEIGHBOUR:
-                reward = min(max(reward + near.shift, 1e-6), 1 - 1e-6)
-                mass += near.weight
-                sd = math.sqrt(reward * (1 - reward) / (mass + 1))
-            utility = reward + weights.get(name, 0.0)
-            if price and scale:
-                cost = self._cost(task, tool, arm, characters)
-                utility -= price * (cost or 0.0) / scale
-            if self.latency_weight:
-                utility -= self.latency_weight * self._lateness(task, tool, arm)
-            weighed.append(Candidate(name, utility, reward, sd, belief.runs + near.support, mass))
-        return weighed
-
     def _price(self) -> float:
         return self.cost_weight + (0.0 if self._paced is None else self._paced.price)
-
-    def _cost_scale(self, home: str, names: Sequence[str], tools: Tools) -> float:
-        """USD that the default tool costs in the mean; where nobody knows, the dearest of those that may serve."""
-        known = self._usual_cost(tools[home]) if home in tools else None
-        if known:
-            return known
-        return max((cost for name in names if (cost := self._usual_cost(tools[name]))), default=0.0)
-
-    def _usual_cost(self, tool: ToolMetadata) -> float | None:
-        seen = self.beliefs.mean_cost(_arm(tool))
-        return declared_number(tool, "estimated_cost_per_run") if seen is None else seen
-
-    def _cost(self, task: str, tool: ToolMetadata, arm: str, characters: int) -> float | None:
-        seen = self.beliefs.cost(task, arm, characters)
-        return declared_number(tool, "estimated_cost_per_run") if seen is None else seen
-
-    def _lateness(self, task: str, tool: ToolMetadata, arm: str) -> float:
-        seen = self.beliefs.duration(task, arm)
-        ms = declared_number(tool, "estimated_duration_ms") if seen is None else seen
-        target = self.latency_target_ms
-        return max(0.0, ms - target) / target if ms is not None and target else 0.0
 
     def _affordable(
         self, task: str, weighed: list[Candidate], names: Sequence[str], tools: Tools, characters: int
@@ -327,7 +212,7 @@ class LearnedPlanner(Planner):
         most = [self._most(task, tools[candidate.name], characters) for candidate in weighed]
         kept = [candidate for candidate, cost in zip(weighed, most, strict=True) if paced.admits(cost)]
         # What the others will need at least is not spent on this one.
-        least = min([self._usual_cost(tools[name]) or 0.0 for name in (c.name for c in weighed)])
+        least = min([self._weighing.usual_cost(tools[name]) or 0.0 for name in (c.name for c in weighed)])
         for_all = [c for c, cost in zip(weighed, most, strict=True) if paced.leaves_enough(cost, least)]
         if for_all:
             return for_all
@@ -338,8 +223,8 @@ class LearnedPlanner(Planner):
 
     def _most(self, task: str, tool: ToolMetadata, characters: int) -> float:
         """USD that a request is held to cost at most: what is reserved for it."""
-        arm = _arm(tool)
-        expected = self._cost(task, tool, arm, characters) or 0.0
+        arm = arm_of(tool)
+        expected = self._weighing.cost(task, tool, characters) or 0.0
         return expected * MARGIN * self._worst.get(arm, 1.0)
 
     def _nearby(self, task: str, prompt: Prompt | None) -> Mapping[str, Nearby]:
@@ -355,25 +240,25 @@ class LearnedPlanner(Planner):
 
     def _choose(
         self, task: str, weighed: list[Candidate], home: str, tools: Tools, context: PlanRequest | None
-    ) -> _Choice:
+    ) -> Choice:
         default = next((i for i, candidate in enumerate(weighed) if candidate.name == home), None)
         if default is None and len(weighed) > 1:
             # Where the default cannot serve, its place is taken by the one that does best in general.
-            usual = [self.beliefs.usual(_arm(tools[candidate.name])) for candidate in weighed]
+            usual = [self.beliefs.usual(arm_of(tools[candidate.name])) for candidate in weighed]
             default = max(range(len(weighed)), key=lambda i: (usual[i], weighed[i].utility))
         if self.shadow:
             would = best(weighed, default, self.gate)
             at = default or 0
-            return _Choice(weighed, [float(i == at) for i in range(len(weighed))], would, at)
+            return Choice(weighed, [float(i == at) for i in range(len(weighed))], would, at)
         if not self._explores(context):
             chosen = best(weighed, default, self.gate)
-            return _Choice(weighed, [float(i == chosen) for i in range(len(weighed))], chosen, default)
+            return Choice(weighed, [float(i == chosen) for i in range(len(weighed))], chosen, default)
         odds = chances(weighed, default, self.gate, self._decided.get(task, 0))
-        return _Choice(weighed, odds, drawn(odds, self._chance()), default)
+        return Choice(weighed, odds, drawn(odds, self._chance()), default)
 
     def _decision(
         self,
-        choice: _Choice,
+        choice: Choice,
         task: str,
         asked: Any,
         tools: Tools,
@@ -388,8 +273,8 @@ class LearnedPlanner(Planner):
         tool = tools[taken.name]
         if context is not None and taken.name in context.versions:
             tool = tool.at(context.versions[taken.name]) or tool
-        arm = _arm(tool)
-        predicted = self._cost(task, tool, arm, characters)
+        arm = arm_of(tool)
+        predicted = self._weighing.cost(task, tool, characters)
         options = default_options(tool, asked, context)
         order = sorted(choice.candidates, key=lambda candidate: -candidate.utility)
         propensity = choice.chances[chosen]
@@ -419,8 +304,8 @@ class LearnedPlanner(Planner):
                 "estimated_duration_ms": self.estimate_duration(tool, options)
                 if duration is None
                 else math.ceil(duration),
-                "confidence": _confidence(choice, chosen),
-                "reasoning": _reasoning(choice, chosen, self.shadow),
+                "confidence": confidence_in(choice, chosen),
+                "reasoning": reasoning_of(choice, chosen, self.shadow),
                 "metadata": metadata,
             }
         )
@@ -428,7 +313,7 @@ class LearnedPlanner(Planner):
         if self._log is not None:
             names = [candidate.name for candidate in choice.candidates]
             logged = Decided(task, names, taken.name, propensity, self.default_tool, _text_of(asked) or None)
-        self._remember(decision, _Pending(task, arm, characters, predicted, 0.0, prompt, logged), tool)
+        self._remember(decision, Pending(task, arm, characters, predicted, 0.0, prompt, logged), tool)
         return decision
 
     def _pinned(self, pinned: PlanDecision, task: str, asked: Any, tools: Tools) -> PlanDecision:
@@ -443,13 +328,13 @@ class LearnedPlanner(Planner):
         if paced is not None and not paced.admits(most):
             used = paced.spent + paced.reserved
             raise BudgetExceeded("cost", paced.pacing.budget_usd, used + most, [pinned.selected_tool])
-        arm = _arm(tool)
-        predicted = self._cost(task, tool, arm, characters)
+        arm = arm_of(tool)
+        predicted = self._weighing.cost(task, tool, characters)
         prompt = None if self.neighbours is None else Prompt.of(_text_of(asked))
-        self._remember(decision, _Pending(task, arm, characters, predicted, 0.0, prompt, None), tool)
+        self._remember(decision, Pending(task, arm, characters, predicted, 0.0, prompt, None), tool)
         return decision
 
-    def _remember(self, decision: PlanDecision, pending: _Pending, tool: ToolMetadata) -> None:
+    def _remember(self, decision: PlanDecision, pending: Pending, tool: ToolMetadata) -> None:
         decision_id = decision.metadata["decision_id"] = random.getrandbits(128).to_bytes(16, "big").hex()
         if self._paced is not None:
             pending.reserved = self._most(pending.task, tool, pending.characters)
@@ -480,19 +365,19 @@ class LearnedPlanner(Planner):
         pending = self._pending.get(decision_id)
         shared = self._shared
         if pending is None and shared is not None:
-            packed = await shared.kept(decision_id)
-            pending = None if packed is None else _unpacked(packed)
+            note = await shared.kept(decision_id)
+            pending = None if note is None else unpacked(note)
         if pending is None:
             _log.debug("feedback for the decision %s, which is not known", decision_id)
             return False
         more, line, freed = self._feed(decision_id, pending, reward, cost_usd, latency_ms)
         if shared is not None:
             await shared.add((pending.task, pending.arm), pending.arm, more, line, freed)
-            await shared.keep(decision_id, _packed(pending))
+            await shared.keep(decision_id, packed(pending))
         return True
 
     def _feed(
-        self, decision_id: str, pending: _Pending, reward: float | None, cost: float | None, ms: float | None
+        self, decision_id: str, pending: Pending, reward: float | None, cost: float | None, ms: float | None
     ) -> tuple[Seen, Line | None, float]:
         added = self._learn(pending, reward, cost, ms)
         if reward is not None:
@@ -541,9 +426,9 @@ class LearnedPlanner(Planner):
             known = None
         await self.feedback(decision_id, known, outcome.cost_usd, outcome.duration_ms)
 
-    def _beside(self, pending: _Pending, arm: str, outcome: Outcome) -> None:
+    def _beside(self, pending: Pending, arm: str, outcome: Outcome) -> None:
         """A fallback: what it cost is spent from the same budget, and that it failed is known of it too."""
-        other = _Pending(pending.task, arm, pending.characters, None, 0.0, None, None)
+        other = Pending(pending.task, arm, pending.characters, None, 0.0, None, None)
         reward = None if outcome.succeeded else 0.0
         more, line, freed = self._learn(other, reward, outcome.cost_usd, outcome.duration_ms)
         if self._shared is not None:
@@ -572,7 +457,7 @@ class LearnedPlanner(Planner):
             await self._shared.aclose()
 
     def _learn(
-        self, pending: _Pending, reward: float | None, cost: float | None, ms: float | None
+        self, pending: Pending, reward: float | None, cost: float | None, ms: float | None
     ) -> tuple[Seen, Line | None, float]:
         """Move the state; what was added to the cell and to the line of costs, and by how much spending changed."""
         cell = (pending.task, pending.arm)
@@ -600,7 +485,7 @@ class LearnedPlanner(Planner):
                 self._look_for_change(cell, reward)
         return more, line, freed
 
-    def _ratio(self, pending: _Pending, cost: float) -> float:
+    def _ratio(self, pending: Pending, cost: float) -> float:
         """What was paid over what the tool's line says for this length."""
         line = self.beliefs.lines.get(pending.arm)
         by_line = None if line is None else line.at(pending.characters)
@@ -608,7 +493,7 @@ class LearnedPlanner(Planner):
             self._worst[pending.arm] = max(self._worst.get(pending.arm, 1.0), cost / pending.predicted)
         return cost / by_line if by_line else 1.0
 
-    def _settle(self, pending: _Pending, cost: float | None) -> float:
+    def _settle(self, pending: Pending, cost: float | None) -> float:
         if self._paced is None or cost is None or pending.cost is not None or not pending.decided:
             return 0.0
         self._paced = self._paced.settle(pending.reserved, cost)
@@ -669,45 +554,11 @@ class LearnedPlanner(Planner):
             at: int | None = None
             for name, reward in row["scores"].items():
                 arm = name if "@" in name else f"{name}@1.0.0"
-                pending = _Pending(task, arm, len(text), None, 0.0, prompt, None, row=at, decided=False)
+                pending = Pending(task, arm, len(text), None, 0.0, prompt, None, row=at, decided=False)
                 self._learn(pending, _told("reward", reward, 1.0), costs.get(name), None)
                 at = pending.row
                 count += 1
         return count
-
-
-def _arm(tool: ToolMetadata) -> str:
-    return f"{tool.name}@{tool.version}"
-
-
-def _confidence(choice: _Choice, chosen: int) -> float:
-    """The chance that it is worth more than the best of the others."""
-    taken = choice.candidates[chosen]
-    others = [candidate for candidate in choice.candidates if candidate is not taken]
-    return min(1.0, chance_to_beat(taken, max(others, key=lambda other: other.utility))) if others else 1.0
-
-
-def _reasoning(choice: _Choice, chosen: int, shadow: bool) -> str:
-    taken = choice.candidates[chosen]
-    seen = f"expected reward {taken.reward:.2f} from {taken.support:.0f} runs of this type"
-    if shadow:
-        return f"Shadow: '{taken.name}' as without learning ({seen})"
-    if len(choice.candidates) == 1:
-        return f"'{taken.name}' is the only one that may serve ({seen})"
-    if chosen == choice.default:
-        return f"Default '{taken.name}': nothing is known to be better ({seen})"
-    best_one = max(choice.candidates, key=lambda candidate: candidate.utility)
-    if taken is not best_one:
-        return f"Trying '{taken.name}', which may turn out best ({seen})"
-    return f"'{taken.name}' is worth most ({seen})"
-
-
-def _sums(given: SumStore | str) -> SumStore:
-    if isinstance(given, str):
-        return open_sums(given)
-    if not hasattr(given, "add_within"):
-        raise InvalidRequest("store", given, "give the URL of the store, or a SumStore such as open_sums(url)")
-    return given
 
 
 def _explore(given: Any) -> Explore:
@@ -733,23 +584,9 @@ def _told(name: str, given: Any, most: float) -> float | None:
     return float(given)
 
 
-def _texts(given: Any) -> Sequence[str]:
-    return (given,) if isinstance(given, str) else given if isinstance(given, (list, tuple)) else ()
-
-
 def _text_of(asked: Any) -> str:
     if isinstance(asked, Mapping):
         for key in ("query", "prompt", "text", "content", "input"):
             if isinstance(value := asked.get(key), str):
                 return value
     return ""
-
-
-def _packed(pending: _Pending) -> bytes:
-    fields = (pending.task, pending.arm, pending.characters, pending.predicted, pending.reserved)
-    return json.dumps([*fields, pending.reward, pending.cost, pending.ms]).encode()
-
-
-def _unpacked(packed: bytes) -> _Pending:
-    task, arm, characters, predicted, reserved, reward, cost, ms = json.loads(packed)
-    return _Pending(task, arm, characters, predicted, reserved, None, None, reward, cost, ms)
