@@ -23,8 +23,11 @@ from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit, RetryPolicy
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, VirtualTimeLoop, err
 
+SLOW = OK("slow", after=90)
+"""Longer than a call may take that is not slow."""
 STEPS = [
     OK("x"),
+    SLOW,
     OK({"content": None, "cost_usd": 1, "cost_breakdown": {"a": 1}}),
     OK({"content": {"a": [1]}, "usage": {"total_tokens": 7}, "cost_usd": 0.5, "metadata": {"own": 1}}),
     err(503),
@@ -52,6 +55,7 @@ EVERY: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"budget": {"tokens": 25, "cost_usd": 3}}),
     ({"rate_limits": {"default": LIMIT}, "retry_budget": {"minimum": 0, "ratio": 0.5, "window": 60}}, {}),
     ({"rate_limits": {"default": LIMIT}}, {"budgets": [{"name": "team", "tokens": 60, "usd": 4}]}),
+    ({"rate_limits": {"default": LIMIT}, "learn_rate_limits": True}, {"budget": {"tokens": 25}}),
     ({"hedging": HEDGING}, {}),
     ({"rate_limits": {"default": LIMIT}, "max_total_attempts": 2}, {"per_agent_timeout_ms": 700}),
     (
@@ -116,6 +120,8 @@ def in_virtual_time(work: Any) -> Any:
     st.lists(st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), min_size=1, max_size=7), st.sampled_from(EVERY)
 )
 @example([[OK("x")], [err(503), OK("x")]], EVERY[3])  # The answer before is what allows a retry.
+@example([[SLOW]] * 3, EVERY[0])  # An answer may open the circuit, too.
+@example([[SLOW]] * 3, EVERY[1])
 def test_outputs_and_all_that_is_counted_are_those_of_the_policies_in_turn(
     scripts: list[list[Any]], every: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
