@@ -22,6 +22,7 @@ from shared_kit import (
     until_found,
     works,
 )
+from steer_llm_sdk.errors import CircuitOpen
 from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.reliability import BreakerMode, RetryPolicy
 from steer_llm_sdk.reliability.circuit import FAILURE, NEUTRAL
@@ -142,6 +143,39 @@ async def test_who_is_cancelled_while_he_asks_for_a_probe_gives_it_back(instance
     await until(lambda: there.get_stats()["generation"] == 2)  # The probe was given to him who had gone.
     await until(lambda: not there._circuit.whole.probes)
     assert await outcome(there, works) == "ok"
+
+
+async def test_who_is_cancelled_while_he_probes_gives_his_place_back(instances: Instances) -> None:
+    here, there = instances.breakers(2)
+    await trip(here)
+    await until(lambda: here.is_half_open)
+    begun = asyncio.Event()
+
+    async def hangs() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    probing = asyncio.create_task(here.call(hangs))
+    await begun.wait()
+    assert await outcome(there, works) == "refused"
+    probing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probing
+    await until(lambda: not there._circuit.whole.probes)
+    assert await outcome(there, works) == "ok"
+
+
+async def test_who_has_no_loop_asks_and_reports_all_the_same(instances: Instances) -> None:
+    here, there = instances.breakers(2, LONG)
+
+    def fails_without_a_loop() -> None:
+        for _ in range(LONG.failure_threshold):
+            here.report(here.admit("acme"), "acme", FAILURE)
+
+    await asyncio.to_thread(fails_without_a_loop)
+    await until(lambda: here.is_open and there.is_open)
+    with pytest.raises(CircuitOpen):
+        await asyncio.to_thread(here.admit, "acme")
 
 
 async def test_a_probe_that_says_nothing_frees_its_place_for_another_instance(instances: Instances) -> None:

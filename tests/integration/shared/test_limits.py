@@ -11,10 +11,11 @@ from servers import Server
 from shared_kit import Instances, comes_to, drained, until, until_found
 from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.providers.base import ProviderError
-from steer_llm_sdk.reliability import RateLimit, RetryPolicy
+from steer_llm_sdk.reliability import HedgingPolicy, RateLimit, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudgetConfig
 from steer_llm_sdk.reliability.shared import owners
-from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
+from steer_llm_sdk.reliability.shared.breaker import as_it_is
+from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err
 
 AT_ONCE = 0.3
 KEY = "limit:acme"
@@ -225,6 +226,32 @@ async def test_first_attempts_of_one_instance_earn_retries_for_another(instances
     for _ in range(8):
         await ask(failing)
     assert len(failing.registry.get_tool("t").calls) == 16 + 13  # type: ignore[union-attr]
+
+
+async def test_hedges_of_all_instances_are_within_one_budget(instances: Instances) -> None:
+    """A hedge cannot wait for the store: it goes by what is known of it."""
+    budget = RetryBudgetConfig(ratio=0, minimum=1, window=3600)
+    hedging = HedgingPolicy(min_samples=3, max_ratio=1.0, slow_factor=1e9, busy_factor=1e9)
+
+    def hedged() -> ReliableOrchestrator:
+        registry = ToolRegistry()
+        quick, slow = OK("x", after=0.02), OK("slow", after=0.5)
+        registry.register_tool(ScriptedTool("t", *[quick] * 3, slow, slow, provider="acme"))
+        config = ReliabilityConfig(retry_budget=budget, hedging=hedging, enable_fallback=False)
+        return ReliableOrchestrator(None, config, registry=registry, shared=instances.state())
+
+    here, there = hedged(), hedged()
+    for _ in range(3):
+        assert [await ask(each) for each in (here, there)] == ["ok"] * 2
+    told = []
+    for each in (here, there):
+        events = RecordedEvents()
+        await each.run("q", "t", None, {"enable_circuit_breaker": False}, events)
+        told.append((len(events.data("hedge")), [refused["reason"] for refused in events.data("hedge_refused")]))
+        await until(lambda: cell_of(here, "retries:3600:acme").state.extras == 1)
+        cell_of(there, "retries:3600:acme").submit(as_it_is)
+        await until(lambda: cell_of(there, "retries:3600:acme").state.extras == 1)
+    assert told == [(1, []), (0, ["retry_budget"])]
 
 
 async def test_a_silent_store_refuses_no_retry_that_this_instance_could_afford(
