@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.reliability.circuit_breaker import CircuitBreakerConfig
 from steer_llm_sdk.reliability.shared import link
 from steer_llm_sdk.reliability.shared.board import open_board
-from steer_llm_sdk.reliability.shared.breaker import SharedCircuitBreaker
+from steer_llm_sdk.reliability.shared.breaker import SharedCircuitBreaker, as_it_is
 from steer_llm_sdk.reliability.shared.state import SharedState
 
 QUICK = CircuitBreakerConfig(
@@ -96,6 +96,14 @@ async def until(holds: Callable[[], bool], within: float = 10.0) -> float:
     return time.monotonic() - began
 
 
+async def until_found(holds: Callable[[], Awaitable[bool]], within: float = 10.0) -> None:
+    """As `until`, where somebody has to be asked."""
+    end = time.monotonic() + within
+    while not await holds():
+        assert time.monotonic() < end, "it does not come true"
+        await asyncio.sleep(0.002)
+
+
 class FaultyBoard:
     """A board behind a bad line: what is asked is lost, or done and its answer lost, as the dice have it."""
 
@@ -140,3 +148,19 @@ async def standing(url: str, key: str) -> dict[str, Any]:
     assert entry.text is not None
     found: dict[str, Any] = json.loads(entry.text)
     return found
+
+
+async def drained(state: SharedState | None) -> None:
+    """All that was asked of its cells so far has been answered, and what that gives back is on its way."""
+    assert state is not None
+    await asyncio.gather(*(asyncio.wrap_future(cell.submit(as_it_is)) for cell in state.link.cells))
+
+
+async def comes_to(url: str, key: str, **wanted: Any) -> None:
+    """What the store holds under a key has these values: how a call ended is brought to it while nobody waits."""
+
+    async def holds() -> bool:
+        found = await standing(url, key)
+        return {name: found[name] for name in wanted} == wanted
+
+    await until_found(holds)

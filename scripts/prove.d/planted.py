@@ -34,6 +34,7 @@ PAIRS = (
     "tests/compose",
     "tests/invariants/test_policies.py",
 )
+SHORT = ("tests/contract/test_the_shorter_way.py", "tests/unit/reliability/test_silence_rule.py", "tests/compose")
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,36 @@ DEFECTS = (
         "        if attempts >= call.max_attempts or not self._limit.left_for_another(call):\n",
         "        if attempts >= call.max_attempts:\n",
     ),
+    Planted(
+        "a hedged call that ends before its first wait leaves its attempt running",
+        "reliability/hedging.py",
+        "                except BaseException:\n                    if not await answers_all_the_same(task):\n",
+        "                except BaseException:\n                    if True:\n",
+        SHORT,
+    ),
+    Planted(
+        "a race that has ended hides what comes after it",
+        "reliability/silence.py",
+        "            if self._covering:\n                self._uncover()\n            if self._running:\n",
+        "            if self._running:\n",
+        SHORT,
+    ),
+    # ── the shorter way ──
+    Planted(
+        "a cancelled call keeps its place in the rate limit",
+        LIST,
+        "            if gate is not None:\n                gate.leave(tokens, used, True, clock, told)\n",
+        "            if gate is not None and isinstance(error, Exception):\n"
+        "                gate.leave(tokens, used, True, clock, told)\n",
+        SHORT,
+    ),
+    Planted(
+        "after a call its tool is taken for the call",
+        LIST,
+        "                pulse.ended()\n                current.reset(token)\n        if failed is None:\n",
+        "                pulse.ended()\n        if failed is None:\n",
+        SHORT,
+    ),
     # ── fallback ──
     Planted(
         "fallback after an invalid request",
@@ -335,6 +366,13 @@ DEFECTS = (
         "            beat = loop.create_task(_quietly(self._store.renew(flight.work.key, -flight.token, LEASE)))\n",
     ),
     Planted(
+        "who leaves before his first wait is still counted among the callers",
+        KEYS,
+        "            flight.callers += 1\n            try:\n                await turn()\n",
+        "            flight.callers += 1\n            await turn()\n            try:\n",
+        ("tests/compose/test_cancellation.py",),
+    ),
+    Planted(
         "a key is not given back after a failure",
         KEYS,
         "            if held:\n                releasing",
@@ -420,7 +458,7 @@ def first_failure(copy: Path, tests: Sequence[str], but: Sequence[str] = ()) -> 
         except subprocess.TimeoutExpired:
             return folder
         if ran.returncode:
-            found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", ran.stdout, re.MULTILINE)
+            found = re.search(r"^(?:FAILED|ERROR) (tests/.+?)(?: - |$)", ran.stdout, re.MULTILINE)
             return found[1] if found else folder  # It was ended at its limit of time.
     return None
 

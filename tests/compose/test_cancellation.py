@@ -18,7 +18,8 @@ from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration import OrchestrationOutput, PlanDecision, ReliableOrchestrator
 from steer_llm_sdk.orchestration._call import current_scope, protected
-from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit
+from steer_llm_sdk.orchestration.strategies import Calibration, StrategyTool, cascade, chain, merge, quorum, race
+from steer_llm_sdk.reliability import CircuitBreakerConfig, ErrorClassifier, HedgingPolicy, RateLimit
 from steer_llm_sdk.reliability.budget import Budget, Ledger
 from steer_llm_sdk.testing import OK, ScriptedTool, err, run_in_virtual_time, stubborn
 
@@ -134,6 +135,8 @@ class SlowPlan(Fixed):
         return await super().plan(request, available_tools, context)
 
 
+UNSURE = Calibration(bound=0.99, auroc=0.9, right_at_least=0.95, answers=300)
+"""No answer of a cheap tool is sure enough: the next is asked."""
 BREAKER = CircuitBreakerConfig(failure_threshold=9, success_threshold=1, half_open_requests=1, timeout=10)
 EVERYTHING = {
     "timeout_ms": 60_000,
@@ -258,6 +261,67 @@ def test_a_fan_of_calls_that_is_cancelled_at_any_await_leaves_nothing_behind(tim
         return places.seen
 
     _at_every_place(attempt, least=20)
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice in a row"])
+@pytest.mark.parametrize(
+    "made",
+    [chain, race, merge, lambda *tools: quorum(2, *tools), lambda *tools: cascade(*tools, calibration=UNSURE)],
+    ids=["chain", "race", "merge", "quorum", "cascade"],
+)
+def test_a_strategy_that_is_cancelled_at_any_await_leaves_nothing_behind(made: Any, times: int) -> None:
+    async def attempt(place: int | None) -> int:
+        first = Watched("first", err(503, after=0.1), OK("x", usage={"total_tokens": 3}, after=0.2), provider="p")
+        second = Watched("second", OK("x", usage={"total_tokens": 3}, after=0.4), provider="q")
+        scene = Scene(first, second, options=EVERYTHING)
+        scene.runner.registry.register_tool(StrategyTool("both", made(first, second)))
+        places = Places(place, times)
+        task, left = await places.step(scene.runner.run("q", "both", None, {**EVERYTHING, "max_retries": 2}))
+        assert place is not None if task.cancelled() else task.result().status != "failed"
+        await _left_to_end(left, times)
+        scene.check_nothing_is_left(left)
+        return places.seen
+
+    _at_every_place(attempt, least=10)
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice in a row"])
+@pytest.mark.parametrize("learn", [False, True], ids=["configured", "learned too"])
+def test_a_hedged_call_under_every_policy_that_is_cancelled_at_any_await_leaves_nothing_behind(
+    learn: bool, times: int
+) -> None:
+    """Each attempt of the second holds a place, tokens and money. The first is silent, and stopped."""
+
+    async def attempt(place: int | None) -> int:
+        first = Mute("first", OK("slow", after=9), provider="p")
+        slow = [OK("slow", usage={"total_tokens": 3}, after=9), OK("x", usage={"total_tokens": 3}, after=0.5)]
+        second = Mute("second", *[OK("x", after=1)] * 3, *slow, provider="q")
+        scene = Scene(
+            *(first, second),
+            options={**EVERYTHING, "per_agent_timeout_ms": 20_000},
+            silence_timeout=2.0,
+            hedging=HedgingPolicy(min_samples=3, max_ratio=1.0),
+            rate_limits={"default": RateLimit(requests_per_minute=600, tokens_per_minute=10_000, max_concurrent=2)},
+            learn_rate_limits=learn,
+            error_classifier=ErrorClassifier(),
+        )
+        for _ in range(3):
+            await scene.runner.run("q", "second")
+        places = Places(place, times)
+        task, left = await places.step(scene.run())
+        assert place is not None if task.cancelled() else task.result().content == "x"
+        await _left_to_end(left, times)
+        scene.check_nothing_is_left(left)
+        accounts = [limits for limits in (scene.runner.executor.limits, scene.runner.executor.learned_limits) if limits]
+        gates = [gate for limits in accounts for gate in limits.gates.values() if gate is not None]
+        assert len(gates) >= len(accounts)
+        assert {
+            (gate.state.running, round(gate.state.reserved, 6), len(gate.state.line.waiters)) for gate in gates
+        } == {(0, 0, 0)}
+        await scene.check_the_key_is_settled_or_free()
+        return places.seen
+
+    _at_every_place(attempt, least=15)
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["bare", "everything"])

@@ -1,5 +1,5 @@
 """What each two policies do together. The order: deadline, replay, plan, fallback, retry, rate limit, breaker, reserve,
-attempt timeout, from the outside in."""
+attempt timeout, from the outside in. What stands further in, and what is sent beside, have files of their own."""
 
 from __future__ import annotations
 

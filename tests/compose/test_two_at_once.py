@@ -18,7 +18,7 @@ from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateL
 from steer_llm_sdk.reliability.budget import Ledger
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err, stubborn
 
-OTHERS = ("deadline", "replay", "plan", "fallback", "retry", "breaker", "reserve", "attempt_timeout")
+OTHERS = ("deadline", "replay", "plan", "fallback", "retry", "rate_limit", "breaker", "reserve", "attempt_timeout")
 ONE = CircuitBreakerConfig(failure_threshold=1, success_threshold=1, half_open_requests=1, timeout=10)
 HEDGED = HedgingPolicy(min_samples=3, max_ratio=1.0)
 WARM = [OK("warm", after=1)] * 3

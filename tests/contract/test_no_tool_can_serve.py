@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from contract.kit import registry, reliable
-from steer_llm_sdk.errors import NoEligibleTool
-from steer_llm_sdk.orchestration import OrchestratorError, ReliabilityConfig, ReliableOrchestrator
+from contract.kit import Fixed, registry, reliable
+from steer_llm_sdk.errors import InvalidRequest, NoEligibleTool
+from steer_llm_sdk.orchestration import OrchestratorError, PlanDecision, ReliabilityConfig, ReliableOrchestrator
 from steer_llm_sdk.reliability import CircuitBreakerConfig
 from steer_llm_sdk.testing import RecordedEvents, ScriptedTool, err
 
@@ -56,3 +58,20 @@ async def test_a_named_tool_behind_an_open_breaker_is_a_failed_output_and_no_err
 
 async def test_one_tool_that_is_well_serves() -> None:
     assert (await reliable(ScriptedTool("t")).run("q")).status == "succeeded"
+
+
+async def test_what_a_planner_says_of_nobody_is_what_the_caller_is_told() -> None:
+    class Nobody(Fixed):
+        async def plan(self, request: Any, available_tools: Any, context: Any = None) -> PlanDecision:
+            raise NoEligibleTool({"t": "it is Sunday"})
+
+    with pytest.raises(NoEligibleTool, match="t: it is Sunday"):
+        await reliable(ScriptedTool("t"), planner=Nobody("t")).run("q")
+
+
+@pytest.mark.parametrize("confidence", [True, "high", 1.5])
+async def test_a_confidence_that_is_none_is_refused_by_its_name(confidence: Any) -> None:
+    tool = ScriptedTool("t")
+    with pytest.raises(InvalidRequest, match="min_confidence"):
+        await reliable(tool).run("q", None, None, {"quality_requirements": {"min_confidence": confidence}})
+    assert tool.calls == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import Any
 
@@ -19,12 +20,16 @@ from steer_llm_sdk.orchestration import (
     ReliabilityConfig,
     ReliableOrchestrator,
 )
+from steer_llm_sdk.orchestration._call import current_scope, protected
 from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit, RetryPolicy
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, VirtualTimeLoop, err
 
+SLOW = OK("slow", after=90)
+"""Longer than a call may take that is not slow."""
 STEPS = [
     OK("x"),
+    SLOW,
     OK({"content": None, "cost_usd": 1, "cost_breakdown": {"a": 1}}),
     OK({"content": {"a": [1]}, "usage": {"total_tokens": 7}, "cost_usd": 0.5, "metadata": {"own": 1}}),
     err(503),
@@ -52,6 +57,7 @@ EVERY: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"budget": {"tokens": 25, "cost_usd": 3}}),
     ({"rate_limits": {"default": LIMIT}, "retry_budget": {"minimum": 0, "ratio": 0.5, "window": 60}}, {}),
     ({"rate_limits": {"default": LIMIT}}, {"budgets": [{"name": "team", "tokens": 60, "usd": 4}]}),
+    ({"rate_limits": {"default": LIMIT}, "learn_rate_limits": True}, {"budget": {"tokens": 25}}),
     ({"hedging": HEDGING}, {}),
     ({"rate_limits": {"default": LIMIT}, "max_total_attempts": 2}, {"per_agent_timeout_ms": 700}),
     (
@@ -116,6 +122,8 @@ def in_virtual_time(work: Any) -> Any:
     st.lists(st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), min_size=1, max_size=7), st.sampled_from(EVERY)
 )
 @example([[OK("x")], [err(503), OK("x")]], EVERY[3])  # The answer before is what allows a retry.
+@example([[SLOW]] * 3, EVERY[0])  # An answer may open the circuit, too.
+@example([[SLOW]] * 3, EVERY[1])
 def test_outputs_and_all_that_is_counted_are_those_of_the_policies_in_turn(
     scripts: list[list[Any]], every: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
@@ -139,6 +147,33 @@ async def test_a_cancelled_run_gives_back_what_it_had_taken_and_is_not_tried_aga
     spent = [(view["spent"]["usd"], view["reserved"]["usd"]) for view in runner.budgets.values()]
     assert spent in ([], [(0.5, 0.0)])
     assert (await runner.run("q", "t", None, every[1])).status == "succeeded"
+
+
+@pytest.mark.parametrize("shorter", [True, False])
+@pytest.mark.parametrize("every", EVERY, ids=range(len(EVERY)))
+async def test_after_a_call_a_tool_is_where_it_was_before(
+    every: tuple[dict[str, Any], dict[str, Any]], shorter: bool
+) -> None:
+    """What it tells then is no sign of life of a call that has ended."""
+    found: list[bool] = []
+
+    class Composite(Estimated):
+        composite = True
+
+        async def execute(self, *given: Any, **more: Any) -> Any:
+            before = current_scope()
+            for _ in range(2):
+                with contextlib.suppress(ProviderError):
+                    await protected(lambda: super(Composite, self).execute(*given, **more), target="p", part="t")
+                found.append(current_scope() is before)
+            return "x"
+
+    tool = Composite("t", OK("x"), err(400))
+    runner = ReliableOrchestrator(None, ReliabilityConfig(**every[0]), registry=registry(tool))
+    if not shorter:
+        runner.executor.around_attempts(in_turn)
+    assert (await runner.run("q", "t", None, every[1])).content == "x"
+    assert found == [True, True]
 
 
 async def test_options_that_were_set_to_what_they_are_anyhow_change_nothing() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from servers import Server
-from shared_kit import until
+from shared_kit import until, until_found
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.reliability.shared.board import Board, Entry, open_board
 
@@ -87,8 +87,11 @@ async def test_the_time_is_that_of_one_clock_and_goes_on(board: Board) -> None:
 
 async def test_what_is_not_changed_for_its_time_is_gone_and_its_version_never_comes_back(board: Board) -> None:
     version = (await put(board, "x", 0, "old", ttl=0.2)).entry.version
-    await asyncio.sleep(0.4)
-    assert (await board.read([("x", -1)]))[0] == [Entry(0, None)]
+
+    async def gone() -> bool:
+        return (await board.read([("x", -1)]))[0] == [Entry(0, None)]
+
+    await until_found(gone)
     assert await board.keys("x") == []
     done = await put(board, "x", version + 10**9, "new")
     assert done.written

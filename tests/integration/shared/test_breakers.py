@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 
 from servers import Server
-from shared_kit import LONG, PATIENT, QUICK, Instances, fails, nobody_looks, outcome, trip, until, works
+from shared_kit import (
+    LONG,
+    PATIENT,
+    QUICK,
+    Instances,
+    fails,
+    nobody_looks,
+    outcome,
+    trip,
+    until,
+    until_found,
+    works,
+)
+from steer_llm_sdk.errors import CircuitOpen
 from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.reliability import BreakerMode, RetryPolicy
 from steer_llm_sdk.reliability.circuit import FAILURE, NEUTRAL
@@ -87,8 +100,7 @@ async def test_a_closed_circuit_admits_and_counts_successes_without_the_store(
 async def test_one_probe_among_all_callers_of_all_instances(instances: Instances) -> None:
     ours = instances.breakers(4)
     await trip(ours[0])
-    await until(lambda: all(breaker.is_open or breaker.is_half_open for breaker in ours))
-    await asyncio.sleep(QUICK.timeout)
+    await until(lambda: all(breaker.is_half_open for breaker in ours))
     probes = 0
     let_go = asyncio.Event()
 
@@ -109,17 +121,20 @@ async def test_one_probe_among_all_callers_of_all_instances(instances: Instances
 async def test_the_lease_of_a_lost_probe_ends_in_the_stores_time(instances: Instances) -> None:
     here, there = instances.breakers(2, QUICK.model_copy(update={"probe_lease": 0.4}))
     await trip(here)
-    await asyncio.sleep(QUICK.timeout)
+    await until(lambda: here.is_half_open)
     await here.take("acme")  # And never heard of again.
     assert await outcome(there, works) == "refused"
-    await asyncio.sleep(0.5)
-    assert await outcome(there, works) == "ok"
+
+    async def admitted() -> bool:
+        return await outcome(there, works) == "ok"
+
+    await until_found(admitted)
 
 
 async def test_who_is_cancelled_while_he_asks_for_a_probe_gives_it_back(instances: Instances) -> None:
     here, there = instances.breakers(2)
     await trip(here)
-    await asyncio.sleep(QUICK.timeout)
+    await until(lambda: here.is_half_open)
     asking = asyncio.create_task(here.take("acme"))
     await asyncio.sleep(0)
     asking.cancel()
@@ -130,10 +145,43 @@ async def test_who_is_cancelled_while_he_asks_for_a_probe_gives_it_back(instance
     assert await outcome(there, works) == "ok"
 
 
+async def test_who_is_cancelled_while_he_probes_gives_his_place_back(instances: Instances) -> None:
+    here, there = instances.breakers(2)
+    await trip(here)
+    await until(lambda: here.is_half_open)
+    begun = asyncio.Event()
+
+    async def hangs() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    probing = asyncio.create_task(here.call(hangs))
+    await begun.wait()
+    assert await outcome(there, works) == "refused"
+    probing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probing
+    await until(lambda: not there._circuit.whole.probes)
+    assert await outcome(there, works) == "ok"
+
+
+async def test_who_has_no_loop_asks_and_reports_all_the_same(instances: Instances) -> None:
+    here, there = instances.breakers(2, LONG)
+
+    def fails_without_a_loop() -> None:
+        for _ in range(LONG.failure_threshold):
+            here.report(here.admit("acme"), "acme", FAILURE)
+
+    await asyncio.to_thread(fails_without_a_loop)
+    await until(lambda: here.is_open and there.is_open)
+    with pytest.raises(CircuitOpen):
+        await asyncio.to_thread(here.admit, "acme")
+
+
 async def test_a_probe_that_says_nothing_frees_its_place_for_another_instance(instances: Instances) -> None:
     here, there = instances.breakers(2)
     await trip(here)
-    await asyncio.sleep(QUICK.timeout)
+    await until(lambda: here.is_half_open)
     permit = await here.take("acme")
     assert await outcome(there, works) == "refused"
     await here.ended(permit, "acme", NEUTRAL)
@@ -145,7 +193,7 @@ async def test_a_late_failure_from_before_the_recovery_counts_nowhere(instances:
     here, there = instances.breakers(2)
     late = [await there.take("acme") for _ in range(QUICK.failure_threshold)]
     await trip(here)
-    await asyncio.sleep(QUICK.timeout)
+    await until(lambda: here.is_half_open)
     assert await outcome(here, works) == "ok"
     for permit in late:
         await there.ended(permit, "acme", FAILURE)
@@ -210,7 +258,7 @@ async def test_an_outage_that_is_over_before_the_store_is_back_opens_nothing(
     server.pause()
     try:
         await trip(here)
-        await asyncio.sleep(QUICK.timeout)
+        await until(lambda: here.is_half_open)
         assert await outcome(here, works) == "ok"
         assert here.is_closed
     finally:
@@ -262,8 +310,16 @@ async def test_a_store_that_was_never_there_fails_no_call(caplog: pytest.LogCapt
 
 
 async def test_what_a_newer_release_has_written_is_left_alone_and_said(
-    instances: Instances, caplog: pytest.LogCaptureFixture
+    instances: Instances, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looks: list[link.Link] = []
+    whole = link.Link._refresh
+
+    async def refresh(self: link.Link) -> None:
+        await whole(self)
+        looks.append(self)
+
+    monkeypatch.setattr(link.Link, "_refresh", refresh)
     board = open_board(instances.url)
     newer = '{"format":2,"circuit":"of another shape"}'
     _, now = await board.read([("x", 0)])
@@ -273,7 +329,8 @@ async def test_what_a_newer_release_has_written_is_left_alone_and_said(
     assert "a snapshot of format 2, and this release reads 1" in caplog.text
     await trip(breaker)
     assert breaker.is_open
-    await asyncio.sleep(3 * link.REFRESH)
+    looks.clear()
+    await until(lambda: len(looks) == 3)
     ((entry,), _) = await board.read([("breaker:acme", -1)])
     assert entry is not None
     assert entry.text == newer
@@ -340,13 +397,14 @@ async def test_a_cancelled_probe_gives_its_place_back(instances: Instances) -> N
         shared=instances.state(),
     )
     await here.run("q", "ask")
-    await asyncio.sleep(QUICK.timeout)
+    await until(lambda: here.breakers["acme"]["state"] == "half_open")
     probe = asyncio.create_task(here.run("q", "ask"))
     await until(lambda: len(tool.calls) == 2)
     probe.cancel()
     with pytest.raises(asyncio.CancelledError):
         await probe
-    await asyncio.sleep(0.1)
+    breaker: Any = here.executor.breakers.get("acme")
+    await until(lambda: not breaker._circuit.whole.probes)
     assert (await here.run("q", "ask")).content == "yes"
 
 

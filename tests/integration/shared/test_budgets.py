@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from servers import Server
-from shared_kit import FaultyBoard, Instances, standing, until
+from shared_kit import FaultyBoard, Instances, drained, standing, until, until_found
 from steer_llm_sdk import Budget
 from steer_llm_sdk.errors import BudgetExceeded, StoreUnavailable
 from steer_llm_sdk.models.usage import Amount
@@ -140,11 +140,13 @@ async def test_a_budget_that_the_work_has_passed_raises_with_the_output(instance
 async def test_however_a_call_ends_its_reservation_does(instances: Instances, url: str, step: Any) -> None:
     here = runner(instances, step)
     run = asyncio.create_task(spend(here))
-    await asyncio.sleep(0.3)
     if step is HANG:
+        await until(lambda: here.budgets.get("team", {}).get("reserved", {}).get("usd") == 0.1)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
+    else:
+        assert await run == "failed"
     await until(lambda: here.budgets["team"]["reserved"]["usd"] == 0)
     spent, reserved = await account(url)
     assert (spent in (0, picos(0.1)), reserved) == (True, 0)
@@ -159,9 +161,12 @@ async def test_who_is_cancelled_at_any_moment_leaves_nothing_reserved(instances:
             await asyncio.sleep(0)
         run.cancel()
         await asyncio.wait([run])
-    await until(lambda: here.budgets["large"]["reserved"]["usd"] == 0)
-    await asyncio.sleep(0.1)
-    assert (await account(url, "budget:ever:large"))[1] == 0
+
+    async def free() -> bool:
+        return (await account(url, "budget:ever:large"))[1] == 0
+
+    await drained(here.executor.shared)
+    await until_found(free)
 
 
 def cell_of(orchestrator: ReliableOrchestrator) -> Any:
@@ -228,7 +233,7 @@ async def test_while_the_store_is_silent_each_has_its_part_of_what_was_left_and_
 ) -> None:
     runners = [runner(instances, paid(0.1), patience=AT_ONCE) for _ in range(2)]
     assert [await spend(each) for each in runners] == ["succeeded"] * 2
-    await asyncio.sleep(owners.RENEW / 50)
+    await until(lambda: {each.budgets["team"]["spent"]["usd"] for each in runners} == {0.2})
     for each in runners:  # They know of one another.
         await spend(each)
     server.pause()

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from servers import Server
-from shared_kit import Instances, standing, until
+from shared_kit import Instances, comes_to, drained, until, until_found
 from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.providers.base import ProviderError
-from steer_llm_sdk.reliability import RateLimit, RetryPolicy
+from steer_llm_sdk.reliability import HedgingPolicy, RateLimit, RetryPolicy
 from steer_llm_sdk.reliability.retry_budget import RetryBudgetConfig
 from steer_llm_sdk.reliability.shared import owners
-from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
+from steer_llm_sdk.reliability.shared.breaker import as_it_is
+from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, err
 
 AT_ONCE = 0.3
 KEY = "limit:acme"
@@ -91,9 +92,8 @@ async def test_tokens_are_reserved_for_all_and_settled_by_what_was_used(instance
     ends = []
     for number in range(8):
         ends.append(await ask(runners[number % 2]))
-        await asyncio.sleep(0.05)  # The end of a call is brought to the store while nobody waits.
+        await comes_to(url, KEY, reserved=0)
     assert ends == ["ok"] * 5 + ["WaitTooLong"] * 3
-    assert (await standing(url, KEY))["reserved"] == 0
 
 
 async def test_no_more_calls_are_under_way_in_all_instances_than_there_are_places_and_everybody_comes_to_his_turn(
@@ -103,8 +103,7 @@ async def test_no_more_calls_are_under_way_in_all_instances_than_there_are_place
     runners = [runner(instances, limit, *[OK("x", after=0.01)] * 15) for _ in range(4)]
     ends = await asyncio.gather(*(ask(each) for each in runners for _ in range(15)))
     assert (ends, Busy.most) == (["ok"] * 60, 3)
-    await asyncio.sleep(0.1)
-    assert (await standing(url, KEY))["running"] == 0
+    await comes_to(url, KEY, running=0)
 
 
 async def test_the_pause_that_a_provider_asks_of_one_instance_holds_for_all(instances: Instances) -> None:
@@ -123,14 +122,13 @@ async def test_who_is_cancelled_in_the_queue_or_under_way_gives_his_place_back(i
     under_way = asyncio.create_task(ask(here))
     await until(lambda: Busy.now == 1)
     waiting = [asyncio.create_task(ask(each)) for each in (here, there)]
-    await asyncio.sleep(0.2)
+    await until(lambda: cell_of(here).waited_for and cell_of(there).waited_for)
     for task in (waiting[0], under_way):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     assert await waiting[1] == "ok"
-    await asyncio.sleep(0.1)
-    assert (await standing(url, KEY))["running"] == 0
+    await comes_to(url, KEY, running=0)
 
 
 async def test_who_is_cancelled_at_any_moment_leaves_no_place_taken(instances: Instances, url: str) -> None:
@@ -141,8 +139,8 @@ async def test_who_is_cancelled_at_any_moment_leaves_no_place_taken(instances: I
             await asyncio.sleep(0)
         run.cancel()
         await asyncio.wait([run])
-    await asyncio.sleep(0.2)
-    assert (await standing(url, KEY))["running"] == 0
+    await drained(here.executor.shared)
+    await comes_to(url, KEY, running=0)
 
 
 async def test_one_who_waits_is_sent_away_when_his_time_is_up(instances: Instances) -> None:
@@ -166,8 +164,11 @@ async def test_the_places_of_a_crashed_instance_come_free_when_its_lease_ends(
     await until(lambda: Busy.now == 1)
     assert await ask(there) == "WaitTooLong"
     instances.states[0].close()
-    await asyncio.sleep(2.3)
-    assert await ask(there) == "ok"
+
+    async def admitted() -> bool:
+        return await ask(there) == "ok"
+
+    await until_found(admitted)
     under_way.cancel()
     await asyncio.wait([under_way])
 
@@ -197,8 +198,7 @@ async def test_while_the_store_is_silent_each_goes_on_with_its_part_and_nobody_f
         server.resume()
     await until(lambda: not any(cell_of(each).alone for each in runners))
     assert await asyncio.gather(*(ask(each) for each in runners for _ in range(10))) == ["ok"] * 20
-    await asyncio.sleep(0.1)
-    assert (await standing(url, KEY))["running"] == 0
+    await comes_to(url, KEY, running=0)
 
 
 # ── retry budgets ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,6 +226,32 @@ async def test_first_attempts_of_one_instance_earn_retries_for_another(instances
     for _ in range(8):
         await ask(failing)
     assert len(failing.registry.get_tool("t").calls) == 16 + 13  # type: ignore[union-attr]
+
+
+async def test_hedges_of_all_instances_are_within_one_budget(instances: Instances) -> None:
+    """A hedge cannot wait for the store: it goes by what is known of it."""
+    budget = RetryBudgetConfig(ratio=0, minimum=1, window=3600)
+    hedging = HedgingPolicy(min_samples=3, max_ratio=1.0, slow_factor=1e9, busy_factor=1e9)
+
+    def hedged() -> ReliableOrchestrator:
+        registry = ToolRegistry()
+        quick, slow = OK("x", after=0.02), OK("slow", after=0.5)
+        registry.register_tool(ScriptedTool("t", *[quick] * 3, slow, slow, provider="acme"))
+        config = ReliabilityConfig(retry_budget=budget, hedging=hedging, enable_fallback=False)
+        return ReliableOrchestrator(None, config, registry=registry, shared=instances.state())
+
+    here, there = hedged(), hedged()
+    for _ in range(3):
+        assert [await ask(each) for each in (here, there)] == ["ok"] * 2
+    told = []
+    for each in (here, there):
+        events = RecordedEvents()
+        await each.run("q", "t", None, {"enable_circuit_breaker": False}, events)
+        told.append((len(events.data("hedge")), [refused["reason"] for refused in events.data("hedge_refused")]))
+        await until(lambda: cell_of(here, "retries:3600:acme").state.extras == 1)
+        cell_of(there, "retries:3600:acme").submit(as_it_is)
+        await until(lambda: cell_of(there, "retries:3600:acme").state.extras == 1)
+    assert told == [(1, []), (0, ["retry_budget"])]
 
 
 async def test_a_silent_store_refuses_no_retry_that_this_instance_could_afford(

@@ -27,6 +27,19 @@ def runner(tool: ScriptedTool, store: Store | str | None = None, **config: Any) 
     return ReliableOrchestrator(registry=registry, reliability_config=ReliabilityConfig(**config), store=store)
 
 
+class Held(ScriptedTool):
+    """Has been `asked`, and answers when it is `let`."""
+
+    def __init__(self, name: str, *steps: Any) -> None:
+        super().__init__(name, *steps)
+        self.asked, self.let = asyncio.Event(), asyncio.Event()
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        self.asked.set()
+        await self.let.wait()
+        return await super().execute(request, options, event_manager)
+
+
 async def test_duplicates_in_two_processes_run_once_and_all_get_equal_outputs(url: str) -> None:
     tool = ScriptedTool("t", OK({"a": "ä", "b": [1.5, None]}, after=0.3))
     async with runner(tool, url) as one, runner(tool, url) as other:
@@ -42,13 +55,14 @@ async def test_duplicates_in_two_processes_run_once_and_all_get_equal_outputs(ur
 
 
 async def test_who_is_not_to_wait_is_told_in_which_process_ever_the_run_is(url: str) -> None:
-    tool = ScriptedTool("t", OK("x", after=0.5))
+    tool = Held("t", OK("x"))
     async with runner(tool, url) as one, runner(tool, url, on_duplicate="raise") as other:
         first = asyncio.create_task(one.run("q", "t", options=KEYED))
-        await asyncio.sleep(0.2)
+        await tool.asked.wait()
         with pytest.raises(InFlight) as caught:
             await other.run("q", "t", options=KEYED)
         assert caught.value.retry_after == 1.0
+        tool.let.set()
         assert await first == await other.run("q", "t", options=KEYED)
 
 
@@ -56,7 +70,9 @@ async def test_a_leader_whose_time_is_up_leaves_the_call_to_the_one_who_waits_el
     tool = ScriptedTool("t", OK("x", after=4.0))
     async with runner(tool, url) as one, runner(tool, url) as other:
         first = asyncio.create_task(one.run("q", "t", options={**KEYED, "timeout_ms": 3000}))
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(3):
+            while not tool.calls:
+                await asyncio.sleep(0.005)
         second = asyncio.create_task(other.run("q", "t", options={**KEYED, "timeout_ms": 20_000}))
         with pytest.raises(BudgetExceeded):
             await first
@@ -98,12 +114,13 @@ async def test_a_run_that_goes_on_without_its_store_says_so_in_its_output_and_in
 
 
 async def test_a_store_that_dies_during_a_run_costs_neither_the_result_nor_when_it_is_back_the_memory_of_it() -> None:
-    tool = ScriptedTool("t", OK("x", after=0.5))
+    tool = Held("t", OK("x"))
     with RedisServer(durable=True) as server:
         async with runner(tool, server.url) as one, runner(tool, server.url) as other:
             running = asyncio.create_task(one.run("q", "t", options=KEYED))
-            await asyncio.sleep(0.3)
+            await tool.asked.wait()
             server.kill()
+            tool.let.set()
             output = await running
             assert (output.content, output.metadata["idempotency"]) == ("x", "not_remembered")
             server.start()
@@ -122,8 +139,7 @@ async def test_a_store_that_is_silent_is_down_after_two_seconds_and_blocks_nobod
         with pytest.raises(StoreUnavailable, match="within 2 s"):
             await one.run("q", "t", options=KEYED)
         redis_server.resume()
-        await asyncio.sleep(0.3)  # The claim is granted now, and given back.
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(5):  # The claim that nobody waits for is granted now, and given back.
             assert (await one.run("q", "t", options=KEYED)).content == "x"
 
 

@@ -36,14 +36,16 @@ async def test_who_waits_for_a_key_is_woken_when_it_comes_free(
     monkeypatch.setattr(_shared, "LONGEST", 3600.0)  # Whoever is not told waits for ever.
     other = open_store(url)
     token = (await claims(other)).token
+    waits = asyncio.Event()
 
     async def frees() -> None:
-        await asyncio.sleep(0.3)
+        await waits.wait()
         await (other.settle("k", token, b"1") if end == "settle" else other.release("k", token))
 
     async with store.watch("k", 10) as changed:
         freeing = asyncio.create_task(frees())
         while (claim := await claims(store)).kind == "theirs":
+            waits.set()
             await changed(3600.0)
     assert claim.kind == ("settled" if end == "settle" else "ours")
     await freeing
@@ -184,12 +186,11 @@ async def test_what_is_forgotten_is_removed(url: str, store: Store, monkeypatch:
         claim = await store.claim(str(n), "f", 0.05, 0.05)
         if n % 2:
             await store.settle(str(n), claim.token, b"1")
-    await asyncio.sleep(0.3)
-    for _ in range(2):  # The first may find that it is time, and does it afterwards.
-        claim = await claims(store, "last")
-        await store.settle("last", claim.token, b"1")
-        await asyncio.sleep(0.15)
-    assert await asyncio.to_thread(_kept, url) == ["last"]
+    token = (await claims(store, "last")).token
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(_kept, url) != ["last"]:
+            await store.settle("last", token, b"1")  # Whoever finds that it is time does it afterwards.
+            await asyncio.sleep(0.01)
 
 
 def _kept(url: str) -> list[str]:

@@ -132,7 +132,8 @@ async def test_the_log_is_moved_into_the_file_without_being_asked(store: SqliteS
     for n in range(1500):
         claim = await claims(store, str(n))
         await store.settle(str(n), claim.token, b"x" * 700)
-    assert (tmp_path / "steer.db-wal").stat().st_size < 12_000_000  # Unmoved it is 42 MB.
+    # Unmoved it is 42 MB; how far the thread is behind says more about the machine than about the code.
+    assert (tmp_path / "steer.db-wal").stat().st_size < 21_000_000
 
 
 async def test_one_store_in_many_threads_gives_each_key_to_one(store: SqliteStore) -> None:

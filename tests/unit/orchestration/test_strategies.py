@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, OrchestratorError
 from steer_llm_sdk.orchestration._calibration import auroc, wilson_lower
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning import ExecutionStrategy, PlanDecision, Planner
@@ -128,6 +129,66 @@ async def test_stages_share_the_budget() -> None:
     assert output.status == "partial"
     assert output.cost_usd == pytest.approx(0.08)
     assert output.metadata["stage_errors"]["c"]["type"] == "BudgetExceeded"
+
+
+async def test_a_chain_whose_time_is_up_between_two_stages_ends_with_the_last_answer() -> None:
+    late = ScriptedTool("late", HANG)
+    output = await run(chain(priced("one", "paid for", after=1.0), late), timeout_ms=1000)
+    assert (output.status, output.content, late.calls) == ("partial", "paid for", [])
+    with pytest.raises(BudgetExceeded) as caught:
+        await run(chain(priced("one", "paid for", after=0.5), late), timeout_ms=1000)
+    assert caught.value.output is not None
+    assert (caught.value.output.status, caught.value.output.content) == ("partial", "paid for")
+
+
+async def test_a_stage_that_cannot_make_a_request_of_what_it_is_given_has_failed() -> None:
+    def broken(content: Any) -> Any:
+        raise RuntimeError("takes nothing")
+
+    never = ScriptedTool("never")
+    output = await run(chain(priced("one", "paid for"), step(never, takes=broken), priced("three")))
+    assert (output.status, output.content, never.calls) == ("partial", "paid for", [])
+    assert [stage["outcome"] for stage in output.metadata["strategy"]["stages"]] == ["succeeded", "failed"]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [race, merge, lambda *tools: quorum(2, *tools), lambda *tools: cascade(*tools, calibration=SURE)],
+    ids=["race", "merge", "quorum", "cascade"],
+)
+async def test_where_all_have_failed_every_failure_is_told(strategy: Any) -> None:
+    output = await run(strategy(ScriptedTool("one", err(400)), ScriptedTool("two", err(403))))
+    assert output.status == "failed"
+    assert output.content["error"]["type"] == "AllToolsFailed"
+    assert {"one answered 400", "two answered 403"} <= set(re.findall(r"\w+ answered \d+", str(output.content)))
+
+
+async def test_where_no_quorum_agrees_the_first_of_the_largest_group_is_given_as_partial() -> None:
+    output = await run(quorum(2, priced("one", "1"), priced("two", "2")))
+    assert (output.status, output.content, output.metadata["strategy"]["votes"]) == ("partial", "1", 1)
+
+
+async def test_a_content_that_is_neither_text_nor_a_mapping_is_handed_on_as_json() -> None:
+    second = priced("two")
+    await run(chain(priced("one", [1, "ä"]), second))
+    assert dict(second.calls[0].request) == {"query": '[1,"ä"]', "input": [1, "ä"]}
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "says"),
+    [
+        (lambda: chain(priced("one"), 7), TypeError, "expected a Tool or a strategy, got int"),  # type: ignore[arg-type]
+        (lambda: branch("no", priced("one"), priced("two")), InvalidRequest, "when"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_stage_and_no_question_is_refused(made: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        made()
+
+
+async def test_a_strategy_that_is_called_by_itself_says_what_runs_it() -> None:
+    with pytest.raises(OrchestratorError, match="run it with an orchestrator"):
+        await StrategyTool("both", chain(priced("one"), priced("two"))).execute({"query": "q"})
 
 
 # ── side by side ──

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from steer_llm_sdk.orchestration.planning import (
     ToolMetadata,
     create_type_based_rule,
 )
+from steer_llm_sdk.orchestration.planning.beliefs import shown
 from steer_llm_sdk.reliability.stores.sums import MemorySums, SQLiteSums
 
 TOOLS = {name: ToolMetadata(name=name) for name in ("cheap", "good", "odd")}
@@ -296,6 +298,122 @@ def test_a_tool_that_nobody_knows_among_many_gets_its_turn() -> None:
     tools = {f"t{n}": ToolMetadata(name=f"t{n}") for n in range(100)}
     planner = LearnedPlanner(default_tool="t0", explore="thompson", chance=random.Random(2).random)
     assert len({decided(planner, CODE, tools) for _ in range(3000)}) > 25
+
+
+async def test_a_tool_that_a_rule_pins_is_refused_where_the_budget_has_nothing_left_for_it() -> None:
+    pacing = Pacing(budget_usd=0.01, requests=2)
+    planner = LearnedPlanner(rules=[create_type_based_rule("code", "good")], pacing=pacing)
+    planner.learn(row("code", 10, {"good": 0.009}, good=0.9))
+    assert decided(planner) == "good"
+    with pytest.raises(BudgetExceeded) as caught:
+        decided(planner)
+    assert (caught.value.limit, caught.value.affected_agents) == (0.01, ["good"])
+
+
+def test_where_the_default_cannot_serve_the_one_that_does_best_in_general_takes_its_place() -> None:
+    planner = LearnedPlanner(default_tool="good", explore="off")
+    planner.learn(row("poem", 100, cheap=0.2, odd=0.9))
+    assert decided(planner, context=PlanRequest(circuit_breaker_states={"good": "open"})) == "odd"
+
+
+def test_a_rule_that_raises_is_named_in_the_decision_and_forbids_nothing() -> None:
+    def broken(value: Any, expected: Any) -> bool:
+        raise RuntimeError("no idea")
+
+    raises = RuleCondition("type", "equals", "code", custom_matcher=broken)
+    rule = PlanningRule("broken", 1, [raises], RuleAction("good", effect="forbid"))
+    decision = LearnedPlanner(default_tool="good", rules=[rule]).decide(CODE, TOOLS)
+    assert (decision.selected_tool, list(decision.metadata["skipped_rules"])) == ("good", ["broken"])
+
+
+def test_what_is_expected_is_said_the_best_first_and_nothing_is_decided() -> None:
+    planner = LearnedPlanner(default_tool="good", pacing=Pacing(budget_usd=1.0, requests=10))
+    planner.learn(row("code", 100, good=0.5, odd=0.9, cheap=0.1))
+    assert [candidate.name for candidate in planner.expected(CODE, TOOLS)] == ["odd", "good", "cheap"]
+    assert [candidate.name for candidate in planner.expected("Sort a list.", {"odd": TOOLS["odd"]})] == ["odd"]
+    assert planner.paced is not None
+    assert (planner.paced.spent, planner.paced.reserved) == (0, 0)
+
+
+async def test_a_decision_of_another_planner_teaches_nothing() -> None:
+    planner = LearnedPlanner(default_tool="good")
+    outcome_of(planner, await LearnedPlanner(default_tool="good").plan(CODE, TOOLS))
+    assert planner.beliefs.cells == {}
+
+
+async def test_an_evaluator_that_fails_or_has_no_opinion_leaves_what_the_answer_cost() -> None:
+    opinions: list[Any] = [None, 7.0, RuntimeError("no idea")]
+
+    def judge(request: Any, content: Any) -> Any:
+        opinion = opinions.pop(0)
+        if isinstance(opinion, Exception):
+            raise opinion
+        return opinion
+
+    planner = LearnedPlanner(default_tool="good", evaluator=judge)
+    for _ in range(3):
+        outcome_of(planner, await planner.plan(CODE, TOOLS), content="x", cost_usd=0.1)
+    seen = planner.beliefs.cells["code", "good@1.0.0"]
+    assert (opinions, seen.runs, seen.costs) == ([], 0.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"explore": "sometimes"}, "explore"), ({"store": object()}, "store"), ({"gate": -1.0}, "gate")],
+)
+def test_what_no_planner_can_be_made_of_is_named(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        LearnedPlanner(**options)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, "thompson"), (False, "off"), (None, "off"), ("auto", "auto")])
+def test_exploring_is_named_or_switched(given: Any, meant: str) -> None:
+    assert LearnedPlanner(explore=given).explore == meant
+
+
+def test_a_planner_with_a_store_learns_from_no_rows() -> None:
+    with pytest.raises(InvalidRequest, match="feedback"):
+        LearnedPlanner(store=MemorySums()).learn(row("code", good=0.5))
+
+
+@pytest.mark.parametrize("key", ["query", "prompt", "text", "content", "input"])
+def test_the_text_of_a_prompt_is_found_under_any_of_its_names(key: str) -> None:
+    planner = LearnedPlanner(default_tool="good", explore="off", neighbours=True)
+    planner.learn(
+        {"query": f"{text} number {n}", "scores": {"good": good, "odd": 1 - good}}
+        for n in range(60)
+        for text, good in (("Solve the equation", 0.0), ("Write a poem about", 1.0))
+    )
+    assert decided(planner, {key: "Solve the equation x + 1 = 3"}) == "odd"
+    assert decided(planner, {key: 7, "other": "Solve the equation x + 1 = 3"}) == "good"
+
+
+def test_of_more_prompts_than_it_may_keep_the_older_half_is_forgotten() -> None:
+    planner = LearnedPlanner(default_tool="good", explore="off", neighbours=Neighbours(k=5, capacity=40))
+    for text, good in (("Solve the equation", 0.0), ("Write a poem about", 1.0), ("Solve the equation", 1.0)):
+        planner.learn({"query": f"{text} {n}", "scores": {"good": good, "odd": 1 - good}} for n in range(40))
+    assert decided(planner, {"query": "Solve the equation 7"}) == "good"
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"capacity": 99}, {"beta": -1.0}, {"prior": 0.0}])
+def test_neighbours_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give k from 1"):
+        Neighbours(**options)
+
+
+def test_neighbours_without_numpy_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(ImportError, match=r"pip install .*\[numpy\]"):
+        Neighbours()
+
+
+def test_what_is_believed_can_be_shown_by_type_and_version() -> None:
+    planner = LearnedPlanner(default_tool="good")
+    planner.learn(row("code", 100, good=1.0, **{"good@2.0.0": 0.0, "good@next": 0.0}))
+    table = shown(planner.beliefs)
+    assert list(table) == ["code"]
+    assert table["code"]["good@1.0.0"] > 0.9
+    assert max(table["code"]["good@2.0.0"], table["code"]["good@next"]) < 0.1
 
 
 @pytest.fixture(params=["memory", "sqlite"])

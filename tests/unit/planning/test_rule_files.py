@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from steer_llm_sdk.errors import InvalidRequest
@@ -361,6 +361,7 @@ def test_what_is_said_to_be_unreachable_or_shadowed_never_decides(found: Any, re
 @given(
     st.lists(conditions, max_size=3), st.lists(conditions, max_size=2), st.dictionaries(st.sampled_from("xy"), scalars)
 )
+@example([RuleCondition("x", "equals", True)], [RuleCondition("x", "equals", 1)], {"x": True})
 def test_where_conditions_follow_from_others_they_hold_with_them(these: Any, those: Any, request: Any) -> None:
     def holds(some: Any) -> bool:
         planner = RuleBasedPlanner([PlanningRule("r", 0, some, RuleAction("b"))])

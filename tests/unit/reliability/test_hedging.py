@@ -361,6 +361,23 @@ async def test_one_that_ignores_its_end_and_answers_has_been_paid_for(at: float)
     assert await task == "just in time"
 
 
+async def test_so_has_one_that_ends_its_caller_with_its_first_step() -> None:
+    async def deaf(call: Call) -> str:
+        task.cancel()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "just in time"
+        return "never"
+
+    policy = hedge()
+    await warm(policy)
+    call = Call()
+    task = asyncio.create_task(policy(call, deaf))
+    assert await task == "just in time"
+    assert call.life is None
+
+
 async def test_one_that_calls_exit_ends_neither_the_loop_nor_another_run() -> None:
     async def leaves(call: Call) -> None:
         raise SystemExit(3)

@@ -335,6 +335,27 @@ async def test_while_there_is_a_next_one_a_silence_is_answered_here_and_then_by_
     assert told == [20]
 
 
+@pytest.mark.parametrize("end", ["answers", "fails", "is cancelled"])
+async def test_when_it_has_ended_a_silence_is_seen_again_by_who_watches_all(end: str) -> None:
+    """Though there was a next one that was not started."""
+    told: list[float] = []
+    life = Life(10, lambda _: told.append(now()))
+
+    async def within() -> None:
+        first = Runner(DOWN if end == "fails" else "a", takes=4)
+        await race(first, Runner(), told=Told(stop_after_failure=True), parent=life)
+
+    ended = asyncio.create_task(within())
+    await asyncio.sleep(3)
+    if end == "is cancelled":
+        ended.cancel()
+    await asyncio.wait([ended])
+    began = now()
+    life.sent()
+    await asyncio.sleep(60)
+    assert told == [began + 10]
+
+
 async def test_one_that_is_deaf_to_its_end_does_not_hold_up_the_answer() -> None:
     async def deaf(life: Life) -> str:
         life.sent()

@@ -145,7 +145,8 @@ def implies(these: Sequence[RuleCondition], those: Sequence[RuleCondition]) -> b
 def _follows(condition: RuleCondition, given: RuleCondition) -> bool:
     if condition.attribute_path != given.attribute_path:
         return False
-    if condition == given:
+    # To Python True equals 1; to a condition it does not.
+    if condition == given and isinstance(condition.value, bool) == isinstance(given.value, bool):
         return True
     if condition.custom_matcher is not None or given.custom_matcher is not None:
         return False
