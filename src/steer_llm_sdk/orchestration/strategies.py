@@ -24,6 +24,7 @@ from steer_llm_sdk.errors import AllToolsFailed, InvalidRequest, OrchestratorErr
 from steer_llm_sdk.models.usage import add_usage
 from steer_llm_sdk.orchestration._calibration import Calibration
 from steer_llm_sdk.orchestration._call import Run, current
+from steer_llm_sdk.orchestration._declared import names_of
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration.fallback import Answer, NotAcceptable, ToolCall, answer_of_one
 from steer_llm_sdk.orchestration.models.evidence_bundle import (
@@ -609,7 +610,7 @@ class StrategyTool(Tool):
         self.strategy = _strategy(strategy)
         self.version = version
         self.description = description
-        self.capabilities = tuple(capabilities)
+        self.capabilities = names_of(name, "capabilities", capabilities)
         self.resource_requirements = dict(resource_requirements or {})
 
     @property
