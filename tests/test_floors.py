@@ -34,6 +34,7 @@ FLOORS = {
     "orchestration.errors": NOUNS,
     "orchestration.models": NOUNS,
     "orchestration.planning": NOUNS,
+    "orchestration._declared": NOUNS,
     "orchestration.tool_registry": NOUNS,
     "orchestration.release_files": NOUNS,
     "orchestration.versions": NOUNS,

@@ -21,6 +21,7 @@ from steer_llm_sdk.orchestration import (
     Orchestrator,
     OrchestratorError,
     ReliableOrchestrator,
+    Tool,
     ToolExecutionError,
     ToolRegistry,
     get_global_registry,
@@ -48,6 +49,36 @@ async def test_any_other_request_reaches_the_tool_as_it_is(orchestrator: Any, re
     await orchestrator(tool).run(request_, "t")
     assert tool.calls[0].request == request_
     assert type(tool.calls[0].request) is type(request_)
+
+
+@dataclass
+class Question:
+    words: list[str]
+
+
+class Ask(BaseModel):
+    words: list[str]
+
+
+class Writing(Tool):
+    name = "writing"  # type: ignore[assignment]
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        for given in (request, options["of"]):
+            (given["in"] if isinstance(given, dict) else given).words.append("written")
+        return 1
+
+
+@BOTH
+@pytest.mark.parametrize("make", [Question, Ask.model_construct, lambda words: {"in": Question(words)}])
+async def test_what_a_tool_writes_into_a_request_or_an_option_is_not_written_into_the_callers(
+    orchestrator: Any, make: Any
+) -> None:
+    words: list[str] = ["mine"]
+    sent = make(words=words)
+    output = await orchestrator(Writing()).run(sent, "writing", {"of": sent})
+    assert output.status == "succeeded"
+    assert words == ["mine"]
 
 
 @BOTH

@@ -264,7 +264,7 @@ def _objection(tool: Tool, run: Run) -> Exception | None:
     try:
         tool.validate_request(copied(run.request))
         if run.tool_options and not tool.takes_options:
-            tool.validate_options(run.tool_options)
+            tool.validate_options(copied({**run.tool_options}))
     except Exception as error:
         return error
     return None

@@ -19,6 +19,7 @@ from typing import Any
 from steer_llm_sdk.errors import AllToolsFailed, InvalidRequest, OrchestratorError
 from steer_llm_sdk.orchestration._calibration import Calibration
 from steer_llm_sdk.orchestration._call import Run, current
+from steer_llm_sdk.orchestration._declared import names_of
 from steer_llm_sdk.orchestration._in_turn import Cascade, Chain, branch, cascade, chain
 from steer_llm_sdk.orchestration._result import ToolResult, describe_error
 from steer_llm_sdk.orchestration._side_by_side import Merge, Race, merge, quorum, race
@@ -102,7 +103,7 @@ class StrategyTool(Tool):
         self.strategy = strategy_of(strategy)
         self.version = version
         self.description = description
-        self.capabilities = tuple(capabilities)
+        self.capabilities = names_of(name, "capabilities", capabilities)
         self.resource_requirements = dict(resource_requirements or {})
 
     @property

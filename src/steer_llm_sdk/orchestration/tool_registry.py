@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from steer_llm_sdk._names import looked_up
 from steer_llm_sdk.errors import ToolNotFound, VersionUnavailable
 from steer_llm_sdk.models.usage import Amount
+from steer_llm_sdk.orchestration._declared import check_declared
 from steer_llm_sdk.orchestration.canaries import ENOUGH, Seen, Trials, next_look, trial_of, why_worse
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
 from steer_llm_sdk.orchestration.release_files import read_releases
@@ -133,14 +134,13 @@ class ToolRegistry:
         self._views: tuple[tuple[int, int, date], dict[Any, Mapping[str, ToolMetadata]]] | None = None
 
     def register_tool(self, tool: Tool, replace: bool = False, *, release: Release | None = None) -> None:
-        """TypeError if it is no Tool; ValueError if the name is empty or the same name and version is there. `replace`:
+        """TypeError if it is no Tool; ValueError if it declares what cannot be used, such as an empty name or a text
+        for `capabilities`, or the same name and version is there. `replace`:
         take the place of that one, so that a cell of a notebook can be run again. `release`: how far it is released;
         None: as it was set before, else it is active."""
         if not isinstance(tool, Tool):
             raise TypeError(f"tool: expected a Tool, got {type(tool).__name__}; subclass Tool or use @tool")
-        if not isinstance(tool.name, str) or not tool.name.strip():
-            raise ValueError(f"tool.name: {tool.name!r} is empty; give the tool a name")
-        _check_declared_cost(tool)
+        check_declared(tool)
         versions = self._tools.setdefault(tool.name, {})
         if tool.version in versions and not replace:
             raise ValueError(
@@ -475,17 +475,6 @@ def _closed(release: Release) -> Release:
     return replace(release, share=0.0) if release.state == "canary" else release
 
 
-def _check_declared_cost(tool: Tool) -> None:
-    """A declared cost is reserved before each attempt: one that is no price would stop every run with a budget."""
-    cost = tool.resource_requirements.get("estimated_cost_per_run")
-    price = isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost <= 1e15
-    if cost is not None and not price:
-        raise ValueError(
-            f"Tool '{tool.name}' resource_requirements['estimated_cost_per_run']: {cost!r} cannot be used; "
-            "give USD as a finite number from 0, or leave it out"
-        )
-
-
 def metadata_of(tool: Tool) -> ToolMetadata:
     """What a planner may know of a tool."""
     return ToolMetadata(
@@ -526,6 +515,7 @@ def _load(points: Iterable[Any]) -> Iterator[tuple[str, Tool]]:
             tool = made if isinstance(made, Tool) else made()
             if not isinstance(tool, Tool):
                 raise TypeError(f"expected a Tool, got {type(tool).__name__}")
+            check_declared(tool)
             yield tool.name, tool
         except Exception:  # One broken package must not take the others with it.
             _log.warning("the installed tool %s (%s) cannot be loaded", point.name, point.value, exc_info=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.orchestration._declared import names_of
 from steer_llm_sdk.orchestration.tool_registry import Tool
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class ScriptedTool(Tool):
         self.provider = provider
         self.version = version
         self.description = description
-        self.capabilities = tuple(capabilities)
+        self.capabilities = names_of(name, "capabilities", capabilities)
         self.default_options = dict(default_options or {})
         self.resource_requirements = dict(resource_requirements or {})
         self.delay = delay

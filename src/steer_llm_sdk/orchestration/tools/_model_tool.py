@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration._declared import names_of
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.orchestration.tools._messages import messages_of
 from steer_llm_sdk.orchestration.tools._model_call import Question, Route
@@ -147,7 +148,7 @@ class ModelTool(Tool):
         self._questions = _QuestionBuilder(instructions, OutputSchema.of(output_type), defaults)
         self.version = version
         self.description = description
-        self.capabilities = tuple(capabilities)
+        self.capabilities = names_of(name, "capabilities", capabilities)
         self.provider = adapters[0].target
         self.supported_models = tuple(adapter.name for adapter in adapters)
 

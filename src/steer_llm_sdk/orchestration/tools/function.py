@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration._declared import check_declared
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.orchestration.tools._parameters import Parameters
@@ -70,11 +71,14 @@ class FunctionTool(Tool, Generic[P, R]):
         self._parameters = Parameters.of(function)
         self.provider = provider
         self.version = version
-        self.capabilities = tuple(capabilities)
+        self.capabilities = capabilities
         self.description = _first_line(function) if description is None else description
-        self.supported_models = tuple(supported_models)
-        self.default_options = dict(default_options or {})
-        self.resource_requirements = dict(resource_requirements or {})
+        self.supported_models = supported_models
+        self.default_options = {} if default_options is None else default_options
+        self.resource_requirements = {} if resource_requirements is None else resource_requirements
+        check_declared(self)
+        self.capabilities, self.supported_models = tuple(capabilities), tuple(supported_models)
+        self.default_options, self.resource_requirements = dict(self.default_options), dict(self.resource_requirements)
         self.composite = composite
         self.takes_options = "options" in self._parameters.injected
 
@@ -151,7 +155,7 @@ def tool(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     """Make a tool of a function: `@tool`, or `@tool(name=..., provider=..., version=..., capabilities=...)`.
 
     The name is the function's unless one is given, the description the first line of its docstring. TypeError where the
-    parameters have no JSON Schema.
+    parameters have no JSON Schema, InvalidRequest for what is declared and cannot be used.
     """
     if function is None:
         return lambda decorated: FunctionTool(decorated, **declared)

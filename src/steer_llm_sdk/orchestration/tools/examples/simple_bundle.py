@@ -14,6 +14,7 @@ from typing import Any
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest
 from steer_llm_sdk.evidence import Calibrator
 from steer_llm_sdk.evidence.policy import Fields
+from steer_llm_sdk.orchestration._declared import names_of
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.orchestration.tools._bundle import Job, ReplicateOutcome, Slot, make_bundle
 from steer_llm_sdk.orchestration.tools.base import BundleOptions, BundleTool, checked_fields
@@ -77,7 +78,7 @@ class SimpleBundleTool(BundleTool):
             self.resource_requirements = {"estimated_cost_per_run": price_usd}
         self.version = version
         self.description = description
-        self.capabilities = tuple(capabilities)
+        self.capabilities = names_of(name, "capabilities", capabilities)
         self.provider = provider
 
     @property
