@@ -101,6 +101,13 @@ class Command:
         self.tool.version = f"1.0.0+{made_of}"
         return self
 
+    @property
+    def asked_for(self) -> str | None:
+        """The tool, where it is pinned in its version: then the same key with another model or schema is a conflict."""
+        if self.tool is None or self.tool_name != ASK or "+" not in self.tool.version:
+            return self.tool_name
+        return f"{ASK}=={self.tool.version}"
+
     def announce(self) -> None:
         """Say which models answer, where any are named, and load what talks to them."""
         if self.who is not None:

@@ -39,8 +39,11 @@ def default_options() -> dict[str, Any]:
     return {name: getattr(settings.options, name) for name in settings.options.model_fields_set}
 
 
-def orchestrator(registry: ToolRegistry) -> ReliableOrchestrator:
+def orchestrator(registry: ToolRegistry, store: str | None = None) -> ReliableOrchestrator:
+    """`store` goes before the one of the settings."""
     settings = configured()
     if settings is None:
-        return ReliableOrchestrator(registry=registry)
-    return ReliableOrchestrator(registry=registry, reliability_config=settings.reliability, store=settings.store)
+        return ReliableOrchestrator(registry=registry, store=store)
+    return ReliableOrchestrator(
+        registry=registry, reliability_config=settings.reliability, store=store or settings.store
+    )

@@ -223,6 +223,7 @@ def summary_line(output: OrchestrationOutput) -> str:
         f"{calls} call{'' if calls == 1 else 's'}",
         f"{tokens:,} tokens" if tokens else "",
         cost_of(output),
+        "replayed, nothing was bought" if output.replayed else "",
         f"{output.elapsed_ms / 1000:.2f} s",
     ]
     return " · ".join(part for part in parts if part)

@@ -41,8 +41,11 @@ class Files:
     retry_failed: bool
 
 
-def carry_out(command: Command, files: Files, max_parallel: int, stdout: TextIO, *, as_json: bool) -> Exit:
-    """Check all of the input, ask what is not done, and say what there is then. After Ctrl-C as well."""
+def carry_out(
+    command: Command, files: Files, max_parallel: int, store: str | None, stdout: TextIO, *, as_json: bool
+) -> Exit:
+    """Check all of the input, ask what is not done, and say what there is then. After Ctrl-C as well. `store` is where
+    the keys of lines are remembered; None leaves it to the settings."""
     registry = command.registry()
     defaults = Defaults(
         tool_name=command.tool_name, tool_options=command.tool_options, options=command.options, made_of=command.made_of
@@ -55,7 +58,7 @@ def carry_out(command: Command, files: Files, max_parallel: int, stdout: TextIO,
         if batch.todo:
             command.announce()
         try:
-            asyncio.run(batch.ask(registry, max_parallel))
+            asyncio.run(batch.ask(registry, max_parallel, store))
         except KeyboardInterrupt:
             show_account(batch, stdout, as_json=as_json)
             complain("interrupted; the same command goes on from here")
@@ -76,9 +79,9 @@ class Batch:
     def todo(self) -> list[Line]:
         return [line for line in self.lines if line.position not in self.results.done]
 
-    async def ask(self, registry: ToolRegistry, max_parallel: int) -> None:
+    async def ask(self, registry: ToolRegistry, max_parallel: int, store: str | None = None) -> None:
         """Ask what is not done, with a bar on a terminal. OSError where a result cannot be written."""
-        async with orchestrator(registry) as runner:
+        async with orchestrator(registry, store) as runner:
             with _bar(self, console(stderr=True)) as tell:
                 await self._work(runner, max_parallel, tell)
 

@@ -31,7 +31,9 @@ from steer_llm_sdk.reliability.stores import open_store
 
 CLIENTS = ("pydantic-ai-slim", "openai", "anthropic", "httpx2", "genai-prices")
 _TITLE = 17
-MEMORY = "memory: results are remembered within one process, and gone with it"
+MEMORY = (
+    "memory: a program remembers results until it ends; `steer-llm run --idempotency-key` needs --store or STEER_STORE"
+)
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:

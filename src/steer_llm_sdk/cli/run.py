@@ -16,7 +16,7 @@ from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._command import Command, Form, check, command_of, config_of
 from steer_llm_sdk.cli._complete import model_names, tool_names
 from steer_llm_sdk.cli._live import Live
-from steer_llm_sdk.cli._runs import orchestrator_of, required_store, store_option
+from steer_llm_sdk.cli._runs import orchestrator_of, remembering_store, required_store, store_option
 from steer_llm_sdk.cli._settings import default_options
 from steer_llm_sdk.cli._show import console, remarks, show_output, write
 from steer_llm_sdk.cli._who import which_tool
@@ -24,6 +24,7 @@ from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
 from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, forget_stdout, refuse, stdout_of
 from steer_llm_sdk.errors import MISSING, BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
+from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.providers.models import configured_model
@@ -94,7 +95,11 @@ def run(
         ),
     ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Two requests with one key are one request.")
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Two requests with one key are one request, for 15 minutes; with --durable, for good. Needs a store.",
+        ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it comes.")] = False,
     as_json: Annotated[
@@ -109,7 +114,13 @@ def run(
             "goes on from there, or a `steer-llm worker` does.",
         ),
     ] = False,
-    store: Annotated[str | None, store_option("Of --durable: ")] = None,
+    store: Annotated[
+        str | None,
+        store_option(
+            "Where keys are remembered, and what --durable records: sqlite:///file.db, "
+            "postgresql://user@host/database; without --durable redis://host:6379/0 too."
+        ),
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -152,8 +163,12 @@ def run(
         form = Form.of(schema, fields or [], calibrator)
         command = command_of(model or [], tool, k, inputs.read_options(option or []), form, options)
         if batch is None:
-            kept_in = required_store(store) if durable else None
-            raise typer.Exit(asyncio.run(_carry_out(request, command, kept_in, stdout, stream=stream, as_json=as_json)))
+            config = config_of(options)
+            kept_in = required_store(store) if durable else remembering_store(store, idempotency_key)
+            asking = _carry_out(
+                request, command, config, kept_in, stdout, durable=durable, stream=stream, as_json=as_json
+            )
+            raise typer.Exit(asyncio.run(asking))
         if not out:
             refuse(
                 "--out",
@@ -161,7 +176,8 @@ def run(
                 "name a file: the results of --batch are appended there as they come",
             )
         files = Files(batch=batch, out=out, retry_failed=retry_failed)
-        raise typer.Exit(carry_out(command, files, max_parallel or MAX_PARALLEL, stdout, as_json=as_json))
+        kept_in = remembering_store(store)
+        raise typer.Exit(carry_out(command, files, max_parallel or MAX_PARALLEL, kept_in, stdout, as_json=as_json))
 
 
 run.__doc__ = f"""Ask a model or a tool, and see the answer, what it cost, and what went wrong on the way.
@@ -180,16 +196,26 @@ def _refuse_given(why: str, **options: Any) -> None:
 
 
 async def _carry_out(
-    request: Any, command: Command, kept_in: str | None, stdout: TextIO, *, stream: bool, as_json: bool
+    request: Any,
+    command: Command,
+    config: OrchestrationConfig,
+    kept_in: str | None,
+    stdout: TextIO,
+    *,
+    durable: bool,
+    stream: bool,
+    as_json: bool,
 ) -> Exit:
-    registry, config = (command if kept_in is None else command.pinned()).registry(), config_of(command.options)
+    if durable or config.idempotency_key:
+        command = command.pinned()
+    registry, asked_for = command.registry(), command.tool_name if durable else command.asked_for
     check(request, command.tool_name, command.tool_options, registry)
     command.announce()
     with Live(console(stderr=True), spinner=not stream) as live:
         watcher = _Watcher(command, registry, live, stdout, stream=stream, as_json=as_json)
-        async with orchestrator_of(registry, kept_in) as runner:
+        async with orchestrator_of(registry, kept_in, durable=durable) as runner:
             try:
-                output = await runner.run(request, command.tool_name, command.tool_options, config, watcher.events)
+                output = await runner.run(request, asked_for, command.tool_options, config, watcher.events)
             except asyncio.CancelledError:
                 if watcher.deserted:
                     return Exit.NO_READER

@@ -156,8 +156,8 @@ def test_an_option_that_cannot_be_used_is_refused_by_name(arguments: list[str], 
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "ключ", "x" * 500, " padded"])
-def test_a_key_of_any_characters_can_be_sent(key: str) -> None:
-    assert ask("--idempotency-key", key).code == Exit.OK
+def test_a_key_of_any_characters_can_be_sent(key: str, tmp_path: Path) -> None:
+    assert ask("--idempotency-key", key, "--store", f"sqlite:///{tmp_path}/keys.db").code == Exit.OK
 
 
 # schemas

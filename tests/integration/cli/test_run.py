@@ -230,10 +230,6 @@ def test_a_tool_that_is_given_a_model_is_announced_with_it() -> None:
         assert first.startswith(f"steer-llm: answering: text_analyzer with {MODEL}")
 
 
-def test_a_request_may_carry_an_idempotency_key() -> None:
-    assert Ran(QUESTION, "--model", MODEL, "--idempotency-key", "k-1").code == Exit.OK
-
-
 def test_a_text_without_a_model_is_counted_on_this_machine_even_where_a_key_is_set() -> None:
     ran = Ran("A short text. It has two sentences.", "--json", env={"OPENAI_API_KEY": "sk-test-000000"})
     assert ran.code == Exit.OK
