@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
@@ -115,7 +116,8 @@ def _let_go(error: BaseException) -> None:
         if link is not None and id(link) not in seen:
             seen.add(id(link))
             link.__traceback__ = None
-            chain += (link.__cause__, link.__context__)
+            with suppress(Exception):  # There are some that raise whatever they are asked.
+                chain += (link.__cause__, link.__context__)
 
 
 def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
