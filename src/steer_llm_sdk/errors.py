@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -77,8 +78,19 @@ _OF_STATUS = {
 }
 
 
+def status_of(given: object) -> int | None:
+    """An HTTP status, also as a text or a float; None for what is none."""
+    if isinstance(given, (str, float)):
+        try:
+            given = int(given)
+        except (ValueError, OverflowError):
+            return None
+    return given if isinstance(given, int) and not isinstance(given, bool) else None
+
+
 def category_of_status(status: int | None) -> ErrorCategory:
     """The category of an HTTP status; `unknown` for none, and for what is no error."""
+    status = status_of(status)
     if status is None or status < 400:
         return ErrorCategory.UNKNOWN
     if status in _OF_STATUS:
@@ -288,6 +300,18 @@ class ProviderError(Exception):
 
     CATEGORY: ClassVar[ErrorCategory | None] = None
 
+    # What one says of itself that was derived, and never came to the __init__ below.
+    message: str = ""
+    provider: str = "unknown"
+    status_code: int | None = None
+    retry_after: float | None = None
+    request_id: str | None = None
+    code: str | None = None
+    original_error: BaseException | None = None
+    usage: Mapping[str, Any] = MappingProxyType({})
+    rate_limit: RateLimitStatus | None = None
+    declared_retryable: bool | None = None
+
     def __init__(
         self,
         message: str,
@@ -304,14 +328,14 @@ class ProviderError(Exception):
         super().__init__(message)
         self.message = message
         self.provider = provider
-        self.status_code = status_code
+        self.status_code = status_of(status_code)
         self.retry_after = retry_after
         self.request_id = request_id
         self.code = code
         self.original_error = original_error
-        self.usage: dict[str, Any] = dict(usage or {})
+        self.usage = dict(usage or {})
         self.rate_limit = rate_limit
-        self.declared_retryable: bool | None = None
+        self.declared_retryable = None
 
     @property
     def category(self) -> ErrorCategory:
