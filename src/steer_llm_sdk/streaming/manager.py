@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
     StreamDeltaEvent,
@@ -37,11 +38,18 @@ BACKLOG = 10_000
 """Events that may wait for a slow handler; more are dropped with a warning."""
 
 
+def _handler(name: str, given: Handler | None) -> Handler | None:
+    if given is not None and not callable(given):
+        raise InvalidRequest(name, given, "give a function of one event, or None")
+    return given
+
+
 class EventManager:
     """One handler per kind of event, sync or async; `on_create_event` sees every event before its own handler does.
 
     An async handler runs beside the run, in order; a sync one runs in the loop and should be short. `dropped` counts
     what handlers were not given, because they or the redactor were too slow or the redactor failed; the log says why.
+    InvalidRequest for a handler that cannot be called.
     """
 
     dropped: int = 0
@@ -60,15 +68,15 @@ class EventManager:
         sdk_version: str | None = None,
         on_create_event: Handler | None = None,
     ) -> None:
-        self.on_start = on_start
-        self.on_delta = on_delta
-        self.on_usage = on_usage
-        self.on_complete = on_complete
-        self.on_error = on_error
+        self.on_start = _handler("on_start", on_start)
+        self.on_delta = _handler("on_delta", on_delta)
+        self.on_usage = _handler("on_usage", on_usage)
+        self.on_complete = _handler("on_complete", on_complete)
+        self.on_error = _handler("on_error", on_error)
         self.request_id = request_id
         self.trace_id = trace_id
         self.sdk_version = sdk_version
-        self.on_create_event = on_create_event
+        self.on_create_event = _handler("on_create_event", on_create_event)
         self._telling: set[asyncio.Task[None]] = set()
 
     async def emit_start(self, event: StreamStartEvent) -> None:
