@@ -32,8 +32,8 @@ ALLOWANCE = 0.25
 """Seconds of a run's time that its handlers and redactor may take in all, and EACH more for every event; after that
 they are dropped with a warning. At the end of the run a handler that is behind has as long, if it goes on."""
 EACH = 0.001
-_FAILED = (Exception, asyncio.CancelledError, SystemExit)
-"""What a handler may come up with: an exit() in it ends no run, and no event loop."""
+_PASSED_ON = (KeyboardInterrupt, GeneratorExit)
+"""Whatever else a handler or a redactor raises is its own failure: an exit() in it ends no run, and no event loop."""
 BACKLOG = 10_000
 """Events that may wait for a slow handler; more are dropped with a warning."""
 
@@ -127,7 +127,9 @@ class EventManager:
                 result = handler(event)
                 if inspect.isawaitable(result):
                     await result
-            except (Exception, SystemExit):
+            except (*_PASSED_ON, asyncio.CancelledError):
+                raise
+            except BaseException:
                 _log.warning("a handler of %s events failed", event.type, exc_info=True)
 
     def _filled(self, event: StreamEvent) -> StreamEvent:
@@ -278,7 +280,9 @@ class RunEvents(EventManager):
             if name is not None:
                 changes[name] = self._clean_payload(name, getattr(event, name))
             return replace(event, **changes)
-        except _FAILED:
+        except _PASSED_ON:
+            raise
+        except BaseException:
             _log.warning("the redactor failed: a %s event is withheld", event.type, exc_info=True)
             return None
         finally:
@@ -317,7 +321,9 @@ class RunEvents(EventManager):
         started = time.perf_counter()
         try:
             result = handler(event)
-        except _FAILED:  # It may have asked a future that was cancelled.
+        except _PASSED_ON:
+            raise
+        except BaseException:  # It may have asked a future that was cancelled.
             _log.warning("a handler of %s events failed", event.type, exc_info=True)
             return None
         finally:
@@ -336,7 +342,9 @@ class RunEvents(EventManager):
             if result is not None:
                 try:
                     await result
-                except _FAILED:
+                except _PASSED_ON:
+                    raise
+                except BaseException:
                     if task is not None and task.cancelling():
                         return
                     _log.warning("a handler of %s events failed", event.type, exc_info=True)
