@@ -106,7 +106,38 @@ def message_of(error: BaseException) -> str:
         return type(error).__name__
 
 
-class OrchestratorError(Exception):
+class _Portable(Exception):
+    """An exception that can be copied and pickled with all that it has, whatever its __init__ asks for. In a pickle,
+    what cannot be pickled is left out: an exception has another with its text in its place, anything else None."""
+
+    def __copy__(self) -> BaseException:
+        return _rebuilt(type(self), self.args, vars(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), tuple(map(_portable, self.args)), _portable(vars(self)))
+
+
+def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], own: Mapping[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    vars(error).update(own)
+    return error
+
+
+def _portable(value: Any) -> Any:
+    import pickle  # Only those who send an error elsewhere pay for it.
+
+    try:
+        pickle.loads(pickle.dumps(value))  # There are exceptions that can be written and not be read again.
+        return value
+    except Exception:
+        if isinstance(value, dict):
+            return {key: _portable(item) for key, item in value.items()}
+        if isinstance(value, BaseException):
+            return OrchestratorError(f"{type(value).__name__}: {message_of(value)}")
+        return None
+
+
+class OrchestratorError(_Portable):
     """The root of what orchestration raises."""
 
 
@@ -224,6 +255,9 @@ def said_once(messages: Mapping[str, str]) -> str:
 
 
 class _Missing:
+    def __reduce__(self) -> str:
+        return "MISSING"  # There is one of it.
+
     def __repr__(self) -> str:
         return "nothing"
 
@@ -290,7 +324,7 @@ class NoEligibleTool(OrchestratorError, ValueError):
         super().__init__(f"No tools available for planning{': ' + detail if detail else '; register one first'}")
 
 
-class ProviderError(Exception):
+class ProviderError(_Portable):
     """A model provider, or the way to it, failed.
 
     `retry_after` is what the server asked for, in seconds. `usage` is what a failed call is known to have spent,
