@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -77,8 +78,19 @@ _OF_STATUS = {
 }
 
 
+def status_of(given: object) -> int | None:
+    """An HTTP status, also as a text or a float; None for what is none."""
+    if isinstance(given, (str, float)):
+        try:
+            given = int(given)
+        except (ValueError, OverflowError):
+            return None
+    return given if isinstance(given, int) and not isinstance(given, bool) else None
+
+
 def category_of_status(status: int | None) -> ErrorCategory:
     """The category of an HTTP status; `unknown` for none, and for what is no error."""
+    status = status_of(status)
     if status is None or status < 400:
         return ErrorCategory.UNKNOWN
     if status in _OF_STATUS:
@@ -94,7 +106,38 @@ def message_of(error: BaseException) -> str:
         return type(error).__name__
 
 
-class OrchestratorError(Exception):
+class _Portable(Exception):
+    """An exception that can be copied and pickled with all that it has, whatever its __init__ asks for. In a pickle,
+    what cannot be pickled is left out: an exception has another with its text in its place, anything else None."""
+
+    def __copy__(self) -> BaseException:
+        return _rebuilt(type(self), self.args, vars(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), tuple(map(_portable, self.args)), _portable(vars(self)))
+
+
+def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], own: Mapping[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    vars(error).update(own)
+    return error
+
+
+def _portable(value: Any) -> Any:
+    import pickle  # Only those who send an error elsewhere pay for it.
+
+    try:
+        pickle.loads(pickle.dumps(value))  # There are exceptions that can be written and not be read again.
+        return value
+    except Exception:
+        if isinstance(value, dict):
+            return {key: _portable(item) for key, item in value.items()}
+        if isinstance(value, BaseException):
+            return OrchestratorError(f"{type(value).__name__}: {message_of(value)}")
+        return None
+
+
+class OrchestratorError(_Portable):
     """The root of what orchestration raises."""
 
 
@@ -212,6 +255,9 @@ def said_once(messages: Mapping[str, str]) -> str:
 
 
 class _Missing:
+    def __reduce__(self) -> str:
+        return "MISSING"  # There is one of it.
+
     def __repr__(self) -> str:
         return "nothing"
 
@@ -278,7 +324,7 @@ class NoEligibleTool(OrchestratorError, ValueError):
         super().__init__(f"No tools available for planning{': ' + detail if detail else '; register one first'}")
 
 
-class ProviderError(Exception):
+class ProviderError(_Portable):
     """A model provider, or the way to it, failed.
 
     `retry_after` is what the server asked for, in seconds. `usage` is what a failed call is known to have spent,
@@ -287,6 +333,18 @@ class ProviderError(Exception):
     """
 
     CATEGORY: ClassVar[ErrorCategory | None] = None
+
+    # What one says of itself that was derived, and never came to the __init__ below.
+    message: str = ""
+    provider: str = "unknown"
+    status_code: int | None = None
+    retry_after: float | None = None
+    request_id: str | None = None
+    code: str | None = None
+    original_error: BaseException | None = None
+    usage: Mapping[str, Any] = MappingProxyType({})
+    rate_limit: RateLimitStatus | None = None
+    declared_retryable: bool | None = None
 
     def __init__(
         self,
@@ -304,14 +362,14 @@ class ProviderError(Exception):
         super().__init__(message)
         self.message = message
         self.provider = provider
-        self.status_code = status_code
+        self.status_code = status_of(status_code)
         self.retry_after = retry_after
         self.request_id = request_id
         self.code = code
         self.original_error = original_error
-        self.usage: dict[str, Any] = dict(usage or {})
+        self.usage = dict(usage or {})
         self.rate_limit = rate_limit
-        self.declared_retryable: bool | None = None
+        self.declared_retryable = None
 
     @property
     def category(self) -> ErrorCategory:

@@ -10,6 +10,7 @@ import pytest
 
 from contract.kit import Fixed, Model, bundle, plain, reliable
 from steer_llm_sdk import EventManager
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
     StreamDeltaEvent,
@@ -219,3 +220,17 @@ async def test_secrets_that_a_redactor_hides_are_hidden_in_every_event_of_a_hard
     first_try, second_try = ["start", "delta", "delta", "retry_attempt"], ["restart", "delta", "delta", "fallback"]
     assert events.types == [*first_try, *second_try, "restart", "complete"]
     assert "s3cret" not in repr(events.all)
+
+
+@pytest.mark.parametrize("manager", [5, "on_start", {"on_start": print}])
+async def test_what_is_no_event_manager_is_refused_before_anything_is_sent(manager: Any) -> None:
+    tool = ScriptedTool("t")
+    with pytest.raises(InvalidRequest, match=r"^event_manager: .* cannot be used; give an EventManager"):
+        await plain(tool).run("q", "t", event_manager=manager)
+    assert tool.calls == []
+
+
+@pytest.mark.parametrize("name", ["on_start", "on_delta", "on_usage", "on_complete", "on_error", "on_create_event"])
+def test_a_handler_that_cannot_be_called_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{name}: 5 cannot be used; give a function of one event"):
+        EventManager(**{name: 5})  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from contract.kit import Fixed, calls, registry, reliable
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration import (
     PlanDecision,
     Planner,
@@ -313,3 +314,27 @@ async def test_a_plan_whose_fallbacks_are_there_has_nothing_missing() -> None:
 def test_an_argument_of_the_wrong_type_is_refused_by_its_name(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(TypeError, match=says):
         ReliableOrchestrator(**arguments)
+
+
+class Says(Planner):
+    """A planner that answers whatever it is told to."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def plan(self, request: Any, available_tools: Any, context: Any = None) -> Any:
+        return self.answer
+
+
+class NotAsync(Planner):
+    def plan(self, request: Any, available_tools: Any, context: Any = None) -> Any:
+        return PlanDecision(selected_tool="t")
+
+
+@pytest.mark.parametrize("planner", [Says(None), Says("t"), Says({"selected_tool": "t"}), NotAsync()])
+async def test_a_planner_that_gives_no_decision_is_named_with_what_it_gave(planner: Any) -> None:
+    tool = ScriptedTool("t")
+    says = rf"^{type(planner).__name__}\.plan\(\): .* cannot be used; it has to be an async function that "
+    with pytest.raises(InvalidRequest, match=says):
+        await ReliableOrchestrator(planner, registry=registry(tool)).run("q")
+    assert tool.calls == []

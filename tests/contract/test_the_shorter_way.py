@@ -198,7 +198,7 @@ class Unreadable(ProviderError):
 def unreadable() -> list[ProviderError]:
     uncounted = ProviderError("no", "local", 400)
     uncounted.usage = 7  # type: ignore[assignment]  # What a careless tool may set.
-    worded = ProviderError("no", "local", "503")  # type: ignore[arg-type]  # A status as text, which is no number.
+    worded = ProviderError("no", "local", "busy")  # type: ignore[arg-type]  # A status as text, which is no number.
     return [Unreadable("no", "local"), worded, uncounted]
 
 

@@ -331,6 +331,78 @@ async def test_whatever_a_tool_raises_the_error_has_type_message_code_and_whethe
     assert isinstance(info["is_retryable"], bool)
 
 
+class Unreadable(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"{name}: no")
+
+
+class NeverInitialised(ProviderError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "raw")
+
+
+class OfAnOddCategory(ProviderError):
+    @property
+    def category(self) -> Any:
+        raise KeyError("category")
+
+
+class Raising(Tool):
+    """What it raises comes past no policy where it is composite."""
+
+    name = "t"  # type: ignore[assignment]
+
+    def __init__(self, error: Exception, composite: bool = False) -> None:
+        self.error = error
+        self.composite = composite
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        raise self.error
+
+
+class Objecting(ScriptedTool):
+    def validate_request(self, request: Any) -> None:
+        raise Unreadable("z")
+
+
+ODD = [
+    (lambda: ProviderError("x", "p", status_code="503"), "ProviderError", "server_error"),  # type: ignore[arg-type]
+    (lambda: ProviderError("x", "p", status_code="soon"), "ProviderError", "unknown"),  # type: ignore[arg-type]
+    (lambda: ProviderError("x", "p", status_code=[]), "ProviderError", "unknown"),  # type: ignore[arg-type]
+    (NeverInitialised, "NeverInitialised", "unknown"),
+    (lambda: OfAnOddCategory("x", "p"), "OfAnOddCategory", "unknown"),
+    (lambda: Unreadable("z"), "ToolExecutionError", "unknown"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("options", [{}, {"budget": {"tokens": 100}}, {"idempotency_key": "k"}], ids=str)
+@pytest.mark.parametrize(("error", "kind", "code"), ODD)
+async def test_an_error_that_is_not_as_it_should_be_is_told_and_its_attempt_has_failed(
+    orchestrator: Any, error: Any, kind: str, code: str, options: Any
+) -> None:
+    output = await orchestrator(Raising(error())).run("q", "t", None, {**options, "max_retries": 0})
+    info = failed(output)
+    assert (info["type"], info["code"]) == (kind, code)
+    assert [(line["outcome"], line["error"]) for line in output.attempts] == [("failed", info)]
+
+
+@BOTH
+@pytest.mark.parametrize("tool", [lambda: Raising(Unreadable("z"), composite=True), lambda: Objecting("t")])
+async def test_an_unreadable_error_is_a_failure_of_the_tool_wherever_it_comes_from(
+    orchestrator: Any, tool: Any
+) -> None:
+    info = failed(await orchestrator(tool()).run("q", "t"))
+    assert info["message"] == "Tool 't' failed: Unreadable: z (an exception that cannot be read)"
+
+
+async def test_after_an_unreadable_error_the_fallback_is_tried() -> None:
+    first = Raising(Unreadable("z"))
+    first.capabilities = ["a"]
+    output = await reliable(first, ScriptedTool("u", capabilities=["a"])).run("q")
+    assert (output.status, output.metadata["tool_name"], list(output.errors)) == ("succeeded", "u", ["t"])
+
+
 @BOTH
 async def test_what_a_provider_said_is_part_of_the_error(orchestrator: Any) -> None:
     error = ProviderError("x", "acme", 400, request_id="req-7", code="bad_model")

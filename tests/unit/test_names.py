@@ -26,6 +26,7 @@ MIGRATING = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text(enco
         ("from steer_llm_sdk.orchestration.options import OrchestratorOptions", "OrchestrationConfig"),
         ("from steer_llm_sdk.orchestration.base import OrchestratorResult", "OrchestrationOutput"),
         ("from steer_llm_sdk.orchestration.orchestrator import OrchestratorResult", "OrchestrationOutput"),
+        ("from steer_llm_sdk.orchestration.reliable_orchestrator import EnhancedOrchestrator", "ReliableOrchestrator"),
         ("from steer_llm_sdk.orchestration.planning import PlanningContext", "PlanRequest"),
         ("from steer_llm_sdk.orchestration.planning.planner import PlanningResult", "PlanDecision"),
         ("from steer_llm_sdk.orchestration.planning.rule_based import PlanningContext", "PlanRequest"),

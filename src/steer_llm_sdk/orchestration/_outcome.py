@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from steer_llm_sdk.errors import AllToolsFailed, BudgetExceeded
@@ -119,7 +120,8 @@ def _let_go(error: BaseException) -> None:
         if link is not None and id(link) not in seen:
             seen.add(id(link))
             link.__traceback__ = None
-            chain += (link.__cause__, link.__context__)
+            with suppress(Exception):  # There are some that raise whatever they are asked.
+                chain += (link.__cause__, link.__context__)
 
 
 def cut_off(run: Run, exceeded: BudgetExceeded) -> OrchestrationOutput:
@@ -187,14 +189,23 @@ _Account: TypeAlias = tuple[dict[str, Any], dict[str, Any], float | None]
 def _account(run: Run, answer: Answer, told: ToolResult | None) -> _Account:
     """Where no attempt measured anything, what the tool says of itself is the sum."""
     timeline, spending = run.timeline, run.spending
-    names = dict.fromkeys((*answer.failures, answer.tool.name, *(line["tool"] for line in timeline)))
-    tools = {name: _entry_of(run, name) for name in names}
+    tools = {name: _entry_of(run, name) for name in _in_order(answer, timeline)}
     for name, error in answer.failures.items():
         tools[name]["error"] = describe_error(error)
     usage, cost = _sum(spent for _, spent in spending)
     if told is None:
         return tools, usage, cost
     return tools, usage or dict(told.usage), told.cost_usd if not spending else cost
+
+
+def _in_order(answer: Answer, timeline: Sequence[Attempt]) -> list[str]:
+    """The tools that were tried, as they started; one that was sent nothing is before the one that came after it."""
+    names, after = list(dict.fromkeys(line["tool"] for line in timeline)), ""
+    for name in (answer.tool.name, *reversed(answer.failures)):
+        if name not in names:
+            names.insert(names.index(after) if after in names else len(names), name)
+        after = name
+    return names
 
 
 def _entry_of(run: Run, name: str) -> dict[str, Any]:

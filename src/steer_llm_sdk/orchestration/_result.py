@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.errors import ProviderError, message_of
+from steer_llm_sdk.errors import OrchestratorError, ProviderError, ToolExecutionError, message_of
 from steer_llm_sdk.evidence._json import MOST_BITS
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.reliability.classify import classify
+
+E = TypeVar("E", bound=BaseException)
 
 _MAX_DEPTH = 100
 _BY_DECISION = frozenset({"decided", "converged", "certified", "distance"})
@@ -180,8 +182,18 @@ def json_mapping(value: Any) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
+def readable(tool: str, error: E) -> E | ToolExecutionError:
+    """`error`, or what stands for one that raises whatever it is asked, for it would do so wherever it is looked at."""
+    try:
+        _ = error.__class__, error.__cause__, error.__context__, error.__traceback__
+    except Exception:
+        said = f"{type(error).__name__}: {message_of(error)}"
+        return ToolExecutionError(tool, OrchestratorError(f"{said} (an exception that cannot be read)"))
+    return error
+
+
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """An error as content: type, message, code (its category), is_retryable, and what else is known."""
+    """An error as content: type, message, code (its category), is_retryable, and what else is known. Never raises."""
     means = classify(error)
     info: dict[str, Any] = {
         "type": type(error).__name__,
@@ -190,6 +202,9 @@ def describe_error(error: BaseException) -> dict[str, Any]:
         "is_retryable": means.is_retryable,
     }
     known: dict[str, Any] = {"status_code": means.status_code, "retry_after": means.retry_after}
-    if isinstance(error, ProviderError):
-        known |= {"provider": error.provider, "request_id": error.request_id, "provider_code": error.code}
+    try:
+        if isinstance(error, ProviderError):
+            known |= {"provider": error.provider, "request_id": error.request_id, "provider_code": error.code}
+    except Exception:  # One of somebody else's that cannot be read.
+        known |= {"provider": None}
     return {**info, **{name: as_json(value)[0] for name, value in known.items() if value is not None}}

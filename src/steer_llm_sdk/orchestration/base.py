@@ -406,6 +406,8 @@ def config_of(options: OrchestrationConfig | Mapping[str, Any] | None) -> Orches
 
 
 def _events_of(manager: EventManager, config: OrchestrationConfig, request_id: str, trace_id: str) -> RunEvents:
+    if not callable(getattr(manager, "for_run", None)):
+        raise InvalidRequest("event_manager", manager, "give an EventManager, with handlers such as on_start")
     metadata: dict[str, Any] = {"tool_name": None, "tool_version": None, "orchestration": True}
     if config.metadata:
         metadata["user"] = dict(config.metadata)

@@ -14,7 +14,7 @@ from steer_llm_sdk.errors import ErrorCategory, OrchestratorError, ProviderError
 from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.models.usage import Amount, tokens_of
 from steer_llm_sdk.orchestration._call import Call, Run, current
-from steer_llm_sdk.orchestration._result import ToolResult, describe_error
+from steer_llm_sdk.orchestration._result import ToolResult, describe_error, readable
 from steer_llm_sdk.orchestration.reliability import begin
 from steer_llm_sdk.orchestration.tool_registry import Tool
 from steer_llm_sdk.reliability.classify import classify
@@ -266,7 +266,7 @@ def _objection(tool: Tool, run: Run) -> Exception | None:
         if run.tool_options and not tool.takes_options:
             tool.validate_options(copied({**run.tool_options}))
     except Exception as error:
-        return error
+        return readable(tool.name, error)
     return None
 
 
@@ -287,6 +287,7 @@ async def _ask(run: Run, step: ToolCall, life: Life | None) -> ToolResult:
 def _failure(run: Run, tool: Tool, error: BaseException) -> Exception:
     """What a tool failed with. A run that is cancelled ends there, whatever the tool makes of it. A cancellation or an
     exit that the tool came up with by itself is a failure of the tool."""
+    error = readable(tool.name, error)
     try:
         if not isinstance(error, (Exception, asyncio.CancelledError, SystemExit)):
             raise error

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 from steer_llm_sdk.errors import ProviderError, Rejected
 from steer_llm_sdk.models.usage import Amount
 from steer_llm_sdk.orchestration._call import Attempt, Call, Policies, Spent, Usage, WatchedScope, current
-from steer_llm_sdk.orchestration._result import describe_error, json_mapping
+from steer_llm_sdk.orchestration._result import describe_error, json_mapping, readable
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve, charge_of_failure, tell
 from steer_llm_sdk.reliability.circuit import SUCCESS, Permit
@@ -266,22 +266,24 @@ def succeed(call: Call, began: float, line: Attempt, result: Any) -> None:
     line["outcome"] = "succeeded"
 
 
-def fail(call: Call, began: float, line: Attempt, error: BaseException) -> asyncio.CancelledError | None:
-    """The attempt has ended with `error`. What is to be raised instead, where a tool made an error of its cancellation:
-    nothing may follow that."""
+def fail(call: Call, began: float, line: Attempt, error: BaseException) -> BaseException | None:
+    """The attempt has ended with `error`. What is to be raised instead, where a tool made an error of its cancellation,
+    for nothing may follow that; or where its error cannot be read."""
     run = call.run
     ended = call.ended = run.clock()
     line["elapsed_ms"] = tenths((ended - began) * 1000)
     spent: Usage | None = None
-    instead: asyncio.CancelledError | None = None
+    instead: BaseException | None = None
+    if (said := readable(call.tool, error)) is not error:
+        error = instead = said
     if isinstance(error, (Exception, SystemExit)) and run.asked_to_stop():
-        instead = asyncio.CancelledError()
-    if instead is not None or isinstance(error, asyncio.CancelledError):
+        error = instead = asyncio.CancelledError()
+    if isinstance(error, asyncio.CancelledError):
         # It is charged what Reserve charges.
         if run.ledger is not None or (call.life is not None and call.life.was_lost):
             spent = _estimated(call.worst_case)
         line["outcome"], line["spent"] = "cancelled", "unknown" if spent is None else "estimated"
-    elif isinstance(error, (Exception, SystemExit)):
+    else:
         line["outcome"], line["error"] = "failed", describe_error(error)
         if isinstance(error, ProviderError) and error.usage:
             spent = Spent(json_mapping(error.usage))

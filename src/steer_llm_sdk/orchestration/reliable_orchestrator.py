@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -207,9 +208,13 @@ class ReliableOrchestrator(BaseOrchestrator):
         if run.options.deterministic:
             context.explore = False
         try:
-            decision = await self.planner.plan(copied(run.request), tools, context)
+            planned: Any = self.planner.plan(copied(run.request), tools, context)
+            decision = await planned if (is_async := inspect.isawaitable(planned)) else None
         except NoEligibleTool as error:
             raise _of_budget(error) from None
+        if not isinstance(decision, PlanDecision):
+            remedy = "it has to be an async function that returns a PlanDecision"
+            raise InvalidRequest(f"{type(self.planner).__name__}.plan()", decision if is_async else planned, remedy)
         return self._carry_out(decision, self._most_fallbacks(run.given), run)[0]
 
     def _most_fallbacks(self, given: Mapping[str, Any]) -> int:
@@ -352,3 +357,7 @@ class ReliableOrchestrator(BaseOrchestrator):
         if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 <= wanted <= 1:
             raise InvalidRequest("quality_requirements.min_confidence", wanted, "give a number from 0 to 1")
         return float(wanted)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = looked_up(__name__)  # Says what a renamed name is called now.

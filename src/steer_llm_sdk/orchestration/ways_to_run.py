@@ -149,7 +149,7 @@ class ManyOutputs:
     """
 
     outputs: list[OrchestrationOutput | None]
-    failures: dict[int, Exception] = field(default_factory=dict)
+    failures: dict[int, BaseException] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> list[OrchestrationOutput]:
@@ -181,7 +181,7 @@ async def run_many(
     total = len(requests) if isinstance(requests, Sized) else None
     waiting = enumerate(requests)
     outputs: dict[int, OrchestrationOutput | None] = {}
-    failures: dict[int, Exception] = {}
+    failures: dict[int, BaseException] = {}
     done = itertools.count(1)
 
     def given() -> Iterator[tuple[int, Any]]:
@@ -196,7 +196,9 @@ async def run_many(
             outputs[position] = None
             try:
                 outputs[position] = await run(request)
-            except Exception as error:
+            except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:  # It would end the others, and what they have done would be lost.
                 failures[position] = error
             _tell(on_progress, next(done), total)
             # A run that waits for nothing takes no turn of the loop: many of them would hold up everybody else's.
@@ -213,7 +215,9 @@ def _tell(on_progress: Progress | None, done: int, total: int | None) -> None:
         return
     try:
         on_progress(done, total)
-    except Exception:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException:
         _log.warning("on_progress failed", exc_info=True)
 
 

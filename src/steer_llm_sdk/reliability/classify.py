@@ -24,6 +24,7 @@ from steer_llm_sdk.errors import (
     Rejected,
     ToolExecutionError,
     category_of_status,
+    status_of,
 )
 
 if TYPE_CHECKING:
@@ -218,13 +219,13 @@ _BY_TYPE: tuple[tuple[type[BaseException], ErrorCategory], ...] = (
 
 
 def classify(error: BaseException) -> ErrorClassification:
-    """What `error` means. Total: anything unknown is UNKNOWN and not retried.
+    """What `error` means. Total: anything unknown is UNKNOWN and not retried, and so is what cannot be read.
 
     An exception that says nothing itself means what the one it was raised `from` means.
     """
     try:
         return _classified(error, _MOST_CAUSES)
-    except RecursionError:  # Groups within groups, or a tool's error that is its own.
+    except Exception:  # Groups within groups, a tool's error that is its own, a property that raises.
         return ErrorClassification(ErrorCategory.UNKNOWN, False)
 
 
@@ -252,14 +253,15 @@ def _of_itself(error: BaseException) -> ErrorClassification:
     if isinstance(error, ToolExecutionError):
         return _of_tool_error(error)
     if isinstance(error, ProviderError):
+        status = status_of(error.status_code)
         return ErrorClassification(
             error.category,
             error.is_retryable,
             _asked_delay(error.retry_after),
-            error.status_code,
+            status,
             error.declared_retryable,
             isinstance(error, Rejected),
-            _maybe_billed(error.category, error.status_code) and getattr(error, "sent", True) is True,
+            _maybe_billed(error.category, status) and getattr(error, "sent", True) is True,
         )
     if isinstance(error, AllToolsFailed):
         return _of_all(error)

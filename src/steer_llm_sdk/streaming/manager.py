@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
     StreamDeltaEvent,
@@ -31,10 +32,16 @@ ALLOWANCE = 0.25
 """Seconds of a run's time that its handlers and redactor may take in all, and EACH more for every event; after that
 they are dropped with a warning. At the end of the run a handler that is behind has as long, if it goes on."""
 EACH = 0.001
-_FAILED = (Exception, asyncio.CancelledError, SystemExit)
-"""What a handler may come up with: an exit() in it ends no run, and no event loop."""
+_PASSED_ON = (KeyboardInterrupt, GeneratorExit)
+"""Whatever else a handler or a redactor raises is its own failure: an exit() in it ends no run, and no event loop."""
 BACKLOG = 10_000
 """Events that may wait for a slow handler; more are dropped with a warning."""
+
+
+def _handler(name: str, given: Handler | None) -> Handler | None:
+    if given is not None and not callable(given):
+        raise InvalidRequest(name, given, "give a function of one event, or None")
+    return given
 
 
 class EventManager:
@@ -42,6 +49,7 @@ class EventManager:
 
     An async handler runs beside the run, in order; a sync one runs in the loop and should be short. `dropped` counts
     what handlers were not given, because they or the redactor were too slow or the redactor failed; the log says why.
+    InvalidRequest for a handler that cannot be called.
     """
 
     dropped: int = 0
@@ -60,15 +68,15 @@ class EventManager:
         sdk_version: str | None = None,
         on_create_event: Handler | None = None,
     ) -> None:
-        self.on_start = on_start
-        self.on_delta = on_delta
-        self.on_usage = on_usage
-        self.on_complete = on_complete
-        self.on_error = on_error
+        self.on_start = _handler("on_start", on_start)
+        self.on_delta = _handler("on_delta", on_delta)
+        self.on_usage = _handler("on_usage", on_usage)
+        self.on_complete = _handler("on_complete", on_complete)
+        self.on_error = _handler("on_error", on_error)
         self.request_id = request_id
         self.trace_id = trace_id
         self.sdk_version = sdk_version
-        self.on_create_event = on_create_event
+        self.on_create_event = _handler("on_create_event", on_create_event)
         self._telling: set[asyncio.Task[None]] = set()
 
     async def emit_start(self, event: StreamStartEvent) -> None:
@@ -119,7 +127,9 @@ class EventManager:
                 result = handler(event)
                 if inspect.isawaitable(result):
                     await result
-            except (Exception, SystemExit):
+            except (*_PASSED_ON, asyncio.CancelledError):
+                raise
+            except BaseException:
                 _log.warning("a handler of %s events failed", event.type, exc_info=True)
 
     def _filled(self, event: StreamEvent) -> StreamEvent:
@@ -270,7 +280,9 @@ class RunEvents(EventManager):
             if name is not None:
                 changes[name] = self._clean_payload(name, getattr(event, name))
             return replace(event, **changes)
-        except _FAILED:
+        except _PASSED_ON:
+            raise
+        except BaseException:
             _log.warning("the redactor failed: a %s event is withheld", event.type, exc_info=True)
             return None
         finally:
@@ -309,7 +321,9 @@ class RunEvents(EventManager):
         started = time.perf_counter()
         try:
             result = handler(event)
-        except _FAILED:  # It may have asked a future that was cancelled.
+        except _PASSED_ON:
+            raise
+        except BaseException:  # It may have asked a future that was cancelled.
             _log.warning("a handler of %s events failed", event.type, exc_info=True)
             return None
         finally:
@@ -328,7 +342,9 @@ class RunEvents(EventManager):
             if result is not None:
                 try:
                     await result
-                except _FAILED:
+                except _PASSED_ON:
+                    raise
+                except BaseException:
                     if task is not None and task.cancelling():
                         return
                     _log.warning("a handler of %s events failed", event.type, exc_info=True)

@@ -67,6 +67,18 @@ async def planned(tools: list[Tool], strategy: ExecutionStrategy, **given: Any) 
 # ── chain ──
 
 
+@pytest.mark.parametrize("answers", [("x", "y", "z"), ("x", "y", RuntimeError("z"))], ids=["all", "not the last"])
+async def test_attempts_and_tools_are_in_the_order_in_which_they_started_also_at_one_and_the_same_time(
+    answers: Any,
+) -> None:
+    last = err(answers[2]) if isinstance(answers[2], Exception) else OK(answers[2])
+    tools: list[Tool] = [ScriptedTool("c", OK(answers[0])), ScriptedTool("a", OK(answers[1])), ScriptedTool("b", last)]
+    output = await planned(tools, ExecutionStrategy.CHAIN)
+    assert {line["started_ms"] for line in output.attempts} == {0.0}
+    assert [line["tool"] for line in output.attempts] == ["c", "a", "b"]
+    assert list(output.per_agent) == ["c", "a", "b"]
+
+
 async def test_in_a_chain_each_content_is_the_next_request_and_costs_add_up() -> None:
     a, b, c = priced("a", {"text": "x"}), priced("b", "words"), priced("c", [1, 2])
     output = await run(chain(a, b, c))

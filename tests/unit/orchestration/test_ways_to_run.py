@@ -158,6 +158,23 @@ async def test_each_request_is_in_one_of_succeeded_failed_and_failures() -> None
     assert many.failures == {}
 
 
+class Bare(BaseException):
+    """What a library raises that is to be caught by nobody."""
+
+
+class OnceBare(ScriptedTool):
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        if request == {"query": "2"}:
+            raise Bare("x")
+        return await super().execute(request, options, event_manager)
+
+
+async def test_a_run_that_raises_more_than_an_exception_takes_no_other_with_it() -> None:
+    many = await orchestrator(OnceBare("t", OK("x"), delay=1.0)).run_many(["1", "2", "3"], 2)
+    assert [output and output.content for output in many.outputs] == ["x", None, "x"]
+    assert [(position, type(error)) for position, error in many.failures.items()] == [(1, Bare)]
+
+
 async def test_progress_is_told_after_each_run_with_the_total_where_it_is_known() -> None:
     told: list[tuple[int, int | None]] = []
     runner = orchestrator(ScriptedTool("t", OK()))

@@ -173,6 +173,45 @@ async def test_a_handler_that_fails_is_logged_and_sees_the_next_event(warnings: 
     assert warnings() == ["a handler of delta events failed"] * 4
 
 
+class Bare(BaseException):
+    """What a library raises that is to be caught by nobody."""
+
+
+@pytest.mark.parametrize("error", [Bare("x"), SystemExit(3)], ids=repr)
+async def test_a_handler_or_redactor_that_raises_more_than_an_exception_has_failed_and_no_more(
+    error: BaseException, warnings: Callable[[], list[str]]
+) -> None:
+    def at_once(event: StreamDeltaEvent) -> None:
+        raise error
+
+    async def later(event: StreamDeltaEvent) -> None:
+        await asyncio.sleep(0.01)
+        raise error
+
+    def redact(content: dict[str, Any]) -> dict[str, Any]:
+        raise error
+
+    for handler in (at_once, later):
+        events = events_of(handler)
+        events.tell(StreamDeltaEvent("1"))
+        events.tell(StreamDeltaEvent("2"))
+        await events.flush()
+        await EventManager(on_delta=handler).emit_delta(StreamDeltaEvent("3"))
+    assert warnings() == ["a handler of delta events failed"] * 6
+    seen: list[Any] = []
+    events = EventManager(on_delta=seen.append).for_run("r", "t", None, redact)
+    events.tell(StreamDeltaEvent("1"))
+    assert (seen, warnings()[6:]) == ([], ["the redactor failed: a delta event is withheld"])
+
+
+async def test_who_interrupts_in_a_handler_is_heard() -> None:
+    def interrupt(event: StreamDeltaEvent) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        events_of(interrupt).tell(StreamDeltaEvent("1"))
+
+
 async def test_a_handler_that_meets_a_cancelled_future_does_not_cancel_the_run(
     warnings: Callable[[], list[str]],
 ) -> None:

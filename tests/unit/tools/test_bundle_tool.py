@@ -17,9 +17,11 @@ from steer_llm_sdk.orchestration import (
     BundleTool,
     EvidenceBundle,
     Orchestrator,
+    ReliableOrchestrator,
     Replicate,
     ToolRegistry,
 )
+from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_llm_sdk.testing import RecordedEvents
 
@@ -106,9 +108,35 @@ async def test_the_tool_gets_typed_options_over_its_defaults() -> None:
     }
 
 
-async def test_options_without_a_field_are_in_extra() -> None:
-    options = await options_of(seed=1, temperature=0, model="m", idempotency_key="k")
-    assert options.extra == {"seed": 1, "temperature": 0, "model": "m", "idempotency_key": "k"}
+async def test_what_a_run_adds_and_has_no_field_is_in_extra() -> None:
+    options = await options_of(seed=1, temperature=0, streaming=True, idempotency_key="k")
+    assert options.extra == {"seed": 1, "temperature": 0, "streaming": True, "idempotency_key": "k"}
+
+
+@pytest.mark.parametrize("name", ["epsilom", "zz", "", "model", "extra"])
+@pytest.mark.parametrize("tool", [Dice(), SimpleBundleTool()])
+async def test_any_other_option_is_refused_before_anything_is_made(tool: BundleTool, name: str) -> None:
+    says = f"^{name}: 0.1 cannot be used; there is no such option; there are .*epsilon, "
+    with pytest.raises(InvalidRequest, match=says):
+        await tool.execute("some words", {name: 0.1})
+    with pytest.raises(InvalidRequest, match=says):
+        tool.validate_options({name: 0.1})
+
+
+@pytest.mark.parametrize("tool", [Dice(), SimpleBundleTool(name="dice")])
+async def test_every_option_that_a_run_can_add_is_taken(tool: BundleTool) -> None:
+    registry = ToolRegistry()
+    registry.register_tool(tool)
+    options = {
+        "deterministic": True,
+        "streaming": True,
+        "timeout_ms": 5000,
+        "budget": {"tokens": 5000},
+        "idempotency_key": "k",
+        "max_parallel": 2,
+    }
+    output = await ReliableOrchestrator(registry=registry).run("some words", "dice", options=options)
+    assert output.status == "succeeded"
 
 
 async def test_a_tool_may_have_options_of_its_own() -> None:
@@ -119,10 +147,10 @@ async def test_a_tool_may_have_options_of_its_own() -> None:
         options_type = DiceOptions
 
     tool = OddDice()
-    await tool.execute("q", {"sides": 20, "colour": "red"})
+    await tool.execute("q", {"sides": 20, "seed": 3})
     (options,) = tool.seen
     assert isinstance(options, DiceOptions)
-    assert (options.sides, options.extra) == (20, {"colour": "red"})
+    assert (options.sides, options.extra) == (20, {"seed": 3})
 
 
 async def test_a_tool_may_declare_a_higher_ceiling() -> None:

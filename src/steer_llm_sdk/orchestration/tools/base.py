@@ -28,6 +28,10 @@ MAX_K = 10
 _LIMITS = ("max_fields", "max_diffs", "max_bytes")
 
 
+_OF_THE_RUN = frozenset({"seed", "temperature", "streaming", "idempotency_key"})
+"""What a run may add to the options of any tool, and BundleOptions has no field for."""
+
+
 class BundleOptions(BaseModel):
     """The options of a bundle tool.
 
@@ -41,8 +45,8 @@ class BundleOptions(BaseModel):
     more are asked for.
 
     Budgets take `ms`, `tokens`, `cost_usd`; the global one is the run's and is enforced by the run. `bundle_limits`
-    takes `max_fields`, `max_diffs`, `max_bytes`: how much the summary may report. `extra` holds every option that has
-    no field here, such as `seed` and `temperature` of a deterministic run, or the tool's own.
+    takes `max_fields`, `max_diffs`, `max_bytes`: how much the summary may report. `extra` holds what the run adds
+    and has no field here: `seed` and `temperature` of a deterministic run, `streaming`, `idempotency_key`.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
@@ -110,8 +114,8 @@ class BundleOptions(BaseModel):
 class BundleTool(Tool):
     """Subclass it with `name` and `_execute_bundle`.
 
-    `options_type` is a subclass of BundleOptions where the tool has options of its own; any other option is in
-    `options.extra`. `max_k` is the most replicates it makes. `supports_early_stop`: it may stop before k by what it has
+    `options_type` is a subclass of BundleOptions where the tool has options of its own; any other option is refused.
+    `max_k` is the most replicates it makes. `supports_early_stop`: it may stop before k by what it has
     seen. `supports_streaming`: it emits events while it works.
     """
 
@@ -144,9 +148,13 @@ class BundleTool(Tool):
 
     def _read_options(self, given: Mapping[str, Any]) -> BundleOptions:
         merged = {**self.default_options, **given}
-        fields = self.options_type.model_fields
+        fields = self.options_type.model_fields.keys() - {"extra"}
         known = {key: value for key, value in merged.items() if key in fields}
         extra = {key: value for key, value in merged.items() if key not in fields}
+        for name, value in extra.items():
+            if name not in _OF_THE_RUN:
+                there_are = ", ".join(sorted(fields | _OF_THE_RUN))
+                raise InvalidRequest(name, value, f"there is no such option; there are {there_are}")
         return read_options(self.options_type, {**known, "extra": extra}, max_k=self.max_k)
 
     def _generate_seeds(self, k: int, seed: int = 0) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 
 from pydantic import Field
 
-from steer_llm_sdk.errors import BudgetExceeded, InvalidOutput, InvalidRequest
+from steer_llm_sdk.errors import BudgetExceeded, InvalidOutput
 from steer_llm_sdk.evidence import Calibrator
 from steer_llm_sdk.evidence.policy import Fields
 from steer_llm_sdk.orchestration._call import expect_answers
@@ -177,18 +177,16 @@ class LLMBundleTool(ModelTool, BundleTool):
         self.max_k = max_k
         self._calibrator = calibrator
         self.default_options = {**(options or {}), "k": k}
-        _refuse_unknown(self._read_options({}))
+        self._read_options({})
 
     def validate_options(self, options: Mapping[str, Any]) -> None:
         chosen = cast(LLMBundleOptions, self._read_options(options))
-        _refuse_unknown(chosen)
         self._routes(chosen.model)
 
     async def _execute_bundle(
         self, request: Any, options: BundleOptions, event_manager: EventManager | None
     ) -> EvidenceBundle:
         chosen = cast(LLMBundleOptions, options)
-        _refuse_unknown(chosen)
         expect_answers(chosen.k)
         routes = self._routes(chosen.model)
         question = self._questions.question(request, chosen)
@@ -310,14 +308,6 @@ def _of_account(account: Account) -> dict[str, Any]:
         "provider_request_ids": [reply.request_id for reply in replies if reply.request_id is not None],
     }
     return {name: note for name, note in notes.items() if note}
-
-
-def _refuse_unknown(options: BundleOptions) -> None:
-    # `streaming` changes nothing here: a bundle always sends its events, and k texts at once would be unreadable.
-    unknown = [name for name in options.extra if name != "streaming"]
-    if unknown:
-        known = sorted(LLMBundleOptions.model_fields.keys() - {"extra"})
-        raise InvalidRequest(unknown[0], options.extra[unknown[0]], f"the options are {', '.join(known)}")
 
 
 def _task_of(request: Any, default: str) -> str:
