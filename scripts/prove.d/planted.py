@@ -496,7 +496,7 @@ def plant_each(chosen: Sequence[Planted], copy: Path) -> int:
             path.write_text(text, encoding="utf-8")
             if noticed is None or first_failure(copy, [noticed]) is None:
                 break
-            print(f"{noticed} fails without the defect too, and shows nothing")
+            print(f"{noticed} fails without the defect too, and shows nothing", flush=True)
             if "::" not in noticed:
                 sys.exit("not a test but a whole folder: mend that first")
             broken.append(noticed)

@@ -25,7 +25,7 @@ from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.reliability import CircuitBreakerConfig, HedgingPolicy, RateLimit, RetryPolicy
 from steer_llm_sdk.testing import HANG, OK, RecordedEvents, ScriptedTool, VirtualTimeLoop, err
 
-SLOW = OK("slow", after=90)
+SLOW = OK("slow", after=9)
 """Longer than a call may take that is not slow."""
 STEPS = [
     OK("x"),
@@ -40,7 +40,9 @@ STEPS = [
 ]
 NO_JITTER = RetryPolicy(jitter_factor=0)
 BREAKERS = {
-    "default": CircuitBreakerConfig(failure_threshold=2, timeout=5, slow_call_rate_threshold=0.5, minimum_throughput=2)
+    "default": CircuitBreakerConfig(
+        failure_threshold=2, timeout=5, slow_call_rate_threshold=0.5, slow_call_duration=5, minimum_throughput=2
+    )
 }
 
 
@@ -174,6 +176,19 @@ async def test_after_a_call_a_tool_is_where_it_was_before(
         runner.executor.around_attempts(in_turn)
     assert (await runner.run("q", "t", None, every[1])).content == "x"
     assert found == [True, True]
+
+
+@pytest.mark.parametrize("every", EVERY[:2], ids=["usual", "at once"])
+async def test_an_answer_that_opens_the_circuit_says_so(every: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    runner = ReliableOrchestrator(
+        None, ReliabilityConfig(circuit_breaker_configs=BREAKERS, **every[0]), registry=registry(Estimated("t", SLOW))
+    )
+    told = []
+    for _ in range(2):
+        events = RecordedEvents()
+        assert (await runner.run("q", "t", None, every[1], events)).content == "slow"
+        told.append([event["state"] for event in events.data("circuit_breaker")])
+    assert (told, runner.breakers["t"]["state"]) == ([[], ["open"]], "open")
 
 
 async def test_options_that_were_set_to_what_they_are_anyhow_change_nothing() -> None:
