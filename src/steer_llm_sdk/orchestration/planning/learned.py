@@ -76,8 +76,8 @@ class LearnedPlanner(Planner):
     `pacing` spends a budget over the requests it is for. `neighbours` adds what is known from prompts that read alike
     (extra `numpy`). `store`, the URL of a store or a SumStore, shares what is learned, and the budget, among processes
     under the name `space`. `shadow`: the rules' own choice, or the default, is what is decided; what would have been
-    chosen is in `metadata["shadow"]`. `log` gets a line of JSON for each decision with a reward, for `steer-llm plan
-    evaluate`.
+    chosen is in `metadata["shadow"]`. `log` gets a line of JSON for each word on the reward of a decision, for
+    `steer-llm plan evaluate`, which takes the last one of each.
 
     Of runs that an orchestrator made it learns cost and duration by itself, and that a failure is worth 0. How good an
     answer was says `evaluator(request, content)`, 0 to 1 or None, which may be async; with `trust_confidence` the
