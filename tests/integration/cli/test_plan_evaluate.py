@@ -44,7 +44,8 @@ def test_it_is_json_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_how_many_lines_a_later_word_replaced_is_said(tmp_path: Path) -> None:
-    told = [json.dumps({**json.loads(line), "decision_id": str(n)}) for n, line in enumerate(log_of(0.3, 60).split("\n"))]
+    lines = enumerate(log_of(0.3, 60).split("\n"))
+    told = [json.dumps({**json.loads(line), "decision_id": str(number)}) for number, line in lines]
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join([*told, *told[:25]]), encoding="utf-8")
     ran = CliRunner().invoke(app, ["plan", "evaluate", str(path)])

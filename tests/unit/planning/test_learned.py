@@ -262,6 +262,65 @@ async def test_a_fallback_that_answered_costs_the_same_budget() -> None:
     assert planner.paced.spent == 0.25
 
 
+GOOD_FAILED, ODD_ANSWERED = Outcome("good", "1.0.0", False), Outcome("odd", "1.0.0", True, 0.25, content="1234")
+
+
+async def test_the_reward_of_a_run_that_a_fallback_answered_is_the_fallbacks() -> None:
+    planner = LearnedPlanner(default_tool="good")
+    for reward in (0.5, 1.0):
+        decision = await planner.plan(CODE, TOOLS, PlanRequest(explore=False))
+        planner.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED))
+        for said in (0.0, reward):
+            assert await planner.feedback(decision.metadata["decision_id"], said)
+    assert planner.beliefs.cells["code", "good@1.0.0"][:2] == (2.0, 0.0)
+    assert planner.beliefs.cells["code", "odd@1.0.0"][:2] == (2.0, 1.5)
+
+
+async def test_an_evaluator_says_what_the_answer_of_a_fallback_is_worth() -> None:
+    async def judge(request: Any, content: Any) -> float:
+        return len(content) / 10
+
+    for evaluator in (lambda request, content: len(content) / 10, judge):
+        planner = LearnedPlanner(default_tool="good", evaluator=evaluator)
+        planner.observe(CODE, await planner.plan(CODE, TOOLS), (GOOD_FAILED, ODD_ANSWERED))
+        await planner.settled()
+        assert planner.beliefs.cells["code", "good@1.0.0"][:2] == (1.0, 0.0)
+        assert planner.beliefs.cells["code", "odd@1.0.0"][:2] == (1.0, 0.4)
+
+
+async def test_a_tool_that_was_refused_gets_nothing_of_what_its_fallback_earned() -> None:
+    lines: list[str] = []
+    planner = LearnedPlanner(default_tool="good", log=lines.append)
+    decision = await planner.plan(CODE, TOOLS)
+    planner.observe(CODE, decision, (ODD_ANSWERED,))
+    assert await planner.feedback(decision.metadata["decision_id"], 1.0)
+    assert ("code", "good@1.0.0") not in planner.beliefs.cells
+    assert planner.beliefs.cells["code", "odd@1.0.0"][:2] == (1.0, 1.0)
+    assert lines == []
+
+
+async def test_what_a_fallback_earned_is_not_logged_with_the_propensity_of_the_tool_that_failed() -> None:
+    lines: list[str] = []
+    planner = LearnedPlanner(default_tool="good", evaluator=lambda request, content: 0.5, log=lines.append)
+    decision = await planner.plan(CODE, TOOLS)
+    planner.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED))
+    await planner.feedback(decision.metadata["decision_id"], 1.0)
+    [line] = map(json.loads, lines)
+    assert (line["tool"], line["reward"], line["propensity"]) == ("good", 0.0, 1.0)
+
+
+async def test_what_was_reserved_is_settled_by_what_the_fallback_cost() -> None:
+    for told in (0.25, None):
+        planner = LearnedPlanner(default_tool="good", pacing=Pacing(budget_usd=1.0, requests=10))
+        planner.learn(row("code", 10, {"good": 0.1}, good=0.9))
+        decision = await planner.plan(CODE, TOOLS, PlanRequest(explore=False))
+        assert planner.paced is not None
+        assert planner.paced.reserved > 0
+        planner.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED._replace(cost_usd=told)))
+        await planner.feedback(decision.metadata["decision_id"], 1.0, 0.25)
+        assert (planner.paced.reserved, planner.paced.spent) == (0.0, 0.25)
+
+
 async def test_a_log_has_what_an_evaluation_needs() -> None:
     lines: list[str] = []
     planner = LearnedPlanner(default_tool="good", log=lines.append)
@@ -441,6 +500,19 @@ async def test_two_planners_learn_from_each_other_through_a_store(store: Any, mo
     third = LearnedPlanner(default_tool="good", explore="off", store=store)
     await third.plan(CODE, TOOLS)
     assert third.beliefs.cells["code", "odd@1.0.0"].runs == 61
+
+
+async def test_feedback_in_another_process_is_of_the_fallback_that_answered(store: Any) -> None:
+    one, other = (LearnedPlanner(default_tool="good", explore="off", store=store) for _ in range(2))
+    decision = await one.plan(CODE, TOOLS)
+    one.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED))
+    await one.settled()
+    for reward in (0.5, 1.0):
+        assert await other.feedback(decision.metadata["decision_id"], reward)
+    third = LearnedPlanner(default_tool="good", store=store)
+    await third.plan(CODE, TOOLS)
+    assert third.beliefs.cells["code", "good@1.0.0"][:2] == (1.0, 0.0)
+    assert third.beliefs.cells["code", "odd@1.0.0"][:2] == (1.0, 1.0)
 
 
 async def test_planners_that_share_a_budget_do_not_overspend_it(store: Any) -> None:

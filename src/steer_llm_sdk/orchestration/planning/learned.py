@@ -81,7 +81,9 @@ class LearnedPlanner(Planner):
 
     Of runs that an orchestrator made it learns cost and duration by itself, and that a failure is worth 0. How good an
     answer was says `evaluator(request, content)`, 0 to 1 or None, which may be async; with `trust_confidence` the
-    confidence of an evidence bundle; and `feedback`, from whoever knows, whose word replaces the others.
+    confidence of an evidence bundle; and `feedback`, from whoever knows, whose word replaces the others. All of it is
+    said of the tool that answered. Where that is a fallback, the tool that was chosen and failed keeps its 0, and so
+    does the decision in the `log`: with its propensity the other tool was not chosen.
 
     A decision's `metadata` has `decision_id` and `propensity`, the chance with which the tool was chosen.
     """
@@ -357,8 +359,9 @@ class LearnedPlanner(Planner):
     ) -> bool:
         """How good the answer was, 0 to 1 (None: nobody knows yet), what it cost in USD and took in ms.
 
-        Told again, the newer reward takes the place of the older one: a person's verdict that of a first guess. False:
-        the decision is not known, or no longer; nothing was learned.
+        Told again, the newer reward takes the place of the older one: a person's verdict that of a first guess. Of a
+        run that a fallback answered, it is the fallback's. False: the decision is not known, or no longer; nothing was
+        learned.
         """
         reward = _told("reward", reward, 1.0)
         cost_usd, latency_ms = _told("cost_usd", cost_usd, math.inf), _told("latency_ms", latency_ms, math.inf)
@@ -370,11 +373,23 @@ class LearnedPlanner(Planner):
         if pending is None:
             _log.debug("feedback for the decision %s, which is not known", decision_id)
             return False
-        more, line, freed = self._feed(decision_id, pending, reward, cost_usd, latency_ms)
-        if shared is not None:
-            await shared.add((pending.task, pending.arm), pending.arm, more, line, freed)
-            await shared.keep(decision_id, packed(pending))
+        await self._fed(decision_id, pending, pending.answered or pending, reward, cost_usd, latency_ms)
         return True
+
+    async def _fed(
+        self,
+        decision_id: str,
+        pending: Pending,
+        of: Pending,
+        reward: float | None,
+        cost: float | None,
+        ms: float | None,
+    ) -> None:
+        """Learn it, here and for all. `of`: the decision's own tool, or another that its run came to."""
+        more, line, freed = self._feed(decision_id, of, reward, cost, ms)
+        if self._shared is not None:
+            await self._shared.add((of.task, of.arm), of.arm, more, line, freed)
+            await self._shared.keep(decision_id, packed(pending))
 
     def _feed(
         self, decision_id: str, pending: Pending, reward: float | None, cost: float | None, ms: float | None
@@ -393,15 +408,24 @@ class LearnedPlanner(Planner):
         if pending is None:
             return
         for outcome in outcomes:
-            arm = f"{outcome.tool}@{outcome.version}"
-            if outcome.tool != decision.selected_tool or arm != pending.arm:
-                self._beside(pending, arm, outcome)
-                continue
+            of = self._concerned(pending, outcome)
             reward = self._judged(request, outcome)
             if self._shared is None and not inspect.isawaitable(reward):
-                self._feed(decision_id, pending, reward, outcome.cost_usd, outcome.duration_ms)
+                self._feed(decision_id, of, reward, outcome.cost_usd, outcome.duration_ms)
             else:
-                self._tell(self._observed(decision_id, reward, outcome))
+                self._tell(self._observed(decision_id, pending, of, reward, outcome))
+
+    def _concerned(self, pending: Pending, outcome: Outcome) -> Pending:
+        """The decision itself, or the same for a fallback: what that cost is spent from the same budget. The one that
+        answered is kept for who says later what the answer is worth, and what was reserved is settled by its cost."""
+        arm = f"{outcome.tool}@{outcome.version}"
+        if arm == pending.arm:
+            return pending
+        other = Pending(pending.task, arm, pending.characters, None, 0.0, pending.prompt, None, row=pending.row)
+        if outcome.succeeded:
+            pending.answered = other
+            other.reserved, pending.reserved = pending.reserved, 0.0
+        return other
 
     def _judged(self, request: Any, outcome: Outcome) -> float | Awaitable[float | None] | None:
         if not outcome.succeeded:
@@ -416,7 +440,12 @@ class LearnedPlanner(Planner):
             return None
 
     async def _observed(
-        self, decision_id: str, reward: float | Awaitable[float | None] | None, outcome: Outcome
+        self,
+        decision_id: str,
+        pending: Pending,
+        of: Pending,
+        reward: float | Awaitable[float | None] | None,
+        outcome: Outcome,
     ) -> None:
         try:
             known = await reward if inspect.isawaitable(reward) else reward
@@ -424,15 +453,7 @@ class LearnedPlanner(Planner):
         except Exception:
             _log.warning("the evaluator failed; nothing is learned of the answer of %r", outcome.tool, exc_info=True)
             known = None
-        await self.feedback(decision_id, known, outcome.cost_usd, outcome.duration_ms)
-
-    def _beside(self, pending: Pending, arm: str, outcome: Outcome) -> None:
-        """A fallback: what it cost is spent from the same budget, and that it failed is known of it too."""
-        other = Pending(pending.task, arm, pending.characters, None, 0.0, None, None)
-        reward = None if outcome.succeeded else 0.0
-        more, line, freed = self._learn(other, reward, outcome.cost_usd, outcome.duration_ms)
-        if self._shared is not None:
-            self._tell(self._shared.add((other.task, arm), arm, more, line, freed))
+        await self._fed(decision_id, pending, of, known, outcome.cost_usd, outcome.duration_ms)
 
     def _tell(self, work: Coroutine[Any, Any, Any]) -> None:
         """No run waits for what is learned of it."""
