@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,38 @@ async def test_nothing_known_is_answered_by_the_default_tool() -> None:
 
 def test_without_a_default_tool_it_is_the_one_that_rules_would_choose() -> None:
     assert decided(LearnedPlanner()) == "cheap"
+
+
+@pytest.mark.parametrize("default", ["good", None])
+@pytest.mark.parametrize("chance", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("explore", ["thompson", "off"])
+def test_the_order_of_registration_decides_only_where_the_decision_says_so(
+    default: str | None, chance: float, explore: Any
+) -> None:
+    found = []
+    for names in permutations(TOOLS):
+        planner = LearnedPlanner(default, explore=explore, chance=lambda: chance)
+        found.append(planner.decide(CODE, {name: TOOLS[name] for name in names}))
+    says = {"order_of_registration" in decision.metadata for decision in found}
+    assert says == {default is None}
+    if default is not None:
+        assert len({(decision.selected_tool, *decision.fallback_tools) for decision in found}) == 1
+
+
+def test_the_order_of_registration_is_not_told_where_the_default_tool_is_the_only_one_of_its_type() -> None:
+    tools = {**TOOLS, "coder": ToolMetadata(name="coder", capabilities=["code"])}
+    for order in (tools, dict(reversed(tools.items()))):
+        decision = LearnedPlanner(explore=False).decide(CODE, order)
+        assert (decision.selected_tool, decision.metadata.get("order_of_registration")) == ("coder", None)
+
+
+def test_which_of_many_unknown_tools_get_their_turn_does_not_depend_on_their_order() -> None:
+    many = {f"tool{number}": ToolMetadata(name=f"tool{number}") for number in range(100)}
+    weighed = []
+    for tools in (many, dict(reversed(many.items()))):
+        planner = LearnedPlanner("tool7", explore="thompson", chance=lambda: 0.3)
+        weighed.append(set(planner.decide(CODE, tools).metadata["candidates"]))
+    assert weighed[0] == weighed[1]
 
 
 async def test_a_tool_that_is_better_for_a_type_is_chosen_for_it_and_not_for_others() -> None:

@@ -65,8 +65,9 @@ _log = logging.getLogger(__name__)
 class LearnedPlanner(Planner):
     """Chooses by what was learned from rewards, within what rules allow.
 
-    `default_tool` serves where nothing better is known; None: what the rules would choose. `rules` is a
-    RuleBasedPlanner, or rules for one. `cost_weight` is how much reward (of 0 to 1) a request must gain for costing as
+    `default_tool` serves where nothing better is known; None: what the rules would choose. Where only the order of
+    registration says which that is, the decision's metadata has `order_of_registration`; nothing else depends on it.
+    `rules` is a RuleBasedPlanner, or rules for one. `cost_weight` is how much reward (of 0 to 1) a request must gain for costing as
     much as the default tool; `latency_weight` the same for each multiple of `latency_target_ms` beyond it.
 
     `explore`: "thompson" tries each tool as often as it may be the best one; "off" takes the best by what is known, and
@@ -166,7 +167,7 @@ class LearnedPlanner(Planner):
         if allowed.pinned is not None:
             return self._pinned(allowed.pinned, task, asked, available_tools)
         names = self._usable(allowed, context)
-        home = self._home(asked, available_tools, context)
+        home, by_order = self._home(asked, available_tools, context)
         characters = characters_of(asked)
         prompt = None if self.neighbours is None else Prompt.of(_text_of(asked))
         nearby = self._nearby(task, prompt)
@@ -175,14 +176,14 @@ class LearnedPlanner(Planner):
         weighed = self._weighing.weighed(case, few, characters, nearby)
         affordable = self._affordable(task, weighed, names, available_tools, characters)
         choice = self._choose(task, affordable, home, available_tools, context)
-        return self._decision(choice, task, asked, available_tools, context, characters, prompt, allowed)
+        return self._decision(choice, task, asked, available_tools, context, characters, prompt, allowed, by_order)
 
     def expected(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> list[Candidate]:
         """What is believed of each tool that may serve the request, the one worth most first. Nothing is decided."""
         asked = {"query": request} if isinstance(request, str) else request
         allowed = self.rules.allowed(asked, available_tools, context)
         names, task = self._usable(allowed, context), task_type_of(asked) or ""
-        home = self.default_tool or names[0]
+        home, _ = self._home(asked, available_tools, context)
         nearby = self._nearby(task, None if self.neighbours is None else Prompt.of(_text_of(asked)))
         case = Case(task, available_tools, home, allowed.weights, self._price())
         found = self._weighing.weighed(case, names, characters_of(asked), nearby)
@@ -197,10 +198,12 @@ class LearnedPlanner(Planner):
         avoided = {*context.previous_failures, *names_in(context.user_preferences.get("avoid_tools"))}
         return [name for name in names if name not in avoided] or names
 
-    def _home(self, asked: Any, tools: Tools, context: PlanRequest | None) -> str:
+    def _home(self, asked: Any, tools: Tools, context: PlanRequest | None) -> tuple[str, bool]:
+        """The default tool; and whether only the order of registration says that it is."""
         if self.default_tool is not None:
-            return self.default_tool
-        return self.rules.decide(asked, tools, context).selected_tool
+            return self.default_tool, False
+        decision = self.rules.decide(asked, tools, context)
+        return decision.selected_tool, "selected_tool" in decision.metadata.get("order_of_registration", ())
 
     def _price(self) -> float:
         return self.cost_weight + (0.0 if self._paced is None else self._paced.price)
@@ -268,6 +271,7 @@ class LearnedPlanner(Planner):
         characters: int,
         prompt: Prompt | None,
         allowed: Allowed,
+        by_order: bool,
     ) -> PlanDecision:
         would = choice.chosen
         chosen = choice.default or 0 if self.shadow else would
@@ -293,6 +297,8 @@ class LearnedPlanner(Planner):
             metadata["applied_rules"] = list(allowed.rules)
         if allowed.skipped:
             metadata["skipped_rules"] = dict(allowed.skipped)
+        if by_order and len(order) > 1:
+            metadata["order_of_registration"] = ["selected_tool"]
         if self.shadow:
             metadata["shadow"] = choice.candidates[would].name
         duration = self.beliefs.duration(task, arm)
