@@ -140,6 +140,51 @@ def test_a_tool_whose_circuit_is_open_is_never_chosen_and_none_is_said_with_reas
     assert set(raised.value.reasons) == set(TOOLS)
 
 
+A_OPEN = PlanRequest(circuit_breaker_states={"good": "open"})
+OPEN = "its circuit breaker is open"
+
+
+def test_a_default_tool_that_cannot_serve_is_passed_over_with_the_reason() -> None:
+    decision = LearnedPlanner("good").decide(CODE, TOOLS, A_OPEN)
+    assert decision.metadata["passed_over"] == {"good": OPEN}
+    assert decision.reasoning.startswith("'cheap' in place of the default 'good', which cannot serve")
+    decision = LearnedPlanner("nobody").decide(CODE, TOOLS)
+    assert decision.metadata["passed_over"] == {"nobody": "it is not registered"}
+    for context, reason in (
+        (PlanRequest(previous_failures=["good"]), "it failed before"),
+        (PlanRequest(user_preferences={"avoid_tools": ["good"]}), "the caller would rather not have it"),
+    ):
+        assert LearnedPlanner("good").decide(CODE, TOOLS, context).metadata["passed_over"] == {"good": reason}
+
+
+def test_without_a_default_tool_what_the_rules_pass_over_is_told() -> None:
+    decision = LearnedPlanner().decide(CODE, TOOLS, PlanRequest(circuit_breaker_states={"cheap": "open"}))
+    assert (decision.selected_tool, decision.metadata["passed_over"]) == ("good", {"cheap": OPEN})
+
+
+def test_a_rule_of_which_no_tool_can_serve_is_named_with_its_tools() -> None:
+    planner = LearnedPlanner("odd", rules=[create_type_based_rule("code", "good")])
+    decision = planner.decide(CODE, TOOLS, A_OPEN)
+    assert (decision.selected_tool, decision.metadata["passed_over"]) == ("odd", {"good": OPEN})
+    assert decision.reasoning.startswith("No tool of rule type_code can be used. Default 'odd'")
+
+
+def test_a_tool_that_is_known_to_be_better_and_cannot_serve_is_passed_over() -> None:
+    planner = LearnedPlanner("odd", explore="off")
+    planner.learn(row("code", 100, good=0.9, odd=0.5, cheap=0.1))
+    decision = planner.decide(CODE, TOOLS, A_OPEN)
+    assert (decision.selected_tool, decision.metadata["passed_over"]) == ("odd", {"good": OPEN})
+    worse_is_out = planner.decide(CODE, TOOLS, PlanRequest(circuit_breaker_states={"cheap": "open"}))
+    assert (worse_is_out.selected_tool, worse_is_out.metadata.get("passed_over")) == ("good", None)
+
+
+def test_a_default_tool_that_the_budget_does_not_reach_for_is_passed_over() -> None:
+    planner = LearnedPlanner("good", pacing=Pacing(budget_usd=0.005, requests=10))
+    planner.learn(row("code", 20, {"good": 0.004, "cheap": 0.0001}, good=0.9, cheap=0.8))
+    decision = planner.decide(CODE, {name: TOOLS[name] for name in ("good", "cheap")})
+    assert decision.metadata["passed_over"] == {"good": "it is too dear for what is left of the budget"}
+
+
 async def test_propensities_are_how_often_tools_are_chosen() -> None:
     rng = random.Random(5)
     planner = LearnedPlanner(default_tool="good", explore="thompson", chance=rng.random)
