@@ -12,6 +12,8 @@ def show_evaluation(found: Evaluation) -> None:
     out = console()
     style = "green" if found.promote else "red"
     out.print(Text(printable(found.verdict), style=f"bold {style}"), soft_wrap=True)
+    replaced = f"; {found.replaced:,} earlier lines of the same decisions do not count" if found.replaced else ""
+    out.print(f"{found.decisions:,} decisions{replaced}", soft_wrap=True)
     out.print()
     table = table_of("policy", "SNIPS", "direct", "DR", "bounds of DR", "cost", "worth")
     rows = {"learned": found.policy, "random": found.random, **found.singles}

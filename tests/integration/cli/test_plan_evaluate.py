@@ -43,6 +43,15 @@ def test_it_is_json_where_that_is_asked_for(tmp_path: Path) -> None:
     assert found["policy"]["low"] <= found["policy"]["dr"] <= found["policy"]["high"]
 
 
+def test_how_many_lines_a_later_word_replaced_is_said(tmp_path: Path) -> None:
+    lines = enumerate(log_of(0.3, 60).split("\n"))
+    told = [json.dumps({**json.loads(line), "decision_id": str(number)}) for number, line in lines]
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join([*told, *told[:25]]), encoding="utf-8")
+    ran = CliRunner().invoke(app, ["plan", "evaluate", str(path)])
+    assert "60 decisions; 25 earlier lines of the same decisions do not count" in ran.stdout
+
+
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(log_of(0.3, 60) + "\nnot json\n", encoding="utf-8")

@@ -44,6 +44,20 @@ async def test_a_tool_that_fails_is_worth_nothing_and_its_fallback_is_known_to_c
     assert planner.paced.spent == 0.5
 
 
+async def test_praise_for_what_a_fallback_said_is_not_for_the_tool_that_failed_and_it_is_chosen_next() -> None:
+    planner = LearnedPlanner(default_tool="bad", explore="off")
+    runner = orchestrator(planner, ScriptedTool("bad", err(503)), ScriptedTool("good", OK("y", cost_usd=0.25)))
+    chosen = []
+    for _ in range(3):
+        output = await runner.run(REQUEST, options={"enable_circuit_breaker": False})
+        assert output.metadata["tool_name"] == "good"
+        chosen.append(output.metadata["plan"]["selected_tool"])
+        await planner.feedback(output.metadata["plan"]["decision_id"], 1.0)
+    assert chosen == ["bad", "bad", "good"]
+    assert planner.beliefs.cells["code", "bad@1.0.0"][:2] == (2.0, 0.0)
+    assert planner.beliefs.cells["code", "good@1.0.0"][:3] == (3.0, 3.0, 3.0)
+
+
 async def test_an_evaluator_teaches_which_tool_is_better() -> None:
     def judge(request: Any, content: Any) -> float:
         return 1.0 if content == "right" else 0.0

@@ -321,6 +321,15 @@ def test_an_answer_is_paid_for_until_it_comes() -> None:
     assert choose(tool("a", cost=0.05, **X), tool("b", cost=0.15, **X), planner=planner) == "a"
 
 
+@pytest.mark.parametrize("optimize", ["latency", "quality", "cost"])
+def test_of_tools_equal_in_what_the_caller_optimizes_for_the_cheaper_is_chosen(optimize: str) -> None:
+    wanted = PlanRequest(user_preferences={"optimize": optimize})
+    dear, cheap = tool("dear", cost=0.03, ms=100, **X), tool("cheap", cost=0.02, ms=100, **X)
+    for order in ((dear, cheap), (cheap, dear)):
+        decision = RuleBasedPlanner().decide({"type": "x"}, those(*order), wanted)
+        assert (decision.selected_tool, decision.metadata.get("order_of_registration")) == ("cheap", None)
+
+
 def test_where_only_the_order_of_registration_decides_the_decision_says_so() -> None:
     decision = RuleBasedPlanner().decide({"type": "x"}, those(tool("a", **X), tool("b", **X)))
     assert decision.metadata["order_of_registration"] == ["selected_tool"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration.planning import LearnedPlanner, ToolMetadata
 from steer_llm_sdk.orchestration.planning.evaluation import evaluate, read_log
 
 TRUTH = {("code", "odd"): 0.8, ("code", "good"): 0.5, ("poem", "odd"): 0.2, ("poem", "good"): 0.7}
@@ -100,12 +101,43 @@ def test_with_every_score_known_the_values_are_exact_and_there_is_an_oracle() ->
         '{"tool": "a", "candidates": ["b"], "propensity": 1, "reward": 1}',
         '{"tool": "a", "candidates": ["a"], "propensity": 1, "reward": 2}',
         '{"scores": {"a": -1}}',
+        '{"tool": "a", "candidates": ["a"], "propensity": 1, "reward": 1, "decision_id": ["x"]}',
     ],
 )
 def test_a_line_that_is_none_is_refused_with_its_number(line: str) -> None:
     good: Any = list(explored(2))
     with pytest.raises(InvalidRequest, match="line 3"):
         read_log([*good, line])
+
+
+def test_of_several_lines_of_one_decision_the_last_one_counts() -> None:
+    once = [json.loads(line) | {"decision_id": str(number)} for number, line in enumerate(explored(300))]
+    first_guess = [line | {"reward": 1.0 - line["reward"]} for line in once[:100]]
+    told_twice = evaluate(read_log(map(json.dumps, [*first_guess, *once])))
+    told_once = evaluate(read_log(map(json.dumps, once)))
+    assert (told_twice.decisions, told_twice.replaced) == (300, 100)
+    assert (told_once.decisions, told_once.replaced) == (300, 0)
+    assert told_twice.policy == told_once.policy
+    assert told_twice.gain_low == told_once.gain_low
+
+
+async def test_a_decision_that_is_fed_back_several_times_is_one_decision() -> None:
+    lines: list[str] = []
+    tools = {name: ToolMetadata(name=name) for name in ("odd", "good")}
+    planner = LearnedPlanner("good", explore="thompson", log=lines.append, chance=random.Random(3).random)
+    for number in range(60):
+        decision = await planner.plan({"type": "code", "query": "q"}, tools)
+        for reward in (0.0, 1.0, float(number % 2)):
+            await planner.feedback(decision.metadata["decision_id"], reward)
+    found = evaluate(read_log(lines))
+    assert (len(lines), found.decisions, found.replaced) == (180, 60, 120)
+    assert found.random.direct < 0.9
+
+
+def test_a_short_log_is_not_made_longer_by_saying_the_same_again() -> None:
+    lines = [json.loads(line) | {"decision_id": str(number)} for number, line in enumerate(explored(30))]
+    with pytest.raises(InvalidRequest, match="30 decisions with a reward"):
+        evaluate(read_log(map(json.dumps, lines * 5)))
 
 
 def test_a_reference_that_is_not_in_the_log_is_refused() -> None:

@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,38 @@ async def test_nothing_known_is_answered_by_the_default_tool() -> None:
 
 def test_without_a_default_tool_it_is_the_one_that_rules_would_choose() -> None:
     assert decided(LearnedPlanner()) == "cheap"
+
+
+@pytest.mark.parametrize("default", ["good", None])
+@pytest.mark.parametrize("chance", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("explore", ["thompson", "off"])
+def test_the_order_of_registration_decides_only_where_the_decision_says_so(
+    default: str | None, chance: float, explore: Any
+) -> None:
+    found = []
+    for names in permutations(TOOLS):
+        planner = LearnedPlanner(default, explore=explore, chance=lambda: chance)
+        found.append(planner.decide(CODE, {name: TOOLS[name] for name in names}))
+    says = {"order_of_registration" in decision.metadata for decision in found}
+    assert says == {default is None}
+    if default is not None:
+        assert len({(decision.selected_tool, *decision.fallback_tools) for decision in found}) == 1
+
+
+def test_the_order_of_registration_is_not_told_where_the_default_tool_is_the_only_one_of_its_type() -> None:
+    tools = {**TOOLS, "coder": ToolMetadata(name="coder", capabilities=["code"])}
+    for order in (tools, dict(reversed(tools.items()))):
+        decision = LearnedPlanner(explore=False).decide(CODE, order)
+        assert (decision.selected_tool, decision.metadata.get("order_of_registration")) == ("coder", None)
+
+
+def test_which_of_many_unknown_tools_get_their_turn_does_not_depend_on_their_order() -> None:
+    many = {f"tool{number}": ToolMetadata(name=f"tool{number}") for number in range(100)}
+    weighed = []
+    for tools in (many, dict(reversed(many.items()))):
+        planner = LearnedPlanner("tool7", explore="thompson", chance=lambda: 0.3)
+        weighed.append(set(planner.decide(CODE, tools).metadata["candidates"]))
+    assert weighed[0] == weighed[1]
 
 
 async def test_a_tool_that_is_better_for_a_type_is_chosen_for_it_and_not_for_others() -> None:
@@ -105,6 +138,51 @@ def test_a_tool_whose_circuit_is_open_is_never_chosen_and_none_is_said_with_reas
     with pytest.raises(NoEligibleTool) as raised:
         decided(planner, context=all_open)
     assert set(raised.value.reasons) == set(TOOLS)
+
+
+A_OPEN = PlanRequest(circuit_breaker_states={"good": "open"})
+OPEN = "its circuit breaker is open"
+
+
+def test_a_default_tool_that_cannot_serve_is_passed_over_with_the_reason() -> None:
+    decision = LearnedPlanner("good").decide(CODE, TOOLS, A_OPEN)
+    assert decision.metadata["passed_over"] == {"good": OPEN}
+    assert decision.reasoning.startswith("'cheap' in place of the default 'good', which cannot serve")
+    decision = LearnedPlanner("nobody").decide(CODE, TOOLS)
+    assert decision.metadata["passed_over"] == {"nobody": "it is not registered"}
+    for context, reason in (
+        (PlanRequest(previous_failures=["good"]), "it failed before"),
+        (PlanRequest(user_preferences={"avoid_tools": ["good"]}), "the caller would rather not have it"),
+    ):
+        assert LearnedPlanner("good").decide(CODE, TOOLS, context).metadata["passed_over"] == {"good": reason}
+
+
+def test_without_a_default_tool_what_the_rules_pass_over_is_told() -> None:
+    decision = LearnedPlanner().decide(CODE, TOOLS, PlanRequest(circuit_breaker_states={"cheap": "open"}))
+    assert (decision.selected_tool, decision.metadata["passed_over"]) == ("good", {"cheap": OPEN})
+
+
+def test_a_rule_of_which_no_tool_can_serve_is_named_with_its_tools() -> None:
+    planner = LearnedPlanner("odd", rules=[create_type_based_rule("code", "good")])
+    decision = planner.decide(CODE, TOOLS, A_OPEN)
+    assert (decision.selected_tool, decision.metadata["passed_over"]) == ("odd", {"good": OPEN})
+    assert decision.reasoning.startswith("No tool of rule type_code can be used. Default 'odd'")
+
+
+def test_a_tool_that_is_known_to_be_better_and_cannot_serve_is_passed_over() -> None:
+    planner = LearnedPlanner("odd", explore="off")
+    planner.learn(row("code", 100, good=0.9, odd=0.5, cheap=0.1))
+    decision = planner.decide(CODE, TOOLS, A_OPEN)
+    assert (decision.selected_tool, decision.metadata["passed_over"]) == ("odd", {"good": OPEN})
+    worse_is_out = planner.decide(CODE, TOOLS, PlanRequest(circuit_breaker_states={"cheap": "open"}))
+    assert (worse_is_out.selected_tool, worse_is_out.metadata.get("passed_over")) == ("good", None)
+
+
+def test_a_default_tool_that_the_budget_does_not_reach_for_is_passed_over() -> None:
+    planner = LearnedPlanner("good", pacing=Pacing(budget_usd=0.005, requests=10))
+    planner.learn(row("code", 20, {"good": 0.004, "cheap": 0.0001}, good=0.9, cheap=0.8))
+    decision = planner.decide(CODE, {name: TOOLS[name] for name in ("good", "cheap")})
+    assert decision.metadata["passed_over"] == {"good": "it is too dear for what is left of the budget"}
 
 
 async def test_propensities_are_how_often_tools_are_chosen() -> None:
@@ -260,6 +338,65 @@ async def test_a_fallback_that_answered_costs_the_same_budget() -> None:
     planner.observe(CODE, decision, (failed, Outcome("odd", "1.0.0", True, 0.25)))
     assert planner.paced is not None
     assert planner.paced.spent == 0.25
+
+
+GOOD_FAILED, ODD_ANSWERED = Outcome("good", "1.0.0", False), Outcome("odd", "1.0.0", True, 0.25, content="1234")
+
+
+async def test_the_reward_of_a_run_that_a_fallback_answered_is_the_fallbacks() -> None:
+    planner = LearnedPlanner(default_tool="good")
+    for reward in (0.5, 1.0):
+        decision = await planner.plan(CODE, TOOLS, PlanRequest(explore=False))
+        planner.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED))
+        for said in (0.0, reward):
+            assert await planner.feedback(decision.metadata["decision_id"], said)
+    assert planner.beliefs.cells["code", "good@1.0.0"][:2] == (2.0, 0.0)
+    assert planner.beliefs.cells["code", "odd@1.0.0"][:2] == (2.0, 1.5)
+
+
+async def test_an_evaluator_says_what_the_answer_of_a_fallback_is_worth() -> None:
+    async def judge(request: Any, content: Any) -> float:
+        return len(content) / 10
+
+    for evaluator in (lambda request, content: len(content) / 10, judge):
+        planner = LearnedPlanner(default_tool="good", evaluator=evaluator)
+        planner.observe(CODE, await planner.plan(CODE, TOOLS), (GOOD_FAILED, ODD_ANSWERED))
+        await planner.settled()
+        assert planner.beliefs.cells["code", "good@1.0.0"][:2] == (1.0, 0.0)
+        assert planner.beliefs.cells["code", "odd@1.0.0"][:2] == (1.0, 0.4)
+
+
+async def test_a_tool_that_was_refused_gets_nothing_of_what_its_fallback_earned() -> None:
+    lines: list[str] = []
+    planner = LearnedPlanner(default_tool="good", log=lines.append)
+    decision = await planner.plan(CODE, TOOLS)
+    planner.observe(CODE, decision, (ODD_ANSWERED,))
+    assert await planner.feedback(decision.metadata["decision_id"], 1.0)
+    assert ("code", "good@1.0.0") not in planner.beliefs.cells
+    assert planner.beliefs.cells["code", "odd@1.0.0"][:2] == (1.0, 1.0)
+    assert lines == []
+
+
+async def test_what_a_fallback_earned_is_not_logged_with_the_propensity_of_the_tool_that_failed() -> None:
+    lines: list[str] = []
+    planner = LearnedPlanner(default_tool="good", evaluator=lambda request, content: 0.5, log=lines.append)
+    decision = await planner.plan(CODE, TOOLS)
+    planner.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED))
+    await planner.feedback(decision.metadata["decision_id"], 1.0)
+    [line] = map(json.loads, lines)
+    assert (line["tool"], line["reward"], line["propensity"]) == ("good", 0.0, 1.0)
+
+
+async def test_what_was_reserved_is_settled_by_what_the_fallback_cost() -> None:
+    for told in (0.25, None):
+        planner = LearnedPlanner(default_tool="good", pacing=Pacing(budget_usd=1.0, requests=10))
+        planner.learn(row("code", 10, {"good": 0.1}, good=0.9))
+        decision = await planner.plan(CODE, TOOLS, PlanRequest(explore=False))
+        assert planner.paced is not None
+        assert planner.paced.reserved > 0
+        planner.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED._replace(cost_usd=told)))
+        await planner.feedback(decision.metadata["decision_id"], 1.0, 0.25)
+        assert (planner.paced.reserved, planner.paced.spent) == (0.0, 0.25)
 
 
 async def test_a_log_has_what_an_evaluation_needs() -> None:
@@ -441,6 +578,19 @@ async def test_two_planners_learn_from_each_other_through_a_store(store: Any, mo
     third = LearnedPlanner(default_tool="good", explore="off", store=store)
     await third.plan(CODE, TOOLS)
     assert third.beliefs.cells["code", "odd@1.0.0"].runs == 61
+
+
+async def test_feedback_in_another_process_is_of_the_fallback_that_answered(store: Any) -> None:
+    one, other = (LearnedPlanner(default_tool="good", explore="off", store=store) for _ in range(2))
+    decision = await one.plan(CODE, TOOLS)
+    one.observe(CODE, decision, (GOOD_FAILED, ODD_ANSWERED))
+    await one.settled()
+    for reward in (0.5, 1.0):
+        assert await other.feedback(decision.metadata["decision_id"], reward)
+    third = LearnedPlanner(default_tool="good", store=store)
+    await third.plan(CODE, TOOLS)
+    assert third.beliefs.cells["code", "good@1.0.0"][:2] == (1.0, 0.0)
+    assert third.beliefs.cells["code", "odd@1.0.0"][:2] == (1.0, 1.0)
 
 
 async def test_planners_that_share_a_budget_do_not_overspend_it(store: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from steer_llm_sdk.orchestration.planning._catalog import Catalog
@@ -87,16 +87,17 @@ def _ordered(
     return Group(sorted(known, key=lambda name: (keys[name], position[name])), keys)
 
 
-def _measure(optimize: str | None, known: Any) -> Callable[[Estimate], float]:
-    """What is less for the better tool. What nobody knows goes last where the caller asked for it; by itself cost
-    decides only among tools of which all are known to cost something or nothing."""
-    if optimize == "latency":
-        return lambda e: _INFINITE if e.duration_ms is None else e.duration_ms
-    if optimize == "quality":
-        return lambda e: _INFINITE if e.quality is None else -e.quality
+def _measure(optimize: str | None, known: Collection[Estimate]) -> Callable[[Estimate], Any]:
+    """What is less for the better tool. What nobody knows goes last where the caller asked for it; by itself, and among
+    those that are equal in what the caller asked for, cost decides only where it is known of all."""
     if optimize == "cost":
         return _price_of_an_answer
-    return _price_of_an_answer if all(e.cost_usd is not None for e in known) else lambda e: 0.0
+    price = _price_of_an_answer if all(e.cost_usd is not None for e in known) else lambda e: 0.0
+    if optimize == "latency":
+        return lambda e: (_INFINITE if e.duration_ms is None else e.duration_ms, price(e))
+    if optimize == "quality":
+        return lambda e: (_INFINITE if e.quality is None else -e.quality, price(e))
+    return price
 
 
 _INFINITE = float("inf")

@@ -28,6 +28,9 @@ DEFAULT_CONFIDENCE = 0.5
 
 PREFERENCES = frozenset({"preferred_tools", "preferred_models", "avoid_tools", "optimize"})
 
+FAILED_BEFORE = "it failed before"
+WOULD_RATHER_NOT = "the caller would rather not have it"
+
 Tools = Mapping[str, ToolMetadata]
 _REASON_LENGTH = 200
 _NOBODY = Group((), {})
@@ -236,9 +239,9 @@ class Search:
         if context is None:
             return False
         if name in context.previous_failures:
-            self.passed_over[name] = "it failed before"
+            self.passed_over[name] = FAILED_BEFORE
         elif context.user_preferences and name in names_in(context.user_preferences.get("avoid_tools")):
-            self.passed_over[name] = "the caller would rather not have it"
+            self.passed_over[name] = WOULD_RATHER_NOT
         else:
             return False
         return True

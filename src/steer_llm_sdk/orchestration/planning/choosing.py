@@ -125,15 +125,18 @@ def confidence_in(choice: Choice, chosen: int) -> float:
     return min(1.0, chance_to_beat(taken, max(others, key=lambda other: other.utility))) if others else 1.0
 
 
-def reasoning_of(choice: Choice, chosen: int, shadow: bool) -> str:
+def reasoning_of(choice: Choice, chosen: int, home: str, shadow: bool) -> str:
+    """`home`: the default tool, which may be none of the candidates."""
     taken = choice.candidates[chosen]
     seen = f"expected reward {taken.reward:.2f} from {taken.support:.0f} runs of this type"
     if shadow:
         return f"Shadow: '{taken.name}' as without learning ({seen})"
     if len(choice.candidates) == 1:
         return f"'{taken.name}' is the only one that may serve ({seen})"
+    if chosen == choice.default and taken.name != home:
+        return f"'{taken.name}' in place of the default '{home}', which cannot serve ({seen})"
     if chosen == choice.default:
-        return f"Default '{taken.name}': nothing is known to be better ({seen})"
+        return f"Default '{taken.name}': nothing that can serve is known to be better ({seen})"
     best_one = max(choice.candidates, key=lambda candidate: candidate.utility)
     if taken is not best_one:
         return f"Trying '{taken.name}', which may turn out best ({seen})"

@@ -7,7 +7,8 @@ For a policy pi, logged decisions (x, a, r) of propensity p, and a model q of th
     DR       mean q(x, pi(x)) + w (r - q(x, a))   (Dudik, Langford and Li 2011)
 
 q and pi are learned on other parts of the log than they are judged by. Bounds are percentiles of a bootstrap over
-decisions. A line with the `scores` of every tool is judged exactly.
+decisions. A line with the `scores` of every tool is judged exactly. Of several lines of one decision, told by its id,
+the last one counts: a later word on a reward replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ FIXED_QUALITY = 0.95
 
 class Logged(NamedTuple):
     """One line. `scores` is what is known of tools: all of them, or the one that was chosen. `costs` USD, as far as
-    known. `tool` None: every score is known, and nothing was decided."""
+    known. `tool` None: every score is known, and nothing was decided. `decision_id` None: a decision of its own."""
 
     task: str
     query: str
@@ -45,6 +46,7 @@ class Logged(NamedTuple):
     tool: str | None
     propensity: float
     default: str | None
+    decision_id: str | None = None
 
     @property
     def request(self) -> dict[str, Any]:
@@ -74,10 +76,12 @@ class Evaluation:
     """`promote`: the lower bound of what is gained over the reference is above -`margin`; `verdict` says it in words.
 
     `needed` is how many more decisions would be, were the gain as estimated; None where no number would help.
-    `oracle`, the best tool for each decision, is known only where every score is.
+    `oracle`, the best tool for each decision, is known only where every score is. `replaced`: lines of the log that do
+    not count, since a later one is of the same decision.
     """
 
     decisions: int
+    replaced: int
     reference: str
     policy: Value
     reference_value: Value
@@ -118,7 +122,10 @@ def _logged(number: int, line: str | bytes) -> Logged:
         cost = raw.get("cost_usd")
         costs = {} if cost is None else {tool: float(cost)}
         scores = {tool: _share(raw["reward"])}
-        return Logged(task, query, tuple(raw["candidates"]), scores, costs, tool, propensity, raw.get("default"))
+        candidates, decision_id = tuple(raw["candidates"]), raw.get("decision_id")
+        if not isinstance(decision_id, str | None):
+            raise ValueError(f"the decision_id {decision_id!r} is no text")
+        return Logged(task, query, candidates, scores, costs, tool, propensity, raw.get("default"), decision_id)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"line {number}: {type(error).__name__}: {error}"
         raise InvalidRequest("LOG", what, "give lines that LearnedPlanner(log=...) wrote, or with scores") from error
@@ -141,6 +148,7 @@ def evaluate(
 ) -> Evaluation:
     """Judge the policy that LearnedPlanner would have learned, against the default tool of the log, or the one given,
     or the best single one. InvalidRequest where the log can say nothing: too short, or nothing was ever explored."""
+    written, log = len(log), _last_words(log)
     _refuse_useless(log)
     rng = random.Random(seed)
     folds = [rng.randrange(FOLDS) for _ in log]
@@ -156,6 +164,7 @@ def evaluate(
     promote = low > -margin
     return Evaluation(
         decisions=len(log),
+        replaced=written - len(log),
         reference=reference,
         policy=judge.value(policy),
         reference_value=singles[reference],
@@ -172,6 +181,14 @@ def evaluate(
         at_fixed_quality=judge.at_fixed_quality(reference),
         unseen_tasks=judge.unseen_tasks(reference, cost_weight),
     )
+
+
+def _last_words(log: Sequence[Logged]) -> list[Logged]:
+    """One line for each decision, in the order in which they were first told of."""
+    last: dict[str | int, Logged] = {}
+    for number, line in enumerate(log):
+        last[number if line.decision_id is None else line.decision_id] = line
+    return list(last.values())
 
 
 def _refuse_useless(log: Sequence[Logged]) -> None:

@@ -18,10 +18,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, NoEligibleTool
 from steer_llm_sdk.orchestration.planning._request import default_options, names_in, task_type_of
+from steer_llm_sdk.orchestration.planning._search import FAILED_BEFORE, WOULD_RATHER_NOT
 from steer_llm_sdk.orchestration.planning.beliefs import Beliefs, Line, Seen
 from steer_llm_sdk.orchestration.planning.change import Watch, kept, watched
 from steer_llm_sdk.orchestration.planning.choosing import (
@@ -56,18 +58,31 @@ MARGIN = 1.05
 """What is reserved, over the worst ratio of paid to expected cost that was seen."""
 MOST_FALLBACKS = 10
 
+NOT_THERE = "it is not registered"
+TOO_DEAR = "it is too dear for what is left of the budget"
+
 Tools = Mapping[str, ToolMetadata]
 Explore = Literal["auto", "thompson", "off"]
 Evaluator = Callable[[Any, Any], float | Awaitable[float | None] | None]
 _log = logging.getLogger(__name__)
 
 
+class _Home(NamedTuple):
+    """The default tool; whether only the order of registration says that it is; and what rules passed over for it."""
+
+    name: str
+    by_order: bool = False
+    passed_over: Mapping[str, str] = MappingProxyType({})
+
+
 class LearnedPlanner(Planner):
     """Chooses by what was learned from rewards, within what rules allow.
 
-    `default_tool` serves where nothing better is known; None: what the rules would choose. `rules` is a
-    RuleBasedPlanner, or rules for one. `cost_weight` is how much reward (of 0 to 1) a request must gain for costing as
-    much as the default tool; `latency_weight` the same for each multiple of `latency_target_ms` beyond it.
+    `default_tool` serves where nothing better is known; None: what the rules would choose. Where only the order of
+    registration says which that is, the decision's metadata has `order_of_registration`; nothing else depends on it.
+    `rules` is a RuleBasedPlanner, or rules for one. `cost_weight` is how much reward (of 0 to 1) a request must gain
+    for costing as much as the default tool; `latency_weight` the same for each multiple of `latency_target_ms` beyond
+    it.
 
     `explore`: "thompson" tries each tool as often as it may be the best one; "off" takes the best by what is known, and
     leaves the default only for a gain beyond `gate` standard errors; "auto", the default, explores while feedback
@@ -76,12 +91,14 @@ class LearnedPlanner(Planner):
     `pacing` spends a budget over the requests it is for. `neighbours` adds what is known from prompts that read alike
     (extra `numpy`). `store`, the URL of a store or a SumStore, shares what is learned, and the budget, among processes
     under the name `space`. `shadow`: the rules' own choice, or the default, is what is decided; what would have been
-    chosen is in `metadata["shadow"]`. `log` gets a line of JSON for each decision with a reward, for `steer-llm plan
-    evaluate`.
+    chosen is in `metadata["shadow"]`. `log` gets a line of JSON for each word on the reward of a decision, for
+    `steer-llm plan evaluate`, which takes the last one of each.
 
     Of runs that an orchestrator made it learns cost and duration by itself, and that a failure is worth 0. How good an
     answer was says `evaluator(request, content)`, 0 to 1 or None, which may be async; with `trust_confidence` the
-    confidence of an evidence bundle; and `feedback`, from whoever knows, whose word replaces the others.
+    confidence of an evidence bundle; and `feedback`, from whoever knows, whose word replaces the others. All of it is
+    said of the tool that answered. Where that is a fallback, the tool that was chosen and failed keeps its 0, and so
+    does the decision in the `log`: with its propensity the other tool was not chosen.
 
     A decision's `metadata` has `decision_id` and `propensity`, the chance with which the tool was chosen.
     """
@@ -163,42 +180,89 @@ class LearnedPlanner(Planner):
         task = task_type_of(asked) or ""
         if allowed.pinned is not None:
             return self._pinned(allowed.pinned, task, asked, available_tools)
-        names = self._usable(allowed, context)
+        names, put_back = self._usable(allowed, context)
         home = self._home(asked, available_tools, context)
         characters = characters_of(asked)
         prompt = None if self.neighbours is None else Prompt.of(_text_of(asked))
         nearby = self._nearby(task, prompt)
-        case = Case(task, available_tools, home, allowed.weights, self._price())
+        case = Case(task, available_tools, home.name, allowed.weights, self._price())
         few = self._weighing.few(case, names, self._decided.get(task, 0))
         weighed = self._weighing.weighed(case, few, characters, nearby)
         affordable = self._affordable(task, weighed, names, available_tools, characters)
-        choice = self._choose(task, affordable, home, available_tools, context)
-        return self._decision(choice, task, asked, available_tools, context, characters, prompt, allowed)
+        choice = self._choose(task, affordable, home.name, available_tools, context)
+        out = {**allowed.eligible.reasons, **put_back}
+        if len(affordable) < len(weighed):
+            out |= dict.fromkeys({candidate.name for candidate in weighed} - {c.name for c in affordable}, TOO_DEAR)
+        met = self._met(choice, case, allowed, home, out, characters, nearby)
+        return self._decision(
+            choice, task, asked, available_tools, context, characters, prompt, allowed, home.name, met
+        )
 
     def expected(self, request: Any, available_tools: Tools, context: PlanRequest | None = None) -> list[Candidate]:
         """What is believed of each tool that may serve the request, the one worth most first. Nothing is decided."""
         asked = {"query": request} if isinstance(request, str) else request
         allowed = self.rules.allowed(asked, available_tools, context)
-        names, task = self._usable(allowed, context), task_type_of(asked) or ""
-        home = self.default_tool or names[0]
+        (names, _), task = self._usable(allowed, context), task_type_of(asked) or ""
+        home = self._home(asked, available_tools, context)
         nearby = self._nearby(task, None if self.neighbours is None else Prompt.of(_text_of(asked)))
-        case = Case(task, available_tools, home, allowed.weights, self._price())
+        case = Case(task, available_tools, home.name, allowed.weights, self._price())
         found = self._weighing.weighed(case, names, characters_of(asked), nearby)
         return sorted(found, key=lambda candidate: -candidate.utility)
 
-    def _usable(self, allowed: Allowed, context: PlanRequest | None) -> Sequence[str]:
+    def _usable(self, allowed: Allowed, context: PlanRequest | None) -> tuple[Sequence[str], Mapping[str, str]]:
+        """Those that may serve; and why others are put back, that could."""
         names = allowed.eligible.names
         if not names:
             raise NoEligibleTool(allowed.eligible.reasons)
         if context is None or not (context.previous_failures or context.user_preferences):
-            return names
-        avoided = {*context.previous_failures, *names_in(context.user_preferences.get("avoid_tools"))}
-        return [name for name in names if name not in avoided] or names
+            return names, {}
+        avoided = dict.fromkeys(names_in(context.user_preferences.get("avoid_tools")), WOULD_RATHER_NOT)
+        avoided |= dict.fromkeys(context.previous_failures, FAILED_BEFORE)
+        usable = [name for name in names if name not in avoided]
+        return (usable, {name: avoided[name] for name in names if name in avoided}) if usable else (names, {})
 
-    def _home(self, asked: Any, tools: Tools, context: PlanRequest | None) -> str:
+    def _home(self, asked: Any, tools: Tools, context: PlanRequest | None) -> _Home:
         if self.default_tool is not None:
-            return self.default_tool
-        return self.rules.decide(asked, tools, context).selected_tool
+            return _Home(self.default_tool)
+        decision = self.rules.decide(asked, tools, context)
+        told = decision.metadata
+        by_order = "selected_tool" in told.get("order_of_registration", ())
+        return _Home(decision.selected_tool, by_order, told.get("passed_over", {}))
+
+    def _met(
+        self,
+        choice: Choice,
+        case: Case,
+        allowed: Allowed,
+        home: _Home,
+        out: Mapping[str, str],
+        characters: int,
+        nearby: Mapping[str, Nearby],
+    ) -> dict[str, Any]:
+        """What the decision tells of the way to it, as that of rules does. `out`: why tools could not be chosen. Passed
+        over is of these the default, what rules pin, and what is known to be worth more than the chosen one."""
+        taken = choice.candidates[self._taken(choice)]
+        passed_over = {**home.passed_over, **allowed.passed_over}
+        if out:
+            cells, tools = self.beliefs.cells, case.tools
+            known = [name for name in out if name in tools and (case.task, arm_of(tools[name])) in cells]
+            for other in self._weighing.weighed(case, known, characters, nearby) if known else ():
+                if other.support > 0 and other.utility > taken.utility:
+                    passed_over[other.name] = out[other.name]
+        weighed = {candidate.name for candidate in choice.candidates}
+        if home.name not in weighed:
+            passed_over[home.name] = out.get(home.name, NOT_THERE)
+        told = {
+            "applied_rules": list(allowed.rules),
+            "skipped_rules": dict(allowed.skipped),
+            "passed_over": {name: reason for name, reason in passed_over.items() if name not in weighed},
+            "order_of_registration": ["selected_tool"] if home.by_order and len(weighed) > 1 else [],
+        }
+        return {name: value for name, value in told.items() if value}
+
+    def _taken(self, choice: Choice) -> int:
+        """Of the candidates the one that serves."""
+        return choice.default or 0 if self.shadow else choice.chosen
 
     def _price(self) -> float:
         return self.cost_weight + (0.0 if self._paced is None else self._paced.price)
@@ -266,9 +330,10 @@ class LearnedPlanner(Planner):
         characters: int,
         prompt: Prompt | None,
         allowed: Allowed,
+        home: str,
+        met: Mapping[str, Any],
     ) -> PlanDecision:
-        would = choice.chosen
-        chosen = choice.default or 0 if self.shadow else would
+        chosen = self._taken(choice)
         taken = choice.candidates[chosen]
         tool = tools[taken.name]
         if context is not None and taken.name in context.versions:
@@ -278,6 +343,9 @@ class LearnedPlanner(Planner):
         options = default_options(tool, asked, context)
         order = sorted(choice.candidates, key=lambda candidate: -candidate.utility)
         propensity = choice.chances[chosen]
+        reasoning = reasoning_of(choice, chosen, home, self.shadow)
+        if allowed.unserved:
+            reasoning = f"No tool of rule {allowed.unserved[0]} can be used. {reasoning}"
         metadata: dict[str, Any] = {
             "selection_method": "learned",
             "propensity": propensity,
@@ -286,13 +354,10 @@ class LearnedPlanner(Planner):
                 candidate.name: {"expected_reward": round(candidate.reward, 4), "runs": round(candidate.support)}
                 for candidate in order[:MOST_FALLBACKS]
             },
+            **met,
         }
-        if allowed.rules:
-            metadata["applied_rules"] = list(allowed.rules)
-        if allowed.skipped:
-            metadata["skipped_rules"] = dict(allowed.skipped)
         if self.shadow:
-            metadata["shadow"] = choice.candidates[would].name
+            metadata["shadow"] = choice.candidates[choice.chosen].name
         duration = self.beliefs.duration(task, arm)
         decision = PlanDecision.model_validate(
             {
@@ -305,7 +370,7 @@ class LearnedPlanner(Planner):
                 if duration is None
                 else math.ceil(duration),
                 "confidence": confidence_in(choice, chosen),
-                "reasoning": reasoning_of(choice, chosen, self.shadow),
+                "reasoning": reasoning,
                 "metadata": metadata,
             }
         )
@@ -357,8 +422,9 @@ class LearnedPlanner(Planner):
     ) -> bool:
         """How good the answer was, 0 to 1 (None: nobody knows yet), what it cost in USD and took in ms.
 
-        Told again, the newer reward takes the place of the older one: a person's verdict that of a first guess. False:
-        the decision is not known, or no longer; nothing was learned.
+        Told again, the newer reward takes the place of the older one: a person's verdict that of a first guess. Of a
+        run that a fallback answered, it is the fallback's. False: the decision is not known, or no longer; nothing was
+        learned.
         """
         reward = _told("reward", reward, 1.0)
         cost_usd, latency_ms = _told("cost_usd", cost_usd, math.inf), _told("latency_ms", latency_ms, math.inf)
@@ -370,11 +436,23 @@ class LearnedPlanner(Planner):
         if pending is None:
             _log.debug("feedback for the decision %s, which is not known", decision_id)
             return False
-        more, line, freed = self._feed(decision_id, pending, reward, cost_usd, latency_ms)
-        if shared is not None:
-            await shared.add((pending.task, pending.arm), pending.arm, more, line, freed)
-            await shared.keep(decision_id, packed(pending))
+        await self._fed(decision_id, pending, pending.answered or pending, reward, cost_usd, latency_ms)
         return True
+
+    async def _fed(
+        self,
+        decision_id: str,
+        pending: Pending,
+        of: Pending,
+        reward: float | None,
+        cost: float | None,
+        ms: float | None,
+    ) -> None:
+        """Learn it, here and for all. `of`: the decision's own tool, or another that its run came to."""
+        more, line, freed = self._feed(decision_id, of, reward, cost, ms)
+        if self._shared is not None:
+            await self._shared.add((of.task, of.arm), of.arm, more, line, freed)
+            await self._shared.keep(decision_id, packed(pending))
 
     def _feed(
         self, decision_id: str, pending: Pending, reward: float | None, cost: float | None, ms: float | None
@@ -393,15 +471,24 @@ class LearnedPlanner(Planner):
         if pending is None:
             return
         for outcome in outcomes:
-            arm = f"{outcome.tool}@{outcome.version}"
-            if outcome.tool != decision.selected_tool or arm != pending.arm:
-                self._beside(pending, arm, outcome)
-                continue
+            of = self._concerned(pending, outcome)
             reward = self._judged(request, outcome)
             if self._shared is None and not inspect.isawaitable(reward):
-                self._feed(decision_id, pending, reward, outcome.cost_usd, outcome.duration_ms)
+                self._feed(decision_id, of, reward, outcome.cost_usd, outcome.duration_ms)
             else:
-                self._tell(self._observed(decision_id, reward, outcome))
+                self._tell(self._observed(decision_id, pending, of, reward, outcome))
+
+    def _concerned(self, pending: Pending, outcome: Outcome) -> Pending:
+        """The decision itself, or the same for a fallback: what that cost is spent from the same budget. The one that
+        answered is kept for who says later what the answer is worth, and what was reserved is settled by its cost."""
+        arm = f"{outcome.tool}@{outcome.version}"
+        if arm == pending.arm:
+            return pending
+        other = Pending(pending.task, arm, pending.characters, None, 0.0, pending.prompt, None, row=pending.row)
+        if outcome.succeeded:
+            pending.answered = other
+            other.reserved, pending.reserved = pending.reserved, 0.0
+        return other
 
     def _judged(self, request: Any, outcome: Outcome) -> float | Awaitable[float | None] | None:
         if not outcome.succeeded:
@@ -416,7 +503,12 @@ class LearnedPlanner(Planner):
             return None
 
     async def _observed(
-        self, decision_id: str, reward: float | Awaitable[float | None] | None, outcome: Outcome
+        self,
+        decision_id: str,
+        pending: Pending,
+        of: Pending,
+        reward: float | Awaitable[float | None] | None,
+        outcome: Outcome,
     ) -> None:
         try:
             known = await reward if inspect.isawaitable(reward) else reward
@@ -424,15 +516,7 @@ class LearnedPlanner(Planner):
         except Exception:
             _log.warning("the evaluator failed; nothing is learned of the answer of %r", outcome.tool, exc_info=True)
             known = None
-        await self.feedback(decision_id, known, outcome.cost_usd, outcome.duration_ms)
-
-    def _beside(self, pending: Pending, arm: str, outcome: Outcome) -> None:
-        """A fallback: what it cost is spent from the same budget, and that it failed is known of it too."""
-        other = Pending(pending.task, arm, pending.characters, None, 0.0, None, None)
-        reward = None if outcome.succeeded else 0.0
-        more, line, freed = self._learn(other, reward, outcome.cost_usd, outcome.duration_ms)
-        if self._shared is not None:
-            self._tell(self._shared.add((other.task, arm), arm, more, line, freed))
+        await self._fed(decision_id, pending, of, known, outcome.cost_usd, outcome.duration_ms)
 
     def _tell(self, work: Coroutine[Any, Any, Any]) -> None:
         """No run waits for what is learned of it."""

@@ -49,14 +49,17 @@ _Made = dict[Any, tuple[PlanDecision, int]]
 
 class Allowed(NamedTuple):
     """What rules and limits leave to choose from. `pinned` is the decision of a rule, where one pins a tool that can
-    serve; `weights` are what rules that prefer add to a tool. `rules` are those that restrict, forbid or prefer, and
-    `skipped` those that could not be asked."""
+    serve; `weights` are what rules that prefer add to a tool. `rules` are those that restrict, forbid or prefer,
+    `skipped` those that could not be asked, and `unserved` those that pin and match, but have no tool that can serve;
+    `passed_over` says why not, by tool."""
 
     eligible: Eligible
     pinned: PlanDecision | None
     weights: Mapping[str, float]
     rules: tuple[str, ...]
     skipped: Mapping[str, str]
+    unserved: tuple[str, ...]
+    passed_over: Mapping[str, str]
 
 
 _adding = Lock()
@@ -214,7 +217,16 @@ class RuleBasedPlanner(Planner):
                 search.skip(entry, error)
         if pinned is None:
             pinned = search.last_resort()
-        return Allowed(search.eligible(), pinned, search.weights(), tuple(search.applied), search.skipped)
+        unserved = tuple(entry.rule.name for entry in search.matched)
+        return Allowed(
+            eligible=search.eligible(),
+            pinned=pinned,
+            weights=search.weights(),
+            rules=tuple(search.applied),
+            skipped=search.skipped,
+            unserved=unserved,
+            passed_over=search.passed_over,
+        )
 
     def looked_at(self, request: Any) -> list[PlanningRule]:
         """The rules that are asked for a request; what the others ask for it certainly does not have."""

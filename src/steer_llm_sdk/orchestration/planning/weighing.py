@@ -53,13 +53,14 @@ class Weighing:
 
     def few(self, case: Case, names: Sequence[str], decided: int) -> Sequence[str]:
         """Those that are weighed: all of a few; of many the default and those that promise most. `decided`: how often
-        the task type was decided for before."""
+        the task type was decided for before. In the order of their names, not in that of registration: among equals the
+        first one is taken, and a draw falls on a place."""
         if len(names) <= MOST_CANDIDATES:
-            return names
+            return sorted(names)
         known = self._promising.get(case.task)
         if known is not None and decided < known[1] and known[0] == names:
             return known[2]
-        found = self._most_promising(case, names)
+        found = sorted(self._most_promising(case, sorted(names)))
         if len(self._promising) >= MOST_TASKS:
             self._promising.clear()
         self._promising[case.task] = (names, decided + LOOK_AROUND + decided // 8, found)
