@@ -53,7 +53,8 @@ def create_app(
 ) -> FastAPI:
     """The application, for any ASGI server. `runs` is the SQLite file that runs are kept in, or, where the orchestrator
     is a DurableOrchestrator, the URL of a PostgreSQL database. All processes of a service have the same one. Runs of a
-    DurableOrchestrator outlive their process; those of another one are then interrupted. `drain`: seconds that runs
+    DurableOrchestrator outlive their process; those of another one are then interrupted. An orchestrator that remembers
+    keyed runs in memory gets a store in that file; one with a store of its own keeps it. `drain`: seconds that runs
     under way get when the service stops.
 
     `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
@@ -67,6 +68,8 @@ def create_app(
     if durable is None and runs.startswith(("postgresql://", "postgres://")):
         raise InvalidRequest("runs", "postgresql://…", "a database keeps the runs of a DurableOrchestrator: --durable")
     book = RunBook(runs, None if durable is None else DurableEngine(durable))
+    if durable is None and runs != ":memory:":
+        _remember_in(runs, orchestrator)
     remembered = orchestrator.idempotency_manager
     if durable is not None:
         durable.host = Hosted(durable, book)
@@ -110,6 +113,14 @@ def create_app(
     answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
     app.add_middleware(Guard, keys=keys, limits=limits or Limits(), hosts=answered)
     return app
+
+
+def _remember_in(runs: str, orchestrator: ReliableOrchestrator) -> None:
+    """Keyed runs, which it would remember in the memory of this process, beside the others: for all processes."""
+    manager = orchestrator.idempotency_manager
+    if type(manager) is IdempotencyManager and manager._store is None:
+        kept = IdempotencyManager(manager.ttl_seconds, manager.max_entries, store=f"sqlite:///{runs}")
+        orchestrator.idempotency_manager = kept
 
 
 def _warm(chat: Chat) -> None:
