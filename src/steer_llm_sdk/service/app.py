@@ -77,7 +77,7 @@ def create_app(
             # What it remembers itself is in its engine, where answers of chat completions are not.
             remembered = IdempotencyManager(store=runs if "://" in runs else f"sqlite:///{runs}")
     chat = Chat(orchestrator, models or {}, simulated, remembered)
-    state = State(orchestrator, book, chat, simulated)
+    state = State(orchestrator, book, chat, simulated, keys is not None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -23,7 +23,7 @@ from steer_llm_sdk.service.refusals import format_of, refusal
 
 _log = logging.getLogger(__name__)
 
-OPEN_PATHS = re.compile(r"^/(healthz|readyz|static/[\w.]+|view/providers|view/runs/[\w.-]+)?$")
+OPEN_PATHS = re.compile(r"^/(healthz|readyz|static/[\w.]+|view/providers|view/runs/[\w.-]+(/evidence)?)?$")
 """Of which nobody has to say who he is: they hold nothing of anybody's."""
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),

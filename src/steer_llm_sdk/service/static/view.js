@@ -1,27 +1,23 @@
 "use strict";
+document.documentElement.classList.add("scripts");
 // The key of a service that asks for one is kept for this tab only, and goes along with each request of the page.
 const KEPT = "steer-key";
 const key = () => sessionStorage.getItem(KEPT);
 document.addEventListener("htmx:configRequest", (event) => {
   if (key()) event.detail.headers["Authorization"] = "Bearer " + key();
+  else if (login().hasAttribute("data-needed")) { event.preventDefault(); ask(); }
 });
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
-  for (const note of document.querySelectorAll(".loading")) note.remove();
-  if (status === 401) { document.getElementById("login").hidden = false; return; }
-  if (status === 404) forget(event.detail.elt);
-  say(status === 404 ? "It is not there (any more)." : "The service answered " + status + ".");
+  if (status === 401) { sessionStorage.removeItem(KEPT); ask(); say("The service does not take this key."); return; }
+  loaded();
+  say("The service answered " + status + ".");
 });
 document.addEventListener("htmx:sendError", () => say("The service does not answer. This page tries again."));
 document.addEventListener("htmx:afterSwap", () => { say(""); plots(); });
-// What is not there is not asked for again: htmx asks for an element as long as that is in the page.
-function forget(element) {
-  if (!element.hasAttribute("hx-get")) return;
-  const left = document.createElement("div"), back = document.createElement("a");
-  back.href = "/"; back.textContent = "All runs";
-  left.append(...element.childNodes, back);
-  element.replaceWith(left);
-}
+const login = () => document.getElementById("login");
+function ask() { loaded(); login().hidden = false; }
+function loaded() { for (const note of document.querySelectorAll(".loading")) note.remove(); }
 function say(text) { const place = document.getElementById("trouble"); place.textContent = text; place.hidden = !text; }
 document.addEventListener("submit", (event) => {
   if (event.target.id !== "login") return;
