@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from served import Service, serving
 
+from steer_llm_sdk.orchestration import ReliabilityConfig
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
 Serve = Callable[..., Service]
@@ -235,6 +236,67 @@ def test_shared_budgets_are_shown_by_the_name_that_the_caller_gave(serve: Serve)
         answer = client.post("/v1/runs", json={"request": "x", "tool_name": "t", "options": options})
         assert answer.status_code == 200, answer.text
         assert list(client.get("/v1/budgets").json()["budgets"]) == ["team"]
+
+
+KEYED = {**ASYNC, "Idempotency-Key": "k"}
+BODY = {"request": "x", "tool_name": "t"}
+
+
+def test_a_key_that_had_another_request_is_422_at_once_for_a_run_that_nobody_waits_for(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", HANG), ScriptedTool("quick"))
+    with service.client() as client:
+        client.post("/v1/runs", json=BODY, headers=KEYED)
+        client.post("/v1/runs", json=BODY | {"tool_name": "quick"}, headers={"Idempotency-Key": "ended"})
+        for key in ("k", "ended"):
+            other = client.post("/v1/runs", json=BODY | {"request": "y"}, headers=KEYED | {"Idempotency-Key": key})
+            assert (other.status_code, other.json()["error"]) == (422, "ConflictError")
+        assert len(client.get("/v1/runs").json()["runs"]) == 2
+
+
+def test_a_repeated_run_that_nobody_waits_for_has_the_id_of_the_first(serve: Serve) -> None:
+    tool = ScriptedTool("t", OK("once", after=0.3))
+    service = serve(tool)
+    with service.client() as client:
+        first, joined = (client.post("/v1/runs", json=BODY, headers=KEYED) for _ in range(2))
+        assert service.ended(client, first.json()["id"])["content"] == "once"
+        again = client.post("/v1/runs", json=BODY, headers=KEYED)
+        waited = client.post("/v1/runs", json=BODY, headers={"Idempotency-Key": "k"})
+    assert [answer.status_code for answer in (first, joined, again)] == [202, 202, 202]
+    assert len({answer.json()["id"] for answer in (first, joined, again)}) == 1
+    assert [answer.json()["state"] for answer in (first, joined, again)] == ["running", "running", "succeeded"]
+    assert again.headers["location"] == f"/v1/runs/{first.json()['id']}"
+    marked = [answer.headers.get("idempotent-replayed") for answer in (first, joined, again, waited)]
+    assert marked == [None, "true", "true", "true"]
+    assert (waited.json()["content"], len(tool.calls)) == ("once", 1)
+
+
+def test_a_run_that_was_waited_for_is_the_one_that_is_accepted_again(serve: Serve) -> None:
+    tool = ScriptedTool("t", OK("once"))
+    with serve(tool).client() as client:
+        waited = client.post("/v1/runs", json=BODY, headers={"Idempotency-Key": "k"})
+        again = client.post("/v1/runs", json=BODY, headers=KEYED)
+    assert again.json() == {**again.json(), "id": waited.json()["id"], "state": "succeeded"}
+    assert (again.headers["idempotent-replayed"], len(tool.calls)) == ("true", 1)
+
+
+def test_what_a_retry_can_cure_is_tried_again_under_an_id_of_its_own(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", err(503), err(503), err(503), OK("cured")))
+    with service.client() as client:
+        first = client.post("/v1/runs", json=BODY, headers=KEYED)
+        assert service.ended(client, first.json()["id"])["state"] == "failed"
+        again = client.post("/v1/runs", json=BODY, headers=KEYED)
+        assert "idempotent-replayed" not in again.headers
+        assert again.json()["id"] != first.json()["id"]
+        assert service.ended(client, again.json()["id"])["content"] == "cured"
+
+
+def test_while_a_run_with_its_key_is_under_way_a_second_one_is_409_by_choice(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", HANG), reliability=ReliabilityConfig(on_duplicate="raise"))
+    with service.client() as client:
+        run_id = client.post("/v1/runs", json=BODY, headers=KEYED).json()["id"]
+        with client.stream("GET", f"/v1/runs/{run_id}/events"):
+            again = client.post("/v1/runs", json=BODY, headers=KEYED)
+    assert (again.status_code, again.json()["error"]) == (409, "InFlight")
 
 
 @pytest.mark.parametrize(

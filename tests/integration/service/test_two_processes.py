@@ -52,6 +52,21 @@ def test_a_run_is_seen_and_followed_at_the_other_process(serve: Serve, table: st
         assert sse(b.get(told["events"], headers={"Last-Event-ID": "1"}).text) == events[1:]
 
 
+def test_a_run_that_is_sent_again_elsewhere_has_its_id_or_is_422(serve: Serve, table: str) -> None:
+    tool = ScriptedTool("t", OK("done", after=1))
+    here, there = serve(tool, runs=table), serve(tool, runs=table)
+    headers = ASYNC | {"Idempotency-Key": "k"}
+    with here.client() as a, there.client() as b:
+        first = a.post("/v1/runs", json=BODY, headers=headers)
+        again = b.post("/v1/runs", json=BODY, headers=headers)
+        other = b.post("/v1/runs", json=BODY | {"request": "y"}, headers=headers)
+        assert (again.json()["id"], again.headers["idempotent-replayed"]) == (first.json()["id"], "true")
+        assert other.status_code == 422
+        assert there.ended(b, first.json()["id"])["content"] == "done"
+        assert b.post("/v1/runs", json=BODY, headers=headers).json() == {**first.json(), "state": "succeeded"}
+    assert len(tool.calls) == 1
+
+
 def test_a_run_is_cancelled_at_the_other_process(serve: Serve, table: str) -> None:
     tool = ScriptedTool("t", HANG)
     here, there = serve(tool, runs=table), serve(runs=table)
@@ -265,6 +280,23 @@ def test_a_durable_run_goes_on_in_another_process(tmp_path: Path) -> None:
         assert [int(each["id"]) for each in events[:-1]] == list(range(1, len(events)))
         told = client.get(f"/v1/runs/{run_id}").json()
         assert (told["state"], told["content"]) == ("succeeded", 3.0)
+
+
+def test_a_durable_run_that_is_sent_again_has_its_id_or_is_422(tmp_path: Path) -> None:
+    headers = ASYNC | {"Idempotency-Key": "k"}
+    with command(tmp_path, "--durable") as (_, client):
+        first, again = (client.post("/v1/runs", json=durable(0.2), headers=headers) for _ in range(2))
+        assert again.json()["id"] == first.json()["id"]
+        assert client.post("/v1/runs", json=durable(0.3), headers=headers).status_code == 422
+        client.get(first.json()["events"])
+        third = client.post("/v1/runs", json=durable(0.2), headers=headers)
+        assert third.json() == {**first.json(), "state": "succeeded"}
+    marked = [answer.headers.get("idempotent-replayed") for answer in (first, again, third)]
+    assert marked == [None, "true", "true"]
+
+
+def durable(seconds: float) -> dict[str, Any]:
+    return {"request": {"seconds": seconds}, "tool_name": "t"}
 
 
 def test_a_durable_run_is_cancelled(tmp_path: Path) -> None:
