@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.errors import ProviderError, message_of
+from steer_llm_sdk.errors import InvalidRequest, ProviderError, message_of
 from steer_llm_sdk.evidence._json import MOST_BITS
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.reliability.classify import classify
@@ -192,4 +192,6 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     known: dict[str, Any] = {"status_code": means.status_code, "retry_after": means.retry_after}
     if isinstance(error, ProviderError):
         known |= {"provider": error.provider, "request_id": error.request_id, "provider_code": error.code}
+    elif isinstance(error, InvalidRequest):
+        known["field"] = error.field
     return {**info, **{name: as_json(value)[0] for name, value in known.items() if value is not None}}

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.durable import DurableOrchestrator
@@ -171,7 +172,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refused(request, Problem(error.status_code, str(error.detail), error.headers))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # Of several routes at one path Starlette names the methods of the first.
+        matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+        headers["Allow"] = ", ".join(sorted(set().union(*(route.methods or () for route in matching))))
+    return refused(request, Problem(error.status_code, str(error.detail), headers))
 
 
 __all__ = ["Limits", "create_app", "problem_of"]

@@ -61,7 +61,7 @@ def add(app: FastAPI, state: State) -> None:
         book.require_room()
         where = {"Location": f"/v1/runs/{run_id}"}
         with below_caller({} if traceparent is None else {"traceparent": traceparent}):
-            if prefer is not None and "respond-async" in prefer:
+            if prefer is not None and _prefers_async(request.headers.getlist("prefer")):
                 accepted, known = await _accepted(state, body, config, work)
                 replayed = {"Idempotent-Replayed": "true"} if known else {}
                 told = {"id": accepted.id, "state": accepted.state, "events": f"/v1/runs/{accepted.id}/events"}
@@ -106,6 +106,16 @@ _READ = ("prefer", "idempotency-key", "traceparent")
 """Headers that a run is begun by. Read here, and not by FastAPI, which takes a tenth of a run for it."""
 
 
+_PREFERENCES = re.compile(r'(?:"(?:\\.|[^"\\])*"?|[^,"])+')
+
+
+def _prefers_async(headers: list[str]) -> bool:
+    """RFC 7240: preferences stand between commas, their names are in letters of either case, and parameters come behind
+    a semicolon."""
+    names = (each.partition(";")[0].strip().lower() for each in _PREFERENCES.findall(",".join(headers)))
+    return "respond-async" in names
+
+
 def _header(name: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
 
@@ -114,13 +124,13 @@ def _options(given: Mapping[str, Any], caller: Caller, key: str | None, tracepar
     """The options of a run. What belongs to the tenant is not the caller's to say."""
     options = dict(given)
     if options.pop("tenant", caller.tenant) != caller.tenant:
-        raise Problem(403, "options.tenant: it is that of the API key; leave it out")
+        raise Problem(403, "options.tenant: it is that of the API key; leave it out", field="options.tenant")
     for name in ("redactor_cb", "request_id"):
         if options.get(name) is not None:
-            raise Problem(400, f"options.{name} cannot be given over HTTP; leave it out")
+            raise _invalid(f"options.{name}", "it cannot be given over HTTP; leave it out")
     if key is not None:
         if options.get("idempotency_key") not in (None, key):
-            raise Problem(400, "options.idempotency_key: the header Idempotency-Key says something else; give one")
+            raise _invalid("options.idempotency_key", "the header Idempotency-Key says something else; give one")
         options["idempotency_key"] = key
     for budget in options.get("budgets") or ():
         if isinstance(budget, dict) and isinstance(budget.get("name"), str):
@@ -129,6 +139,10 @@ def _options(given: Mapping[str, Any], caller: Caller, key: str | None, tracepar
     if trace is not None:
         options.setdefault("trace_id", trace[1])
     return {**options, "tenant": caller.tenant, "request_id": f"{getrandbits(128):032x}"}
+
+
+def _invalid(field: str, why: str) -> Problem:
+    return Problem(400, f"{field}: {why}", error="InvalidRequest", field=field)
 
 
 def _refuse_recordings(state: State, *given: Any) -> None:
