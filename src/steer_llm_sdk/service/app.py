@@ -24,6 +24,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_model
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.service._described import described
 from steer_llm_sdk.service._engine import DurableEngine, Hosted
 from steer_llm_sdk.service.chat import Chat
 from steer_llm_sdk.service.guard import Guard, Limits, as_problem, refused
@@ -105,6 +106,7 @@ def create_app(
 
     app = FastAPI(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.steer = state
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]  # the way that FastAPI names
     for kind in (OrchestratorError, ProviderError, Problem, Exception):
         app.add_exception_handler(kind, as_problem)
     app.add_exception_handler(RequestValidationError, _invalid)
