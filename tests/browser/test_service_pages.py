@@ -482,6 +482,15 @@ def test_a_plot_says_its_unit_and_has_no_legend_without_values(
     assert page.locator(".u-legend").count() == 0
 
 
+def test_a_share_of_errors_is_drawn_between_0_and_100(
+    browser: Browser, service: Service, ended: dict[str, str]
+) -> None:
+    page = settled(opened(browser, service, "/view/providers"))
+    scales = page.evaluate("[...drawn.values()].map(({title, scales: {y}}) => [y.min, y.max])")
+    assert len(scales) >= 4  # Of two providers, with two plots each.
+    assert scales[1::2] == [[0, 100]] * len(scales[1::2])
+
+
 def test_without_colour_every_state_has_its_sign_and_its_word(
     browser: Browser, service: Service, ended: dict[str, str], under_way: str
 ) -> None:

@@ -157,7 +157,8 @@ def _step(at: float, what: Mapping[str, Any] | str, end: float) -> str:
     when = f"<span class=note>at {at:.0f} ms</span> "
     if isinstance(what, str):
         return f"<li>{when}{escape(what)}</li>"
-    left, wide = 100 * at / end, max(100 * what["elapsed_ms"] / end, 1)
+    wide = max(100 * what["elapsed_ms"] / end, 1)
+    left = min(100 * at / end, 100 - wide)  # One at the very end is seen, too.
     outcome = escape(what["outcome"])
     error = (what.get("error") or {}).get("type", "")
     return (
@@ -212,10 +213,16 @@ _KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "hedge": lambda data: f"a second request goes to {data.get('provider')}",
     "silence": lambda data: f"{data.get('tool_name')} is silent; asks beside it",
     "rate_limited": lambda data: f"waits for the rate limit of {data.get('provider')}",
-    "replicate_started": lambda data: f"replicate {data.get('replicate_id')} begins",
-    "replicate_done": lambda data: f"replicate {data.get('replicate_id')} is done",
+    "replicate_started": lambda data: f"{_replicate(data)} begins",
+    "replicate_done": lambda data: f"{_replicate(data)} is done",
     "budget_overrun": lambda data: "a budget was overrun",
 }
+
+
+def _replicate(data: Mapping[str, Any]) -> str:
+    """A bundle of somebody's own may not name its replicates."""
+    name = data.get("replicate_id")
+    return "a replicate" if name is None else f"replicate {name}"
 
 
 def _told(event: Mapping[str, Any]) -> str | None:

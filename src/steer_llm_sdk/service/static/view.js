@@ -40,7 +40,7 @@ function plots() {
     drawn.set(place, new uPlot({
       title: title + " (" + unit + ")", width: Math.max(280, place.clientWidth), height: 210, legend: { show: false },
       // Attempts of one moment would have an axis without a single time on it.
-      scales: { x: { range: (_, least, most) => most - least < SPAN ? [most - SPAN, most] : [least, most] } },
+      scales: { x: { range: (_, least, most) => most - least < SPAN ? [most - SPAN, most] : [least, most] }, y: unit === "%" ? { range: [0, 100] } : {} },
       series: [{}, { stroke: colour("--act"), width: 2, points: { show: true, size: 5 } }],
       axes: [
         { ...axis, label: "time", size: 30, space: 80, incrs: [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400], values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toLocaleTimeString("en-GB")) },
