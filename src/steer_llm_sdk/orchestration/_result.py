@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.errors import OrchestratorError, ProviderError, ToolExecutionError, message_of
+from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ProviderError, ToolExecutionError, message_of
 from steer_llm_sdk.evidence._json import MOST_BITS
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.reliability.classify import classify
@@ -205,6 +205,8 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     try:
         if isinstance(error, ProviderError):
             known |= {"provider": error.provider, "request_id": error.request_id, "provider_code": error.code}
+        elif isinstance(error, InvalidRequest):
+            known["field"] = error.field
     except Exception:  # One of somebody else's that cannot be read.
         known |= {"provider": None}
     return {**info, **{name: as_json(value)[0] for name, value in known.items() if value is not None}}

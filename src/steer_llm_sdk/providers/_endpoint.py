@@ -21,7 +21,7 @@ LOCAL_SERVERS = {
 }
 """Servers on this machine, by prefix, at their default ports. They need no key."""
 
-_REDACTED = "[redacted]"
+REDACTED = "[redacted]"
 _SHORTEST_KEY = 8
 """A shorter key keeps nobody out ("ollama", "none"), and taking it out of every text would garble them."""
 # A provider may repeat a key that differs from ours: another one, or ours partly masked.
@@ -65,21 +65,21 @@ class Endpoint:
 
     def scrub(self, text: str) -> str:
         """`text` without the key, and without what looks like one."""
-        return without_keys(text.replace(self._secret, _REDACTED) if self._secret else text)
+        return without_keys(text.replace(self.secret, REDACTED) if self.secret else text)
 
     def has_key_in(self, text: str) -> bool:
         """Whether `text` contains the key."""
-        return bool(self._secret) and self._secret in text
+        return bool(self.secret) and self.secret in text
 
     @property
-    def _secret(self) -> str:
+    def secret(self) -> str:
         """The key, if it is long enough to be one."""
         key = self.api_key.get_secret_value()
         return key if len(key) >= _SHORTEST_KEY else ""
 
 
 def without_keys(text: str) -> str:
-    return _KEY_LIKE.sub(_REDACTED, text)
+    return _KEY_LIKE.sub(REDACTED, text)
 
 
 def without_password(url: str) -> str:

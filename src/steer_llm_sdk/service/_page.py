@@ -12,7 +12,9 @@ PAGE_POLICY = (
 )
 
 
-def whole_page(title: str, content: str, current: str = "", status: int = 200) -> HTMLResponse:
+def whole_page(
+    title: str, content: str, current: str = "", status: int = 200, policy: str = PAGE_POLICY
+) -> HTMLResponse:
     """`content` is HTML; `current` is the name of the link to the page itself."""
     links = "".join(
         f'<a href="{href}"{" aria-current=page" if name == current else ""}>{name}</a>'
@@ -33,5 +35,5 @@ def whole_page(title: str, content: str, current: str = "", status: int = 200) -
 {content}
 </main></body></html>""",
         status,
-        {"Content-Security-Policy": PAGE_POLICY},
+        {"Content-Security-Policy": policy},
     )

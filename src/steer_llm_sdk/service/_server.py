@@ -5,21 +5,28 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from steer_llm_sdk.service.problems import Problem
+
 MOST_CONNECTIONS = 1_000
 """Of one process; a request on a further one is answered with 503."""
 MOST_HEAD = 65_536
 """Bytes of a request up to its body. An application may allow less."""
-_SAID = b"the headers did not come in time"
-_LATE = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
-    b"connection: close\r\n\r\n%s" % (len(_SAID), _SAID)
-)
+MOST_ADDRESS = 32_768
+
+
+def _refusal(status: int, why: str) -> bytes:
+    """A whole answer, and the end of the connection, where no application was asked."""
+    problem = Problem(status, why, {"Connection": "close"}).response()
+    head = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
+    head += [b"%s: %s" % pair for pair in problem.raw_headers]
+    return b"\r\n".join([*head, b"", bytes(problem.body)])
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -70,8 +77,12 @@ class PatientProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             self._decline(data[offer.args[0] :])
             return
-        except httptools.HttpParserError:
-            self.send_400_response("this is no HTTP request")
+        except httptools.HttpParserError as error:
+            why = error.__context__
+            if isinstance(why, Problem):
+                self._refuse(why.status, why.detail)
+            else:
+                self._refuse(400, f"this is no HTTP request{f': {why}' if isinstance(why, ValueError) else ''}")
             return
         if self.cycle is not None and not self.cycle.response_complete:
             return
@@ -80,7 +91,11 @@ class PatientProtocol(HttpToolsProtocol):
             self._late = self.loop.call_later(self.header_seconds, self._give_up)
         self._head += len(data)
         if self._head > MOST_HEAD and not self._in_body and not self.transport.is_closing():
-            self.send_400_response(f"more than {MOST_HEAD} bytes of headers")
+            self._refuse(431, f"more than {MOST_HEAD} bytes of headers")
+
+    def _refuse(self, status: int, why: str) -> None:
+        self.transport.write(_refusal(status, why))
+        self.transport.close()
 
     def _decline(self, rest: bytes) -> None:
         """The client offers another protocol. It is answered in this one: what comes now is its body, of which the
@@ -107,6 +122,8 @@ class PatientProtocol(HttpToolsProtocol):
         if b"#" in url:
             raise ValueError("a request has no fragment")
         super().on_url(url)
+        if len(self.url) > MOST_ADDRESS:
+            raise Problem(414, f"the address has more than {MOST_ADDRESS} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Those after the body come when it has been decided who asks for what.
@@ -144,9 +161,10 @@ class PatientProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._late = None
         if not self.transport.is_closing():
-            if not self._in_body:
-                self.transport.write(_LATE)
-            self.transport.close()
+            if self._in_body:
+                self.transport.close()
+            else:
+                self._refuse(408, "the headers did not come in time")
 
 
 class _Joined:

@@ -31,9 +31,10 @@ _TABLES = (
     "CREATE INDEX IF NOT EXISTS steer_runs_of_tenant ON steer_runs (tenant, created)",
     "CREATE INDEX IF NOT EXISTS steer_runs_by_age ON steer_runs (created)",
     "CREATE INDEX IF NOT EXISTS steer_runs_under_way ON steer_runs (owner) WHERE state = 'running'",
-    "CREATE INDEX IF NOT EXISTS steer_runs_under_way ON steer_runs (owner) WHERE state = 'running'",
     """CREATE TABLE IF NOT EXISTS steer_live (
         run TEXT NOT NULL, id INTEGER NOT NULL, event TEXT NOT NULL, PRIMARY KEY (run, id))""",
+    "CREATE TABLE IF NOT EXISTS steer_keyed (key TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, run TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS steer_runs_of_engine ON steer_runs (engine) WHERE engine IS NOT NULL",
 )
 _COLUMNS = "id, tenant, created, state, tool, owner, engine, record, events"
 
@@ -99,6 +100,35 @@ class Shelf:
         with self._written():
             for row in rows:
                 self._insert(row, "DO NOTHING")
+
+    def accept_keyed(self, row: Row, key: str, fingerprint: str) -> tuple[str, str]:
+        """The same for a run with a key, unless one that was accepted with it is under way: the id and the fingerprint
+        of the run that has the key."""
+        with self._written():
+            found = self._ask(
+                "SELECT run, fingerprint FROM steer_keyed JOIN steer_runs ON id = run WHERE key = ? AND state = ?",
+                key,
+                "running",
+            )
+            if found:
+                return found[0][0], found[0][1]
+            self._ask(
+                "INSERT INTO steer_keyed VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+                "fingerprint = excluded.fingerprint, run = excluded.run",
+                key,
+                fingerprint,
+                row.id,
+            )
+            self._insert(row, "DO NOTHING")
+            return row.id, fingerprint
+
+    def accept_once(self, row: Row) -> str:
+        """The same for a run that an engine has under a key: the id of the one that was accepted first."""
+        with self._written():
+            found = self._ask("SELECT id FROM steer_runs WHERE engine = ? ORDER BY created LIMIT 1", row.engine)
+            if not found:
+                self._insert(row, "DO NOTHING")
+            return str(found[0][0]) if found else row.id
 
     def take(self, row: Row) -> tuple[Row, list[dict[str, Any]]]:
         """Make a run that is under way ours, whether or not it is known; what is known of it, and its events."""
@@ -214,6 +244,7 @@ class Shelf:
                 "(SELECT created FROM steer_runs ORDER BY created DESC LIMIT 1 OFFSET ?)",
                 most - 1,
             )
+            self._ask("DELETE FROM steer_keyed WHERE NOT EXISTS (SELECT 1 FROM steer_runs WHERE id = run)")
 
     def _insert(self, row: Row, known: str) -> Sequence[tuple[Any, ...]]:
         return self._ask(

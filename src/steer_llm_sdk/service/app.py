@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.durable import DurableOrchestrator
@@ -23,6 +24,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_model
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.service._described import described
 from steer_llm_sdk.service._engine import DurableEngine, Hosted
 from steer_llm_sdk.service.chat import Chat
 from steer_llm_sdk.service.guard import Guard, Limits, as_problem, refused
@@ -53,7 +55,8 @@ def create_app(
 ) -> FastAPI:
     """The application, for any ASGI server. `runs` is the SQLite file that runs are kept in, or, where the orchestrator
     is a DurableOrchestrator, the URL of a PostgreSQL database. All processes of a service have the same one. Runs of a
-    DurableOrchestrator outlive their process; those of another one are then interrupted. `drain`: seconds that runs
+    DurableOrchestrator outlive their process; those of another one are then interrupted. An orchestrator that remembers
+    keyed runs in memory gets a store in that file; one with a store of its own keeps it. `drain`: seconds that runs
     under way get when the service stops.
 
     `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
@@ -67,6 +70,8 @@ def create_app(
     if durable is None and runs.startswith(("postgresql://", "postgres://")):
         raise InvalidRequest("runs", "postgresql://…", "a database keeps the runs of a DurableOrchestrator: --durable")
     book = RunBook(runs, None if durable is None else DurableEngine(durable))
+    if durable is None and runs != ":memory:":
+        _remember_in(runs, orchestrator)
     remembered = orchestrator.idempotency_manager
     if durable is not None:
         durable.host = Hosted(durable, book)
@@ -74,7 +79,7 @@ def create_app(
             # What it remembers itself is in its engine, where answers of chat completions are not.
             remembered = IdempotencyManager(store=runs if "://" in runs else f"sqlite:///{runs}")
     chat = Chat(orchestrator, models or {}, simulated, remembered)
-    state = State(orchestrator, book, chat, simulated)
+    state = State(orchestrator, book, chat, simulated, keys is not None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -101,6 +106,7 @@ def create_app(
 
     app = FastAPI(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.steer = state
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]  # the way that FastAPI names
     for kind in (OrchestratorError, ProviderError, Problem, Exception):
         app.add_exception_handler(kind, as_problem)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -110,6 +116,14 @@ def create_app(
     answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
     app.add_middleware(Guard, keys=keys, limits=limits or Limits(), hosts=answered)
     return app
+
+
+def _remember_in(runs: str, orchestrator: ReliableOrchestrator) -> None:
+    """Keyed runs, which it would remember in the memory of this process, beside the others: for all processes."""
+    manager = orchestrator.idempotency_manager
+    if type(manager) is IdempotencyManager and manager._store is None:
+        kept = IdempotencyManager(manager.ttl_seconds, manager.max_entries, store=f"sqlite:///{runs}")
+        orchestrator.idempotency_manager = kept
 
 
 def _warm(chat: Chat) -> None:
@@ -160,7 +174,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refused(request, Problem(error.status_code, str(error.detail), error.headers))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # Of several routes at one path Starlette names the methods of the first.
+        matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+        headers["Allow"] = ", ".join(sorted(set().union(*(route.methods or () for route in matching))))
+    return refused(request, Problem(error.status_code, str(error.detail), headers))
 
 
 __all__ = ["Limits", "create_app", "problem_of"]

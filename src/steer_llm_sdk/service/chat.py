@@ -50,6 +50,7 @@ from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
 from steer_llm_sdk.reliability.classify import parse_retry_after
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.service._redaction import Redaction, redacted
 from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem, problem_of
@@ -172,17 +173,23 @@ class _Passage(Tool):
                 proxy=_proxy(url.scheme, url.host or ""),
             ) as response:
                 told = _headers(response)
-                passed = {name: value for name, value in told.items() if format.headers_out.match(name)}
+                # A provider may repeat our key, which is not the client's.
+                secret = endpoint.secret
+                passed = {
+                    name: redacted(secret, value.encode()).decode()
+                    for name, value in told.items()
+                    if format.headers_out.match(name)
+                }
                 if not 200 <= response.status < 300:
                     body = await response.read()
-                    exchange.refused = Answered(response.status, passed, _without_key(endpoint, body))
+                    exchange.refused = Answered(response.status, passed, redacted(secret, body))
                     raise _failure(endpoint, response.status, told, body)
                 if not exchange.stream:
                     body = await response.read()
                     answer = parsed(body)
                     if not format.is_answer(answer):
                         raise BadResponse(f"an answer of {endpoint.target} is no completion", endpoint.target)
-                    return Answered(response.status, passed, body, format.usage(answer))
+                    return Answered(response.status, passed, redacted(secret, body), format.usage(answer))
                 return await _pass_on(exchange, endpoint, response, passed)
         except aiohttp.ServerTimeoutError as error:
             raise ProviderTimeout(f"no answer from {endpoint.target}", endpoint.target) from error
@@ -216,8 +223,12 @@ async def _pass_on(
     format, tail, ended = exchange.format, b"", False
     usage: list[bytes] = []
     kept: list[bytes] | None = None if exchange.key is None else []
-    size = 0
-    async for piece in response.content.iter_any():
+    size, redaction, over = 0, Redaction(endpoint.secret), False
+    while not over:
+        piece = await response.content.readany()
+        over = not piece
+        if not (piece := redaction(piece, last=over)):
+            continue
         if not exchange.head.done():
             exchange.head.set_result(headers)
         if exchange.shown:
@@ -251,12 +262,6 @@ def _kept(answered: Answered) -> dict[str, Any]:
         return {"answer": None}
     answer = {"status": answered.status, "headers": dict(answered.headers), "body": body.decode("latin-1")}
     return {"answer": answer}
-
-
-def _without_key(endpoint: Endpoint, body: bytes) -> bytes:
-    """What a provider says against a request, byte for byte unless it repeats our key, which is not the client's."""
-    text = body.decode("utf-8", "replace")
-    return endpoint.scrub(text).encode() if endpoint.has_key_in(text) else body
 
 
 def _failure(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:

@@ -6,6 +6,7 @@ It is plain ASGI, so that a body is refused while it comes and not when it is th
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import re
@@ -23,7 +24,7 @@ from steer_llm_sdk.service.refusals import format_of, refusal
 
 _log = logging.getLogger(__name__)
 
-OPEN_PATHS = re.compile(r"^/(healthz|readyz|static/[\w.]+|view/providers|view/runs/[\w.-]+)?$")
+OPEN_PATHS = re.compile(r"^/(healthz|readyz|static/[\w.]+|view/providers|view/runs/[\w.-]+(/evidence)?)?$")
 """Of which nobody has to say who he is: they hold nothing of anybody's."""
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -93,6 +94,7 @@ class Guard:
             return
         send = _with_headers(send)
         try:
+            _check_address(scope, self._limits.header)
             headers = _single_headers(scope, self._limits.header)
             _check_length(headers)
             self._check_host(headers)
@@ -155,6 +157,9 @@ class Guard:
             raise Problem(413, f"a body of more than {limit} bytes is not read")
         if scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE"):
             return b""
+        if (coding := headers.get(b"content-encoding", b"identity").lower()) != b"identity":
+            why = f"a body in the coding {coding.decode('latin-1')} is not read; send it as it is"
+            raise Problem(415, why, {"Accept-Encoding": "identity"})
         parts: list[bytes] = []
         size = 0
         try:
@@ -186,6 +191,8 @@ def _check(path: str, body: bytes, most: int) -> None:
         check_values(body, passed_on=format_of(path) is not None)
     if nesting(body, most) > most:
         raise Problem(400, f"the body is nested more than {most} deep")
+    if path.startswith("/v1/") and format_of(path) is None and _HALF.search(body):
+        _check_texts(body)
 
 
 _TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
@@ -217,15 +224,42 @@ def check_values(body: bytes, *, passed_on: bool) -> None:
     `passed_on` as it is, it is for whoever gets it to say."""
     if b"\0" in body:
         raise _no_json("the body is not UTF-8, or has a character that JSON wants written as \\u0000")
+    try:
+        body.isascii() or body.decode()
+    except UnicodeDecodeError as error:
+        raise _no_json(f"it is no UTF-8 from byte {error.start} on") from None
     constant, large = b"NaN" in body or b"Infinity" in body, not passed_on and _LARGE.search(body)
     if not (constant or large):
         return
     bare = _TEXTS.sub(b'""', body)
     if found := _CONSTANTS.search(bare):
         raise _no_json(f"{found[0].decode()} is no JSON value; use null or a string")
+    if large and _LONG_INTEGER.search(bare):
+        raise _no_json("a number has more than 4000 digits; use a string")
     for number in _FLOATS.findall(bare) if large else ():
         if math.isinf(float(number)):
             raise _no_json(f"{number[:40].decode()} is too large a number; use a string")
+
+
+_LONG_INTEGER = re.compile(rb"[0-9]{4001}")
+"""Python reads no integer of more than 4300 digits, whose time grows with their square."""
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""The escape of half a character, of which there are to be two."""
+
+
+def _check_texts(body: bytes) -> None:
+    """A Problem where half a character stands alone: it is no text, and can be neither compared nor written down."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return  # Whoever reads it says what is wrong.
+    for name, part in value.items() if isinstance(value, dict) else ():
+        try:
+            json.dumps({name: part}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            field = name if name.isascii() else "body"
+            why = f"{field}: a text has half a character (a surrogate alone); leave it out"
+            raise Problem(400, why, error="InvalidRequest", field=field) from None
 
 
 def _no_json(why: str) -> Problem:
@@ -245,8 +279,14 @@ _ONCE = frozenset(
         b"transfer-encoding",
         b"idempotency-key",
         b"content-type",
+        b"content-encoding",
     ]
 )
+
+
+def _check_address(scope: Scope, most: int) -> None:
+    if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > most:
+        raise Problem(414, f"the address has more than {most} bytes")
 
 
 def _single_headers(scope: Scope, most: int) -> dict[bytes, bytes]:

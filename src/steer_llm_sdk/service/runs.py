@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
-from steer_llm_sdk.errors import BudgetExceeded, OrchestratorError, StoreUnavailable
+from steer_llm_sdk.errors import BudgetExceeded, ConflictError, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.models.events import StreamEvent
 from steer_llm_sdk.orchestration._result import as_json, describe_error
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._json import written
+from steer_llm_sdk.service._keyed import Keyed
 from steer_llm_sdk.service._owners import FileOwners, NoOwners
 from steer_llm_sdk.service._shelf import News, Row, Shelf
 from steer_llm_sdk.service.problems import Problem, problem_of
@@ -289,12 +290,21 @@ class RunBook:
         self._begin(run, work)
         return run
 
-    async def accept(self, run_id: str, tenant: str, request: Any, work: Work) -> Run:
-        """The same, written down first: whatever becomes of this process, the run ends."""
+    async def accept(self, run_id: str, tenant: str, request: Any, work: Work, keyed: Keyed | None = None) -> Run:
+        """The same, written down first: whatever becomes of this process, the run ends. One with a key that is under
+        way is given instead; ConflictError where it is of another request."""
         run = self._new(run_id, tenant, request)
         try:
             row = run.row()
-            await self._do(self._shelf.accept, [row])
+            if keyed is None:
+                await self._do(self._shelf.accept, [row])
+            else:
+                known, mark = await self._do(self._shelf.accept_keyed, row, keyed.key, keyed.fingerprint)
+                if mark != keyed.fingerprint:
+                    raise ConflictError(keyed.name)
+                if known != run_id:
+                    self._running.pop(run_id, None)
+                    return await self.get(tenant, known)
             run.row_told = row.tool, row.engine
         except BaseException:
             self._running.pop(run_id, None)
@@ -302,10 +312,16 @@ class RunBook:
         self._begin(run, work)
         return run
 
-    async def handed_in(self, run_id: str, tenant: str, request: Any, tool: str | None, engine_id: str) -> Run:
-        """Write down a run that the engine has: some process or other carries it out, and has perhaps done so."""
+    async def handed_in(
+        self, run_id: str, tenant: str, request: Any, tool: str | None, engine_id: str, *, keyed: bool = False
+    ) -> Run:
+        """Write down a run that the engine has: some process or other carries it out, and has perhaps done so. Where it
+        has a key it may be known: then it is the one that was accepted first."""
         run = Run(run_id, tenant, request, self._clock(), tool=tool, owner="", engine=engine_id)
-        await self._do(self._shelf.accept, [run.row()])
+        if not keyed:
+            await self._do(self._shelf.accept, [run.row()])
+        elif (known := await self._do(self._shelf.accept_once, run.row())) != run_id:
+            return await self.get(tenant, known)
         return run
 
     def require_room(self) -> None:

@@ -24,7 +24,8 @@ from steer_llm_sdk.service.runs import Run
 
 _TYPES = {"css": "text/css", "js": "text/javascript", "txt": "text/plain"}
 FILES = ("htmx.min.js", "uplot.min.js", "uplot.min.css", "view.css", "view.js", "LICENSES.txt")
-_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+_WITH_STYLES = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+"""Of the page that has a report in it, whose styles are its own."""
 WIDE = 960
 """Of a waterfall, in the units of its own."""
 _LEFT = 250
@@ -41,18 +42,27 @@ def static(name: str) -> Response | None:
     return Response(data, media_type=kind, headers={"Cache-Control": "public, max-age=3600"})
 
 
-def page(title: str, ask: str, current: str) -> Response:
-    """A page whose content is at `ask`, asked for again every two seconds."""
+def page(title: str, ask: str, current: str, keyed: bool, *, report: bool = False) -> Response:
+    """A page whose content is at `ask`, asked for again every two seconds; where the service is `keyed`, once there is
+    a key. `report`: a report is to be in it."""
     content = f"""<p id="trouble" class="panel" role="status" hidden></p>
-<form id="login" class="panel" hidden><label for="key">This service asks for an API key.</label>
+<p class="panel needs">This page needs JavaScript. What it shows is at <code>/v1/runs</code> as well.</p>
+<form id="login" class="panel"{" data-needed" * keyed} hidden>
+<label for="key">This service asks for an API key.</label>
 <p><input id="key" type="password" autocomplete="off" required> <button>Use this key</button></p></form>
 <div hx-get="{escape(ask)}" hx-trigger="load, every 2s" aria-live="off"><p class="note loading">Loading…</p></div>"""
-    return whole_page(title, content, current)
+    return whole_page(title, content, current, policy=_WITH_STYLES if report else PAGE_POLICY)
 
 
 def fragment(html: str, *, last: bool = False) -> Response:
     """`last`: nothing of it will change, and it is not asked for again (htmx takes 286 for that)."""
     return HTMLResponse(html, 286 if last else 200, {"Content-Security-Policy": PAGE_POLICY})
+
+
+def gone() -> Response:
+    """Instead of what is not there, or not there any more."""
+    told = '<p class="panel" role="status">It is not there (any more).</p><p><a href="/">All runs</a></p>'
+    return fragment(told, last=True)
 
 
 # ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,7 +157,8 @@ def _step(at: float, what: Mapping[str, Any] | str, end: float) -> str:
     when = f"<span class=note>at {at:.0f} ms</span> "
     if isinstance(what, str):
         return f"<li>{when}{escape(what)}</li>"
-    left, wide = 100 * at / end, max(100 * what["elapsed_ms"] / end, 1)
+    wide = max(100 * what["elapsed_ms"] / end, 1)
+    left = min(100 * at / end, 100 - wide)  # One at the very end is seen, too.
     outcome = escape(what["outcome"])
     error = (what.get("error") or {}).get("type", "")
     return (
@@ -202,10 +213,16 @@ _KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "hedge": lambda data: f"a second request goes to {data.get('provider')}",
     "silence": lambda data: f"{data.get('tool_name')} is silent; asks beside it",
     "rate_limited": lambda data: f"waits for the rate limit of {data.get('provider')}",
-    "replicate_started": lambda data: f"replicate {data.get('replicate_id')} begins",
-    "replicate_done": lambda data: f"replicate {data.get('replicate_id')} is done",
+    "replicate_started": lambda data: f"{_replicate(data)} begins",
+    "replicate_done": lambda data: f"{_replicate(data)} is done",
     "budget_overrun": lambda data: "a budget was overrun",
 }
+
+
+def _replicate(data: Mapping[str, Any]) -> str:
+    """A bundle of somebody's own may not name its replicates."""
+    name = data.get("replicate_id")
+    return "a replicate" if name is None else f"replicate {name}"
 
 
 def _told(event: Mapping[str, Any]) -> str | None:
@@ -219,13 +236,17 @@ def _told(event: Mapping[str, Any]) -> str | None:
     return None if say is None or not isinstance(data, Mapping) else say(data)
 
 
-def evidence(run: Run) -> Response | None:
-    """The bundle's own report, which has its styles in it and nothing that runs."""
+def evidence(run: Run) -> str | None:
+    """The bundle's own report, in a frame of another origin in which nothing runs: it holds the words of models, and
+    the page round it has the key of whoever looks."""
     output = OrchestrationOutput.model_validate(run.output) if run.output else None
     bundle = None if output is None else output.evidence
     if bundle is None:
         return None
-    return HTMLResponse(bundle.to_html(), headers={"Content-Security-Policy": _REPORT_POLICY})
+    return (
+        f'<p><a href="/view/runs/{escape(run.id)}">The run</a></p>'
+        f'<iframe class="report" sandbox title="The evidence bundle" srcdoc="{escape(bundle.to_html())}"></iframe>'
+    )
 
 
 # ── providers ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -159,8 +159,36 @@ def test_who_offers_another_protocol_is_answered_in_this_one(service: Service, t
 
 
 def test_headers_without_an_end_are_not_kept(service: Service) -> None:
-    for start in (b"GET /", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "):
-        assert said(service, start + b"a" * 100_000).startswith(b"HTTP/1.1 400")
+    for start, status in ((b"GET /", 414), (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", 431)):
+        assert problem(said(service, start + b"a" * 100_000))["status"] == status
+
+
+def problem(answer: bytes) -> dict[str, Any]:
+    """What an answer says that is a problem, and the end of its connection."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head.lower()
+    told: dict[str, Any] = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % told["status"])
+    return told
+
+
+def test_what_the_server_itself_refuses_is_a_problem_too(service: Service) -> None:
+    for sent, why in (
+        (b"NONSENSE\r\n\r\n", "this is no HTTP request"),
+        (b"GET / HTTP/1.1\r\n\r\n", "this is no HTTP request: a request is for one host"),
+    ):
+        told = problem(said(service, sent))
+        assert (told["status"], told["detail"], told["title"]) == (400, why, "Bad Request")
+
+
+def test_an_address_that_is_too_long_is_414(service: Service) -> None:
+    with service.client() as client:
+        for path in ("/v1/runs/" + "a" * 17_000, "/v1/runs?x=" + "a" * 17_000):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["status"]) == (414, 414)
+    whole = b"GET /%s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n" % (b"a" * 70_000)
+    assert problem(said(service, whole))["status"] == 414
 
 
 def test_a_folded_line_is_part_of_the_header_above_it(serve: Serve) -> None:

@@ -286,6 +286,38 @@ def test_a_secret_is_in_no_answer_event_page_or_log(
     assert CANARY not in "".join(capfd.readouterr())
 
 
+def test_a_key_is_taken_out_of_what_is_passed_on_and_its_json_stays_whole(serve: Serve) -> None:
+    said = b'{"error":{"message":"bad key Bearer KEY","type":"x","code":"c"}}'
+    answer = CALL.replace(b"Bonn", b"KEY")
+    told = {**JSON, "x-request-id": "of KEY"}
+    key, mark = CANARY.encode(), b"[redacted]"
+    headers = {name: value.replace("KEY", CANARY) for name, value in told.items()}
+    answers = ((400, headers, said.replace(b"KEY", key)), (200, headers, answer.replace(b"KEY", key)))
+    with wire(*answers) as upstream, serve(**at(upstream.url)).client() as client:
+        for status, body in ((400, said), (200, answer)):
+            got = client.post("/v1/chat/completions", json=ASKED)
+            assert (got.status_code, got.content) == (status, body.replace(b"KEY", mark))
+            assert got.headers["x-request-id"] == "of [redacted]"
+            assert json.loads(got.content)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["first", "later"])
+@pytest.mark.parametrize("cut", [None, 1, 20], ids=["whole", "cut early", "cut late"])
+def test_a_key_is_taken_out_of_a_stream_also_where_it_comes_in_two_pieces(
+    serve: Serve, before: int, cut: int | None
+) -> None:
+    event = b'data: {"error":{"message":"bad key KEY"}}\n\n'
+    told, key = event.replace(b"KEY", CANARY.encode()), {"Idempotency-Key": "k"}
+    at_key = told.index(CANARY.encode())
+    some = [told] if cut is None else [told[: at_key + cut], told[at_key + cut :]]
+    answer = [*PIECES[:before], *some, *PIECES[before:]]
+    with wire((200, SSE, answer)) as upstream, serve(**at(upstream.url)).client() as client:
+        asked = ASKED | {"stream": True}
+        got, again = (client.post("/v1/chat/completions", json=asked, headers=key) for _ in range(2))
+    shown = event.replace(b"KEY", b"[redacted]")
+    assert got.content == again.content == b"".join([*PIECES[:before], shown, *PIECES[before:]])
+
+
 def without_the_tests_own(caplog: pytest.LogCaptureFixture) -> str:
     """What was logged, but by the clients of this test, which log what they ask for."""
     return "\n".join(

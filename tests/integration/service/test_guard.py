@@ -43,7 +43,7 @@ class Ring:
 def test_without_a_key_or_with_a_wrong_one_nothing_is_shown(serve: Serve) -> None:
     service = serve(ScriptedTool("t"), keys=Ring(a={}).ring)
     paths = ["/v1/runs", "/v1/runs/x", "/v1/tools", "/v1/breakers", "/v1/budgets", "/v1/models", "/openapi.json"]
-    paths += ["/view/runs", "/view/runs/x/shown", "/view/providers/shown", "/view/runs/x/evidence"]
+    paths += ["/view/runs", "/view/runs/x/shown", "/view/providers/shown", "/view/runs/x/evidence/shown"]
     for key in (None, "steer-wrong", "ü"):
         with service.client() as client:
             headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
@@ -57,7 +57,9 @@ def test_without_a_key_or_with_a_wrong_one_nothing_is_shown(serve: Serve) -> Non
                 if key is not None:
                     named = {"X-Api-Key": key.encode()}
                     assert client.post(route, json={}, headers=named).status_code == 401
-            for open_ in ("/", "/healthz", "/readyz", "/view/providers", "/view/runs/x", "/static/view.js"):
+            for open_ in ("/", "/healthz", "/readyz", "/view/providers", "/static/view.js"):
+                assert client.get(open_, headers=headers).status_code == 200
+            for open_ in ("/view/runs/x", "/view/runs/x/evidence"):
                 assert client.get(open_, headers=headers).status_code == 200
 
 
@@ -69,11 +71,14 @@ def test_what_is_one_tenants_is_not_there_for_another(serve: Serve) -> None:
         key = {"Idempotency-Key": "same"}
         body = BODY | {"options": {"budgets": [{"name": "team", "tokens": 10_000}]}}
         run_id = a.post("/v1/runs", json=body, headers=key).json()["id"]
-        views = ("/view/runs/{}/shown", "/view/runs/{}/evidence")
-        for path in ("/v1/runs/{}", "/v1/runs/{}/events", *views):
+        for path in ("/v1/runs/{}", "/v1/runs/{}/events"):
             foreign, missing = b.get(path.format(run_id)), b.get(path.format("0" * 32))
             assert foreign.status_code == missing.status_code == 404
             assert foreign.json() == missing.json()
+        for path in ("/view/runs/{}/shown", "/view/runs/{}/evidence/shown"):
+            foreign, missing = b.get(path.format(run_id)), b.get(path.format("0" * 32))
+            assert "It is not there" in foreign.text
+            assert (foreign.status_code, foreign.text) == (missing.status_code, missing.text)
         assert b.delete(f"/v1/runs/{run_id}").status_code == 404
         assert b.get("/v1/runs").json() == {"runs": []}
         assert run_id[:8] not in b.get("/view/runs").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from served import Service, serving
 
+from steer_llm_sdk.orchestration import ReliabilityConfig
+from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
 Serve = Callable[..., Service]
@@ -238,6 +241,116 @@ def test_shared_budgets_are_shown_by_the_name_that_the_caller_gave(serve: Serve)
 
 
 @pytest.mark.parametrize(
+    ("prefer", "status"),
+    [
+        (["Respond-Async"], 202),
+        (["wait=5, respond-async; x=y"], 202),
+        (["wait=5", "RESPOND-ASYNC"], 202),
+        (['x="respond-async"'], 200),
+        (['x="a, respond-async"'], 200),
+        (['x="a\\", respond-async'], 200),
+        (["respond-asynchronously"], 200),
+        (["x; respond-async"], 200),
+    ],
+)
+def test_a_preference_is_read_by_its_name(serve: Serve, prefer: list[str], status: int) -> None:
+    with serve(ScriptedTool("t")).client() as client:
+        headers = [("Prefer", value) for value in prefer]
+        assert client.post("/v1/runs", json=BODY, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/runs", "GET, POST"),
+        ("POST", "/v1/runs/x", "DELETE, GET"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("GET", "/v1/plan", "POST"),
+    ],
+)
+def test_a_405_names_every_method_that_there_is(serve: Serve, method: str, path: str, allowed: str) -> None:
+    with serve().client() as client:
+        answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+def test_health_is_asked_for_by_head_too(serve: Serve) -> None:
+    with serve().client() as client:
+        answers = [client.head(path) for path in ("/healthz", "/readyz")]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"")] * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/runs", "/v1/plan", "/v1/chat/completions", "/v1/messages"])
+def test_a_body_that_is_coded_is_415(serve: Serve, path: str) -> None:
+    with serve().client() as client:
+        body, headers = gzip.compress(b'{"request": "x"}'), {"Content-Encoding": "GZip"}
+        answer = client.post(path, content=body, headers=headers)
+        assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+        assert client.post("/v1/runs", json=BODY, headers={"Content-Encoding": "identity"}).status_code == 404
+
+
+KEYED = {**ASYNC, "Idempotency-Key": "k"}
+BODY = {"request": "x", "tool_name": "t"}
+
+
+def test_a_key_that_had_another_request_is_422_at_once_for_a_run_that_nobody_waits_for(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", HANG), ScriptedTool("quick"))
+    with service.client() as client:
+        client.post("/v1/runs", json=BODY, headers=KEYED)
+        client.post("/v1/runs", json=BODY | {"tool_name": "quick"}, headers={"Idempotency-Key": "ended"})
+        for key in ("k", "ended"):
+            other = client.post("/v1/runs", json=BODY | {"request": "y"}, headers=KEYED | {"Idempotency-Key": key})
+            assert (other.status_code, other.json()["error"]) == (422, "ConflictError")
+        assert len(client.get("/v1/runs").json()["runs"]) == 2
+
+
+def test_a_repeated_run_that_nobody_waits_for_has_the_id_of_the_first(serve: Serve) -> None:
+    tool = ScriptedTool("t", OK("once", after=0.3))
+    service = serve(tool)
+    with service.client() as client:
+        first, joined = (client.post("/v1/runs", json=BODY, headers=KEYED) for _ in range(2))
+        assert service.ended(client, first.json()["id"])["content"] == "once"
+        again = client.post("/v1/runs", json=BODY, headers=KEYED)
+        waited = client.post("/v1/runs", json=BODY, headers={"Idempotency-Key": "k"})
+    assert [answer.status_code for answer in (first, joined, again)] == [202, 202, 202]
+    assert len({answer.json()["id"] for answer in (first, joined, again)}) == 1
+    assert [answer.json()["state"] for answer in (first, joined, again)] == ["running", "running", "succeeded"]
+    assert again.headers["location"] == f"/v1/runs/{first.json()['id']}"
+    marked = [answer.headers.get("idempotent-replayed") for answer in (first, joined, again, waited)]
+    assert marked == [None, "true", "true", "true"]
+    assert (waited.json()["content"], len(tool.calls)) == ("once", 1)
+
+
+def test_a_run_that_was_waited_for_is_the_one_that_is_accepted_again(serve: Serve) -> None:
+    tool = ScriptedTool("t", OK("once"))
+    with serve(tool).client() as client:
+        waited = client.post("/v1/runs", json=BODY, headers={"Idempotency-Key": "k"})
+        again = client.post("/v1/runs", json=BODY, headers=KEYED)
+    assert again.json() == {**again.json(), "id": waited.json()["id"], "state": "succeeded"}
+    assert (again.headers["idempotent-replayed"], len(tool.calls)) == ("true", 1)
+
+
+def test_what_a_retry_can_cure_is_tried_again_under_an_id_of_its_own(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", err(503), err(503), err(503), OK("cured")))
+    with service.client() as client:
+        first = client.post("/v1/runs", json=BODY, headers=KEYED)
+        assert service.ended(client, first.json()["id"])["state"] == "failed"
+        again = client.post("/v1/runs", json=BODY, headers=KEYED)
+        assert "idempotent-replayed" not in again.headers
+        assert again.json()["id"] != first.json()["id"]
+        assert service.ended(client, again.json()["id"])["content"] == "cured"
+
+
+def test_while_a_run_with_its_key_is_under_way_a_second_one_is_409_by_choice(serve: Serve) -> None:
+    service = serve(ScriptedTool("t", HANG), reliability=ReliabilityConfig(on_duplicate="raise"))
+    with service.client() as client:
+        run_id = client.post("/v1/runs", json=BODY, headers=KEYED).json()["id"]
+        with client.stream("GET", f"/v1/runs/{run_id}/events"):
+            again = client.post("/v1/runs", json=BODY, headers=KEYED)
+    assert (again.status_code, again.json()["error"]) == (409, "InFlight")
+
+
+@pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
         ("GET", "/nowhere", None, 404),
@@ -284,6 +397,55 @@ def test_a_body_that_cannot_be_read_is_told_by_field_and_way_out(
     assert told["field"] == field
     assert told["detail"].startswith(f"{field}: ")
     assert told["detail"].endswith(way_out)
+
+
+@pytest.mark.parametrize("path", ["/v1/runs", "/v1/plan", "/v1/breakers/p"])
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}], ids=["without a key", "with a key"])
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"request": "\xff"}', "body"),
+        (b'{"request": %s}' % (b"9" * 5000), "body"),
+        (b'{"request": "a\\uD800b"}', "request"),
+        (b'{"request": {"x": ["\\\\\\udc00"]}}', "request"),
+        (b'{"request": "x", "tool_options": {"\\ude00\\ud83d": 1}}', "tool_options"),
+        (b'{"request": "x", "\\ud800": 1}', "body"),
+    ],
+)
+def test_what_is_no_text_or_no_number_is_400_and_named(
+    serve: Serve, path: str, headers: dict[str, str], body: bytes, field: str
+) -> None:
+    with serve(ScriptedTool("t")).client() as client:
+        answer = client.post(path, content=body, headers=headers | {"Content-Type": "application/json"})
+    told = answer.json()
+    assert (answer.status_code, told.get("field")) == (400, field), told
+    assert told["detail"].startswith(f"{field}: ")
+
+
+def test_a_character_in_two_escapes_and_an_escaped_backslash_are_text(serve: Serve) -> None:
+    tool = ScriptedTool("t")
+    with serve(tool).client() as client:
+        body = b'{"tool_name": "t", "request": {"x": "\\ud83d\\uDE00 \\\\ud800"}}'
+        answer = client.post("/v1/runs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.json()["status"] == "succeeded"
+    assert tool.calls[0].request == {"x": "\N{GRINNING FACE} \\ud800"}
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"redactor_cb": "x"}, "options.redactor_cb"), ({"request_id": "x"}, "options.request_id")],
+)
+def test_an_option_that_cannot_come_over_http_is_named(serve: Serve, options: dict[str, str], field: str) -> None:
+    with serve(ScriptedTool("t")).client() as client:
+        told = client.post("/v1/runs", json=BODY | {"options": options}).json()
+    assert (told["status"], told["field"]) == (400, field)
+
+
+def test_an_option_that_a_tool_does_not_take_is_named(serve: Serve) -> None:
+    with serve(SimpleBundleTool()).client() as client:
+        body = {"request": {"query": "x"}, "tool_name": "simple_bundle", "tool_options": {"k": "many"}}
+        told = client.post("/v1/runs", json=body).json()
+    assert told["errors"]["simple_bundle"]["field"] == told["content"]["error"]["field"] == "k"
 
 
 def test_the_page_of_a_run_that_was_refused_before_a_tool_was_found_claims_none(serve: Serve) -> None:

@@ -20,6 +20,11 @@ from served import CERTIFICATES, Service
 from test_runs import ASYNC, sse
 
 from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.orchestration import ReliableOrchestrator
+from steer_llm_sdk.reliability import IdempotencyManager
+from steer_llm_sdk.reliability.stores.memory import MemoryStore
+from steer_llm_sdk.reliability.stores.sqlite import SqliteStore
+from steer_llm_sdk.service import create_app
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
 Serve = Callable[..., Service]
@@ -45,6 +50,21 @@ def test_a_run_is_seen_and_followed_at_the_other_process(serve: Serve, table: st
         assert b.get(f"/v1/runs/{told['id']}").json()["content"] == "done"
         assert sse(a.get(told["events"]).text) == events
         assert sse(b.get(told["events"], headers={"Last-Event-ID": "1"}).text) == events[1:]
+
+
+def test_a_run_that_is_sent_again_elsewhere_has_its_id_or_is_422(serve: Serve, table: str) -> None:
+    tool = ScriptedTool("t", OK("done", after=1))
+    here, there = serve(tool, runs=table), serve(tool, runs=table)
+    headers = ASYNC | {"Idempotency-Key": "k"}
+    with here.client() as a, there.client() as b:
+        first = a.post("/v1/runs", json=BODY, headers=headers)
+        again = b.post("/v1/runs", json=BODY, headers=headers)
+        other = b.post("/v1/runs", json=BODY | {"request": "y"}, headers=headers)
+        assert (again.json()["id"], again.headers["idempotent-replayed"]) == (first.json()["id"], "true")
+        assert other.status_code == 422
+        assert there.ended(b, first.json()["id"])["content"] == "done"
+        assert b.post("/v1/runs", json=BODY, headers=headers).json() == {**first.json(), "state": "succeeded"}
+    assert len(tool.calls) == 1
 
 
 def test_a_run_is_cancelled_at_the_other_process(serve: Serve, table: str) -> None:
@@ -111,6 +131,20 @@ def test_an_orphan_is_found_once_and_ends_as_interrupted(serve: Serve, table: st
         assert client.delete("/v1/runs/orphan").status_code == 204
 
 
+def test_an_orchestrator_with_a_store_of_its_own_keeps_it_and_one_in_memory_gets_that_of_the_runs(table: str) -> None:
+    own = MemoryStore()
+    kept = ReliableOrchestrator(store=own)
+    given = ReliableOrchestrator(idempotency_manager=IdempotencyManager(ttl_seconds=60))
+    alone = ReliableOrchestrator()
+    create_app(kept, runs=table)
+    create_app(given, runs=table)
+    create_app(alone, runs=":memory:")
+    assert kept.idempotency_manager.claims is own
+    assert isinstance(given.idempotency_manager.claims, SqliteStore)
+    assert given.idempotency_manager.ttl_seconds == 60
+    assert isinstance(alone.idempotency_manager.claims, MemoryStore)
+
+
 def test_a_database_is_for_durable_runs(serve: Serve) -> None:
     with pytest.raises(InvalidRequest, match="--durable"):
         serve(runs="postgresql://nobody@127.0.0.1:1/none")
@@ -120,7 +154,7 @@ def test_a_database_is_for_durable_runs(serve: Serve) -> None:
 
 APP = """
 import asyncio, sys
-from steer_llm_sdk.orchestration import Tool, ToolRegistry
+from steer_llm_sdk.orchestration import ReliableOrchestrator, Tool, ToolRegistry
 class T(Tool):
     name = "t"
     async def execute(self, request, options=None, event_manager=None):
@@ -128,13 +162,16 @@ class T(Tool):
         return request["seconds"]
 registry = ToolRegistry()
 registry.register_tool(T())
+orchestrator = ReliableOrchestrator(registry=registry)
 """
 
 
 @contextmanager
-def command(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
+def command(
+    folder: Path, *more: str, app: str = "app:registry"
+) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
     (folder / "app.py").write_text(APP)
-    asked = ["serve", "--port", "0", "--app", "app:registry", *more]
+    asked = ["serve", "--port", "0", "--app", app, *more]
     child = subprocess.Popen(
         [sys.executable, "-m", "steer_llm_sdk.cli", *asked], cwd=folder, stderr=subprocess.PIPE, text=True
     )
@@ -203,8 +240,9 @@ def test_what_takes_longer_than_there_is_time_at_a_sigterm_is_interrupted(tmp_pa
         assert client.get(f"/v1/runs/{run_id}").json()["state"] == "interrupted"
 
 
-def test_workers_share_a_port_and_a_key(tmp_path: Path) -> None:
-    with command(tmp_path, "--workers", "2") as (child, client):
+@pytest.mark.parametrize("app", ["app:registry", "app:orchestrator"])
+def test_workers_share_a_port_and_a_key(tmp_path: Path, app: str) -> None:
+    with command(tmp_path, "--workers", "2", app=app) as (child, client):
         answers = [
             httpx2.post(
                 f"{client.base_url}/v1/runs",
@@ -223,6 +261,9 @@ def test_workers_share_a_port_and_a_key(tmp_path: Path) -> None:
             assert answer.status_code == 200
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
+    with command(tmp_path, app=app) as (_, client):
+        body, headers = {"request": {"seconds": 0.1}, "tool_name": "t"}, {"Idempotency-Key": "k"}
+        assert client.post("/v1/runs", json=body, headers=headers).headers["Idempotent-Replayed"] == "true"
 
 
 def test_a_durable_run_goes_on_in_another_process(tmp_path: Path) -> None:
@@ -239,6 +280,23 @@ def test_a_durable_run_goes_on_in_another_process(tmp_path: Path) -> None:
         assert [int(each["id"]) for each in events[:-1]] == list(range(1, len(events)))
         told = client.get(f"/v1/runs/{run_id}").json()
         assert (told["state"], told["content"]) == ("succeeded", 3.0)
+
+
+def test_a_durable_run_that_is_sent_again_has_its_id_or_is_422(tmp_path: Path) -> None:
+    headers = ASYNC | {"Idempotency-Key": "k"}
+    with command(tmp_path, "--durable") as (_, client):
+        first, again = (client.post("/v1/runs", json=durable(0.2), headers=headers) for _ in range(2))
+        assert again.json()["id"] == first.json()["id"]
+        assert client.post("/v1/runs", json=durable(0.3), headers=headers).status_code == 422
+        client.get(first.json()["events"])
+        third = client.post("/v1/runs", json=durable(0.2), headers=headers)
+        assert third.json() == {**first.json(), "state": "succeeded"}
+    marked = [answer.headers.get("idempotent-replayed") for answer in (first, again, third)]
+    assert marked == [None, "true", "true"]
+
+
+def durable(seconds: float) -> dict[str, Any]:
+    return {"request": {"seconds": seconds}, "tool_name": "t"}
 
 
 def test_a_durable_run_is_cancelled(tmp_path: Path) -> None:

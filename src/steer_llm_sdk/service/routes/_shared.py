@@ -20,7 +20,11 @@ from steer_llm_sdk.service.runs import RunBook
 
 
 class State:
-    def __init__(self, orchestrator: ReliableOrchestrator, book: RunBook, chat: Chat, simulated: bool) -> None:
+    """`keyed`: an API key is asked for."""
+
+    def __init__(
+        self, orchestrator: ReliableOrchestrator, book: RunBook, chat: Chat, simulated: bool, keyed: bool
+    ) -> None:
         self.orchestrator = orchestrator
         self.durable = orchestrator if isinstance(orchestrator, DurableOrchestrator) else None
         self.chat = chat
@@ -29,6 +33,7 @@ class State:
         book.on_end = self.weather.note
         self.book = book
         self.simulated = simulated
+        self.keyed = keyed
         self.ready = False
         self.stopped_at = math.inf
 

@@ -15,10 +15,12 @@ def add(app: FastAPI, state: State) -> None:
     book = state.book
 
     @app.get("/healthz", response_model=None)
+    @app.head("/healthz", response_model=None, include_in_schema=False)
     async def alive() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/readyz", response_model=None)
+    @app.head("/readyz", response_model=None, include_in_schema=False)
     async def ready() -> Response:
         told = {"status": "ready" if state.ready else "stopping", "runs": book.under_way}
         return JSONResponse(told, 200 if state.ready else 503)

@@ -9,41 +9,62 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from steer_llm_sdk.service import view
+from steer_llm_sdk.service.guard import Caller
 from steer_llm_sdk.service.problems import Problem
 from steer_llm_sdk.service.routes._shared import Known, State, run_id_of
 from steer_llm_sdk.service.routes.control import force_breaker
+from steer_llm_sdk.service.runs import Run
 
 
 def add(app: FastAPI, state: State) -> None:
     orchestrator, book = state.orchestrator, state.book
 
+    keyed = state.keyed
+
+    async def known(run_id: str, caller: Caller) -> Run | None:
+        try:
+            return await book.get(caller.tenant, run_id_of(run_id))
+        except Problem:
+            return None
+
+    async def require(run_id: str, caller: Caller) -> None:
+        """Where no key is asked for, the page itself can say that there is no such run."""
+        run_id_of(run_id)
+        if not keyed:
+            await book.get(caller.tenant, run_id)
+
     @app.get("/", include_in_schema=False)
     async def runs_page() -> Response:
-        return view.page("Runs", "/view/runs", "Runs")
+        return view.page("Runs", "/view/runs", "Runs", keyed)
 
     @app.get("/view/runs", include_in_schema=False)
     async def runs(caller: Known) -> Response:
         return view.fragment(view.runs_list(await book.latest(caller.tenant)))
 
     @app.get("/view/runs/{run_id}", include_in_schema=False)
-    async def run_page(run_id: str) -> Response:
-        return view.page(f"Run {run_id_of(run_id)[:8]}", f"/view/runs/{run_id}/shown", "")
+    async def run_page(run_id: str, caller: Known) -> Response:
+        await require(run_id, caller)
+        return view.page(f"Run {run_id[:8]}", f"/view/runs/{run_id}/shown", "", keyed)
 
     @app.get("/view/runs/{run_id}/shown", include_in_schema=False)
     async def run_shown(run_id: str, caller: Known) -> Response:
-        found = await book.get(caller.tenant, run_id_of(run_id))
-        return view.fragment(view.run_shown(found), last=found.over)
+        found = await known(run_id, caller)
+        return view.gone() if found is None else view.fragment(view.run_shown(found), last=found.over)
 
     @app.get("/view/runs/{run_id}/evidence", include_in_schema=False)
-    async def evidence(run_id: str, caller: Known) -> Response:
-        report = view.evidence(await book.get(caller.tenant, run_id_of(run_id)))
-        if report is None:
-            raise Problem(404, "the run has no evidence bundle")
-        return report
+    async def evidence_page(run_id: str, caller: Known) -> Response:
+        await require(run_id, caller)
+        return view.page(f"Evidence of run {run_id[:8]}", f"/view/runs/{run_id}/evidence/shown", "", keyed, report=True)
+
+    @app.get("/view/runs/{run_id}/evidence/shown", include_in_schema=False)
+    async def evidence_shown(run_id: str, caller: Known) -> Response:
+        found = await known(run_id, caller)
+        report = None if found is None else view.evidence(found)
+        return view.gone() if report is None else view.fragment(report, last=True)
 
     @app.get("/view/providers", include_in_schema=False)
     async def providers_page() -> Response:
-        return view.page("Providers", "/view/providers/shown", "Providers")
+        return view.page("Providers", "/view/providers/shown", "Providers", keyed)
 
     @app.get("/view/providers/shown", include_in_schema=False)
     async def providers(caller: Known) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from random import getrandbits
 from typing import Annotated, Any
 
@@ -16,12 +16,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.base import config_of
+from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._json import written
+from steer_llm_sdk.service._keyed import keyed
 from steer_llm_sdk.service.guard import Caller, until_gone
 from steer_llm_sdk.service.problems import Problem
 from steer_llm_sdk.service.routes._shared import Known, State, asking, run_id_of
-from steer_llm_sdk.service.runs import Run, RunBook
+from steer_llm_sdk.service.runs import Run, RunBook, Work
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_llm_sdk.telemetry._spans import below_caller
 
@@ -59,15 +61,12 @@ def add(app: FastAPI, state: State) -> None:
         book.require_room()
         where = {"Location": f"/v1/runs/{run_id}"}
         with below_caller({} if traceparent is None else {"traceparent": traceparent}):
-            if prefer is not None and "respond-async" in prefer:
-                durable = state.durable
-                if durable is None:
-                    await book.accept(run_id, caller.tenant, body.request, work)
-                else:
-                    engine_id = await durable.submit(body.request, body.tool_name, body.tool_options, config)
-                    await book.handed_in(run_id, caller.tenant, body.request, body.tool_name, engine_id)
-                told = {"id": run_id, "state": "running", "events": f"/v1/runs/{run_id}/events"}
-                return JSONResponse(told, 202, {**where, "Preference-Applied": "respond-async"})
+            if prefer is not None and _prefers_async(request.headers.getlist("prefer")):
+                accepted, known = await _accepted(state, body, config, work)
+                replayed = {"Idempotent-Replayed": "true"} if known else {}
+                told = {"id": accepted.id, "state": accepted.state, "events": f"/v1/runs/{accepted.id}/events"}
+                where = {"Location": f"/v1/runs/{accepted.id}", "Preference-Applied": "respond-async"}
+                return JSONResponse(told, 202, {**where, **replayed})
             begun = book.start(run_id, caller.tenant, body.request, work)
         output = await _waited(book, begun, request, keyed=config.idempotency_key is not None)
         replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
@@ -107,6 +106,16 @@ _READ = ("prefer", "idempotency-key", "traceparent")
 """Headers that a run is begun by. Read here, and not by FastAPI, which takes a tenth of a run for it."""
 
 
+_PREFERENCES = re.compile(r'(?:"(?:\\.|[^"\\])*"?|[^,"])+')
+
+
+def _prefers_async(headers: list[str]) -> bool:
+    """RFC 7240: preferences stand between commas, their names are in letters of either case, and parameters come behind
+    a semicolon."""
+    names = (each.partition(";")[0].strip().lower() for each in _PREFERENCES.findall(",".join(headers)))
+    return "respond-async" in names
+
+
 def _header(name: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
 
@@ -115,13 +124,13 @@ def _options(given: Mapping[str, Any], caller: Caller, key: str | None, tracepar
     """The options of a run. What belongs to the tenant is not the caller's to say."""
     options = dict(given)
     if options.pop("tenant", caller.tenant) != caller.tenant:
-        raise Problem(403, "options.tenant: it is that of the API key; leave it out")
+        raise Problem(403, "options.tenant: it is that of the API key; leave it out", field="options.tenant")
     for name in ("redactor_cb", "request_id"):
         if options.get(name) is not None:
-            raise Problem(400, f"options.{name} cannot be given over HTTP; leave it out")
+            raise _invalid(f"options.{name}", "it cannot be given over HTTP; leave it out")
     if key is not None:
         if options.get("idempotency_key") not in (None, key):
-            raise Problem(400, "options.idempotency_key: the header Idempotency-Key says something else; give one")
+            raise _invalid("options.idempotency_key", "the header Idempotency-Key says something else; give one")
         options["idempotency_key"] = key
     for budget in options.get("budgets") or ():
         if isinstance(budget, dict) and isinstance(budget.get("name"), str):
@@ -130,6 +139,10 @@ def _options(given: Mapping[str, Any], caller: Caller, key: str | None, tracepar
     if trace is not None:
         options.setdefault("trace_id", trace[1])
     return {**options, "tenant": caller.tenant, "request_id": f"{getrandbits(128):032x}"}
+
+
+def _invalid(field: str, why: str) -> Problem:
+    return Problem(400, f"{field}: {why}", error="InvalidRequest", field=field)
 
 
 def _refuse_recordings(state: State, *given: Any) -> None:
@@ -141,6 +154,24 @@ def _refuse_recordings(state: State, *given: Any) -> None:
         for name in model if isinstance(model, list) else [model]:
             if isinstance(name, str) and name.strip().startswith("recorded:"):
                 raise InvalidRequest("model", name, "this service answers from no recording; start it with --simulated")
+
+
+async def _accepted(state: State, body: RunBody, config: OrchestrationConfig, work: Work) -> tuple[Run, bool]:
+    """A run that nobody waits for, and whether it, or what it comes to, was there before."""
+    run_id, tenant, book, durable = str(config.request_id), config.tenant, state.book, state.durable
+    with_key = config.idempotency_key is not None
+    if durable is not None:
+        engine_id = await durable.submit(body.request, body.tool_name, body.tool_options, config)
+        run = await book.handed_in(run_id, tenant, body.request, body.tool_name, engine_id, keyed=with_key)
+        return run, run.id != run_id
+    if not with_key:
+        return await book.accept(run_id, tenant, body.request, work), False
+    key = await keyed(state.orchestrator, body.request, body.tool_name, body.tool_options, config)
+    if key.run is not None:
+        with suppress(Problem):  # It may be no run of this table's, or not there any more.
+            return await book.get(tenant, key.run), True
+    run = await book.accept(run_id, tenant, body.request, work, key)
+    return run, run.id != run_id or key.kind != "ours"
 
 
 async def _waited(book: RunBook, run: Run, request: Request, *, keyed: bool) -> OrchestrationOutput:

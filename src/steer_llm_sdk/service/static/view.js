@@ -1,27 +1,23 @@
 "use strict";
+document.documentElement.classList.add("scripts");
 // The key of a service that asks for one is kept for this tab only, and goes along with each request of the page.
 const KEPT = "steer-key";
 const key = () => sessionStorage.getItem(KEPT);
 document.addEventListener("htmx:configRequest", (event) => {
   if (key()) event.detail.headers["Authorization"] = "Bearer " + key();
+  else if (login().hasAttribute("data-needed")) { event.preventDefault(); ask(); }
 });
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
-  for (const note of document.querySelectorAll(".loading")) note.remove();
-  if (status === 401) { document.getElementById("login").hidden = false; return; }
-  if (status === 404) forget(event.detail.elt);
-  say(status === 404 ? "It is not there (any more)." : "The service answered " + status + ".");
+  if (status === 401) { sessionStorage.removeItem(KEPT); ask(); say("The service does not take this key."); return; }
+  loaded();
+  say("The service answered " + status + ".");
 });
 document.addEventListener("htmx:sendError", () => say("The service does not answer. This page tries again."));
 document.addEventListener("htmx:afterSwap", () => { say(""); plots(); });
-// What is not there is not asked for again: htmx asks for an element as long as that is in the page.
-function forget(element) {
-  if (!element.hasAttribute("hx-get")) return;
-  const left = document.createElement("div"), back = document.createElement("a");
-  back.href = "/"; back.textContent = "All runs";
-  left.append(...element.childNodes, back);
-  element.replaceWith(left);
-}
+const login = () => document.getElementById("login");
+function ask() { loaded(); login().hidden = false; }
+function loaded() { for (const note of document.querySelectorAll(".loading")) note.remove(); }
 function say(text) { const place = document.getElementById("trouble"); place.textContent = text; place.hidden = !text; }
 document.addEventListener("submit", (event) => {
   if (event.target.id !== "login") return;
@@ -44,7 +40,7 @@ function plots() {
     drawn.set(place, new uPlot({
       title: title + " (" + unit + ")", width: Math.max(280, place.clientWidth), height: 210, legend: { show: false },
       // Attempts of one moment would have an axis without a single time on it.
-      scales: { x: { range: (_, least, most) => most - least < SPAN ? [most - SPAN, most] : [least, most] } },
+      scales: { x: { range: (_, least, most) => most - least < SPAN ? [most - SPAN, most] : [least, most] }, y: unit === "%" ? { range: [0, 100] } : {} },
       series: [{}, { stroke: colour("--act"), width: 2, points: { show: true, size: 5 } }],
       axes: [
         { ...axis, label: "time", size: 30, space: 80, incrs: [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400], values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toLocaleTimeString("en-GB")) },
