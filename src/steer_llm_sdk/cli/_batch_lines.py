@@ -47,8 +47,8 @@ def read_lines(path: str, defaults: Defaults, registry: ToolRegistry) -> list[Li
     A line is a JSON text, or an object with `request` and what it has of `tool_name`, `tool_options`, `options`, `id`.
     Blank lines are passed over.
     """
-    reader = _Reader(path, defaults, registry)
-    raw = inputs.bytes_of(path, "--batch").removeprefix(b"\xef\xbb\xbf")
+    reader = _Reader("standard input" if path == "-" else path, defaults, registry)
+    raw = inputs.bytes_or_standard_input(path, "--batch").removeprefix(b"\xef\xbb\xbf")
     lines = [reader.read(number, line) for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()]
     if not lines:
         raise InvalidRequest("--batch", path, "there is no request in it; give one JSON text or object a line")

@@ -22,8 +22,9 @@ _BEGINNING = b'{"position": '
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What is to be known of a result once it is written. `cost_usd` None: something was used, at an unknown price.
-    `simulated` None: nothing was to be paid, whoever answered."""
+    """What is to be known of a result once it is written. `cost_usd` None: nobody said what it cost. It is 0 where
+    nothing was sent, or the tool computes on this machine. `simulated` None: nothing was to be paid, whoever answered.
+    """
 
     status: str
     cost_usd: float | None
@@ -34,8 +35,9 @@ class Kept:
         output, status = result["output"], str(result["status"])
         if output is None:
             return cls(status=status, cost_usd=None, simulated=False)
-        cost = 0.0 if output["cost_usd"] is None and not output["usage"] else output["cost_usd"]
         attempts = [line for entry in output["per_agent"].values() for line in entry.get("timeline", ())]
+        free = output["metadata"].get("local") or (status == "failed" and not attempts and not output["usage"])
+        cost = 0.0 if output["cost_usd"] is None and free else output["cost_usd"]
         return cls(
             status=status,
             cost_usd=cost,

@@ -27,7 +27,7 @@ def read_text(text: str | None, name: str = "TEXT") -> str:
     if text is None:
         refuse(name, MISSING, "give a question or a text, @FILE, - for standard input, or many with --batch FILE")
     if text == "-":
-        found, field = _decoded(sys.stdin.buffer.read(MOST_BYTES), "standard input"), "standard input"
+        found, field = _decoded(_standard_input(name), "standard input"), "standard input"
     elif text == "@":
         refuse(name, text, "name a file that can be read behind the @, as in @README.md")
     elif text.startswith("@"):
@@ -193,6 +193,20 @@ def bytes_of(path: str, field: str) -> bytes:
         refuse(field, path, f"it has more than {MOST_BYTES // 1_000_000} MB; give less, in several runs")
     except (OSError, ValueError) as error:
         refuse(field, path, f"name a file that can be read ({getattr(error, 'strerror', None) or error})")
+
+
+def bytes_or_standard_input(path: str, field: str) -> bytes:
+    """What is in a file, or in standard input for "-"."""
+    return _standard_input(field, "give a file") if path == "-" else bytes_of(path, field)
+
+
+def _standard_input(field: str, instead: str = "give the text itself, or @FILE") -> bytes:
+    if sys.stdin is None:
+        refuse(field, "-", f"standard input is closed; {instead}")
+    found = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(found) > MOST_BYTES:
+        refuse(field, "-", f"it has more than {MOST_BYTES // 1_000_000} MB; give less, in several runs")
+    return found
 
 
 def _decoded(raw: bytes, field: str) -> str:

@@ -102,16 +102,18 @@ class Batch:
             raise group.exceptions[0] from None
 
     def account(self) -> dict[str, Any]:
-        """Of the whole file. `cost_usd` is what is known; `cost_unknown` counts the lines of which it is not."""
+        """Of the whole file. `cost_usd` is what is known, None where nothing is; `cost_unknown` counts the lines of
+        which it is not. `simulated`: recordings answered, and nobody else who is to be paid."""
         done = self.results.done.values()
         statuses, costs = Counter(kept.status for kept in done), [kept.cost_usd for kept in done]
+        known, paid = [cost for cost in costs if cost is not None], {kept.simulated for kept in done}
         return {
             "lines": len(self.lines),
             "found_done": self.found,
             **{status: statuses[status] for status in _STATUSES},
-            "cost_usd": round(sum(cost for cost in costs if cost is not None), 9),
+            "cost_usd": round(sum(known), 9) if known or not costs else None,
             "cost_unknown": costs.count(None),
-            "simulated": not any(kept.simulated is False for kept in done),
+            "simulated": True in paid and False not in paid,
             "out": self.results.path,
         }
 
@@ -186,9 +188,10 @@ def show_account(batch: Batch, stdout: TextIO, *, as_json: bool) -> None:
 
 
 def _cost(account: dict[str, Any]) -> str:
-    unknown, known = account["cost_unknown"], f"{dollars(account['cost_usd'])} list price"
-    if account["simulated"]:
-        return f"{known}, not spent" if account["cost_usd"] else ""
+    unknown, cost = account["cost_unknown"], account["cost_usd"]
+    if cost is None:
+        return "cost unknown"
+    known = f"{dollars(cost)} list price"
     if not unknown:
-        return known
+        return f"{known}, not spent" if account["simulated"] else known if cost else ""
     return f"{known}, and {unknown} line{'' if unknown == 1 else 's'} of unknown cost"

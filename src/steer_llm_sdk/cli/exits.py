@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, NoReturn, TextIO
 
@@ -15,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from steer_llm_sdk.cli._show import printable
+from steer_llm_sdk.cli._stdout import OutputLost, forget_stdout
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, ProviderError
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -29,6 +29,7 @@ class Exit(IntEnum):
     BUDGET = 3
     CONFLICT = 4
     PARTIAL = 5
+    OUTPUT_LOST = 74
     INTERRUPTED = 130
     NO_READER = 141
 
@@ -39,7 +40,7 @@ MEANING = (
     "Exit codes: 0 answered; 1 no answer: every model or tool failed; "
     "2 the command, its input or a name cannot be used; 3 a budget or the time was exceeded; "
     "4 the idempotency key was used for another request; 5 a partial answer, or of a batch some lines without one; "
-    "130 interrupted; 141 whoever read the output has left."
+    "74 the output could not be written; 130 interrupted; 141 whoever read the output has left."
 )
 
 BAD_INPUT_CODES = frozenset({"validation", "not_found"})
@@ -76,29 +77,29 @@ def code_of(output: OrchestrationOutput) -> Exit:
 
 
 @contextmanager
-def errors_as_exits(*, as_json: bool = False) -> Iterator[None]:
+def errors_as_exits(*, as_json: bool = False, out: TextIO | None = None) -> Iterator[None]:
     """Turn every error that a caller can act on into one sentence on stderr and an exit code.
 
-    With `as_json` the error is on stdout as well, as {"error": {...}}.
+    With `as_json` the error is on `out` as well, by default stdout, as {"error": {...}}.
     """
     try:
         yield
     except Refused as refusal:
         if as_json:
-            _print_json(refusal.error)
+            _print_json(refusal.error, out)
         raise
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputLost):
         raise
     except (ValueError, ImportError, OrchestratorError, ProviderError, OSError) as error:
         complain(error)
         if as_json:
-            _print_json(error)
+            _print_json(error, out)
         raise typer.Exit(_code_of_error(error)) from error
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # A bug: its traceback is for whoever mends it.
         if as_json:
-            _print_json(error)
+            _print_json(error, out)
         raise
     except KeyboardInterrupt as error:
         complain("interrupted")
@@ -115,22 +116,6 @@ def _code_of_error(error: Exception) -> Exit:
 
 class UsageError(ValueError):
     """A command line that cannot be read."""
-
-
-@contextmanager
-def stdout_of(*, as_json: bool) -> Iterator[TextIO]:
-    """Stdout, for what the command itself says. With `as_json` a tool that prints does so on stderr in here, for a line
-    of its own would leave no JSON to be read."""
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        yield stdout
-
-
-def forget_stdout(out: TextIO | None = None) -> None:
-    """Nobody reads it any more, as behind `| head`: what is still printed goes nowhere, and nothing is said of it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, (out or sys.stdout).fileno())
-    os.close(nowhere)
 
 
 def _without_type_of_flags(params: list[Any]) -> list[Any]:
@@ -211,8 +196,8 @@ class Commands(Group):
             raise typer.Exit(Exit.BAD_INPUT) from error
 
 
-def _print_json(error: Exception) -> None:
+def _print_json(error: Exception, out: TextIO | None = None) -> None:
     """The error; beside it the output that a budget's excess left: what was finished, or what was tried."""
     output = error.output if isinstance(error, BudgetExceeded) else None
     told = {} if output is None else {"output": output.model_dump(mode="json")}
-    print(json.dumps({"error": describe_error(error), **told}, ensure_ascii=False))
+    print(json.dumps({"error": describe_error(error), **told}, ensure_ascii=False), file=out)

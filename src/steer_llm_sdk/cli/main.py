@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.cli._settings import name_the_model
+from steer_llm_sdk.cli._stdout import OutputLost, forget_stdout, open_streams
 from steer_llm_sdk.cli.breakers import breakers
 from steer_llm_sdk.cli.calibrate import calibrate
 from steer_llm_sdk.cli.demo import demo
 from steer_llm_sdk.cli.doctor import doctor
 from steer_llm_sdk.cli.evidence import evidence
-from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, errors_as_exits, flowing, forget_stdout
+from steer_llm_sdk.cli.exits import MEANING, Commands, Exit, OneCommand, complain, errors_as_exits, flowing
 from steer_llm_sdk.cli.plan import plan
 from steer_llm_sdk.cli.record import record
 from steer_llm_sdk.cli.run import run
@@ -66,9 +66,7 @@ def common(
 
 def main() -> None:
     """Run the command line and leave with its exit code. What a terminal cannot print is replaced, never a crash."""
-    for out in (sys.stdout, sys.stderr):
-        if isinstance(out, TextIOWrapper):
-            out.reconfigure(errors="replace")
+    open_streams()
     try:
         try:
             app(prog_name="steer-llm")
@@ -77,3 +75,7 @@ def main() -> None:
     except BrokenPipeError:
         forget_stdout()
         sys.exit(Exit.NO_READER)
+    except OutputLost as error:
+        forget_stdout()
+        complain(error)
+        sys.exit(Exit.OUTPUT_LOST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.table import Table
@@ -14,6 +14,7 @@ from rich.text import Text
 from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._show import console, dollars, printable, table_of
 from steer_llm_sdk.cli._show_evaluation import show_evaluation
+from steer_llm_sdk.cli._stdout import stdout_of
 from steer_llm_sdk.cli.exits import Exit, Group, OneCommand, complain, errors_as_exits, flowing, refuse
 from steer_llm_sdk.errors import NoEligibleTool
 from steer_llm_sdk.orchestration._result import describe_error
@@ -83,7 +84,7 @@ def explain_request(
 
     Nothing is run and nothing is spent. The exit code is 0, or 2 where no tool can serve.
     """
-    with errors_as_exits(as_json=as_json):
+    with stdout_of(as_json=as_json) as stdout, errors_as_exits(as_json=as_json, out=stdout):
         context = PlanRequest(
             budget=inputs.read_budget(budget or []),
             previous_failures=failed or [],
@@ -105,7 +106,7 @@ def explain_request(
         if account.decision is None:
             complain(account.refusal)
         if as_json:
-            print(json.dumps(_as_json(account, context), indent=2, ensure_ascii=False, default=str))
+            print(json.dumps(_as_json(account, context), indent=2, ensure_ascii=False, default=str), file=stdout)
         else:
             _show(account, context)
         raise typer.Exit(Exit.BAD_INPUT if account.decision is None else Exit.OK)
@@ -136,7 +137,7 @@ def evaluate_log(
     it, and 2 where the log cannot say.
     """
     with errors_as_exits(as_json=as_json):
-        lines = read_log(inputs.bytes_of(log, "LOG").splitlines())
+        lines = read_log(inputs.bytes_or_standard_input(log, "LOG").splitlines())
         found = evaluate(lines, default=default, cost_weight=cost_weight, margin=margin)
         if as_json:
             print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
@@ -165,7 +166,7 @@ def check_files(
     Rules that cannot match, that another one always keeps from deciding, that contradict each other, that cannot be
     asked; and with --tools or --planner, tools that are not there. The exit code is 0, or 2 where something is wrong.
     """
-    with errors_as_exits(as_json=as_json):
+    with stdout_of(as_json=as_json) as stdout, errors_as_exits(as_json=as_json, out=stdout):
         if bool(files) == (planner is not None):
             refuse("FILE", files, "give files of rules, or --planner")
         known = _planner(planner).rules if planner is not None else []
@@ -174,11 +175,11 @@ def check_files(
         try:
             placed = [*(Placed(rule, planner or "", 0) for rule in known), *_read(files or [], "FILE")]
         except RuleFileError as error:
-            _report([{**problem._asdict(), "kind": "unreadable"} for problem in error.problems], 0, as_json)
+            _report([{**problem._asdict(), "kind": "unreadable"} for problem in error.problems], 0, stdout, as_json)
             raise typer.Exit(Exit.BAD_INPUT) from None
         view = get_global_registry().planning_view() if tools is not None or planner is not None else None
         findings = check_rules([one.rule for one in placed], view)
-        _report([_as_problem(finding, placed) for finding in findings], len(placed), as_json)
+        _report([_as_problem(finding, placed) for finding in findings], len(placed), stdout, as_json)
         if not as_json and view is None:
             complain("whether the tools are there was not looked at; --tools MODULE names what registers them")
         raise typer.Exit(Exit.BAD_INPUT if findings else Exit.OK)
@@ -191,9 +192,9 @@ def _as_problem(finding: Finding, placed: Sequence[Placed]) -> dict[str, Any]:
     return {**Problem(path, line, message, rule.name)._asdict(), "kind": finding.kind}
 
 
-def _report(problems: Sequence[Mapping[str, Any]], rules: int, as_json: bool) -> None:
+def _report(problems: Sequence[Mapping[str, Any]], rules: int, stdout: TextIO, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"rules": rules, "problems": problems}, indent=2, ensure_ascii=False))
+        print(json.dumps({"rules": rules, "problems": problems}, indent=2, ensure_ascii=False), file=stdout)
         return
     for problem in problems:
         print(printable(str(Problem(problem["path"], problem["line"], problem["message"], problem["rule"]))))

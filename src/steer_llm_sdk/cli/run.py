@@ -19,9 +19,10 @@ from steer_llm_sdk.cli._live import Live
 from steer_llm_sdk.cli._runs import orchestrator_of, remembering_store, required_store, store_option
 from steer_llm_sdk.cli._settings import default_options
 from steer_llm_sdk.cli._show import console, remarks, show_output, write
+from steer_llm_sdk.cli._stdout import OutputLost, forget_stdout, refuse_closed, stdout_of
 from steer_llm_sdk.cli._who import which_tool
 from steer_llm_sdk.cli.batch import MAX_PARALLEL, Files, carry_out
-from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, forget_stdout, refuse, stdout_of
+from steer_llm_sdk.cli.exits import MEANING, Exit, code_of, complain, errors_as_exits, refuse
 from steer_llm_sdk.errors import MISSING, BudgetExceeded
 from steer_llm_sdk.models.events import StreamDeltaEvent, StreamEvent
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
@@ -124,9 +125,9 @@ def run(
     batch: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE|-",
             help='Many requests: one JSON text a line, or an object with "request" and what it needs of "tool_name", '
-            '"tool_options", "options", "id". All are checked before the first is asked.',
+            '"tool_options", "options", "id". All are checked before the first is asked. - reads standard input.',
         ),
     ] = None,
     out: Annotated[
@@ -144,7 +145,9 @@ def run(
         bool, typer.Option("--retry-failed", help="Of --out, forget the lines that failed, and ask them again.")
     ] = False,
 ) -> None:
-    with errors_as_exits(as_json=as_json), stdout_of(as_json=as_json) as stdout:
+    with stdout_of(as_json=as_json) as stdout, errors_as_exits(as_json=as_json, out=stdout):
+        if batch is None or as_json:
+            refuse_closed(stdout)
         given = {"budget": inputs.read_budget(budget or []), "timeout_ms": inputs.read_timeout(timeout)}
         limits = {**default_options(), **{name: limit for name, limit in given.items() if limit is not None}}
         single = {**limits, "idempotency_key": idempotency_key, "streaming": stream}
@@ -213,18 +216,15 @@ async def _carry_out(
     command.announce()
     with Live(console(stderr=True), spinner=not stream) as live:
         watcher = _Watcher(command, registry, live, stdout, stream=stream, as_json=as_json)
-        async with orchestrator_of(registry, kept_in, durable=durable) as runner:
-            try:
-                output = await runner.run(request, asked_for, command.tool_options, config, watcher.events)
-            except asyncio.CancelledError:
-                if watcher.deserted:
-                    return Exit.NO_READER
-                raise
-            except BudgetExceeded as error:
-                live.stop()
-                if not as_json:
-                    watcher.show(error.output, said=str(error))
-                raise
+        with watcher.until_lost():
+            async with orchestrator_of(registry, kept_in, durable=durable) as runner:
+                try:
+                    output = await runner.run(request, asked_for, command.tool_options, config, watcher.events)
+                except BudgetExceeded as error:
+                    live.stop()
+                    if not as_json:
+                        watcher.show(error.output, said=str(error))
+                    raise
     watcher.show(output)
     return code_of(output)
 
@@ -243,8 +243,7 @@ class _Watcher:
         self._as_json = as_json
         self._run = asyncio.current_task()
         self.printed = ""
-        self.deserted = False
-        """Whether the reader of a stream has left: then nothing more is bought for it."""
+        self._lost: OSError | None = None
 
     @property
     def events(self) -> EventManager:
@@ -273,12 +272,23 @@ class _Watcher:
             print(json.dumps({"event": line}, ensure_ascii=False, default=str), file=self._stdout, flush=True)
 
     @contextmanager
+    def until_lost(self) -> Iterator[None]:
+        """BrokenPipeError or OutputLost where a stream could not go on: then nothing more is bought for it."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._lost is None:
+                raise
+        if self._lost is not None:
+            raise self._lost
+
+    @contextmanager
     def _stop_without_reader(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except (BrokenPipeError, OutputLost) as error:
             forget_stdout(self._stdout)
-            self.deserted = True
+            self._lost = error
             if self._run is not None:
                 self._run.cancel()
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.text import Text
 
 from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._show import console, printable, table_of
+from steer_llm_sdk.cli._stdout import stdout_of
 from steer_llm_sdk.cli.exits import Group, OneCommand, errors_as_exits, flowing, refuse
 from steer_llm_sdk.orchestration.release_files import Releases, read_releases, write_releases
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry, installed_tools
@@ -48,7 +50,7 @@ def common(context: typer.Context, as_json: _Json = False) -> None:
     say how far versions of tools are released."""
     if context.invoked_subcommand is None:
         with errors_as_exits(as_json=as_json):
-            _show_tools({tool.name: tool for tool in installed_tools().values()}, as_json)
+            _show_tools({tool.name: tool for tool in installed_tools().values()}, sys.stdout, as_json)
 
 
 def list_tools(
@@ -58,12 +60,12 @@ def list_tools(
     as_json: _Json = False,
 ) -> None:
     """List the tools: those that are installed, or with --tools those that a module registers."""
-    with errors_as_exits(as_json=as_json):
+    with stdout_of(as_json=as_json) as stdout, errors_as_exits(as_json=as_json, out=stdout):
         registry = _registry(module)
         if versions:
-            _show_versions(_versions(registry, read_releases(_path(releases))), as_json)
+            _show_versions(_versions(registry, read_releases(_path(releases))), stdout, as_json)
         else:
-            _show_tools({tool.name: tool for tool in registry}, as_json)
+            _show_tools({tool.name: tool for tool in registry}, stdout, as_json)
 
 
 def canary(
@@ -184,9 +186,9 @@ def _in_words(release: Release) -> str:
     return " ".join([release.state, *more])
 
 
-def _show_versions(found: list[dict[str, Any]], as_json: bool) -> None:
+def _show_versions(found: list[dict[str, Any]], stdout: TextIO, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2, ensure_ascii=False), file=stdout)
         return
     table = table_of("tool", "version", "released")
     for one in found:
@@ -199,7 +201,7 @@ def _show_versions(found: list[dict[str, Any]], as_json: bool) -> None:
     console().print(table)
 
 
-def _show_tools(tools: Mapping[str, Tool], as_json: bool) -> None:
+def _show_tools(tools: Mapping[str, Tool], stdout: TextIO, as_json: bool) -> None:
     found = {
         tool.name: {
             "version": tool.version,
@@ -210,7 +212,7 @@ def _show_tools(tools: Mapping[str, Tool], as_json: bool) -> None:
         for tool in tools.values()
     }
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2, ensure_ascii=False), file=stdout)
         return
     table = table_of("tool", "version", "what it does")
     for name, facts in found.items():

@@ -66,3 +66,9 @@ def test_a_log_in_which_nothing_was_tried_says_so(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["plan", "evaluate", str(path)])
     assert ran.exit_code == 2
     assert "propensity 1" in ran.output
+
+
+def test_a_log_comes_from_standard_input_too() -> None:
+    ran = CliRunner().invoke(app, ["plan", "evaluate", "-", "--default", "good"], input=log_of(0.3))
+    assert ran.exit_code == 0
+    assert ran.stdout.startswith("promote: ")

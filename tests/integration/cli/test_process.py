@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -146,3 +147,113 @@ def test_when_the_reader_has_left_it_ends_and_says_nothing_of_it(command: list[s
         said = process.stderr.read().decode()
     assert process.returncode == 141
     assert [line for line in said.splitlines() if not line.startswith("steer-llm: answering: ")] == []
+
+
+NOISE = """
+import os, subprocess, sys, threading, time
+print("imported")
+from steer_llm_sdk import tool
+
+def _late():
+    threading.main_thread().join()
+    print("late")
+
+@tool
+def noise(text: str) -> str:
+    print("print")
+    os.write(1, b"fd 1\\n")
+    subprocess.run(["echo", "child"])
+    sys.__stdout__.write("dunder\\n")
+    threading.Thread(target=_late).start()
+    return text
+"""
+LARGE = """
+from steer_llm_sdk import tool
+
+@tool
+def large(text: str) -> str:
+    return "x" * 1_000_000
+"""
+SAID = ["imported", "print", "fd 1", "child", "dunder", "late"]
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    (tmp_path / "noisy.py").write_text(NOISE, encoding="utf-8")
+    (tmp_path / "plain.py").write_text(LARGE, encoding="utf-8")
+    return tmp_path
+
+
+def shell(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`steer` in the command is the program."""
+    command = f'steer() {{ "{sys.executable}" -m steer_llm_sdk.cli "$@"; }}; set -o pipefail; {command}'
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**CLEAN, **env}, cwd=folder)
+
+
+@pytest.mark.parametrize("stream", ["", "--stream"])
+def test_whatever_a_tool_its_processes_and_its_threads_print_json_is_alone_on_stdout(noisy: Path, stream: str) -> None:
+    ran = shell(f"steer run q --tool noisy:noise --json {stream}", noisy)
+    assert ran.returncode == 0
+    texts = ran.stdout.splitlines() if stream else [ran.stdout]
+    last = [json.loads(text) for text in texts][-1]
+    assert (last["output"] if stream else last)["content"] == "q"
+    assert sorted(set(SAID) & set(ran.stderr.splitlines())) == sorted(SAID)
+
+
+def test_without_json_what_a_tool_prints_stays_on_stdout(noisy: Path) -> None:
+    ran = shell("steer run q --tool noisy:noise", noisy)
+    assert sorted(ran.stdout.splitlines()) == sorted([*SAID, "q"])
+
+
+@pytest.mark.parametrize("form", ["", "--json", "--stream", "--json --stream"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_long_answer_whose_reader_leaves_ends_as_a_short_one_does(noisy: Path, form: str, unbuffered: str) -> None:
+    ran = shell(f"steer run q --tool plain:large {form} | head -c 100", noisy, PYTHONUNBUFFERED=unbuffered)
+    assert (ran.returncode, ran.stderr) == (141, "steer-llm: answering: the tool large\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_long_answer_is_whole_behind_a_slow_reader(noisy: Path, unbuffered: str) -> None:
+    ran = shell("steer run q --tool plain:large | (sleep 0.2; wc -c)", noisy, PYTHONUNBUFFERED=unbuffered)
+    assert ran.stdout.strip() == "1000001"
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("run q --tool plain:large >/dev/full", "No space left on device"),
+        ("run q --tool plain:large --json >/dev/full", "No space left on device"),
+        ("run q --tool plain:large >&-", "it is closed"),
+        ("run q --tool plain:large --json --stream >&-", "it is closed"),
+        ("tools --json >/dev/full", "No space left on device"),
+        ("tools >&-", "it is closed"),
+        ("--version >/dev/full", "No space left on device"),
+        ("--help >&-", "it is closed"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_sentence_and_a_code(noisy: Path, command: str, why: str) -> None:
+    ran = shell(f"steer {command}", noisy)
+    assert (ran.returncode, ran.stderr) == (74, f"steer-llm: the output cannot be written: {why}\n")
+
+
+@pytest.mark.parametrize("form", ["", "--json", "--json --stream"])
+def test_a_disk_that_becomes_full_over_the_answer_is_told(noisy: Path, form: str) -> None:
+    ran = shell(f"ulimit -f 64; steer run q --tool plain:large {form} >out", noisy)
+    assert ran.returncode == 74
+    assert ran.stderr.splitlines()[-1] == "steer-llm: the output cannot be written: File too large"
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_a_standard_input_that_is_closed_is_refused_where_it_is_asked_for(noisy: Path, form: str) -> None:
+    ran = shell(f"steer run - --tool plain:large {form} <&-", noisy)
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "steer-llm: TEXT: '-' cannot be used; standard input is closed; give the text itself, or @FILE\n"
+    )
+    assert shell("steer run q --tool noisy:noise <&-", noisy).returncode == 0
+
+
+def test_without_a_stderr_there_is_still_nothing_but_json_on_stdout(noisy: Path) -> None:
+    ran = shell("steer run q --tool noisy:noise --json 2>&-", noisy)
+    assert (ran.returncode, json.loads(ran.stdout)["content"]) == (0, "q")
