@@ -100,6 +100,7 @@ SLOW = {
     "importlib.metadata",
     "packaging.specifiers",
     "packaging.version",
+    "pickle",
     "tempfile",
     "tomllib",
     f"{PACKAGE}.orchestration._evidence_page",

@@ -270,7 +270,7 @@ class InvalidRequest(OrchestratorError, ValueError):
     """What was asked cannot be served: `field`, what was `given`, and as `remedy` what would do."""
 
     def __init__(self, field: str, given: object, remedy: str) -> None:
-        said = f"{field} is missing" if given is MISSING else f"{field}: {_shown(given)} cannot be used"
+        said = f"{field} is missing" if given is MISSING else f"{field}: {shown(given)} cannot be used"
         super().__init__(f"{said}; {remedy}")
         self.field = field
         self.given = given
@@ -288,12 +288,13 @@ def _ms(number: float) -> str:
     return f"{number:.4g}" if number < 1000 else f"{number:.0f}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value in a message."""
     try:
-        shown = repr(value)
+        text = repr(value)
     except Exception:  # nested too deep, too many digits, or a __repr__ that fails
         return f"a {type(value).__name__}"
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class ToolNotFound(OrchestratorError, ValueError):

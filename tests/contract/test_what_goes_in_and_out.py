@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from contract.kit import bundle, failed, plain, registry, reliable
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration import (
     BudgetExceeded,
     ConflictError,
@@ -26,6 +27,7 @@ from steer_llm_sdk.orchestration import (
     ToolRegistry,
     get_global_registry,
 )
+from steer_llm_sdk.orchestration.strategies import StrategyTool, chain
 from steer_llm_sdk.providers.base import ProviderError
 from steer_llm_sdk.testing import OK, ScriptedTool, err
 
@@ -275,6 +277,35 @@ async def test_an_answer_is_not_lost_because_its_account_makes_no_sense(orchestr
     assert (output.status, output.content) == ("succeeded", "paid")
     assert output.cost_usd is None
     assert type(output).model_validate_json(output.model_dump_json()) == output
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("nonsense", "says"),
+    [
+        ({"cost_usd": float("nan")}, "left out: cost_usd: nan is no price; give USD as a finite number from 0"),
+        ({"cost_usd": -5}, "left out: cost_usd: -5 is no price; give USD as a finite number from 0"),
+        ({"cost_usd": "free"}, "left out: cost_usd: 'free' is no price; give USD as a finite number from 0"),
+        ({"usage": "many"}, "left out: usage: 'many' is no mapping; give {'total_tokens': 12}"),
+        ({"usage": [1], "cost_usd": True}, "left out: cost_usd: True is no price; give USD as a finite number from 0; "
+         "usage: [1] is no mapping; give {'total_tokens': 12}"),
+    ],
+)  # fmt: skip
+async def test_an_account_that_makes_no_sense_is_left_out_with_a_warning(
+    orchestrator: Any, nonsense: Any, says: str
+) -> None:
+    output = await orchestrator(ScriptedTool("t", OK({"content": "paid", **nonsense}))).run("q", "t")
+    assert output.metadata["account_warning"] == says
+    assert (output.usage, output.cost_usd) == ({}, None)
+
+
+@BOTH
+@pytest.mark.parametrize("account", [{}, {"usage": None, "cost_usd": None}, {"usage": {}, "cost_usd": 0}])
+async def test_an_account_that_makes_sense_or_is_not_there_is_no_reason_to_warn(
+    orchestrator: Any, account: Any
+) -> None:
+    output = await orchestrator(ScriptedTool("t", OK({"content": "paid", **account}))).run("q", "t")
+    assert "account_warning" not in output.metadata
 
 
 @BOTH
@@ -569,6 +600,20 @@ async def test_validate_request_is_called_for_every_tool_before_it_is_asked(orch
         "query: give at least one word",
     )
     assert tool.calls == []
+
+
+@BOTH
+async def test_a_validation_that_nobody_would_await_fails_a_tool_that_was_never_registered(orchestrator: Any) -> None:
+    class Later(ScriptedTool):
+        async def validate_request(self, request: Any) -> None:  # type: ignore[override]
+            raise ValueError("never seen")
+
+    with pytest.raises(InvalidRequest, match=r"^Tool 'in' validate_request: .*; nobody awaits it; write def, and not"):
+        ToolRegistry().register_tool(Later("in"))
+    inside = Later("in")
+    output = await orchestrator(StrategyTool("t", chain(inside))).run("q", "t")
+    assert failed(output)["message"] == "Tool 'in' validate_request: nobody awaits it; write def, and not async def"
+    assert inside.calls == []
 
 
 @BOTH

@@ -123,7 +123,8 @@ def _show_failure(output: OrchestrationOutput, err: Console, said: str) -> None:
 
 def _warnings(output: OrchestrationOutput) -> list[str]:
     """What the tool has to say about its answer."""
-    said = [] if (lost := output.metadata.get("content_warning")) is None else [f"warning: {lost}"]
+    own = [output.metadata.get(name) for name in ("content_warning", "account_warning")]
+    said = [f"warning: {warning}" for warning in own if warning is not None]
     given, refused = output.metadata.get("warnings"), output.metadata.get("calibrator_refused")
     said += [f"warning: {warning}" for warning in given] if isinstance(given, list) else []
     return said if refused is None else [*said, f"warning: confidence is stability, not trust: {refused}"]

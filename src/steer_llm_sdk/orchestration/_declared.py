@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 from steer_llm_sdk.errors import InvalidRequest
@@ -25,6 +26,9 @@ def check_declared(tool: Tool) -> None:
     for field in ("version", "description"):
         _require(name, field, given := getattr(tool, field), _is_text(given), "give a text")
     _require(name, "provider", tool.provider, tool.provider is None or _is_text(tool.provider), "give a name, or None")
+    for field in ("validate_request", "validate_options"):
+        given = getattr(tool, field)
+        _require(name, field, given, not iscoroutinefunction(given), "nobody awaits it; write def, and not async def")
     for field in _SEQUENCES:
         names_of(name, field, getattr(tool, field))
     for field in ("default_options", "resource_requirements"):

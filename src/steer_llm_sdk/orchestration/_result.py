@@ -11,7 +11,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from steer_llm_sdk.errors import InvalidRequest, OrchestratorError, ProviderError, ToolExecutionError, message_of
+from steer_llm_sdk.errors import (
+    InvalidRequest,
+    OrchestratorError,
+    ProviderError,
+    ToolExecutionError,
+    message_of,
+    shown,
+)
 from steer_llm_sdk.evidence._json import MOST_BITS
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle, json_value
 from steer_llm_sdk.reliability.classify import classify
@@ -78,14 +85,12 @@ class ToolResult(NamedTuple):
         metadata = json_mapping(returned.get("metadata"))
         if warning:
             metadata = {**metadata, "content_warning": warning}
+        used, price = returned.get("usage"), returned.get("cost_usd")
+        usage, cost_usd = json_mapping(used), _cost(price)
+        if (price is not None and cost_usd is None) or (used is not None and not isinstance(used, Mapping)):
+            metadata = {**metadata, "account_warning": _left_out(used, price, cost_usd)}
         costs = {name: _cost(cost) for name, cost in json_mapping(returned.get("cost_breakdown")).items()}
-        return cls(
-            content,
-            json_mapping(returned.get("usage")),
-            _cost(returned.get("cost_usd")),
-            {name: cost for name, cost in costs.items() if cost is not None},
-            metadata,
-        )
+        return cls(content, usage, cost_usd, {name: cost for name, cost in costs.items() if cost is not None}, metadata)
 
     @property
     def status(self) -> Literal["succeeded", "partial", "failed"]:
@@ -172,6 +177,16 @@ def _cost(value: Any) -> float | None:
     except (OverflowError, ValueError):
         return None
     return cost if math.isfinite(cost) and cost >= 0 else None
+
+
+def _left_out(usage: Any, price: Any, cost: float | None) -> str:
+    """What a tool said of its usage and its price that nobody can count with."""
+    said = []
+    if price is not None and cost is None:
+        said.append(f"cost_usd: {shown(price)} is no price; give USD as a finite number from 0")
+    if usage is not None and not isinstance(usage, Mapping):
+        said.append(f"usage: {shown(usage)} is no mapping; give {{'total_tokens': 12}}")
+    return _text("left out: " + "; ".join(said))
 
 
 def json_mapping(value: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,7 +263,10 @@ def _objection(tool: Tool, run: Run) -> Exception | None:
     if type(tool).validate_request is Tool.validate_request:
         return None
     try:
-        tool.validate_request(copied(run.request))
+        said: Any = tool.validate_request(copied(run.request))  # type: ignore[func-returns-value]
+        if said is not None and inspect.iscoroutine(said):  # Of a tool that was never registered.
+            said.close()
+            raise TypeError(f"Tool '{tool.name}' validate_request: nobody awaits it; write def, and not async def")
         if run.tool_options and not tool.takes_options:
             tool.validate_options(copied({**run.tool_options}))
     except Exception as error:
