@@ -335,7 +335,10 @@ class Usual:
         if stopped is not None:
             raise stopped from error
         if not isinstance(error, Exception) or isinstance(error, Rejected):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # It holds this frame by its traceback.
         self._retry.begun(call)
         return error
 
@@ -495,7 +498,10 @@ class AtOnce:
         if stopped is not None:
             raise stopped from error
         if self._retry is None or not isinstance(error, Exception) or isinstance(error, Rejected):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # It holds this frame by its traceback.
         self._retry.begun(call)
         return error
 

@@ -13,7 +13,9 @@ import pytest
 
 from contract.kit import Fixed, reliable
 from steer_llm_sdk.orchestration import ReliableOrchestrator, Tool
-from steer_llm_sdk.reliability import HedgingPolicy
+from steer_llm_sdk.reliability import HedgingPolicy, RateLimit
+
+LIMIT = RateLimit(max_concurrent=2, requests_per_minute=600)
 
 
 class Request:
@@ -68,19 +70,26 @@ def _no_garbage_collector() -> Iterator[None]:
         (lambda: reliable(Plays("t", 1, 1, 1, 3), hedging=HedgingPolicy(min_samples=2)), "succeeded"),
         (lambda: reliable(Plays("t", 0), Plays("u", 0)), "succeeded"),
         (lambda: reliable(Plays("t", 4), Plays("u", 0), silence_timeout=1), "succeeded"),
+        (lambda: reliable(Plays("t", ConnectionError, 0), rate_limits={"t": LIMIT}), "succeeded"),
+        (lambda: reliable(Plays("t", ValueError), rate_limits={"t": LIMIT}), "failed"),
     ],
-    ids=["answers", "fails", "fails after retries", "answers at a retry", "hedged", "with a fallback", "beside"],
+    ids=[
+        *("answers", "fails", "fails after retries", "answers at a retry", "hedged", "with a fallback", "beside"),
+        *("answers at a retry under a limit", "fails under a limit"),
+    ],
 )
+@pytest.mark.parametrize("breaker", [True, False], ids=["with a breaker", "without"])
 async def test_what_a_run_was_sent_is_freed_when_it_has_ended(
-    runner: Any, status: str, options: dict[str, Any]
+    runner: Any, status: str, options: dict[str, Any], breaker: bool
 ) -> None:
     orchestrator: ReliableOrchestrator = runner()
     for _ in range(8):
         request = Request()
         seen = weakref.ref(request)
         tool_name = None if isinstance(orchestrator.planner, Fixed) else "t"
-        output = await orchestrator.run(request, tool_name, None, {**options, "enable_circuit_breaker": False})
+        output = await orchestrator.run(request, tool_name, None, {**options, "enable_circuit_breaker": breaker})
         assert output.status == status
+        await asyncio.sleep(60)  # A breaker that has opened lets a probe through.
         del request
         await asyncio.sleep(0)
         assert seen() is None
