@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_read_has_its_problems_listed_like_the_others(tmp_
     (tmp_path / "bad.toml").write_text('[[rule]]\nname = "r"\n[[rule]]\npin = 5\n', encoding="utf-8")
     ran = Ran("plan", "check", "bad.toml")
     assert ran.code == 2
-    assert [line.split(": ")[0] for line in ran.out.splitlines()] == ["bad.toml:1", "bad.toml:3"]
+    assert [line.split(": ")[0] for line in ran.out.splitlines()] == ["bad.toml:1", "bad.toml:3", "bad.toml:4"]
     found = Ran("plan", "check", "bad.toml", "--json").json
     assert [problem["kind"] for problem in found["problems"]] == ["unreadable", "unreadable"]
 

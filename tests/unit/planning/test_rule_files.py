@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     path = written(tmp_path, f"{R}{R}pin = 'a'\npriority = 'x'\n{R}colour = 1\n")
     with pytest.raises(RuleFileError) as caught:
         load_rules(path)
-    assert [problem.line for problem in caught.value.problems] == [1, 6, 9]
+    assert [problem.line for problem in caught.value.problems] == [1, 6, 7, 9]
     assert isinstance(caught.value, InvalidRequest)
 
 
@@ -310,7 +311,9 @@ def test_a_pin_that_a_policy_always_undoes_is_a_contradiction() -> None:
     assert kinds(never, pin("r", "a", tenant="x", n=1)) == [("contradicts", "r", "never")]
     assert kinds(never, pin("r", "a", n=1)) == []
     assert kinds(only, pin("r", "a", n=1)) == [("contradicts", "r", "only")]
-    assert kinds(only, PlanningRule("r", 0, [], RuleAction("a", {}, ["c"]))) == []
+    with_fallback = PlanningRule("r", 0, [], RuleAction("a", {}, ["c"]))
+    assert kinds(only, with_fallback) == [("contradicts", "r", "only")]
+    assert kinds(PlanningRule("only", 0, [], RuleAction.restrict("a")), with_fallback) == []
     other = PlanningRule("other", 0, when(n=1), RuleAction.restrict("d"))
     assert kinds(only, other) == [("contradicts", "other", "only")]
 
@@ -318,6 +321,103 @@ def test_a_pin_that_a_policy_always_undoes_is_a_contradiction() -> None:
 def test_what_cannot_be_asked_is_said() -> None:
     bad = PlanningRule("bad", 0, [RuleCondition("q", "regex", "(")], RuleAction("a"))
     assert kinds(bad, PlanningRule("mute", 1)) == [("unusable", "bad", None), ("unusable", "mute", None)]
+
+
+def test_a_pin_whose_tool_is_forbidden_is_a_contradiction_though_a_fallback_is_left() -> None:
+    pinned = PlanningRule("pin", 5, when(type="law"), RuleAction("lawyer>=2", {}, ["writer"]))
+    forbid, fallback_only = (
+        PlanningRule("no", 0, when(type="law"), RuleAction.forbid(n)) for n in ("lawyer", "writer")
+    )
+    [found] = check_rules([pinned, forbid])
+    assert (found.kind, found.rule, found.other) == ("contradicts", 0, 1)
+    assert found.message == "rule no forbids lawyer>=2, which it pins: only the fallbacks can serve"
+    assert check_rules([pinned, fallback_only]) == []
+    assert kinds(pinned, PlanningRule("no", 0, when(type="law"), RuleAction.forbid("lawyer>=3"))) == []
+
+
+def test_each_policy_that_undoes_a_pin_is_told() -> None:
+    policies = [PlanningRule(f"no{n}", 0, [], RuleAction.forbid("a")) for n in range(2)]
+    assert kinds(*policies, pin("r", "a", n=1)) == [("contradicts", "r", "no0"), ("contradicts", "r", "no1")]
+
+
+def test_a_rule_that_forbids_every_tool_is_told_where_it_is_known_which_there_are() -> None:
+    rules = [PlanningRule("all", 0, when(n=1), RuleAction.forbid("a", "b"))]
+    assert check_rules(rules) == []
+    assert [f.kind for f in check_rules(rules, {n: ToolMetadata(name=n) for n in "ab"})] == ["leaves_none"]
+    assert check_rules(rules, {n: ToolMetadata(name=n) for n in "abc"}) == []
+
+
+def test_limits_of_different_kinds_exclude_each_other() -> None:
+    for one, other in (
+        (("gt", "abc"), ("lt", 5)),
+        (("gt", 5), ("gt", "abc")),
+        (("regex", "a"), ("lt", 5)),
+        (("gt", "b"), ("lt", "a")),
+    ):
+        rule = PlanningRule("r", 0, [RuleCondition("x", *one), RuleCondition("x", *other)], RuleAction("a"))
+        assert kinds(rule) == [("unreachable", "r", None)]
+    for one, other in ((("gt", "a"), ("lt", "b")), (("gt", date(2026, 1, 1)), ("lt", date(2026, 2, 1)))):
+        assert (
+            kinds(PlanningRule("r", 0, [RuleCondition("x", *one), RuleCondition("x", *other)], RuleAction("a"))) == []
+        )
+
+
+def test_exists_is_true_or_false() -> None:
+    maybe = PlanningRule("r", 0, [RuleCondition("x", "exists", "maybe")], RuleAction("a"))
+    [found] = check_rules([maybe])
+    assert (found.kind, "'maybe' is neither true nor false" in found.message) == ("unusable", True)
+    decision = RuleBasedPlanner([maybe]).decide({}, {"b": ToolMetadata(name="b")})
+    assert list(decision.metadata["skipped_rules"]) == ["r"]
+
+
+def test_preferences_that_are_opposite_under_the_same_conditions_contradict_each_other() -> None:
+    def prefer(name: str, weight: float, **asked: Any) -> PlanningRule:
+        return PlanningRule(name, 0, when(**asked), RuleAction.prefer("a", weight=weight))
+
+    assert kinds(prefer("for", 1.0, n=1), prefer("against", -1.0, n=1)) == [("contradicts", "against", "for")]
+    assert kinds(prefer("for", 1.0), prefer("against", -2.0, n=1)) == []
+    assert kinds(prefer("for", 1.0, n=1), prefer("more", 2.0, n=1)) == []
+
+
+def test_everything_that_is_wrong_with_one_rule_is_said() -> None:
+    asked = [RuleCondition("q", "regex", "("), RuleCondition("q", "exists", 1), *when(n=1), *when(n=2), *when(n=3)]
+    found = [finding.kind for finding in check_rules([PlanningRule("r", 0, asked, RuleAction("a"))])]
+    assert found == ["unusable"] * 2 + ["unreachable"] * 3
+
+
+def test_everything_that_is_wrong_with_one_rule_of_a_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(
+        """[[rule]]
+name = ""
+priority = "high"
+colour = "red"
+when = { q = { regex = "(", is = 1 }, x = { exists = "maybe" } }
+restrict = []
+options = { k = 2 }
+strategy = "all"
+""",
+        encoding="utf-8",
+    )
+    with pytest.raises(RuleFileError) as raised:
+        load_rules(path)
+    found = [(problem.line, problem.message.partition(":")[0]) for problem in raised.value.problems]
+    assert sorted(found) == [
+        (2, "name"),
+        (3, "priority"),
+        (
+            4,
+            "'colour' is no key of a rule; there are description, fallbacks, forbid, name, options, pin, prefer, "
+            "priority, restrict, strategy, weight, when",
+        ),
+        (5, "when"),
+        (5, "when"),
+        (5, "when"),
+        (6, "restrict"),
+        (7, "options"),
+        (8, "strategy"),
+        (8, "strategy"),
+    ]
 
 
 def test_tools_that_are_not_there_are_said_where_it_is_known_which_are() -> None:

@@ -114,7 +114,7 @@ def guard_of(condition: RuleCondition) -> Guard | None:
     elif condition.operator == "contains":
         return Item(path, expected) if type(expected) is str and expected else None
     elif condition.operator == "exists":
-        return Present("", path) if expected is not False and "." not in path else None
+        return Present("", path) if (expected is None or expected is True) and "." not in path else None
     return None if needles is None else Words(path, needles)
 
 
@@ -293,6 +293,8 @@ def _told(error: Exception) -> str:
 
 
 def _exists(expected: Any) -> tuple[Check, Any]:
+    if expected is not None and not isinstance(expected, bool):
+        raise Unfit(f"exists: {expected!r:.80} is neither true nor false")
     return _is_there, expected is not False
 
 

@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 from steer_llm_sdk.orchestration.planning._conditions import Unfit, checked, checker
 from steer_llm_sdk.orchestration.planning.eligibility import at_version, is_number
 from steer_llm_sdk.orchestration.planning.planner import ToolMetadata
-from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleCondition
+from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, RuleCondition
+from steer_llm_sdk.orchestration.versions import wanted
 
-Kind = Literal["unusable", "unreachable", "shadowed", "contradicts", "missing_tool"]
+Kind = Literal["unusable", "unreachable", "shadowed", "contradicts", "leaves_none", "missing_tool"]
 
 
 class Finding(NamedTuple):
@@ -44,19 +45,19 @@ def _alone(place: int, rule: PlanningRule) -> Iterator[Finding]:
     if rule.action is None:
         yield Finding("unusable", place, "it has no action, and is passed over")
         return
+    usable: list[RuleCondition] = []
     for condition in rule.conditions:
         try:
             checked(condition)
+            usable.append(condition)
         except Unfit as error:
-            yield Finding("unusable", place, f"it is always skipped: {error}")
-            return
-    for number, one in enumerate(rule.conditions):
-        for other in rule.conditions[number + 1 :]:
+            yield Finding("unusable", place, f"it is always skipped: {condition.attribute_path}: {error}")
+    for number, one in enumerate(usable):
+        for other in usable[number + 1 :]:
             if one.attribute_path == other.attribute_path and _exclude_each_other(one, other):
                 yield Finding(
                     "unreachable", place, f"it never matches: {_told(one)} and {_told(other)} exclude each other"
                 )
-                return
 
 
 def _missing(place: int, rule: PlanningRule, tools: Mapping[str, ToolMetadata]) -> Iterator[Finding]:
@@ -67,6 +68,8 @@ def _missing(place: int, rule: PlanningRule, tools: Mapping[str, ToolMetadata]) 
             _, tool, reason = at_version(name, tools)
             if tool is None:
                 yield Finding("missing_tool", place, f"tool {name}: {reason}")
+    if rule.action.effect == "forbid" and tools and tools.keys() <= set(rule.action.tools):
+        yield Finding("leaves_none", place, "it forbids every tool that there is: what it matches is always refused")
 
 
 def _exclude_each_other(one: RuleCondition, other: RuleCondition) -> bool:
@@ -77,9 +80,23 @@ def _exclude_each_other(one: RuleCondition, other: RuleCondition) -> bool:
             return not _holds_for(b, a.value)
         if a.operator == "exists" and a.value is False and _needs_a_value(b):
             return True
-        if a.operator == "gt" and b.operator == "lt":
-            return _both_numbers(a.value, b.value) and b.value <= a.value
+        if a.operator in _OF_TEXT and b.operator in ("gt", "lt") and is_number(b.value):
+            return True
+        if a.operator == "gt" and b.operator == "lt" and type(a.value) is type(b.value) is str:
+            return bool(b.value <= a.value)
+        if a.operator == "gt" and b.operator == "lt" and _both_numbers(a.value, b.value):
+            return bool(b.value <= a.value)
+    if {one.operator, other.operator} <= {"gt", "lt"}:
+        return {_kind(one.value), _kind(other.value)} == {"number", "text"}
     return False
+
+
+def _kind(value: Any) -> str:
+    return "number" if is_number(value) else "text" if isinstance(value, str) else "other"
+
+
+_OF_TEXT = ("regex", "keywords", "contains")
+"""What they are asked of is a text, or things in which something is: no number."""
 
 
 def _needs_a_value(condition: RuleCondition) -> bool:
@@ -106,14 +123,19 @@ def _together(places: Sequence[int], rules: Sequence[PlanningRule]) -> Iterator[
         place: rank for rank, place in enumerate(sorted(places, key=lambda place: (-rules[place].priority, place)))
     }
     for place in places:
-        told: set[Kind] = set()
+        told: set[str] = set()
         for other in wider.maybe_implied_by(rules[place]):
             if other == place or not implies(rules[place].conditions, rules[other].conditions):
                 continue
             finding = _of_pair(place, other, rules, before=asked[other] < asked[place])
-            if finding is not None and finding.kind not in told:
+            # Of ten rules that are the same each is told once. What restricts or forbids does so each by itself.
+            if finding is not None and (_is_policy(rules[other]) or finding.kind not in told):
                 told.add(finding.kind)
                 yield finding
+
+
+def _is_policy(rule: PlanningRule) -> bool:
+    return rule.action is not None and rule.action.effect in ("restrict", "forbid")
 
 
 def _of_pair(place: int, other: int, rules: Sequence[PlanningRule], *, before: bool) -> Finding | None:
@@ -122,12 +144,25 @@ def _of_pair(place: int, other: int, rules: Sequence[PlanningRule], *, before: b
     assert rule.action is not None
     assert wide.action is not None
     mine, its = rule.action, wide.action
-    if mine.effect in ("pin", "restrict") and its.effect == "forbid" and set(mine.tools) <= set(its.tools):
-        return Finding("contradicts", place, f"rule {wide.name} forbids all its tools", other)
-    if mine.effect in ("pin", "restrict") and its.effect == "restrict" and not set(mine.tools) & set(its.tools):
-        return Finding("contradicts", place, f"rule {wide.name} leaves none of its tools", other)
-    if mine.effect == its.effect == "pin" and before:
+    if mine.effect in ("pin", "restrict") and _is_policy(wide):
+        out = [tool for tool in mine.tools if not _may_serve(tool, its)]
+        if len(out) == len(mine.tools):
+            what = "forbids all its tools" if its.effect == "forbid" else "leaves none of its tools"
+            return Finding("contradicts", place, f"rule {wide.name} {what}", other)
+        if mine.effect == "pin" and mine.tool_name in out:
+            how = "forbids" if its.effect == "forbid" else "does not leave"
+            message = f"rule {wide.name} {how} {mine.tool_name}, which it pins: only the fallbacks can serve"
+            return Finding("contradicts", place, message, other)
+    if mine.effect == its.effect and mine.effect in ("pin", "prefer") and before:
         same = implies(wide.conditions, rule.conditions)
+        if mine.effect == "prefer":
+            against = [tool for tool in mine.tools if tool in its.tools] if mine.weight * its.weight < 0 else []
+            if same and against:
+                message = (
+                    f"rule {wide.name} has weight {its.weight:g} for {', '.join(against)} under the same conditions"
+                )
+                return Finding("contradicts", place, message, other)
+            return None
         if same and rule.priority == wide.priority and mine.tool_name != its.tool_name:
             message = (
                 f"rule {wide.name} pins {its.tool_name} under the same conditions; it was added first, and decides"
@@ -135,6 +170,20 @@ def _of_pair(place: int, other: int, rules: Sequence[PlanningRule], *, before: b
             return Finding("contradicts", place, message, other)
         return Finding("shadowed", place, f"rule {wide.name} matches whenever it does, and is asked first", other)
     return None
+
+
+def _may_serve(tool: str, policy: RuleAction) -> bool:
+    """Whether what a pin or restriction names can be left by a rule that restricts or forbids. A name without a version
+    is of all its versions; which of them a version is that is asked for, nobody knows here."""
+    base = _base(tool)
+    if policy.effect == "forbid":
+        return tool not in policy.tools and base not in policy.tools
+    return base in map(_base, policy.tools)
+
+
+def _base(tool: str) -> str:
+    asked = wanted(tool)
+    return tool if asked is None else asked.name
 
 
 def implies(these: Sequence[RuleCondition], those: Sequence[RuleCondition]) -> bool:

@@ -18,9 +18,9 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from steer_llm_sdk._install import install_line
 from steer_llm_sdk.errors import InvalidRequest
@@ -205,10 +205,11 @@ def _twice(node: Any) -> Iterator[tuple[int, str]]:
 # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Bad(Exception):
-    def __init__(self, key: str | None, message: str) -> None:
-        self.key = key
-        self.message = message
+class _Wrong(NamedTuple):
+    """Something that is wrong with a rule, at a key of it, where it has one."""
+
+    key: str | None
+    message: str
 
 
 class _Reader:
@@ -247,25 +248,17 @@ class _Reader:
 
     def _rule(self, number: int, given: Any) -> Placed | None:
         name: str | None = None
-        try:
-            if not isinstance(given, Mapping):
-                raise _Bad(None, f"a rule has keys: {_known(_KEYS)}")
+        wrong: list[_Wrong] = []
+        rule: PlanningRule | None = None
+        if isinstance(given, Mapping):
             found = given.get("name")
             name = found if isinstance(found, str) and found else None
-            rule = _rule_of(given)
-        except _Bad as bad:
-            self._problem(number, bad.key, name, bad.message)
-            return None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = str(first["loc"][0]) if first["loc"] else None
-            message = first["msg"].removeprefix("Value error, ")
-            key = {"fallback_tools": "fallbacks", "tool_options": "options", "execution_strategy": "strategy"}.get(
-                key or "", key
-            )
-            self._problem(number, key, name, f"{key}: {message}" if key else message)
-            return None
-        return Placed(rule, self._path, self._line(number, None))
+            rule = _rule_of(given, wrong)
+        else:
+            wrong.append(_Wrong(None, f"a rule has keys: {_known(_KEYS)}"))
+        for key, message in wrong:
+            self._problem(number, key, name, message)
+        return None if rule is None else Placed(rule, self._path, self._line(number, None))
 
     def _problem(self, number: int | None, key: str | None, name: str | None, message: str) -> None:
         self.problems.append(Problem(self._path, self._line(number, key), message, name))
@@ -277,81 +270,103 @@ class _Reader:
         return keys[number].get(key or "", lines[number])
 
 
-def _rule_of(given: Mapping[str, Any]) -> PlanningRule:
+def _rule_of(given: Mapping[str, Any], wrong: list[_Wrong]) -> PlanningRule | None:
+    """The rule; or None, and all that is wrong with it."""
     for key in given:
         if key not in _KEYS:
-            raise _Bad(str(key), f"{key!r} is no key of a rule; there are {_known(_KEYS)}")
-    name = given.get("name")
+            wrong.append(_Wrong(str(key), f"{key!r} is no key of a rule; there are {_known(_KEYS)}"))
+    name, priority = given.get("name"), given.get("priority", 0)
     if not isinstance(name, str) or not name:
-        raise _Bad("name", "name: give it a name, which decisions and errors show")
-    priority = given.get("priority", 0)
+        wrong.append(_Wrong("name", "name: give it a name, which decisions and errors show"))
     if isinstance(priority, bool) or not isinstance(priority, int):
-        raise _Bad("priority", f"priority: {priority!r} cannot be used; give a whole number")
-    conditions = [_condition(*found) for found in _conditions(given.get("when", {}))]
-    return PlanningRule(
-        name=name, priority=priority, conditions=conditions, action=_action(given), description=given.get("description")
-    )
+        wrong.append(_Wrong("priority", f"priority: {priority!r} cannot be used; give a whole number"))
+    conditions = list(_conditions(given.get("when", {}), wrong))
+    action = _action(given, wrong)
+    if wrong or action is None:
+        return None
+    fields = {"name": name, "priority": priority, "conditions": conditions, "action": action}
+    return _built(PlanningRule, {**fields, "description": given.get("description")}, wrong)
 
 
-def _action(given: Mapping[str, Any]) -> RuleAction:
+M = TypeVar("M", bound=BaseModel)
+_WRITTEN_AS = {"fallback_tools": "fallbacks", "tool_options": "options", "execution_strategy": "strategy"}
+
+
+def _built(kind: type[M], fields: Mapping[str, Any], wrong: list[_Wrong]) -> M | None:
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        for found in error.errors(include_url=False):
+            field = str(found["loc"][0]) if found["loc"] else None
+            key = None if field is None else _WRITTEN_AS.get(field, field)
+            message = found["msg"].removeprefix("Value error, ")
+            wrong.append(_Wrong(key, f"{key}: {message}" if key else message))
+        return None
+
+
+def _action(given: Mapping[str, Any], wrong: list[_Wrong]) -> RuleAction | None:
+    before = len(wrong)
     effects = [key for key in EFFECTS if key in given]
     if len(effects) != 1:
-        raise _Bad(effects[1] if effects else None, f"give one of {_known(EFFECTS)}, and {len(effects)} are there")
-    effect = effects[0]
-    for key in _OF_A_PIN:
-        if key in given and effect != "pin":
-            raise _Bad(key, f"{key}: only a pin has it, and the rule is to {effect}")
-    if "weight" in given and effect != "prefer":
-        raise _Bad("weight", f"weight: only prefer has one, and the rule is to {effect}")
-    tools = [given[effect]] if isinstance(given[effect], str) else given[effect]
-    if not isinstance(tools, list) or not tools or not all(isinstance(tool, str) and tool.strip() for tool in tools):
-        raise _Bad(effect, f"{effect}: give the name of a tool, or a list of names")
-    if effect == "pin" and len(tools) > 1:
-        raise _Bad(effect, "pin: give one tool; the others are its fallbacks")
-    fields: dict[str, Any] = {"tool_name": tools[0], "effect": effect}
-    fallbacks = given.get("fallbacks", tools[1:])
-    if not isinstance(fallbacks, list) or not all(isinstance(tool, str) and tool.strip() for tool in fallbacks):
-        raise _Bad("fallbacks", "fallbacks: give a list of names")
-    fields["fallback_tools"] = fallbacks
-    if "options" in given:
-        fields["tool_options"] = given["options"]
-    if "weight" in given:
-        fields["weight"] = given["weight"]
-    if "strategy" in given:
-        known = [strategy.value for strategy in ExecutionStrategy]
-        if given["strategy"] not in known:
-            raise _Bad("strategy", f"strategy: {given['strategy']!r} is none of {_known(known)}")
-        fields["execution_strategy"] = given["strategy"]
-    return RuleAction(**fields)
+        at = effects[1] if effects else None
+        wrong.append(_Wrong(at, f"give one of {_known(EFFECTS)}, and {len(effects)} are there"))
+    for key in (*_OF_A_PIN, "weight"):
+        effect = "prefer" if key == "weight" else "pin"
+        if key in given and len(effects) == 1 and effects[0] != effect:
+            said = f"only {effect} has one" if key == "weight" else "only a pin has it"
+            wrong.append(_Wrong(key, f"{key}: {said}, and the rule is to {effects[0]}"))
+    for effect in effects:
+        tools = _names(given[effect])
+        if not tools:
+            wrong.append(_Wrong(effect, f"{effect}: give the name of a tool, or a list of names"))
+        elif effect == "pin" and len(tools) > 1:
+            wrong.append(_Wrong(effect, "pin: give one tool; the others are its fallbacks"))
+    fallbacks = given.get("fallbacks", [])
+    if not isinstance(fallbacks, list) or _names(fallbacks) is None:
+        wrong.append(_Wrong("fallbacks", "fallbacks: give a list of names"))
+    known = [strategy.value for strategy in ExecutionStrategy]
+    if given.get("strategy", "single") not in known:
+        wrong.append(_Wrong("strategy", f"strategy: {given['strategy']!r} is none of {_known(known)}"))
+    if len(wrong) > before:
+        return None
+    tools = _names(given[effects[0]]) or []
+    fields: dict[str, Any] = {"tool_name": tools[0], "effect": effects[0], "fallback_tools": fallbacks or tools[1:]}
+    for key, field in (("options", "tool_options"), ("weight", "weight"), ("strategy", "execution_strategy")):
+        if key in given:
+            fields[field] = given[key]
+    return _built(RuleAction, fields, wrong)
 
 
-def _conditions(when: Any) -> Iterator[tuple[str, str, Any]]:
+def _names(given: Any) -> list[str] | None:
+    """The names of tools; None where it is no name and no list of names."""
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        return None
+    return names
+
+
+def _conditions(when: Any, wrong: list[_Wrong]) -> Iterator[RuleCondition]:
+    def refuse(message: str) -> None:
+        wrong.append(_Wrong("when", f"when: {message}"))
+
     if not isinstance(when, Mapping):
-        _refuse_when('give a table, as in { type = "essay", tokens = { gt = 100 } }')
+        refuse('give a table, as in { type = "essay", tokens = { gt = 100 } }')
+        return
     for path, asked in when.items():
         if not isinstance(path, str) or not path:
-            _refuse_when(f"{path!r} is no path into a request")
-        if not isinstance(asked, Mapping):
-            yield path, "equals", asked
+            refuse(f"{path!r} is no path into a request")
             continue
-        for operator, value in asked.items():
+        for operator, value in asked.items() if isinstance(asked, Mapping) else (("equals", asked),):
             if operator not in OPERATORS:
                 hint = f'; for a key within {path} write "{path}.{operator}"'
-                _refuse_when(f"{path}: {operator!r} is no operator; there are {_known(OPERATORS)}{hint}")
-            yield path, operator, value
-
-
-def _condition(path: str, operator: str, value: Any) -> RuleCondition:
-    condition = RuleCondition(path, operator, value)
-    try:
-        checked(condition)
-    except Unfit as error:
-        _refuse_when(f"{path}: {error}")
-    return condition
-
-
-def _refuse_when(message: str) -> NoReturn:
-    raise _Bad("when", f"when: {message}")
+                refuse(f"{path}: {operator!r} is no operator; there are {_known(OPERATORS)}{hint}")
+                continue
+            condition = RuleCondition(path, operator, value)
+            try:
+                checked(condition)
+            except Unfit as error:
+                refuse(f"{path}: {error}")
+            yield condition
 
 
 def _known(words: Any) -> str:
