@@ -256,7 +256,7 @@ def _show(account: Explanation, context: PlanRequest) -> None:
     if account.rules:
         shown = [rule for rule in account.rules if len(account.rules) <= MOST_SHOWN or rule.looked_at]
         out.print()
-        out.print(_rules_table(shown))
+        out.print(_rules_table(shown, refused=decision is None))
         if len(shown) < len(account.rules):
             left = len(account.rules) - len(shown)
             out.print(Text(f"{left:,} more rules were not looked at: they ask for what the request does not have"))
@@ -268,22 +268,24 @@ MOST_SHOWN = 50
 """Of more rules than this only those are shown that were looked at."""
 
 
-def _rules_table(rules: Sequence[RuleAccount]) -> Table:
+def _rules_table(rules: Sequence[RuleAccount], *, refused: bool) -> Table:
     table = table_of("rule", "priority", "what came of it")
     for rule in rules:
         style = "green" if rule.decides else "" if rule.matches else "dim"
-        table.add_row(Text(printable(rule.name), style=style), str(rule.priority), Text("\n".join(_verdict(rule))))
+        table.add_row(
+            Text(printable(rule.name), style=style), str(rule.priority), Text("\n".join(_verdict(rule, refused)))
+        )
     return table
 
 
-def _verdict(rule: RuleAccount) -> Iterator[str]:
+def _verdict(rule: RuleAccount, refused: bool) -> Iterator[str]:
     serves = f" for {', '.join(rule.tools)}" if rule.tools else ""
     if rule.decides:
         yield f"decides{serves}" if rule.effect == "pin" else f"{_EFFECTS[rule.effect or '']} {', '.join(rule.tools)}"
     elif rule.problem is not None:
         yield f"skipped: {printable(rule.problem)}"
     elif rule.matches:
-        yield f"matches{serves}; another one decides"
+        yield f"matches{serves}; {'none of its tools can serve' if refused else 'another one decides'}"
     else:
         yield f"does not match{serves}"
     yield from map(_condition, rule.conditions)

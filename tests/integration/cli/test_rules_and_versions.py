@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_read_has_its_problems_listed_like_the_others(tmp_
     assert ran.code == 2
     assert [line.split(": ")[0] for line in ran.out.splitlines()] == ["bad.toml:1", "bad.toml:3", "bad.toml:4"]
     found = Ran("plan", "check", "bad.toml", "--json").json
-    assert [problem["kind"] for problem in found["problems"]] == ["unreadable", "unreadable"]
+    assert [problem["kind"] for problem in found["problems"]] == ["unreadable"] * 3
 
 
 def test_the_findings_are_json_where_that_is_asked_for() -> None:
@@ -145,6 +145,18 @@ def test_a_request_is_explained_by_rules_from_a_file() -> None:
     assert "essays 0 decides for writer, reader" in ran.rows
     assert "policy 0 forbids writer" in ran.rows
     assert "writer 2.0 ? ? rule policy forbids it" in ran.rows
+
+
+def test_a_restriction_that_leaves_nobody_is_said_to_be_what_decides(tmp_path: Path) -> None:
+    rule = '\n[[rule]]\nname = "nobody"\nwhen = { tenant = "acme" }\nrestrict = "lektor"\n'
+    (tmp_path / "rules.toml").write_text(RULES + rule, encoding="utf-8")
+    asked = '{"type": "essay", "tenant": "acme"}'
+    ran = Ran("plan", "explain", asked, "--rules", "rules.toml", "--tools", "my_tools")
+    assert ran.code == 2
+    assert any(row.startswith("nobody 0 leaves only lektor") for row in ran.rows)
+    assert any(row.startswith("policy 0 forbids writer") for row in ran.rows)
+    assert any("matches for writer, reader; none of its tools can serve" in row for row in ran.rows)
+    assert "another one decides" not in ran.out
 
 
 def test_what_was_seen_of_a_tool_is_shown(tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ def test_a_refusal_is_told_and_not_raised() -> None:
     assert explain(planner(), {}, {}).refusal == "No tools available for planning; register one first"
 
 
+def test_a_policy_that_leaves_nobody_is_marked() -> None:
+    only = PlanningRule("only", 0, [RuleCondition("n", "equals", 1)], RuleAction.restrict("nobody"))
+    for asked, decides in (({"n": 1}, True), ({"n": 2}, False)):
+        account = explain(RuleBasedPlanner([only]), asked, TOOLS)
+        assert (account.decision is None, account.rules[0].decides) == (decides, decides)
+
+
 def test_a_matcher_is_named_as_such() -> None:
     rule = PlanningRule("r", 0, [RuleCondition("x", "exists", None, lambda value: value == 1)], RuleAction("a"))
     condition = explain(RuleBasedPlanner([rule]), {"x": 1}, TOOLS).rules[0].conditions[0]

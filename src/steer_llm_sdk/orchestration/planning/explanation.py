@@ -117,13 +117,16 @@ def _rule(rule: PlanningRule, request: Any, decision: PlanDecision | None, looke
     skipped = told.get("skipped_rules", {}).get(rule.name)
     problem = next((account.problem for account in conditions if account.problem), skipped)
     action = rule.action
+    matches = all(account.holds for account in conditions)
+    # A policy holds beside others, and where nobody is left to decide for.
+    applied = matches and action is not None and action.effect != "pin"
     return RuleAccount(
         name=rule.name,
         priority=rule.priority,
         effect=None if action is None else action.effect,
         looked_at=looked_at,
-        matches=all(account.holds for account in conditions),
-        decides=action is not None and rule.name in (told.get("matched_rule"), *told.get("applied_rules", ())),
+        matches=matches,
+        decides=applied or (action is not None and rule.name == told.get("matched_rule")),
         tools=() if action is None else (action.tool_name, *action.fallback_tools),
         conditions=conditions,
         problem="it has no action" if action is None else problem,
