@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,8 @@ from steer_llm_sdk.orchestration.fallback import Answer, ToolCall
 from steer_llm_sdk.reliability.canonical import canonical_json
 from steer_llm_sdk.reliability.silence import Life
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -50,7 +54,7 @@ class Chain:
             run.tools_left = len(self.stages) - 1 - number
             try:
                 if done:
-                    here = View(run, _request_of(done[-1].answer, stage))
+                    here = View(run, await _request_of(done[-1].answer, stage))
                     if time_is_up(run):
                         break
                 reached = await stage.carry_out(here, wanted if last else None, life)
@@ -78,12 +82,12 @@ def _end_of_chain(done: Sequence[Done], asked: int) -> Done:
     return Done(kept.answer._replace(failures=failures, acceptable=False), trace)
 
 
-def _request_of(answer: Answer, stage: Strategy) -> Any:
+async def _request_of(answer: Answer, stage: Strategy) -> Any:
     result = answer.result
     assert result is not None
     content = content_of(result)
     if isinstance(stage, One) and stage.takes is not None:
-        return stage.takes(content)
+        return await _waited_for(stage.takes(content))
     if isinstance(content, Mapping):
         return dict(content)
     if isinstance(content, str):
@@ -119,11 +123,11 @@ class Cascade:
             run.tools_left = len(self.stages) - 1 - number
             try:
                 reached = done[number] = await stage.carry_out(run, wanted, life)
+                score = None if last or not reached.usable else await self._score(run, reached)
             except asyncio.CancelledError:
                 if not (any_usable(done) and time_is_up(run)):
                     raise
                 break
-            score = None if last or not reached.usable else self._score(run, reached)
             scores.append(score)
             trusted = reached.usable and (last or (score is not None and score >= self.bound))
             if trusted:
@@ -142,16 +146,26 @@ class Cascade:
             return Done(done[usable[-1]].answer._replace(failures=failures, acceptable=False), trace)
         return Done(best_of(done, failures), trace)
 
-    def _score(self, run: Run, reached: Done) -> float | None:
+    async def _score(self, run: Run, reached: Done) -> float | None:
         result = reached.answer.result
         assert result is not None
         if self.verifier is None:
             return None if result.bundle is None else result.bundle.summary.confidence
         try:
-            return float(self.verifier(run.request, content_of(result)))
+            score = float(await _waited_for(self.verifier(run.request, content_of(result))))
+            if not math.isfinite(score):  # No JSON could hold it.
+                raise ValueError(f"the verifier gave {score} as the score; give a finite number")
+            return score
         except Exception as error:
-            run.tell("verifier_failed", {"tool_name": reached.answer.tool.name, "error": describe_error(error)})
+            name = reached.answer.tool.name
+            run.tell("verifier_failed", {"tool_name": name, "error": describe_error(error)})
+            _log.warning("the verifier failed; the answer of %r is not trusted: %r", name, error)
             return None
+
+
+async def _waited_for(found: Any) -> Any:
+    """What a caller's function answers, where it is async too."""
+    return await found if inspect.isawaitable(found) else found
 
 
 def _shown(bound: float) -> float | None:
@@ -160,13 +174,14 @@ def _shown(bound: float) -> float | None:
 
 def cascade(*stages: Stage, calibration: Calibration, verifier: Judge | None = None) -> Cascade:
     """In order, the cheapest first; the next one is asked where the answer's score is below the calibrated bound, or
-    there is none. The score is the confidence of an evidence bundle, or what `verifier(request, content)` says."""
+    there is none. The score is the confidence of an evidence bundle, or what `verifier(request, content)` says, which
+    may be async. One that fails, or gives no finite number, is a warning, and the answer has no score."""
     return Cascade(strategies_of(stages, 2), calibration.bound, verifier)
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    when: Callable[[Any], bool]
+    when: Callable[[Any], bool | Awaitable[bool]]
     then: Strategy
     otherwise: Strategy
 
@@ -175,14 +190,14 @@ class Branch:
         return calls_of((self.then, self.otherwise))
 
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
-        holds = bool(self.when(run.request))
+        holds = bool(await _waited_for(self.when(run.request)))
         run.tell("branch_taken", {"branch": "then" if holds else "otherwise"})
         done = await (self.then if holds else self.otherwise).carry_out(run, wanted, life)
         return Done(done.answer, {"kind": "branch", "taken": "then" if holds else "otherwise", "stages": [done.trace]})
 
 
-def branch(when: Callable[[Any], bool], then: Stage, otherwise: Stage) -> Branch:
-    """`then` where `when(request)` holds, else `otherwise`."""
+def branch(when: Callable[[Any], bool | Awaitable[bool]], then: Stage, otherwise: Stage) -> Branch:
+    """`then` where `when(request)`, which may be async, holds; else `otherwise`."""
     if not callable(when):
         raise InvalidRequest("when", when, "give a function of the request")
     return Branch(when, strategy_of(then), strategy_of(otherwise))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -37,7 +37,7 @@ class Strategy(Protocol):
 
 
 Stage: TypeAlias = "Strategy | Tool | ToolCall"
-Judge: TypeAlias = Callable[[Any, Any], float]
+Judge: TypeAlias = Callable[[Any, Any], float | Awaitable[float]]
 """(request, content) -> how far the answer is to be trusted."""
 
 
@@ -91,7 +91,7 @@ def _outcome(answer: Answer) -> str:
 
 
 def step(tool: Tool, takes: Callable[[Any], Any] | None = None, **options: Any) -> One:
-    """A tool with options of its own, and, in a chain, with `takes(content)` to make its request."""
+    """A tool with options of its own, and, in a chain, with `takes(content)` to make its request; it may be async."""
     return One(ToolCall.of(tool, options), takes)
 
 

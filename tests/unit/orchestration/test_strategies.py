@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from typing import Any
 
@@ -320,6 +321,56 @@ async def test_a_cascade_goes_on_after_a_failure_and_keeps_an_untrusted_answer_w
 async def test_a_verifier_that_fails_trusts_nothing() -> None:
     output = await run(cascade(priced("cheap"), priced("dear", "dear"), calibration=SURE, verifier=lambda r, c: 1 / 0))
     assert output.content == "dear"
+
+
+@pytest.mark.parametrize(("score", "asked"), [(0.9, ["cheap"]), (0.5, ["cheap", "dear"])])
+async def test_an_async_verifier_is_waited_for(score: float, asked: list[str]) -> None:
+    async def verifier(request: Any, content: Any) -> float:
+        await asyncio.sleep(0.1)
+        return score
+
+    output = await run(cascade(priced("cheap"), priced("dear"), calibration=SURE, verifier=verifier))
+    assert [line["tool"] for line in output.attempts] == asked
+    assert output.metadata["strategy"]["scores"] == [score, None][: len(asked)]
+
+
+async def test_what_was_answered_before_the_deadline_is_kept_where_the_verifier_is_too_slow() -> None:
+    async def verifier(request: Any, content: Any) -> float:
+        await asyncio.sleep(10)
+        return 1.0
+
+    with pytest.raises(BudgetExceeded) as caught:
+        await run(cascade(priced("cheap", "x"), priced("dear"), calibration=SURE, verifier=verifier), timeout_ms=500)
+    assert caught.value.output is not None
+    assert (caught.value.output.status, caught.value.output.content) == ("partial", "x")
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+async def test_a_score_that_is_no_finite_number_is_none_and_a_warning(
+    score: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = await run(cascade(priced("cheap"), priced("dear"), calibration=SURE, verifier=lambda r, c: score))
+    assert [line["tool"] for line in output.attempts] == ["cheap", "dear"]
+    assert output.metadata["strategy"]["scores"] == [None, None]
+    assert "finite number" in caplog.text
+    json.dumps(output.metadata, allow_nan=False)
+
+
+async def test_an_async_condition_of_a_branch_is_waited_for() -> None:
+    async def never(request: Any) -> bool:
+        return False
+
+    output = await run(branch(never, priced("then"), priced("otherwise")))
+    assert [line["tool"] for line in output.attempts] == ["otherwise"]
+
+
+async def test_what_makes_the_request_of_a_stage_may_be_async() -> None:
+    async def takes(content: Any) -> Any:
+        return {"query": f"after {content}"}
+
+    last = priced("last")
+    await run(chain(priced("first", "x"), step(last, takes)))
+    assert [call.request for call in last.calls] == [{"query": "after x"}]
 
 
 async def test_the_trust_of_a_bundle_decides_where_there_is_no_verifier() -> None:
