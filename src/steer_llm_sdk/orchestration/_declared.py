@@ -23,8 +23,10 @@ def check_declared(tool: Tool) -> None:
         raise InvalidRequest("tool.name", name, "it is empty; give the tool a name")
     if not _is_text(name):
         raise InvalidRequest("tool.name", name, "it holds half a character; give a name that UTF-8 can write")
-    for field in ("version", "description"):
-        _require(name, field, given := getattr(tool, field), _is_text(given), "give a text")
+    _require(name, "description", tool.description, _is_text(tool.description), "give a text")
+    version = tool.version
+    written = _is_text(version) and version.split() == [version]
+    _require(name, "version", version, written, "give a text without spaces, as in '1.0.0'")
     _require(name, "provider", tool.provider, tool.provider is None or _is_text(tool.provider), "give a name, or None")
     for field in ("validate_request", "validate_options"):
         given = getattr(tool, field)

@@ -275,7 +275,7 @@ class ReliableOrchestrator(BaseOrchestrator):
     def _found(self, name: str, run: Run) -> Tool | None:
         try:
             return self._find(name, run)
-        except ToolNotFound:
+        except (ToolNotFound, InvalidRequest):  # Or its name asks for versions in a way that none can be read.
             return None
 
     def _warn_of_missing(self, name: str, decision: PlanDecision) -> None:

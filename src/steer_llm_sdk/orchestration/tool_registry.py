@@ -30,6 +30,7 @@ from steer_llm_sdk.orchestration.versions import (
     rank,
     satisfies,
     wanted,
+    written_differently,
 )
 
 if TYPE_CHECKING:
@@ -135,12 +136,18 @@ class ToolRegistry:
 
     def register_tool(self, tool: Tool, replace: bool = False, *, release: Release | None = None) -> None:
         """TypeError if it is no Tool; ValueError if it declares what cannot be used, such as an empty name or a text
-        for `capabilities`, or the same name and version is there. `replace`:
-        take the place of that one, so that a cell of a notebook can be run again. `release`: how far it is released;
-        None: as it was set before, else it is active."""
+        for `capabilities`, or the same name and version is there, be it written differently ("1.0", "1.0.0").
+        `replace`: take the place of that one, so that a cell of a notebook can be run again. `release`: how far it is
+        released; None: as it was set before, else it is active."""
         if not isinstance(tool, Tool):
             raise TypeError(f"tool: expected a Tool, got {type(tool).__name__}; subclass Tool or use @tool")
         check_declared(tool)
+        same = written_differently(tool.version, self._tools.get(tool.name, ()))
+        if same is not None:
+            raise ValueError(
+                f"Tool '{tool.name}' version {tool.version} is the same as {same}, which is registered; "
+                "write it the same way, or give the new one another version"
+            )
         versions = self._tools.setdefault(tool.name, {})
         if tool.version in versions and not replace:
             raise ValueError(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from packaging.version import Version
 
 _SPEC = re.compile(r"(?P<name>[^<>=!~@]*[^<>=!~@\s])\s*(?P<spec>(?:===|==|~=|!=|<=|>=|<|>)(?![<>=!~])\s*\S.*|@\s*\S+)")
+_OPERATOR = re.compile(r"[^<>=!~@\s]\s*(?:==|~=|!=|<|>|@)")
+"""How a specifier begins, after a name."""
+_AS_IN = 'ask for versions as in "text_analyzer>=1.2,<2"'
 
 
 class Wanted(NamedTuple):
@@ -58,6 +61,8 @@ def satisfies(version: str, spec: str) -> bool:
 def check_spec(text: str) -> None:
     """InvalidRequest where what follows the name is no specifier of versions."""
     asked = wanted(text)
+    if asked is None and _OPERATOR.search(text):
+        raise InvalidRequest("tool_name", text, _AS_IN)
     if asked is None or asked.spec.startswith("==="):
         return
     from packaging.specifiers import InvalidSpecifier, SpecifierSet  # 6 ms that only those with a specifier pay
@@ -65,7 +70,7 @@ def check_spec(text: str) -> None:
     try:
         SpecifierSet(asked.spec)
     except InvalidSpecifier:
-        raise InvalidRequest("tool_name", text, 'ask for versions as in "text_analyzer>=1.2,<2"') from None
+        raise InvalidRequest("tool_name", text, _AS_IN) from None
 
 
 def rank(version: str) -> tuple[bool, bool, Version, str]:
@@ -77,6 +82,13 @@ def rank(version: str) -> tuple[bool, bool, Version, str]:
         return True, not parsed.is_prerelease, parsed, version
     except InvalidVersion:
         return False, False, Version("0"), version
+
+
+def written_differently(version: str, others: Iterable[str]) -> str | None:
+    """One of the others that PEP 440 takes for the same version, as "1.0" and "1.0.0"; None where there is none."""
+    unlike = [other for other in others if other != version]
+    is_version, _, parsed, _ = rank(version) if unlike else (False, False, None, "")
+    return next((other for other in unlike if is_version and rank(other)[0] and rank(other)[2] == parsed), None)
 
 
 MARGIN = 0.05

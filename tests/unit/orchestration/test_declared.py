@@ -34,6 +34,9 @@ class Declaring(Tool):
 WRONG = [
     ("version", None),
     ("version", 2),
+    ("version", ""),
+    ("version", " 1.0"),
+    ("version", "x y"),
     ("description", None),
     ("description", "\ud800"),
     ("provider", 5),

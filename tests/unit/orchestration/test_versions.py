@@ -122,6 +122,39 @@ def test_versions_that_are_not_there_are_said_with_those_that_are() -> None:
     assert registry("1.0").get_tool("t>=3") is None
 
 
+@pytest.mark.parametrize("text", ["t>=>", "t>=", "t==", "t@", "t>=one", "u >= ", "t!=="])
+def test_what_asks_for_versions_in_a_way_that_cannot_be_read_is_no_missing_tool(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="ask for versions as in"):
+        registry("1.0").resolve(text)
+
+
+@pytest.mark.parametrize("text", ["t!", "t=1", "~t", "tool: t?"])
+def test_a_name_with_a_sign_that_begins_no_specifier_is_a_name(text: str) -> None:
+    with pytest.raises(ToolNotFound):
+        registry("1.0").resolve(text)
+
+
+@pytest.mark.parametrize("same", ["1.0", "1", "v1.0.0", "1.0.0.0"])
+def test_a_version_that_is_the_same_written_differently_is_refused(same: str) -> None:
+    tools = registry("1.0.0")
+    for replace in (False, True):
+        with pytest.raises(ValueError, match=rf"version {same} is the same as 1\.0\.0, which is registered"):
+            tools.register_tool(ScriptedTool("t", version=same), replace=replace)
+    assert list(tools.versions("t")) == ["1.0.0"]
+
+
+@pytest.mark.parametrize("other", ["1.0.1", "1.0.0rc1", "1.0.0+local", "blue"])
+def test_a_version_that_only_looks_alike_is_another_one(other: str) -> None:
+    assert len(registry("1.0.0", other, "green").versions("t")) == 3
+
+
+async def test_a_fallback_whose_versions_cannot_be_read_is_passed_over_as_one_that_is_not_there() -> None:
+    tools = registry("1.0")
+    rule = PlanningRule("r", 0, [], RuleAction("t", {}, ["t>=>"]))
+    output = await ReliableOrchestrator(RuleBasedPlanner([rule]), registry=tools).run("q")
+    assert (output.status, output.metadata["plan"]["missing_tools"]) == ("succeeded", ["t>=>"])
+
+
 def test_an_installed_tool_is_found_by_versions_too() -> None:
     assert ToolRegistry().resolve("text_analyzer>=1").name == "text_analyzer"
     assert ToolRegistry().get_tool("text_analyzer>=99") is None
