@@ -288,12 +288,20 @@ def _ms(number: float) -> str:
     return f"{number:.4g}" if number < 1000 else f"{number:.0f}"
 
 
+def a_kind(value: object) -> str:
+    """Of what type it is, with its article."""
+    name = type(value).__name__
+    if name == "bytes":
+        return name
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 def shown(value: object) -> str:
     """A value in a message."""
     try:
         text = repr(value)
     except Exception:  # nested too deep, too many digits, or a __repr__ that fails
-        return f"a {type(value).__name__}"
+        return a_kind(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

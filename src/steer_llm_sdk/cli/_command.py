@@ -16,7 +16,7 @@ from steer_llm_sdk.cli._clients import load_clients
 from steer_llm_sdk.cli._show import console
 from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.cli.exits import complain, refuse
-from steer_llm_sdk.errors import ToolNotFound
+from steer_llm_sdk.errors import ToolNotFound, a_kind
 from steer_llm_sdk.evidence import Calibrator
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.planning import RuleBasedPlanner
@@ -163,7 +163,7 @@ def _imported(path: str) -> Tool:
     """A tool of one's own that is installed nowhere."""
     found = inputs.imported(path, "--tool", "my_app:weather")
     if not isinstance(found, Tool):
-        refuse("--tool", path, f"it is a {type(found).__name__}; name a function with @tool, or an instance of a Tool")
+        refuse("--tool", path, f"it is {a_kind(found)}; name a function with @tool, or an instance of a Tool")
     return found
 
 

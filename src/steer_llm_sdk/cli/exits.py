@@ -73,7 +73,9 @@ def code_of(output: OrchestrationOutput) -> Exit:
     if output.status == "partial":
         return Exit.PARTIAL
     error = output.content.get("error", {}) if isinstance(output.content, dict) else {}
-    return Exit.BAD_INPUT if error.get("code") in BAD_INPUT_CODES else Exit.FAILED
+    # A ValueError out of a tool that was asked, and is not its word on the request, is a bug of the tool.
+    of_input = not output.attempts or error.get("type") == "InvalidRequest" or error.get("status_code") is not None
+    return Exit.BAD_INPUT if of_input and error.get("code") in BAD_INPUT_CODES else Exit.FAILED
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from steer_llm_sdk.cli._show import console, dollars, printable, table_of
 from steer_llm_sdk.cli._show_evaluation import show_evaluation
 from steer_llm_sdk.cli._stdout import stdout_of
 from steer_llm_sdk.cli.exits import Exit, Group, OneCommand, complain, errors_as_exits, flowing, refuse
-from steer_llm_sdk.errors import NoEligibleTool
+from steer_llm_sdk.errors import NoEligibleTool, a_kind
 from steer_llm_sdk.orchestration._result import describe_error
 from steer_llm_sdk.orchestration.planning import (
     ConditionAccount,
@@ -219,7 +219,7 @@ plan.command("explain", cls=OneCommand, help=flowing(explain_request.__doc__))(e
 def _planner(path: str) -> RuleBasedPlanner:
     found = inputs.imported(path, "--planner", "my_app:planner")
     if not isinstance(found, RuleBasedPlanner):
-        refuse("--planner", path, f"it is a {type(found).__name__}; only a RuleBasedPlanner can say why")
+        refuse("--planner", path, f"it is {a_kind(found)}; only a RuleBasedPlanner can say why")
     return found
 
 

@@ -16,10 +16,11 @@ from rich.text import Text
 from steer_llm_sdk.cli import _inputs as inputs
 from steer_llm_sdk.cli._show import console, printable, table_of
 from steer_llm_sdk.cli._stdout import stdout_of
-from steer_llm_sdk.cli.exits import Group, OneCommand, errors_as_exits, flowing, refuse
+from steer_llm_sdk.cli.exits import Group, OneCommand, complain, errors_as_exits, flowing, refuse
+from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.release_files import Releases, read_releases, write_releases
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry, installed_tools
-from steer_llm_sdk.orchestration.versions import ACTIVE, MARGIN, Release, rank
+from steer_llm_sdk.orchestration.versions import ACTIVE, MARGIN, Release, deprecated, rank
 
 RELEASES_VARIABLE = "STEER_RELEASES"
 _DEFAULT_FILE = "releases.toml"
@@ -112,8 +113,11 @@ def deprecate(
 ) -> None:
     """Warn whoever still gets a version, and from a day on give it to nobody."""
     with errors_as_exits(as_json=as_json):
-        begun = _day("--since", since) or date.today()
-        release = Release(state="deprecated", since=begun, sunset=_day("--sunset", sunset), successor=successor)
+        begun, until = _day("--since", since), _day("--sunset", sunset)
+        try:
+            release = deprecated(begun, until, successor, date.today())
+        except InvalidRequest as error:
+            refuse(f"--{error.field}", error.given, error.remedy)
         _set(name, version, release, releases, as_json)
 
 
@@ -135,6 +139,8 @@ def _path(given: str | None) -> Path:
 def _set(name: str, version: str, release: Release, file: str | None, as_json: bool) -> None:
     path = _path(file)
     found = read_releases(path)
+    if name not in found and name not in installed_tools():
+        complain(f"no tool {name!r} is installed, nor is there one in {path}; this is for when one is registered")
     before = found.get(name, {}).get(version, ACTIVE)
     found.setdefault(name, {})[version] = release
     if release != before:

@@ -13,7 +13,7 @@ from steer_llm_sdk.cli._command import Form, command_of
 from steer_llm_sdk.cli._complete import model_names
 from steer_llm_sdk.cli._runs import required_store, store_option
 from steer_llm_sdk.cli.exits import complain, errors_as_exits, refuse
-from steer_llm_sdk.errors import MISSING
+from steer_llm_sdk.errors import MISSING, a_kind
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.reliability.budget import BudgetAccounts
@@ -123,7 +123,7 @@ def orchestrator_of(path: str, store: str | None = None) -> ReliableOrchestrator
     if isinstance(found, ReliableOrchestrator):
         return found
     if not isinstance(found, ToolRegistry):
-        refuse("--app", path, f"it is a {type(found).__name__}; name a ToolRegistry or a ReliableOrchestrator")
+        refuse("--app", path, f"it is {a_kind(found)}; name a ToolRegistry or a ReliableOrchestrator")
     return ReliableOrchestrator(registry=found, store=store)
 
 

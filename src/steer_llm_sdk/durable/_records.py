@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeAlias
 
 import steer_llm_sdk.errors as own_errors
-from steer_llm_sdk.errors import ErrorCategory, message_of
+from steer_llm_sdk.errors import ErrorCategory, a_kind, message_of
 from steer_llm_sdk.orchestration._result import ToolResult
 from steer_llm_sdk.orchestration.models.evidence_bundle import EvidenceBundle
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -80,7 +80,7 @@ def _maps(result: ToolResult) -> Json:
 
 def _json(value: Any) -> Any:
     if not is_json(value):
-        raise Unrecordable(f"a {type(value).__name__} that JSON cannot give back as it is")
+        raise Unrecordable(f"{a_kind(value)} that JSON cannot give back as it is")
     return value
 
 

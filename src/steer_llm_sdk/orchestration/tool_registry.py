@@ -26,6 +26,7 @@ from steer_llm_sdk.orchestration.versions import (
     Who,
     check_spec,
     choose,
+    deprecated,
     is_in_share,
     rank,
     satisfies,
@@ -273,9 +274,9 @@ class ToolRegistry:
         sunset: date | None = None,
         successor: str | None = None,
     ) -> None:
-        """Warn whoever gets a version, and give it to nobody from `sunset` on."""
-        since = self._today() if since is None else since
-        self.set_release(name, version, Release(state="deprecated", since=since, sunset=sunset, successor=successor))
+        """Warn whoever gets a version, and give it to nobody from `sunset` on. `since` is today, or the sunset where
+        that has been."""
+        self.set_release(name, version, deprecated(since, sunset, successor, self._today()))
 
     def release_of(self, name: str, version: str) -> Release:
         return self._releases.get(name, {}).get(version, ACTIVE)

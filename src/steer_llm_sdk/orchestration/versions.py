@@ -130,6 +130,8 @@ class Release:
         for name in ("since", "sunset"):
             if getattr(self, name) is not None and type(getattr(self, name)) is not date:
                 raise InvalidRequest(name, getattr(self, name), "give a date")
+        if self.since is not None and self.sunset is not None and self.sunset < self.since:
+            raise InvalidRequest("sunset", str(self.sunset), f"give a day from {self.since} on, when it is deprecated")
         if self.successor is not None and not isinstance(self.successor, str):
             raise InvalidRequest("successor", self.successor, 'give a name, as in "text_analyzer>=2"')
 
@@ -152,6 +154,14 @@ class Release:
 
 
 ACTIVE = Release()
+
+
+def deprecated(since: date | None, sunset: date | None, successor: str | None, today: date) -> Release:
+    """`since` None: today, or the sunset where that has been."""
+    if since is None:
+        since = sunset if type(sunset) is date and sunset < today else today
+    return Release(state="deprecated", since=since, sunset=sunset, successor=successor)
+
 
 Who = Mapping[str, str]
 """Who asks, by the kinds of keys that tell callers apart; "run" is for those who have none."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import InvalidRequest, a_kind
 from steer_llm_sdk.models.events import (
     StreamCompleteEvent,
     StreamDeltaEvent,
@@ -297,7 +297,7 @@ class RunEvents(EventManager):
         assert self._redactor is not None
         cleaned = self._redactor(content)
         if not isinstance(cleaned, dict):
-            raise TypeError(f"redactor_cb returned a {type(cleaned).__name__}; it must return a dict")
+            raise TypeError(f"redactor_cb returned {a_kind(cleaned)}; it must return a dict")
         return cleaned
 
     def _hand_over(self, handler: Handler, event: StreamEvent) -> None:

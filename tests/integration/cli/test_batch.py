@@ -341,3 +341,49 @@ def test_results_go_into_a_file_that_can_be_read_again(folder: Folder, out: str)
     ran = Ran("--batch", str(folder.batch), "--out", out, "-m", MODEL)
     assert ran.code == Exit.BAD_INPUT
     assert "what is there cannot be read again" in ran.err
+
+
+# what it cost
+
+
+OWN = """
+from steer_llm_sdk import tool
+
+@tool
+def own(text: str) -> object:
+    if text == "broken":
+        raise KeyError(text)
+    return {"content": text, "cost_usd": 1.0} if text == "dear" else text
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "cost", "unknown", "says"),
+    [
+        (["mute", "mute"], None, 2, "2 succeeded · cost unknown · "),
+        (["mute", "dear"], 1.0, 1, "$1.00 list price, and 1 line of unknown cost"),
+        (["mute", "broken"], None, 2, "1 failed · cost unknown · "),
+        ([{"request": "A text.", "tool_name": "text_analyzer"}], 0.0, 0, "1 of 1 lines · 1 succeeded · out.jsonl"),
+    ],
+)
+def test_a_cost_that_nobody_told_is_unknown_and_neither_zero_nor_simulated(
+    lines: list[Any], cost: float | None, unknown: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    Path("own.py").write_text(OWN, encoding="utf-8")
+    Folder(tmp_path).write(lines)
+    ran = Ran("--batch", "in.jsonl", "--out", "out.jsonl", "--tool", "own:own", "--json")
+    account = json.loads(ran.out)
+    assert (account["cost_usd"], account["cost_unknown"], account["simulated"]) == (cost, unknown, False)
+    assert says in ran.err
+
+
+def test_the_lines_come_from_standard_input_too(folder: Folder) -> None:
+    given = b'"A text."\n7\n'
+    asked = ["run", "--batch", "-", "--out", str(folder.out), "--tool", "text_analyzer", "--json"]
+    refused = CliRunner().invoke(app, asked, input=given)
+    assert (refused.exit_code, folder.out.exists()) == (Exit.BAD_INPUT, False)
+    assert "standard input, line 2" in refused.stderr
+    ran = CliRunner().invoke(app, asked, input=given[:-2])
+    assert (ran.exit_code, json.loads(ran.stdout)["succeeded"]) == (Exit.OK, 1)

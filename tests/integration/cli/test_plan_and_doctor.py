@@ -134,7 +134,7 @@ def test_where_no_tool_can_serve_it_says_why_and_exits_as_a_run_would() -> None:
         (["x", "--planner", "nowhere:planner"], "No module named 'nowhere'"),
         (["x", "--planner", "my_app:nothing"], "has no attribute 'nothing'"),
         (["x", "--planner", "broken_app:planner"], "ZeroDivisionError"),
-        (["x", "--planner", "my_app:number"], "it is a int; only a RuleBasedPlanner can say why"),
+        (["x", "--planner", "my_app:number"], "it is an int; only a RuleBasedPlanner can say why"),
         (["x", "--planner", "my_app:planner", "--open", "nobody"], "--open: 'nobody' cannot be used; the tools are"),
         (["x", "--budget", "tokens=-1"], "give a positive number after the ="),
     ],
@@ -278,7 +278,7 @@ def test_a_tool_of_ones_own_that_is_installed_nowhere_is_run_by_its_module(tmp_p
     )
     assert Ran("run", '{"n": 21}', "--tool", "own_app:twice").out == "42\n"
     refused = Ran("run", "x", "--tool", "my_app:number")
-    assert (refused.code, "it is a int; name a function with @tool" in refused.err) == (2, True)
+    assert (refused.code, "it is an int; name a function with @tool" in refused.err) == (2, True)
 
 
 def test_doctor_and_help_keep_to_eighty_columns() -> None:

@@ -236,6 +236,10 @@ def test_the_file_is_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.M
     [
         (["canary", "writer", "2.0", "1.5"], "share: 1.5 cannot be used; give a number from 0 to 1"),
         (["deprecate", "writer", "1.0", "--sunset", "soon"], "--sunset: 'soon' cannot be used; write a day"),
+        (
+            ["deprecate", "writer", "1.0", "--since", "2027-01-01", "--sunset", "2026-01-01"],
+            "--sunset: '2026-01-01' cannot be used; give a day from 2027-01-01 on",
+        ),
         (["list", "--tools", "nowhere"], "No module named 'nowhere'"),
         (["promote", "writer"], "Missing argument 'VERSION'"),
     ],
@@ -253,3 +257,19 @@ def test_a_file_that_is_broken_is_left_as_it_is() -> None:
     assert ran.code == 2
     assert "it is not TOML" in ran.err
     assert Path("releases.toml").read_text(encoding="utf-8") == "broken"
+
+
+def test_a_name_that_no_tool_has_yet_is_warned_of_and_one_that_is_installed_or_written_is_not() -> None:
+    warned = Ran("tools", "promote", "nobody", "1.0")
+    assert (warned.code, "no tool 'nobody' is installed, nor is there one in releases.toml" in warned.err) == (0, True)
+    assert Ran("tools", "promote", "text_analyzer", "1.0").err == ""
+    Ran("tools", "canary", "writer", "2.0", "0.1")
+    assert Ran("tools", "promote", "writer", "2.0").err == ""
+
+
+def test_what_a_module_prints_is_not_in_the_json() -> None:
+    Path("loud.py").write_text("print('loud')\nfrom my_tools import *\n", encoding="utf-8")
+    for command in (["tools", "list"], ["plan", "explain", "q"]):
+        ran = Ran(*command, "--tools", "loud", "--json")
+        assert (ran.code, bool(ran.json)) == (0, True)
+        sys.modules.pop("loud", None)

@@ -333,3 +333,25 @@ def test_why_an_answer_is_partial_is_said_beside_the_json_too() -> None:
 
 def test_without_json_a_tool_prints_where_it_likes(talkative: str) -> None:
     assert "asked\n" in Ran("q", "--tool", talkative).out
+
+
+BROKEN = """
+from steer_llm_sdk import tool
+from steer_llm_sdk.errors import InvalidRequest
+
+@tool
+def bug(text: str) -> str:
+    return int(text)
+
+@tool
+def picky(text: str) -> str:
+    raise InvalidRequest("text", text, "give a number")
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("bug", Exit.FAILED), ("picky", Exit.BAD_INPUT)])
+def test_a_bug_of_a_tool_is_no_bad_input_and_its_word_on_the_request_is(
+    name: str, code: Exit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _module("broken_tools", BROKEN, tmp_path, monkeypatch)
+    assert Ran("x", "--tool", f"{module}:{name}").code == code

@@ -20,6 +20,7 @@ from steer_llm_sdk.errors import (
     ProviderError,
     ToolExecutionError,
     ToolNotFound,
+    a_kind,
 )
 from steer_llm_sdk.reliability.classify import classify
 
@@ -144,3 +145,7 @@ def test_a_provider_error_is_believed_when_somebody_sets_is_retryable() -> None:
     error.is_retryable = True
     assert error.is_retryable
     assert isinstance(error.original_error, KeyError)
+
+
+def test_a_type_has_the_article_that_its_name_is_spoken_with() -> None:
+    assert [a_kind(value) for value in (1, object(), "", b"")] == ["an int", "an object", "a str", "bytes"]

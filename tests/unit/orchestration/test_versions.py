@@ -22,6 +22,7 @@ from steer_llm_sdk.orchestration.release_files import read_releases, write_relea
 from steer_llm_sdk.orchestration.versions import (
     ACTIVE,
     Release,
+    deprecated,
     is_in_share,
     place_of,
     satisfies,
@@ -676,3 +677,10 @@ async def test_what_was_taken_back_stays_so_until_the_file_says_something_else(t
     write_releases(path, {"t": {"2.0": Release(state="canary", share=0.6, margin=1.0)}})
     assert set(await versions_served(runner, 20)) == {"1.0", "2.0"}
     assert read_releases(path)["t"]["2.0"].margin == 1.0
+
+
+def test_a_sunset_before_the_deprecation_is_refused_and_one_that_has_been_needs_no_beginning() -> None:
+    with pytest.raises(InvalidRequest, match="sunset: '2026-01-01' cannot be used; give a day from 2026-02-01 on"):
+        Release(state="deprecated", since=date(2026, 2, 1), sunset=date(2026, 1, 1))
+    assert deprecated(None, date(2020, 1, 1), None, TODAY).since == date(2020, 1, 1)
+    assert deprecated(None, date(2999, 1, 1), None, TODAY).since == TODAY

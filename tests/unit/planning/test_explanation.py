@@ -54,7 +54,7 @@ def test_every_rule_says_which_condition_failed_with_what_value() -> None:
     assert (condition.value, condition.holds, condition.problem) == ("text", False, None)
     assert not by_name["type_image"].matches
     assert by_name["broken"].conditions[0].holds is None
-    assert by_name["broken"].problem == "gt: the value is a str, compared with a int"
+    assert by_name["broken"].problem == "gt: the value is a str, compared with an int"
     assert by_name["mute"].problem == "it has no action"
 
 

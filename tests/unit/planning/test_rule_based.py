@@ -339,7 +339,7 @@ async def test_mixed_types_skip_the_rule_for_this_request_only() -> None:
     assert decision.metadata == {
         "selection_method": "default",
         "order_of_registration": ["selected_tool"],
-        "skipped_rules": {"big": "gt: the value is a str, compared with a int"},
+        "skipped_rules": {"big": "gt: the value is a str, compared with an int"},
     }
     assert (await planner.plan({"n": 6}, tools(a="", b=""))).metadata["matched_rule"] == "big"
 

@@ -10,6 +10,7 @@ from itertools import combinations
 from sys import intern
 from typing import Any, NamedTuple
 
+from steer_llm_sdk.errors import a_kind
 from steer_llm_sdk.orchestration.planning._conditions import (
     Check,
     Unfit,
@@ -156,7 +157,7 @@ def _options_of(action: RuleAction) -> Callable[[Any, PlanRequest | None], Mappi
     def options(request: Any, context: PlanRequest | None) -> Mapping[str, Any]:
         made = transform(request, fresh(), context)
         if not isinstance(made, Mapping):
-            raise Unfit(f"option_transformer: returned a {type(made).__name__}, not a mapping of options")
+            raise Unfit(f"option_transformer: returned {a_kind(made)}, not a mapping of options")
         return dict(made)
 
     return options

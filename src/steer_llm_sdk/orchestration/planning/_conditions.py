@@ -9,6 +9,7 @@ from functools import lru_cache
 from operator import gt, lt
 from typing import Any
 
+from steer_llm_sdk.errors import a_kind
 from steer_llm_sdk.orchestration.planning import _needles
 from steer_llm_sdk.orchestration.planning._guards import Guard, Item, Present, Range, Value, Words
 from steer_llm_sdk.orchestration.planning.rules import RuleCondition
@@ -376,7 +377,7 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 
 
 def _kind(value: object) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"
+    return "null" if value is None else a_kind(value)
 
 
 def _short(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from steer_llm_sdk.errors import NoEligibleTool
+from steer_llm_sdk.errors import NoEligibleTool, a_kind
 from steer_llm_sdk.orchestration.planning._conditions import checker, reader
 from steer_llm_sdk.orchestration.planning._request import default_options, task_type_of
 from steer_llm_sdk.orchestration.planning._search import reason_of
@@ -191,4 +191,4 @@ def _described(value: Any) -> str:
     try:
         return reprlib.repr(value)
     except Exception:  # a number of 6000 digits, an object that cannot describe itself
-        return f"a {type(value).__name__}"
+        return a_kind(value)
