@@ -18,6 +18,8 @@ break its promise, which is kept without it.
     sh scripts/prove load [--seconds 60] [--planted 8]
 
 All of it shares the cores of one machine: who asks, the provider, and the service. Nothing else should run on it.
+Chat completions are asked by a process of their own: the one that makes the load reads 600 answers and 400 events a
+second, and what comes while it does so would wait for it, whoever sent it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -351,6 +353,19 @@ class Seen:
     """Milliseconds that a pair differed by, streamed or whole."""
     measured: bool = False
 
+    def add(self, other: Mapping[str, Any]) -> None:
+        """What another process saw, as `told` gives it."""
+        self.sent.update(other["sent"])
+        self.answered.update(other["answered"])
+        self.wrong += other["wrong"]
+        self.took |= other["took"]
+        for streamed, differed in self.added.items():
+            differed += other["added"]["streamed" if streamed else "whole"]
+
+    def told(self) -> dict[str, Any]:
+        added = {"streamed": self.added[True], "whole": self.added[False]}
+        return {"sent": self.sent, "answered": self.answered, "wrong": self.wrong, "took": self.took, "added": added}
+
     def note(self, kind: str, seconds: float) -> None:
         self.answered[kind] += 1
         if self.measured:
@@ -433,8 +448,8 @@ class Asking:
         assert status == 202, told
         async with self.service.asked("GET", told["events"]) as answer:
             text = (await answer.rest()).decode()
-        numbers = [int(number) for number in re.findall(r'"number": (\d+)', text)]
-        ended = text.rstrip().endswith('data: {"state": "succeeded", "error": null}')
+        numbers = [int(number) for number in re.findall(r'"number": ?(\d+)', text)]
+        ended = json.loads(text.rstrip().rpartition("data: ")[2]) == {"state": "succeeded", "error": None}
         if numbers == list(range(ticks)) and ended:
             self.seen.note("stream", 0.0)
         else:
@@ -499,7 +514,7 @@ async def loaded(
     for _ in range(20):  # So that each process has met all of it once: a new connection is either's.
         first = Asking(service, provider)
         await asyncio.wait_for(asyncio.gather(first.run(), first.ask(), first.pair()), 90)
-        assert not first.seen.wrong, first.seen.wrong
+        seen.wrong += first.seen.wrong  # A planted defect may strike already.
         first.service.close()
         first.provider.close()
     earlier = await calls(provider)
@@ -509,6 +524,16 @@ async def loaded(
     ticks = round((WARM + seconds + then) / TICK)
     streams = [loop.create_task(asking.follow(ticks)) for _ in range(round(STREAMS * share))]
     memory: dict[int, list[tuple[float, float]]] = {pid: [] for pid in before}
+
+    comparing = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, "--compare", service, provider, str(seconds)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 26,
+    )
+    assert comparing.stdin is not None
+    assert comparing.stdout is not None
+    await comparing.stdout.readline()  # It is there.
 
     async def watch() -> None:
         began = loop.time()
@@ -528,15 +553,18 @@ async def loaded(
         took = max(seconds, loop.time() - began - 3 * WORK)
         return tuple(got[kind] / took for kind in ("work", "ask"))
 
-    first = ((RATE * share, asking.run), (PAIRS, asking.pair))
-    await stage(WARM, *first)
+    comparing.stdin.write(b"begin\n")
+    await stage(WARM, (RATE * share, asking.run))
     gc.collect()
     gc.freeze()
-    used = {pid: cpu(pid) for pid in (*before, os.getpid(), serves_as_provider)}
+    used = {pid: cpu(pid) for pid in (*before, os.getpid(), comparing.pid, serves_as_provider)}
     seen.measured = True
-    in_process, _ = await stage(seconds, *first, beside=watch())
+    in_process, _ = await stage(seconds, (RATE * share, asking.run), beside=watch())
     seen.measured = False
     busy = {pid: 100 * (cpu(pid) - was) / seconds for pid, was in used.items()}
+    seen.add(json.loads(await asyncio.wait_for(comparing.stdout.readline(), 30)))
+    comparing.stdin.close()
+    await comparing.wait()
     _, at_provider = await stage(then, (BEGUN * PROVIDER_RATE * share, asking.ask))
     await asking.settled()
     done, late = await asyncio.wait(streams, timeout=15)
@@ -595,13 +623,30 @@ async def loaded(
     found.lines.append(
         f"         a run of {1000 * WORK:.0f} ms: {quantile(runs, 0.5):.1f} ms, p99 {quantile(runs, 0.99):.1f} ms"
     )
-    *cores, asks, provides = (f"{part:.0f} %" for part in busy.values())
+    *cores, asks, pairs_ask, provides = (f"{part:.0f} %" for part in busy.values())
     each = 10 * sum(busy[pid] for pid in before) / (RATE * share)
     found.lines.append(
-        f"         of a core each: the service {', '.join(cores)}, who asks {asks}, the provider {provides}; "
-        f"for each run {each:.2f} ms of the service, with all that it does beside"
+        f"         of a core each: the service {', '.join(cores)}, who asks {asks}, {pairs_ask}, "
+        f"the provider {provides}; for each run {each:.2f} ms of the service, with all that it does beside"
     )
     return found
+
+
+async def compared(service: str, provider: str, seconds: float) -> None:
+    """Asks for chat completions, and prints what it saw. In a process of its own."""
+    asking = Asking(service, provider)
+    await asking.pair()
+    print("there", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await asking.at_a_rate(PAIRS, WARM, asking.pair)
+    gc.collect()
+    gc.freeze()
+    asking.seen.measured = True
+    await asking.at_a_rate(PAIRS, seconds, asking.pair)
+    asking.seen.measured = False
+    await asking.settled()
+    print(json.dumps(asking.seen.told()), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)  # So that it can be seen how much of a core it had.
 
 
 async def quiet(asking: Asking, before: dict[int, dict[str, int]], processes: int) -> dict[int, dict[str, int]]:
@@ -679,7 +724,11 @@ def main() -> None:
         "--planted", type=float, default=8.0, help="seconds for each planted defect; 0 for none of them"
     )
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--compare", nargs=3, metavar=("SERVICE", "PROVIDER", "SECONDS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.compare:
+        asyncio.run(compared(*asked.compare[:2], float(asked.compare[2])))
+        return
     found = once(None, asked.seconds, asked.processes)
     print(
         f"{asked.processes} processes on {os.cpu_count()} cores, {STREAMS} streams, {RATE} runs/s, "

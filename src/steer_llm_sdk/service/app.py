@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import threading
 import time
@@ -168,8 +169,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
         return refused(request, Problem(400, why, error="InvalidRequest", field="body"))
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     known = {"extra_forbidden": "there is no such field; leave it out", "missing": "it is needed; give it"}
+    if place == "body" and first["type"] != "missing" and not _JSON.match(request.headers.get("content-type", "")):
+        known[first["type"]] = "send JSON, as Content-Type: application/json"  # Else nobody reads it as JSON.
     why = f"{place}: {known.get(first['type'], first['msg'])}"
     return refused(request, Problem(400, why, error="InvalidRequest", field=place))
+
+
+_JSON = re.compile(r"application/(?:[\w.-]+\+)?json[ \t]*(?:;|$)", re.IGNORECASE)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

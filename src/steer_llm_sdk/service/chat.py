@@ -191,6 +191,8 @@ class _Passage(Tool):
                         raise BadResponse(f"an answer of {endpoint.target} is no completion", endpoint.target)
                     return Answered(response.status, passed, redacted(secret, body), format.usage(answer))
                 return await _pass_on(exchange, endpoint, response, passed)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _distrust(endpoint, url, error) from error
         except aiohttp.ServerTimeoutError as error:
             raise ProviderTimeout(f"no answer from {endpoint.target}", endpoint.target) from error
         except (aiohttp.ClientError, OSError) as error:
@@ -199,6 +201,19 @@ class _Passage(Tool):
             if exchange.head.done():
                 failure.is_retryable = False  # Some of it was shown.
             raise failure from error
+
+
+def _distrust(endpoint: Endpoint, url: URL, error: aiohttp.ClientConnectorCertificateError) -> ConnectionFailed:
+    """Another attempt would find the same certificate."""
+    why = getattr(error.certificate_error, "verify_message", None) or type(error.certificate_error).__name__
+    failure = ConnectionFailed(
+        f"the certificate of {endpoint.target} ({url.host}) is not trusted: {why}; have SSL_CERT_FILE name a bundle "
+        "that has its authority, before the service starts",
+        endpoint.target,
+        sent=False,
+    )
+    failure.is_retryable = False
+    return failure
 
 
 @lru_cache(1024)

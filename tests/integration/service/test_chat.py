@@ -128,6 +128,14 @@ def test_a_stream_arrives_byte_for_byte(serve: Serve) -> None:
         assert answer.content == b"".join(PIECES)
 
 
+def test_a_header_that_comes_twice_is_passed_on_with_both_values(serve: Serve) -> None:
+    twice = [*JSON.items(), ("openai-beta-x", "one"), ("OpenAI-Beta-X", "two, three"), ("X-Other", "no")]
+    with wire((200, twice, CALL)) as upstream, serve(**at(upstream.url)).client() as client:
+        answer = client.post("/v1/chat/completions", json=ASKED)
+    assert (answer.status_code, answer.headers["openai-beta-x"]) == (200, "one, two, three")
+    assert "x-other" not in answer.headers
+
+
 def test_the_official_client_gets_tool_calls_and_usage(serve: Serve) -> None:
     with wire((200, JSON, CALL), (200, SSE, PIECES)) as upstream, client_of(serve(**at(upstream.url))) as client:
         whole = client.chat.completions.create(**ASKED)  # type: ignore[call-overload]

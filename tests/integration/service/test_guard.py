@@ -141,6 +141,31 @@ def test_a_body_that_is_too_long_or_too_deep_is_not_read(serve: Serve) -> None:
         assert len(tool.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "said"),
+    [
+        ("application/json; charset=utf-8", b'{"request": 1, "tool_name": "t"}', 200, ""),
+        ("application/vnd.run+json", b'{"request": 1, "tool_name": "t"}', 200, ""),
+        ("text/plain", b'{"request": 1, "tool_name": "t"}', 400, "body: send JSON, as Content-Type: application/json"),
+        ("", b'{"request": 1, "tool_name": "t"}', 400, "body: send JSON, as Content-Type: application/json"),
+        ("application/jsonlines", b"{}", 400, "body: send JSON, as Content-Type: application/json"),
+        ("application/json", b"", 400, "body: it is needed; give it"),
+        ("application/json", b"{", 400, "it is no JSON from character 1 on"),
+        ("application/json", b'{"request": "\xff"}', 400, "body: it is no UTF-8"),
+        ("application/json", b"[1]", 400, "body: Input should be"),
+        ("application/json", b"{}", 400, "request: it is needed; give it"),
+        ("application/json", b'{"request": 1, "tool": "t"}', 400, "tool: there is no such field; leave it out"),
+        ("application/json", b'{"request": 1, "tool_options": 3}', 400, "tool_options: Input should be"),
+    ],
+)
+def test_the_body_of_a_run_is_read_or_it_is_said_what_is_wrong_with_it(
+    serve: Serve, kind: str, body: bytes, status: int, said: str
+) -> None:
+    with serve(ScriptedTool("t")).client() as client:
+        answer = client.post("/v1/runs", content=body, headers={"Content-Type": kind} if kind else {})
+        assert (answer.status_code, said in answer.json().get("detail", "")) == (status, True), answer.text
+
+
 def test_a_long_body_is_looked_at_beside_the_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second for ten megabytes, in which nobody else would be served."""
     holds_the_loop, whole = [], guard.check_values
