@@ -10,7 +10,7 @@ from typing import Any
 import rfc8785
 from pydantic import BaseModel
 
-from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.errors import InvalidRequest, a_kind
 
 MAX_DEPTH = 200
 _SAFE_INTEGER = 2**53 - 1
@@ -85,7 +85,7 @@ def _jsonable(value: Any, depth: int) -> Any:
         return {_key(k): _jsonable(v, depth - 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_jsonable(v, depth - 1) for v in value]
-    raise _no_json(value, f"a {type(value).__name__} is no JSON value")
+    raise _no_json(value, f"{a_kind(value)} is no JSON value")
 
 
 def _dumped(model: BaseModel) -> Any:
