@@ -71,12 +71,13 @@ def test_what_is_one_tenants_is_not_there_for_another(serve: Serve) -> None:
         key = {"Idempotency-Key": "same"}
         body = BODY | {"options": {"budgets": [{"name": "team", "tokens": 10_000}]}}
         run_id = a.post("/v1/runs", json=body, headers=key).json()["id"]
-        for path in ("/v1/runs/{}", "/v1/runs/{}/events"):
+        views = ("/view/runs/{}/shown", "/view/runs/{}/evidence/shown")
+        for path in ("/v1/runs/{}", "/v1/runs/{}/events", *views):
             foreign, missing = b.get(path.format(run_id)), b.get(path.format("0" * 32))
             assert foreign.status_code == missing.status_code == 404
             assert foreign.json() == missing.json()
-        for path in ("/view/runs/{}/shown", "/view/runs/{}/evidence/shown"):
-            foreign, missing = b.get(path.format(run_id)), b.get(path.format("0" * 32))
+        for path in views:
+            foreign, missing = (b.get(path.format(each), headers={"HX-Request": "true"}) for each in (run_id, "0" * 32))
             assert "It is not there" in foreign.text
             assert (foreign.status_code, foreign.text) == (missing.status_code, missing.text)
         assert b.delete(f"/v1/runs/{run_id}").status_code == 404

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 from urllib.parse import parse_qs
 
@@ -21,11 +22,15 @@ def add(app: FastAPI, state: State) -> None:
 
     keyed = state.keyed
 
-    async def known(run_id: str, caller: Caller) -> Run | None:
+    async def shown(request: Request, run_id: str, caller: Caller, show: Callable[[Run], Response]) -> Response:
+        """A page of ours, which asks by htmx, is answered in words where there is no such run: a 404 would stand on the
+        browser's console."""
         try:
-            return await book.get(caller.tenant, run_id_of(run_id))
-        except Problem:
-            return None
+            return show(await book.get(caller.tenant, run_id_of(run_id)))
+        except Problem as problem:
+            if problem.status != 404 or "hx-request" not in request.headers:
+                raise
+            return view.gone()
 
     async def require(run_id: str, caller: Caller) -> None:
         """Where no key is asked for, the page itself can say that there is no such run."""
@@ -47,9 +52,8 @@ def add(app: FastAPI, state: State) -> None:
         return view.page(f"Run {run_id[:8]}", f"/view/runs/{run_id}/shown", "", keyed)
 
     @app.get("/view/runs/{run_id}/shown", include_in_schema=False)
-    async def run_shown(run_id: str, caller: Known) -> Response:
-        found = await known(run_id, caller)
-        return view.gone() if found is None else view.fragment(view.run_shown(found), last=found.over)
+    async def run_shown(run_id: str, request: Request, caller: Known) -> Response:
+        return await shown(request, run_id, caller, lambda run: view.fragment(view.run_shown(run), last=run.over))
 
     @app.get("/view/runs/{run_id}/evidence", include_in_schema=False)
     async def evidence_page(run_id: str, caller: Known) -> Response:
@@ -57,10 +61,14 @@ def add(app: FastAPI, state: State) -> None:
         return view.page(f"Evidence of run {run_id[:8]}", f"/view/runs/{run_id}/evidence/shown", "", keyed, report=True)
 
     @app.get("/view/runs/{run_id}/evidence/shown", include_in_schema=False)
-    async def evidence_shown(run_id: str, caller: Known) -> Response:
-        found = await known(run_id, caller)
-        report = None if found is None else view.evidence(found)
-        return view.gone() if report is None else view.fragment(report, last=True)
+    async def evidence_shown(run_id: str, request: Request, caller: Known) -> Response:
+        def show(run: Run) -> Response:
+            report = view.evidence(run)
+            if report is None:
+                raise Problem(404, "the run has no evidence bundle")
+            return view.fragment(report, last=True)
+
+        return await shown(request, run_id, caller, show)
 
     @app.get("/view/providers", include_in_schema=False)
     async def providers_page() -> Response:
