@@ -125,8 +125,9 @@ def expect_answers(count: int) -> None:
 class Attempt(TypedDict):
     """One line of a run's timeline, as the output shows it. Times are ms; `started_ms` counts from the run's start.
 
-    `queued_ms`, before that, went by in the queue of a rate limit. `spent` is there where an attempt was cancelled: its
-    worst case is in usage and cost, or nothing is, for nobody knows.
+    `replicate` is the answer of a bundle that it was for, as "r1". `queued_ms`, before `started_ms`, went by in the
+    queue of a rate limit. `spent` is there where an attempt was cancelled: its worst case is in usage and cost, or
+    nothing is, for nobody knows.
     """
 
     tool: str
@@ -136,6 +137,7 @@ class Attempt(TypedDict):
     elapsed_ms: float
     outcome: Literal["running", "succeeded", "failed", "cancelled"]
     model: NotRequired[str]
+    replicate: NotRequired[str]
     queued_ms: NotRequired[float]
     spent: NotRequired[Literal["estimated", "unknown"]]
     error: NotRequired[dict[str, Any]]

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from steer_llm_sdk.errors import ProviderError, Rejected
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.orchestration._call import Attempt, Call, Policies, Spent, Usage, WatchedScope, current
+from steer_llm_sdk.orchestration._call import Attempt, Call, Policies, Spent, Usage, WatchedScope, current, replicate
 from steer_llm_sdk.orchestration._result import describe_error, json_mapping, readable
 from steer_llm_sdk.reliability._pipeline import Next, Policy, compose
 from steer_llm_sdk.reliability.budget import Reserve, charge_of_failure, tell
@@ -251,6 +251,8 @@ def begin(call: Call) -> tuple[float, Attempt]:
     }
     if call.model is not None:
         line["model"] = call.model
+        if said := replicate.get():
+            line["replicate"] = said
     if call.queued:
         line["queued_ms"], call.queued = tenths(call.queued * 1000), 0.0
     run.timeline.append(line)

@@ -162,7 +162,7 @@ def _step(at: float, what: Mapping[str, Any] | str, end: float) -> str:
     outcome = escape(what["outcome"])
     error = (what.get("error") or {}).get("type", "")
     return (
-        f"<li>{when}{escape(what['tool'])} · {escape(what['provider'])} #{what['attempt']}"
+        f"<li>{when}{escape(_who(what))}"
         f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="bar {outcome}" x="{left:.1f}" width="{wide:.1f}" height="8"/></svg>'
         f"<span class={outcome}>{_SIGNS.get(what['outcome'], '')} {outcome}</span> after {what['elapsed_ms']:g} ms"
@@ -174,11 +174,20 @@ def _at(row: tuple[float, Any]) -> float:
     return row[0]
 
 
+def _asked(what: Mapping[str, Any]) -> str:
+    """The tool, and which of its answers an attempt was for."""
+    return " ".join((what["tool"], *([what["replicate"]] if "replicate" in what else [])))
+
+
+def _who(what: Mapping[str, Any]) -> str:
+    return f"{_asked(what)} · {what['provider']} #{what['attempt']}"
+
+
 def _said(what: Mapping[str, Any] | str) -> str:
     if isinstance(what, str):
         return what
     return (
-        f"{what['tool']} attempt {what['attempt']} at {what['provider']}: {what['outcome']}, {what['elapsed_ms']:g} ms"
+        f"{_asked(what)} attempt {what['attempt']} at {what['provider']}: {what['outcome']}, {what['elapsed_ms']:g} ms"
     )
 
 
@@ -191,7 +200,7 @@ def _drawn(number: int, at: float, what: Mapping[str, Any] | str, scale: float) 
             f'<text x="0" y="{y + 16}" class="mute">event</text>{mark}<text {side} y="{y + 16}">{escape(what)}</text>'
         )
     width = max(what["elapsed_ms"] * scale, 2)
-    name = f"{what['tool']} · {what['provider']} #{what['attempt']}"
+    name = _who(what)
     name = name if len(name) <= 34 else name[:33] + "…"
     sign = _SIGNS.get(what["outcome"], "")
     queued = what.get("queued_ms", 0) * scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,7 +17,9 @@ import pytest
 from served import Service, serving
 
 from steer_llm_sdk.orchestration import ReliabilityConfig
+from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
+from steer_llm_sdk.providers.simulated import shipped_recording
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
 Serve = Callable[..., Service]
@@ -446,6 +449,21 @@ def test_an_option_that_a_tool_does_not_take_is_named(serve: Serve) -> None:
         body = {"request": {"query": "x"}, "tool_name": "simple_bundle", "tool_options": {"k": "many"}}
         told = client.post("/v1/runs", json=body).json()
     assert told["errors"]["simple_bundle"]["field"] == told["content"]["error"]["field"] == "k"
+
+
+def test_an_attempt_for_an_answer_of_a_bundle_names_it(serve: Serve) -> None:
+    tools = (LLMBundleTool("ask", "recorded:demo"), ScriptedTool("t"))
+    with serve(*tools, simulated=True).client() as client:
+        asked = {"request": shipped_recording().questions[0].text, "tool_name": "ask"}
+        told, plain = (client.post("/v1/runs", json=body, timeout=60).json() for body in (asked, BODY))
+        pages = [client.get(f"/view/runs/{run['id']}/shown").text for run in (told, plain)]
+    lines = told["per_agent"]["ask"]["timeline"]
+    names = re.findall(r"</span> ask (r[0-9]) · recorded #1<svg", pages[0])
+    assert len(names) == len(lines) >= 2
+    assert {*names} == {line["replicate"] for line in lines} <= {"r1", "r2", "r3"}
+    assert len({*names}) == len(names)
+    assert f"ask {names[0]} attempt 1 at recorded: succeeded" in pages[0]
+    assert "</span> t · t #1<svg" in pages[1]
 
 
 def test_the_page_of_a_run_that_was_refused_before_a_tool_was_found_claims_none(serve: Serve) -> None:
