@@ -117,7 +117,8 @@ class _Traced:
             options: Any = None,
             event_manager: EventManager | None = None,
         ) -> OrchestrationOutput:
-            if not self._wanted():
+            # What is no event manager is refused by the run.
+            if not self._wanted() or not isinstance(event_manager, (EventManager, type(None))):
                 return await plain(request, tool_name, tool_options, options, event_manager)
             return await self._traced(request, tool_name, tool_options, options, event_manager)
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import BaseModel
 
 from steer_llm_sdk import Budget
-from steer_llm_sdk.errors import BudgetExceeded, ProviderUnavailable
+from steer_llm_sdk.errors import BudgetExceeded, InvalidRequest, ProviderUnavailable
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     ReliabilityConfig,
@@ -300,6 +300,11 @@ async def test_the_callers_own_events_are_told_as_well() -> None:
     seen = Seen(Plays("t"))
     await seen.runner.run("q", event_manager=EventManager(on_create_event=lambda event: heard.append(event.type)))
     assert heard == ["start", "complete"]
+
+
+async def test_what_is_no_event_manager_is_refused_as_it_is_without_telemetry() -> None:
+    with pytest.raises(InvalidRequest, match="event_manager"):
+        await Seen(Plays("t")).runner.run("q", event_manager=5)  # type: ignore[arg-type]
 
 
 async def test_a_stream_and_many_runs_are_traced_too() -> None:
