@@ -147,8 +147,8 @@ DEFECTS = (
     Planted(
         "in the shadow the other one serves",
         LEARNED,
-        "        chosen = choice.default or 0 if self.shadow else would\n",
-        "        chosen = would\n",
+        "        return choice.default or 0 if self.shadow else choice.chosen\n",
+        "        return choice.chosen\n",
         OF_LEARNING,
     ),
     # ── budget ──
@@ -169,8 +169,8 @@ DEFECTS = (
     Planted(
         "what a fallback costs is not spent",
         LEARNED,
-        "        more, line, freed = self._learn(other, reward, outcome.cost_usd, outcome.duration_ms)\n",
-        "        more, line, freed = self._learn(other, reward, None, outcome.duration_ms)\n",
+        "characters, None, 0.0, pending.prompt, None, row=pending.row)\n",
+        "characters, None, 0.0, pending.prompt, None, row=pending.row, decided=False)\n",
         OF_LEARNING,
     ),
     Planted(
@@ -278,8 +278,8 @@ DEFECTS = (
     Planted(
         "each stage of a chain gets the first request",
         IN_TURN,
-        "                    here = View(run, _request_of(done[-1].answer, stage))\n",
-        "                    _request_of(done[-1].answer, stage)\n",
+        "                    here = View(run, await _request_of(done[-1].answer, stage))\n",
+        "                    await _request_of(done[-1].answer, stage)\n",
         OF_STRATEGIES,
     ),
     Planted(
