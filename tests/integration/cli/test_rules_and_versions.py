@@ -114,9 +114,9 @@ def test_the_findings_are_json_where_that_is_asked_for() -> None:
 
 def test_the_rules_of_a_planner_are_checked_too(tmp_path: Path) -> None:
     code = "from steer_llm_sdk.orchestration.planning import *\nplanner = RuleBasedPlanner([PlanningRule('mute')])\n"
-    (tmp_path / "own.py").write_text(code, encoding="utf-8")
-    ran = Ran("plan", "check", "--planner", "own:planner", "--json")
-    sys.modules.pop("own", None)
+    (tmp_path / "mute.py").write_text(code, encoding="utf-8")
+    ran = Ran("plan", "check", "--planner", "mute:planner", "--json")
+    sys.modules.pop("mute", None)
     assert (ran.code, [problem["kind"] for problem in ran.json["problems"]]) == (2, ["unusable"])
 
 
