@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from steer_llm_sdk.reliability.stores import Claim
+from steer_llm_sdk.reliability.stores import POLL, Claim
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 
@@ -307,3 +307,32 @@ def test_who_claims_a_key_while_it_is_settled_gets_the_result_or_waits(when: int
 
 def test_a_message_names_it_by_its_url() -> None:
     assert repr(MemoryStore()) == "memory://"
+
+
+# ── who waits on another event loop ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_key_is_wanted_as_long_as_the_last_of_those_who_watch_it_will_wait() -> None:
+    now = 100.0
+    store = MemoryStore(clock=lambda: now)
+    assert await store.wanted("k", 0) == store.wanted_now("k") == 0.0
+    async with store.watch("k", 5.0):
+        assert await store.wanted("k", 0) == 5.0
+        async with store.watch("k", 8.0), store.watch("other", 50.0):
+            assert (store.wanted_now("k"), store.wanted_now("other")) == (8.0, 50.0)
+        assert store.wanted_now("k") == 5.0
+        now = 104.0
+        assert store.wanted_now("k") == 1.0
+        now = 106.0
+        assert store.wanted_now("k") == 0.0
+    now = 100.0
+    assert store.wanted_now("k") == 0.0
+
+
+@pytest.mark.parametrize(("most", "after"), [(0.01, 0.01), (7.0, POLL)])
+async def test_who_watches_looks_again_every_50_ms_or_sooner(most: float, after: float) -> None:
+    loop = asyncio.get_running_loop()
+    async with MemoryStore().watch("k", 5.0) as changed:
+        began = loop.time()
+        await changed(most)
+        assert loop.time() - began == pytest.approx(after)

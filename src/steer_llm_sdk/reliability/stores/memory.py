@@ -95,7 +95,8 @@ class MemoryStore(Store):
     def wanted_now(self, key: str) -> float:
         """`wanted`, which has nothing to wait for."""
         with self._lock:
-            return max(0.0, max(self._wanted.get(key, (0.0,))) - self._clock())
+            waiting = self._wanted.get(key)
+            return max(0.0, max(waiting) - self._clock()) if waiting else 0.0
 
     def claim_now(self, key: str, fingerprint: str | bytes, lease: float, ttl: float) -> Claim:
         """`claim`, which has nothing to wait for."""
