@@ -233,4 +233,4 @@ async def test_what_is_no_event_manager_is_refused_before_anything_is_sent(manag
 @pytest.mark.parametrize("name", ["on_start", "on_delta", "on_usage", "on_complete", "on_error", "on_create_event"])
 def test_a_handler_that_cannot_be_called_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"^{name}: 5 cannot be used; give a function of one event"):
-        EventManager(**{name: 5})  # type: ignore[arg-type]
+        EventManager(**{name: 5})  # type: ignore[arg-type]  # That is what is refused.

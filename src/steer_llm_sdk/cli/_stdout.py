@@ -52,7 +52,7 @@ def open_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     if sys.platform != "win32" and (sys.stdout is None or _is(sys.stdout, 1)):
-        sys.stdout = sys.__stdout__ = Stdout(1, sys.stdout)  # type: ignore[misc]
+        sys.stdout = sys.__stdout__ = Stdout(1, sys.stdout)  # type: ignore[misc]  # Typed as final.
     if isinstance(sys.stderr, TextIOWrapper):
         sys.stderr.reconfigure(errors="replace")
 

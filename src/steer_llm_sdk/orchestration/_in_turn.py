@@ -19,6 +19,7 @@ from steer_llm_sdk.orchestration._stages import (
     Judge,
     One,
     Stage,
+    Staged,
     Strategy,
     View,
     any_usable,
@@ -39,13 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    stages: Sequence[Strategy]
-
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        return calls_of(self.stages)
-
+class Chain(Staged):
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
         done: list[Done] = []
         here = run
@@ -103,14 +98,9 @@ def chain(*stages: Stage) -> Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Cascade:
-    stages: Sequence[Strategy]
+class Cascade(Staged):
     bound: float
     verifier: Judge | None = None
-
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        return calls_of(self.stages)
 
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
         done: dict[int, Done] = {}

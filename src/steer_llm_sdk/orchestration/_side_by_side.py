@@ -15,17 +15,17 @@ from steer_llm_sdk.orchestration._result import ToolResult
 from steer_llm_sdk.orchestration._stages import (
     Done,
     Stage,
+    Staged,
     Strategy,
     any_usable,
     best_of,
-    calls_of,
     content_of,
     failures_of,
     strategies_of,
     time_is_up,
     traces_of,
 )
-from steer_llm_sdk.orchestration.fallback import Answer, NotAcceptable, ToolCall
+from steer_llm_sdk.orchestration.fallback import Answer, NotAcceptable
 from steer_llm_sdk.orchestration.models.evidence_bundle import (
     BundleMetadata,
     EvidenceBundle,
@@ -78,13 +78,7 @@ async def _side_by_side(
 
 
 @dataclass(frozen=True, slots=True)
-class Race:
-    stages: Sequence[Strategy]
-
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        return calls_of(self.stages)
-
+class Race(Staged):
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
         done, stopped = await _side_by_side(self.stages, run, wanted, life, any_usable)
         won = next((one for _, one in sorted(done.items()) if one.usable), None)
@@ -115,13 +109,8 @@ class _Together(Tool):
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
-    stages: Sequence[Strategy]
+class Merge(Staged):
     fields: Sequence[str] | None = None
-
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        return calls_of(self.stages)
 
     async def carry_out(self, run: Run, wanted: float | None, life: Life | None = None) -> Done:
         began = run.clock()
@@ -175,14 +164,9 @@ def merge(*stages: Stage, fields: Sequence[str] | None = None) -> Merge:
 
 
 @dataclass(frozen=True, slots=True)
-class Quorum:
+class Quorum(Staged):
     size: int
-    stages: Sequence[Strategy]
     same: Callable[[Any], Any] = field(default=canonical_json)
-
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        return calls_of(self.stages)
 
     def _groups(self, done: Mapping[int, Done]) -> list[list[int]]:
         """Those that say the same, the most first."""
@@ -224,4 +208,4 @@ def quorum(size: int, *stages: Stage, same: Callable[[Any], Any] = canonical_jso
     a quorum the answer of the most is returned, with status "partial"."""
     if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= len(stages):
         raise InvalidRequest("size", size, f"give a whole number from 2 to the number of stages, {len(stages)}")
-    return Quorum(size, strategies_of(stages, 2), same)
+    return Quorum(strategies_of(stages, 2), size, same)

@@ -115,6 +115,17 @@ def calls_of(stages: Iterable[Strategy]) -> tuple[ToolCall, ...]:
     return tuple(call for stage in stages for call in stage.calls)
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A strategy that is made of stages."""
+
+    stages: Sequence[Strategy]
+
+    @property
+    def calls(self) -> Sequence[ToolCall]:
+        return calls_of(self.stages)
+
+
 def time_is_up(run: Run) -> bool:
     """Then what was finished is kept, as a partial answer to who comes for it."""
     return run.deadline is not None and not run.deadline.remaining()

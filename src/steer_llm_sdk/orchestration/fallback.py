@@ -263,7 +263,7 @@ def _objection(tool: Tool, run: Run) -> Exception | None:
     if type(tool).validate_request is Tool.validate_request:
         return None
     try:
-        said: Any = tool.validate_request(copied(run.request))  # type: ignore[func-returns-value]
+        said: Any = tool.validate_request(copied(run.request))  # type: ignore[func-returns-value]  # None, unless it is async.
         if said is not None and inspect.iscoroutine(said):  # Of a tool that was never registered.
             said.close()
             raise TypeError(f"Tool '{tool.name}' validate_request: nobody awaits it; write def, and not async def")

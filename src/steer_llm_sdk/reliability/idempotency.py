@@ -87,6 +87,11 @@ class IdempotencyManager:
     def claims(self) -> Store:
         return self.hangar.store
 
+    @property
+    def in_memory(self) -> bool:
+        """No store was given: what is remembered is gone with this process."""
+        return self._store is None
+
     @cached_property
     def _kept(self) -> OrderedDict[str, tuple[float, Any]]:
         return OrderedDict()
@@ -254,7 +259,7 @@ class Flight(Generic[R]):
     async def left(self, store: Store) -> None:
         """The last caller here is gone. The work goes on while callers elsewhere wait for it: on another event loop, or
         in another process."""
-        if not self.holds or (type(store) is MemoryStore and not store.wanted_now(self.work.key)):
+        if not self.holds or (type(store) is MemoryStore and not store.wanted_now(self.work.key, self.token)):
             self.closing = True  # Nobody may join work that is being cancelled.
             await stop(self.task)
         else:
@@ -395,6 +400,23 @@ async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) ->
             # A turn of the loop earlier than callbacks of the task would.
             for woken in flight.waiting:
                 wake(woken)
+
+
+async def look(manager: IdempotencyManager, work: Work[Any]) -> Claim:
+    """What the key is to this work, before anybody begins it: "ours" says that nobody has it. Raises StoreUnavailable,
+    unless the work is done without a store then. A store can only be asked for the key itself: it gets it back."""
+    flight = manager.hangar.flights.get(work.key)
+    if flight is not None and not flight.task.done():
+        return Claim("theirs" if flight.work.mark == work.mark else "conflict")
+    try:
+        claim = await _claimed(manager, work)
+    except StoreUnavailable:
+        if work.run_unprotected:
+            return Claim("ours")
+        raise
+    if claim.kind == "ours":
+        await _go_on_behind(_quietly(manager.claims.release(work.key, claim.token)))
+    return claim
 
 
 async def _waited_for(claim: Claim, manager: IdempotencyManager, work: Work[R], flight: Flight[R]) -> Claim:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Literal, NamedTuple
 
-from steer_llm_sdk.errors import ConflictError, InFlight, OrchestratorError, StoreUnavailable
+from steer_llm_sdk.errors import ConflictError, InFlight
 from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.replay import KeyedRun
-from steer_llm_sdk.reliability.idempotency import ASK_AGAIN, PATIENCE, IdempotencyManager
-from steer_llm_sdk.reliability.stores import Claim
-from steer_llm_sdk.reliability.stores.memory import MemoryStore
+from steer_llm_sdk.reliability.idempotency import ASK_AGAIN, look
 
 
 class Keyed(NamedTuple):
@@ -35,33 +32,10 @@ async def keyed(
     """ConflictError where the key belongs to another request; InFlight where one is not to wait for a run with it."""
     run = orchestrator._accept(request, tool_name, tool_options, config, None)
     work = KeyedRun(run, orchestrator._work, orchestrator.executor.config.__dict__)
-    claim = await _looked_at(orchestrator.idempotency_manager, work)
+    claim = await look(orchestrator.idempotency_manager, work)
     if claim.kind == "conflict":
         raise ConflictError(work.name)
     if claim.kind == "theirs" and not work.wait:
         raise InFlight(work.name, ASK_AGAIN)
     ended = None if claim.result is None else work.load(claim.result).metadata.get("request_id")
     return Keyed(work.name, work.key, work.fingerprint, claim.kind, ended)
-
-
-async def _looked_at(manager: IdempotencyManager, work: KeyedRun) -> Claim:
-    """A store can only be asked for the key itself. Where it gives it, it gets it back."""
-    flight, store = manager.hangar.flights.get(work.key), manager.claims
-    if flight is not None and not flight.task.done():
-        return Claim("theirs" if flight.work.mark == work.mark else "conflict")
-    try:
-        async with asyncio.timeout(PATIENCE):
-            # Should this process end in between, nobody waits long for it.
-            if type(store) is MemoryStore:
-                claim = await store.claim(work.key, work.mark, PATIENCE, manager.ttl_seconds)
-            else:
-                claim = await store.claim(work.key, work.fingerprint, PATIENCE, manager.ttl_seconds)
-            if claim.kind == "ours":
-                await store.release(work.key, claim.token)
-            return claim
-    except Exception as error:
-        if work.run_unprotected:
-            return Claim("ours")
-        if isinstance(error, OrchestratorError):
-            raise
-        raise StoreUnavailable(f"{store!r} did not answer: {type(error).__name__}") from error

@@ -122,7 +122,7 @@ def create_app(
 def _remember_in(runs: str, orchestrator: ReliableOrchestrator) -> None:
     """Keyed runs, which it would remember in the memory of this process, beside the others: for all processes."""
     manager = orchestrator.idempotency_manager
-    if type(manager) is IdempotencyManager and manager._store is None:
+    if type(manager) is IdempotencyManager and manager.in_memory:
         kept = IdempotencyManager(manager.ttl_seconds, manager.max_entries, store=f"sqlite:///{runs}")
         orchestrator.idempotency_manager = kept
 

@@ -45,7 +45,7 @@ async def test_a_leader_that_leaves_leaves_the_work_to_those_on_other_loops(leav
     followers = [threading.Thread(target=follow) for _ in range(2)]
     for follower in followers:
         follower.start()
-    while not await runner.idempotency_manager.claims.wanted("default:k", 0):
+    while not await runner.idempotency_manager.claims.wanted("default:k", 1):
         await asyncio.sleep(0.01)
     if leaves == "cancelled":
         leader.cancel()

@@ -93,3 +93,16 @@ async def test_what_a_run_was_sent_is_freed_when_it_has_ended(
         del request
         await asyncio.sleep(0)
         assert seen() is None
+
+
+async def test_so_is_what_an_attempt_was_sent_that_failed_at_once_where_it_might_be_hedged() -> None:
+    runner = reliable(Plays("t", 1, 1, 1, ConnectionError, 0), hedging=HedgingPolicy(min_samples=2))
+    for _ in range(3):
+        await runner.run("q", "t")
+    request = Request()
+    seen = weakref.ref(request)
+    output = await runner.run(request, "t")
+    assert [attempt["outcome"] for attempt in output.attempts] == ["failed", "succeeded"]
+    del request
+    await asyncio.sleep(0)
+    assert seen() is None

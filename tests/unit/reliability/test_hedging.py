@@ -216,6 +216,15 @@ async def test_one_that_has_begun_to_answer_is_not_hedged_and_counts_with_the_ti
     assert silent.at == [0, 1]
 
 
+async def test_how_long_the_first_took_to_fail_is_no_latency() -> None:
+    policy, server = hedge(), Server(60, 1)
+    await warm(policy)
+    for _ in range(4):  # A sixth of those that are known: the quantile would be 2.
+        await begun(policy, Server(None, 5, fails_after=2))
+    await begun(policy, server)
+    assert server.at == [0, 1]
+
+
 async def test_one_that_fails_before_its_time_is_not_hedged() -> None:
     policy, server = hedge(), Server(None, 1)
     await warm(policy)

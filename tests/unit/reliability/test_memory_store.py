@@ -313,20 +313,30 @@ def test_a_message_names_it_by_its_url() -> None:
 
 
 async def test_a_key_is_wanted_as_long_as_the_last_of_those_who_watch_it_will_wait() -> None:
-    now = 100.0
-    store = MemoryStore(clock=lambda: now)
-    assert await store.wanted("k", 0) == store.wanted_now("k") == 0.0
+    table = Table()
+    store, clock, token = table.store, table.clock, await table.ours()
+    assert await store.wanted("k", token) == 0.0
     async with store.watch("k", 5.0):
-        assert await store.wanted("k", 0) == 5.0
+        assert await store.wanted("k", token) == 5.0
         async with store.watch("k", 8.0), store.watch("other", 50.0):
-            assert (store.wanted_now("k"), store.wanted_now("other")) == (8.0, 50.0)
-        assert store.wanted_now("k") == 5.0
-        now = 104.0
-        assert store.wanted_now("k") == 1.0
-        now = 106.0
-        assert store.wanted_now("k") == 0.0
-    now = 100.0
-    assert store.wanted_now("k") == 0.0
+            assert await store.wanted("k", token) == 8.0
+        assert await store.wanted("k", token) == 5.0
+        assert await store.wanted("k", token + 1) == await store.wanted("other", token) == 0.0
+        clock.now = 4.0
+        assert await store.wanted("k", token) == 1.0
+        clock.now = 6.0
+        assert await store.wanted("k", token) == 0.0
+    clock.now = 0.0
+    assert await store.wanted("k", token) == 0.0
+
+
+async def test_who_was_succeeded_is_not_waited_for() -> None:
+    table = Table()
+    before = await table.ours()
+    async with table.store.watch("k", 50.0):
+        table.clock.now = 11.0
+        after = await table.ours()
+        assert (await table.store.wanted("k", before), await table.store.wanted("k", after)) == (0.0, 39.0)
 
 
 @pytest.mark.parametrize(("most", "after"), [(0.01, 0.01), (7.0, POLL)])

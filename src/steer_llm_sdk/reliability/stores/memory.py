@@ -90,13 +90,15 @@ class MemoryStore(Store):
                     del self._wanted[key]
 
     async def wanted(self, key: str, token: int) -> float:
-        return self.wanted_now(key)
+        return self.wanted_now(key, token)
 
-    def wanted_now(self, key: str) -> float:
+    def wanted_now(self, key: str, token: int) -> float:
         """`wanted`, which has nothing to wait for."""
         with self._lock:
-            waiting = self._wanted.get(key)
-            return max(0.0, max(waiting) - self._clock()) if waiting else 0.0
+            waiting, held = self._wanted.get(key), self._claimed.get(key)
+            if not waiting or held is None or held.token != token:
+                return 0.0
+            return max(0.0, max(waiting) - self._clock())
 
     def claim_now(self, key: str, fingerprint: str | bytes, lease: float, ttl: float) -> Claim:
         """`claim`, which has nothing to wait for."""
