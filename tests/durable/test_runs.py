@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from contract.kit import STEADY, Fixed, bundle, registry
 from durable.kit import Crash, MemoryRunner, SeededModel, bundle_tool, calls_of, yes
-from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunCancelled
+from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunCancelled, _tables
+from steer_llm_sdk.durable._tables import Store
 from steer_llm_sdk.errors import (
     BudgetExceeded,
     ConflictError,
@@ -436,6 +440,25 @@ def test_what_cannot_be_used_is_named(given: dict[str, Any], says: str | None) -
         return
     with pytest.raises(InvalidRequest, match=f"^{says}"):
         DurableOrchestrator(**{"store": "sqlite:///x.db", **given})
+
+
+@pytest.mark.parametrize(
+    ("python", "sqlite", "refused"),
+    [((3, 11), (3, 40), False), ((3, 12), (3, 41), True), ((3, 13), (3, 40), True), ((3, 12), (3, 42), False)],
+)
+def test_a_sqlite_that_is_too_old_for_the_engine_is_refused_by_name(
+    python: tuple[int, int], sqlite: tuple[int, int], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = SimpleNamespace(version_info=(*python, 0), version=f"{python[0]}.{python[1]}.0 (main)")
+    monkeypatch.setattr(_tables, "sys", here)
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (*sqlite, 1))
+    store = Store.of(f"sqlite:///{tmp_path}/runs.db")
+    if refused:
+        with pytest.raises(OrchestratorError, match=r"need SQLite 3.42, and this Python \(3.1\d.0\) has .*PostgreSQL"):
+            store.prepare()
+    else:
+        store.prepare()
+    assert (tmp_path / "runs.db").exists() is not refused
 
 
 @pytest.mark.parametrize(

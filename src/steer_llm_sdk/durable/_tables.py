@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -76,6 +77,11 @@ class Store(NamedTuple):
         """Write-ahead logging, which lets several processes read while one writes, and stays with the file."""
         if self.path is None:
             return
+        if _lacks_subseconds(sys.version_info[:2], sqlite3.sqlite_version_info[:2]):
+            raise OrchestratorError(
+                f"{self.shown}: from Python 3.12 on durable runs need SQLite 3.42, and this Python "
+                f"({sys.version.split()[0]}) has {sqlite3.sqlite_version}; use one with a newer SQLite, or PostgreSQL"
+            )
         Path(self.path).absolute().parent.mkdir(parents=True, exist_ok=True)
         for path in (self.path, self.workers):
             with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
@@ -90,6 +96,12 @@ class Store(NamedTuple):
     def workers(self) -> str:
         """The SQLite file in which they say that they live."""
         return f"{self.path}.workers"
+
+
+def _lacks_subseconds(python: tuple[int, int], sqlite: tuple[int, int]) -> bool:
+    """From Python 3.12 on the engine asks SQLite for `unixepoch('subsec')`, which older ones say nothing to: its first
+    step would fail with a message about a column of its own."""
+    return python >= (3, 12) and sqlite < (3, 42)
 
 
 class Worker(NamedTuple):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.reliability._kept import Kept
-from steer_llm_sdk.reliability.deadline import turn
+from steer_llm_sdk.reliability.deadline import new_task, turn
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 from steer_llm_sdk.reliability.silence import Life, answers_all_the_same, at_work, first_of, result_of
 
@@ -124,9 +124,10 @@ class Hedge:
             if delay is None:
                 answer = await next(call)
             else:
-                task = loop.create_task(at_work(next, call, life))
+                task = new_task(loop, at_work(next, call, life))
                 try:
-                    await turn()
+                    if not task.done():
+                        await turn()
                 except BaseException:
                     if not await answers_all_the_same(task):
                         raise

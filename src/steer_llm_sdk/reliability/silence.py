@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from steer_llm_sdk.reliability.deadline import Exited, has_answered, stop, stopped, turn, wake
+from steer_llm_sdk.reliability.deadline import Exited, has_answered, new_task, stop, stopped, turn, wake
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -317,7 +318,8 @@ class _Race:
         try:
             if begun is None:
                 first, life = self._start(watching=False)
-                await turn()
+                if not first.done():
+                    await turn()
             else:
                 first, life = begun
                 self._running[first] = 0, life
@@ -409,7 +411,9 @@ class _Race:
             life = Life(parent=self._parent)
             self._uncover()
         life.race = self
-        task = self._loop.create_task(at_work(self._candidates[number], life, life))
+        # Of one that answers at once beside others, `answered` has to know the task.
+        begin = self._loop.create_task if self._running else partial(new_task, self._loop)
+        task = begin(at_work(self._candidates[number], life, life))
         self._running[task] = number, life
         return task, life
 

@@ -26,15 +26,14 @@ class SeededTurns(deque[asyncio.Handle]):
         self._steps: WeakKeyDictionary[asyncio.Handle, asyncio.Task[Any]] = WeakKeyDictionary()
         self._born = 0
 
-    def born(self, task: asyncio.Task[Any]) -> None:
-        self._births[task] = self._born
-        self._born += 1
-
     def called_soon(self, callback: Callable[..., Any], handle: asyncio.Handle) -> None:
         """`handle` is what `callback` is ready under. The step of a task is a method of it."""
         owner = getattr(callback, "__self__", None)
         if isinstance(owner, asyncio.Task):
             self._steps[handle] = owner
+            if owner not in self._births:
+                self._births[owner] = self._born
+                self._born += 1
 
     def popleft(self) -> asyncio.Handle:
         if self._left <= 0:
