@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import contextlib
+from collections.abc import Iterable
 
 from rich.console import Console
 
-from steer_llm_sdk.providers.models import resolve_model
+from steer_llm_sdk.errors import InvalidRequest
+from steer_llm_sdk.providers.models import endpoint_of, resolve_model
+from steer_llm_sdk.providers.pydantic_ai_adapter import load
 
 
-def load_clients(err: Console) -> None:
-    """Import the client libraries. This takes seconds, which should count against no deadline.
+def load_clients(models: Iterable[str], err: Console) -> None:
+    """Import the client libraries of these models. This takes seconds, which should count against no deadline.
 
-    InvalidRequest with the line that installs it, if the extra `llm` is missing.
+    A model that cannot be asked is passed over: whoever asks it says so, if anybody does.
     """
-    resolve_model("recorded:demo")
+    wires = []
+    for model in models:
+        with contextlib.suppress(InvalidRequest):
+            resolve_model(model)
+            wires.append(endpoint_of(model).wire)
     with err.status("loading the model clients"):
-        import_module("openai")
-        import_module("steer_llm_sdk.providers._llm.client")
+        for wire in dict.fromkeys(wires):
+            load(wire)

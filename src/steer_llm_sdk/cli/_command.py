@@ -112,8 +112,9 @@ class Command:
         """Say which models answer, where any are named, and load what talks to them."""
         if self.who is not None:
             complain(self.who)
-        if self.named or configured_model() is not None:
-            load_clients(console(stderr=True))
+        configured = configured_model()
+        if self.named or configured is not None:
+            load_clients(self.named or [str(configured)], console(stderr=True))
 
 
 def command_of(

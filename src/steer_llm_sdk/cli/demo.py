@@ -19,10 +19,12 @@ from rich.text import Text
 from steer_llm_sdk.cli._clients import load_clients
 from steer_llm_sdk.cli._demo_setup import (
     CONTESTED,
+    FIRST,
     GOOD_CALLS,
     OPEN_FOR,
     PACE,
     QUESTIONS,
+    SECOND,
     TOOL,
     NaiveLoop,
     Providers,
@@ -84,7 +86,7 @@ def demo(
 async def _with_recorded() -> None:
     out = console()
     out.rule(Text("steer-llm demo", style="bold"), characters="─")
-    load_clients(console(stderr=True))
+    load_clients([f"recorded:{FIRST}", f"recorded:{SECOND}"], console(stderr=True))
     out.print(INTRO.format(good=GOOD_CALLS))
     questions = _questions(QUESTIONS)
     log = Log(out)
@@ -231,7 +233,7 @@ async def _with_own(models: list[str]) -> None:
     orchestrator = reliable([*models], OWN_K)
     complain(who_answers(models, "--model"))
     complain(f"{OWN_QUESTIONS} questions, {OWN_K} answers each, at most {OWN_TOKENS:,} tokens a question")
-    load_clients(console(stderr=True))
+    load_clients(models, console(stderr=True))
     options = OrchestrationConfig(timeout_ms=120_000, budget={"tokens": OWN_TOKENS})
     async with orchestrator:
         for question in _questions(QUESTIONS[:OWN_QUESTIONS]):

@@ -109,7 +109,7 @@ def resolve_model(spec: ModelSpec) -> ModelAdapter:
     model = Model(spec) if isinstance(spec, str) else spec
     endpoint = _endpoint(model)
     _require_extra(model.name, endpoint.wire)
-    load_in_background()
+    load_in_background(endpoint.wire)
     return PydanticAIAdapter(endpoint, None if model.price is None else model.price.of)
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from steer_llm_sdk.models.usage import Amount
-from steer_llm_sdk.providers._endpoint import Endpoint
+from steer_llm_sdk.providers._endpoint import Endpoint, Wire
 from steer_llm_sdk.providers.base import ModelReply, ModelRequest
 from steer_llm_sdk.providers.simulated.shared import shared_recorded_server
 
@@ -34,16 +34,22 @@ LOADER = "steer-load-llm"
 
 
 @cache
-def load_in_background() -> None:
+def load_in_background(wire: Wire) -> None:
     """Import the libraries, once per process, so that no request has to wait for them while its clock runs."""
-    threading.Thread(target=_load, name=LOADER, daemon=True).start()
+    threading.Thread(target=_load_quietly, args=(wire,), name=LOADER, daemon=True).start()
 
 
-def _load() -> None:
+def _load_quietly(wire: Wire) -> None:
     # A missing library is reported by the request that needs it.
     with contextlib.suppress(ImportError):
-        import_module("steer_llm_sdk.providers._llm.client")
-        import_module("genai_prices.data")
+        load(wire)
+
+
+def load(wire: Wire) -> None:
+    """Import what talks to models that speak this format, and the table of prices. It takes seconds."""
+    import_module("steer_llm_sdk.providers._llm.client")
+    import_module(f"steer_llm_sdk.providers._llm.{wire}_wire")
+    import_module("genai_prices.data")
 
 
 class PydanticAIAdapter:

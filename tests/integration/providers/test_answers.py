@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -203,3 +205,19 @@ async def test_many_at_once_do_not_mix(question: ModelRequest) -> None:
         await adapter.aclose()
     assert [reply.model for reply in replies] == names * 5
     assert len({reply.request_id for reply in replies}) == 15
+
+
+@pytest.mark.parametrize(
+    ("model", "other"), [("recorded:demo", "anthropic"), ("recorded:claude-3-5-sonnet-20240620", "openai")]
+)
+def test_only_the_library_whose_format_a_model_speaks_is_loaded(model: str, other: str) -> None:
+    """Each takes most of a second, which is the longest part of a short command."""
+    program = f"""
+import asyncio, sys
+from steer_llm_sdk.providers.base import Message, ModelRequest
+from steer_llm_sdk.providers.models import resolve_model
+reply = asyncio.run(resolve_model({model!r}).request(ModelRequest(messages=[Message("user", "crux-test-#24")])))
+print(bool(reply.text), {other!r} in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "False"]

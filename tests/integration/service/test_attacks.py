@@ -9,7 +9,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from upstream import JSON, SSE, wire
 from steer_llm_sdk.orchestration.tools import LLMTool
 from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
 from steer_llm_sdk.providers.models import Model
+from steer_llm_sdk.providers.pydantic_ai_adapter import load
 from steer_llm_sdk.service import Key, KeyRing
 from steer_llm_sdk.service.keys import digest
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
@@ -35,7 +35,7 @@ CANARY = "sk-canary-9876543210zyxwvutsrq"
 @pytest.fixture(scope="module", autouse=True)
 def clients_of_models() -> None:
     """Loaded now: it takes longer than a client here waits."""
-    import_module("steer_llm_sdk.providers._llm.client")
+    load("openai")
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from importlib import import_module
 from typing import Any, TypeVar
 
-from anthropic import AsyncAnthropic
-from openai import AsyncOpenAI
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.messages import (
     ModelResponse,
@@ -19,12 +18,6 @@ from pydantic_ai.messages import (
     TextPartDelta,
 )
 from pydantic_ai.models import Model, StreamedResponse
-from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.profiles.openai import OpenAIModelProfile
-from pydantic_ai.providers.anthropic import AnthropicProvider
-from pydantic_ai.providers.openai import OpenAIProvider
-from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.usage import RequestUsage
 
 from steer_llm_sdk.errors import BadResponse, ContentFiltered, ProviderTimeout, TruncatedStream
@@ -36,9 +29,6 @@ from steer_llm_sdk.providers._llm.prices import Pricing, cost_of
 from steer_llm_sdk.providers.base import ModelReply, ModelRequest
 
 T = TypeVar("T")
-
-_NO_KEY = "none"
-"""A placeholder for the client libraries, which require a key where the server needs none. It is not sent."""
 
 
 class Client:
@@ -97,25 +87,14 @@ class Client:
 
 
 def _model(endpoint: Endpoint, base_url: str, http: WatchedClient) -> Model[Any]:
-    key = endpoint.api_key.get_secret_value() or _NO_KEY
-    if endpoint.wire == "anthropic":
-        url = base_url.removesuffix("/v1")
-        client = AsyncAnthropic(api_key=key, base_url=url, http_client=http, max_retries=0, timeout=http.timeout)
-        return AnthropicModel(endpoint.model, provider=AnthropicProvider(anthropic_client=client))
-    url = f"{base_url}/v1" if endpoint.recorded else base_url
-    openai = AsyncOpenAI(api_key=key, base_url=url, http_client=http, max_retries=0, timeout=http.timeout)
-    if endpoint.official:
-        return OpenAIChatModel(endpoint.model, provider=OpenAIProvider(openai_client=openai))
-    if endpoint.recorded:
-        # The first user message is the question: nothing else may be sent in that role.
-        asked = OpenAIModelProfile(openai_system_prompt_role="system")
-        return OpenAIChatModel(endpoint.model, provider=OpenAIProvider(openai_client=openai), profile=asked)
-    # Every server of this format takes `max_tokens`; not every one takes its successor, or two system messages.
-    profile = OpenAIModelProfile(
-        openai_chat_supports_max_completion_tokens=False, openai_chat_supports_multiple_system_messages=False
-    )
-    provider = OpenAICompatibleProvider(endpoint.provider, openai_client=openai)
-    return OpenAIChatModel(endpoint.model, provider=provider, profile=profile)
+    """Each of the two libraries takes most of a second to import, and most programs need one."""
+    wire: Any = import_module(f"steer_llm_sdk.providers._llm.{endpoint.wire}_wire")
+    model: Model[Any] = wire.model(endpoint, base_url, http, endpoint.api_key.get_secret_value() or _NO_KEY)
+    return model
+
+
+_NO_KEY = "none"
+"""A placeholder for the client libraries, which require a key where the server needs none. It is not sent."""
 
 
 class _Call:

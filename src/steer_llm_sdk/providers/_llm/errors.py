@@ -12,9 +12,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import anthropic
 import httpx2
-import openai
 from pydantic_ai import exceptions as ai
 
 from steer_llm_sdk import errors
@@ -35,14 +33,13 @@ _BY_TYPE: tuple[tuple[type[Exception], type[ProviderError]], ...] = (
     (ai.ModelTimeoutError, errors.ProviderTimeout),
     (ai.ModelConnectionError, errors.ConnectionFailed),
     (ai.UserError, errors.RequestRejected),
-    (openai.APITimeoutError, errors.ProviderTimeout),
-    (anthropic.APITimeoutError, errors.ProviderTimeout),
-    (openai.APIConnectionError, errors.ConnectionFailed),
-    (anthropic.APIConnectionError, errors.ConnectionFailed),
     (httpx2.TimeoutException, errors.ProviderTimeout),
     (httpx2.TransportError, errors.ConnectionFailed),
     (ConnectionError, errors.ConnectionFailed),
 )
+_BY_NAME = {"APITimeoutError": errors.ProviderTimeout, "APIConnectionError": errors.ConnectionFailed}
+"""Of both client libraries, of which only the one in use is loaded; the first is a subclass of the second."""
+_CLIENTS = ("openai", "anthropic")
 _LONGEST_DETAIL = 400
 
 
@@ -88,6 +85,9 @@ def _class_of(error: Exception, exchange: Exchange) -> type[ProviderError]:
     for known, kind in _BY_TYPE:
         if isinstance(error, known):
             return kind
+    for name in _names_of(error):
+        if name in _BY_NAME:
+            return _BY_NAME[name]
     by_status = errors.error_of_status(_status_of(error))
     if by_status is not None:
         return by_status
@@ -115,9 +115,15 @@ def _build(kind: type[ProviderError], error: Exception, endpoint: Endpoint, exch
 
 def _status_of(error: Exception) -> int | None:
     """The status of the answer, or the one that a provider's error inside a stream stands for."""
-    if isinstance(error, (ai.ModelHTTPError, openai.APIStatusError, anthropic.APIStatusError)):
-        return error.status_code
+    if isinstance(error, ai.ModelHTTPError) or "APIStatusError" in _names_of(error):
+        status: int = error.status_code  # type: ignore[attr-defined]  # All of them have one.
+        return status
     return None
+
+
+def _names_of(error: Exception) -> list[str]:
+    """What a client library calls it and its bases, the nearest first; nothing where it is of neither."""
+    return [kind.__name__ for kind in type(error).__mro__ if kind.__module__.partition(".")[0] in _CLIENTS]
 
 
 def _code_of(error: Exception) -> str | None:
