@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -46,6 +47,10 @@ async def after(seconds: float, result: Any = "done") -> Any:
     return result
 
 
+async def answered() -> str:
+    return "done"
+
+
 async def deaf(seconds: float, result: Any = "late") -> Any:
     """Works for so long and does not listen to any cancellation."""
     end = now() + seconds
@@ -59,6 +64,13 @@ async def deaf(seconds: float, result: Any = "late") -> Any:
 
 def others() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+async def test_work_that_never_waits_takes_no_turn_of_the_loop_where_a_task_can_begin_at_once() -> None:
+    turned: list[bool] = []
+    asyncio.get_running_loop().call_soon(turned.append, True)
+    assert await until(math.inf, answered()) == "done"
+    assert turned == ([] if sys.version_info >= (3, 12) else [True])
 
 
 async def test_work_that_is_done_in_time_gives_its_result_at_its_time() -> None:
