@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import itertools
 import os
@@ -32,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # How long one example takes says more about the machine than about the code.
     settings.register_profile("without_deadline", deadline=None)
     settings.load_profile("without_deadline")
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays: the garbage collector need not look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_asyncio_loop_factories(

@@ -749,7 +749,7 @@ def main() -> None:
             f"  {'caught' if seen else 'MISSED'} {defect.__name__.replace('_', ' ')}: {promise}: {words[:160]}",
             flush=True,
         )
-    print(f"{caught}/{len(PLANTED)} planted defects caught")
+    print(f"caught/planted: {caught}/{len(PLANTED)}")
     raise SystemExit(0 if caught == len(PLANTED) and not found.broken else 1)
 
 

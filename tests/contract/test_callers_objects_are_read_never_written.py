@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import traceback
 from typing import Any
 
 import pytest
@@ -47,6 +48,23 @@ def _wreck(value: Any) -> None:
 
 def given() -> dict[str, Any]:
     return {"query": "q", "context": {"pages": [1, {"n": 2}]}, "messages": [{"role": "user", "content": "x"}]}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options", [{}, {"timeout_ms": 500}, {"idempotency_key": "k"}, {"per_agent_timeout_ms": 500}, {"streaming": True}]
+)
+async def test_what_the_caller_was_handling_keeps_its_traceback_when_a_tool_fails(
+    orchestrator: Any, options: Any
+) -> None:
+    async def handling(runner: Any) -> tuple[str, int]:
+        try:
+            raise KeyError("the caller's own")
+        except KeyError as own:
+            output = await runner.run("q", "t", options=options)
+            return output.status, len(traceback.extract_tb(own.__traceback__))
+
+    assert await handling(orchestrator(ScriptedTool("t", err(400)))) == ("failed", 1)
 
 
 @BOTH

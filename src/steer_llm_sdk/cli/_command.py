@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ from steer_llm_sdk.cli._clients import load_clients
 from steer_llm_sdk.cli._show import console
 from steer_llm_sdk.cli._who import which_tool, who_answers
 from steer_llm_sdk.cli.exits import complain, refuse
-from steer_llm_sdk.errors import ToolNotFound, a_kind
+from steer_llm_sdk.errors import InvalidRequest, ToolNotFound, a_kind
 from steer_llm_sdk.evidence import Calibrator
 from steer_llm_sdk.orchestration.options import OrchestrationConfig, invalid_option
 from steer_llm_sdk.orchestration.planning import RuleBasedPlanner
@@ -113,8 +114,9 @@ class Command:
         if self.who is not None:
             complain(self.who)
         configured = configured_model()
-        if self.named or configured is not None:
-            load_clients(self.named or [str(configured)], console(stderr=True))
+        for model in self.named or ([] if configured is None else [configured]):
+            with contextlib.suppress(InvalidRequest):  # Whoever asks it says so, if anybody does.
+                load_clients([model], console(stderr=True))
 
 
 def command_of(

@@ -52,7 +52,7 @@ def serve(
     workers: Annotated[int, typer.Option(help="Processes that serve the port together.", min=1, max=64)] = 1,
     simulated: Annotated[bool, typer.Option("--simulated", help="Let recorded: models answer.")] = False,
 ) -> None:
-    """Serve runs, chat completions in OpenAI's format, and the web view.
+    """Serve runs, the formats of OpenAI and Anthropic, and the web view.
 
     On loopback no key is needed. Ctrl-C lets the runs under way end, for ten seconds at most.
     """

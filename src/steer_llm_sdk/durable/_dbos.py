@@ -401,6 +401,7 @@ class DbosRuns:
     def __init__(self, store: Store) -> None:
         if store.path is not None and not Path(store.path).exists():
             raise InvalidRequest("store", store.shown, "there is no such file; the first durable run makes it")
+        self._store = store
         self._workers = Workers(store)
         try:
             self._client = _client(store)
@@ -433,10 +434,12 @@ class DbosRuns:
         return {step["function_name"]: step["output"] for step in found if step["output"] is not None}
 
     def cancel(self, run_id: str, why: str = "cancelled by hand") -> None:
+        self._store.require_subseconds()
         self._client.update_workflow_attributes(run_id, {"cancelled": why}, merge=True)
         self._client.cancel_workflow(run_id)
 
     def resume(self, run_id: str) -> None:
+        self._store.require_subseconds()
         self._client.resume_workflow(run_id, queue_name=QUEUE)
 
 

@@ -77,11 +77,7 @@ class Store(NamedTuple):
         """Write-ahead logging, which lets several processes read while one writes, and stays with the file."""
         if self.path is None:
             return
-        if _lacks_subseconds(sys.version_info[:2], sqlite3.sqlite_version_info[:2]):
-            raise OrchestratorError(
-                f"{self.shown}: from Python 3.12 on durable runs need SQLite 3.42, and this Python "
-                f"({sys.version.split()[0]}) has {sqlite3.sqlite_version}; use one with a newer SQLite, or PostgreSQL"
-            )
+        self.require_subseconds()
         Path(self.path).absolute().parent.mkdir(parents=True, exist_ok=True)
         for path in (self.path, self.workers):
             with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
@@ -91,6 +87,14 @@ class Store(NamedTuple):
                     f"{self.shown}: write-ahead logging cannot be switched on (it says {mode}); "
                     "put the file on a local disk, or use PostgreSQL"
                 )
+
+    def require_subseconds(self) -> None:
+        """OrchestratorError where the SQLite of this Python is too old for the engine to write with."""
+        if self.path is not None and _lacks_subseconds(sys.version_info[:2], sqlite3.sqlite_version_info[:2]):
+            raise OrchestratorError(
+                f"{self.shown}: from Python 3.12 on durable runs need SQLite 3.42, and this Python "
+                f"({sys.version.split()[0]}) has {sqlite3.sqlite_version}; use one with a newer SQLite, or PostgreSQL"
+            )
 
     @property
     def workers(self) -> str:

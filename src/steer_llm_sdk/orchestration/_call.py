@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from random import getrandbits
+from sys import exception
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
@@ -156,14 +157,14 @@ class Policies:
 class Run:
     """One run: what the caller sent, read only, and what all its calls share.
 
-    `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget.
-    Of the `answers` asked for, `answered` are there; `tools_left` of the plan have not been asked.
-    `task` is the caller's, and `stops` how often it had been asked to stop when the run began. `spending` has what each
-    attempt is known to have used, with the tool that it was for. `promised` has the calls whose next attempt is waited
-    for, with the attempts that each had made by then. `plan` (steps, and what is shown of it) is kept where a deadline
-    may cut the run off; so are the answers that were not acceptable, as NotAcceptable. `given` has the fields of
-    `options`, which are read from a dict in a quarter of the time; all that was set of them is in PLAIN where the run
-    is `plain`.
+    `started` and the deadline are on the clock of the event loop, in seconds. `ledger` is None without any budget. Of
+    the `answers` asked for, `answered` are there; `tools_left` of the plan have not been asked. `task` is the caller's,
+    and `stops` how often it had been asked to stop when the run began; `handled` is the exception that he was handling
+    then. `spending` has what each attempt is known to have used, with the tool that it was for. `promised` has the
+    calls whose next attempt is waited for, with the attempts that each had made by then. `plan` (steps, and what is
+    shown of it) is kept where a deadline may cut the run off; so are the answers that were not acceptable, as
+    NotAcceptable. `given` has the fields of `options`, which are read from a dict in a quarter of the time; all that
+    was set of them is in PLAIN where the run is `plain`.
     """
 
     # One is made for each run: a dataclass would take a microsecond, and what most runs begin with is on the class.
@@ -205,6 +206,7 @@ class Run:
         self.policies = policies
         self._max_attempts = max_attempts
         self.timeline: list[Attempt] = []
+        self.handled = exception()
         self.task = task = current_task(loop)
         self.stops = 0 if task is None else task.cancelling()
 

@@ -102,7 +102,7 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
         metadata=_metadata(run, plan, answer.tool, _simulated(run), answer.silent),
     )
     for error in answer.failures.values():
-        _let_go(error)
+        _let_go(error, run.handled)
     if isinstance(last, BudgetExceeded):
         last.output = output if last.output is None else last.output
         raise last
@@ -110,11 +110,12 @@ def failed(run: Run, plan: _Shown | None, answer: Answer) -> OrchestrationOutput
     return output
 
 
-def _let_go(error: BaseException) -> None:
+def _let_go(error: BaseException, handled: BaseException | None) -> None:
     """Take the tracebacks off, for the output keeps the error, and their frames would keep the request. The frames are
-    not emptied: some belong to coroutines that are still at work. A bug of a tool is in the log with its lines."""
+    not emptied: some belong to coroutines that are still at work. A bug of a tool is in the log with its lines. What
+    the caller was handling when he asked is his, though it is the context of all that failed since."""
     chain: list[BaseException | None] = [error]
-    seen: set[int] = set()
+    seen = {id(handled)}
     while chain:
         link = chain.pop()
         if link is not None and id(link) not in seen:

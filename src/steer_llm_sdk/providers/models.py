@@ -8,8 +8,8 @@
     recorded:NAME    answers that real models once gave, from this package; no key, no cost, no network
 
 A `Model` names another address, key or price for any of them but the last. Importing this module is cheap. From the
-first `resolve_model` on the client libraries are loaded in the background, which takes seconds; nothing is sent before
-a request.
+first `resolve_model` of a format on its client library is loaded in the background, which takes a second or two;
+nothing is sent before a request.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def resolve_model(spec: ModelSpec) -> ModelAdapter:
 
 
 def endpoint_of(spec: str | Model) -> Endpoint:
-    """Where a model is and with which key, for who speaks its wire himself. Raises as `resolve_model` does."""
+    """Where a model is and with which key, for who speaks its wire himself. Raises as `resolve_model` does, but for a
+    missing extra."""
     return _endpoint(Model(spec) if isinstance(spec, str) else spec)
 
 

@@ -30,12 +30,12 @@ class _Held:
 
 
 LOADER = "steer-load-llm"
-"""What the thread is called that does this."""
+"""The name of each thread that imports libraries."""
 
 
 @cache
 def load_in_background(wire: Wire) -> None:
-    """Import the libraries, once per process, so that no request has to wait for them while its clock runs."""
+    """Import the libraries of this format, once per process, so that no request waits for them while its clock runs."""
     threading.Thread(target=_load_quietly, args=(wire,), name=LOADER, daemon=True).start()
 
 

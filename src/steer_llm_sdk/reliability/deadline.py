@@ -6,9 +6,11 @@ import asyncio
 import logging
 import math
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import monotonic
 from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,7 +82,7 @@ async def until(
     waiting: list[asyncio.Future[None]] = []
     task = new_task(loop, announced(work, waiting))
     try:
-        if not task.done():
+        if a_turn_is_due(task):
             await turn()
         if not task.done():  # Work that never waits needs no timer.
             await woken_by(loop, at, waiting)
@@ -101,18 +103,43 @@ async def until(
 
 
 def new_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-    """loop.create_task, in four fifths of the time where the loop would make no other task than this. From Python 3.12
+    """loop.create_task, in four fifths of the time where the loop would make no other task than this. From Python 3.13
     on such a task takes its first step at once: one that never waits is done when this returns."""
     if type(loop).create_task is asyncio.BaseEventLoop.create_task and loop.get_task_factory() is None:
         return asyncio.Task(work, loop=loop, name=_NAME, **_EAGER)
     return loop.create_task(work)
 
 
-_EAGER: Mapping[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
-
+_EAGER: Mapping[str, Any] = {"eager_start": True} if sys.version_info >= (3, 13) else {}
+"""Python 3.12 has it as well; 3.12.1 crashes where somebody asks such a task for its coroutine when it has ended."""
 
 _NAME = "steer_llm_sdk.run"
 """To number them would take as long as to make them."""
+
+
+LONGEST = 0.005
+"""Seconds for which a loop does not turn, at most, because of runs that never wait."""
+
+
+class _Turned(threading.local):
+    at = -math.inf
+    """When the loop of this thread last turned here."""
+
+
+_turned = _Turned()
+
+
+def a_turn_is_due(task: asyncio.Task[Any]) -> bool:
+    """Whether to let the loop turn, so that a new task takes its first step. One that has done so already, and ended,
+    took no turn; it takes one now and then all the same, so that run after run of no time holds up neither a deadline
+    round them all nor anybody else."""
+    if not task.done():
+        return True
+    now = monotonic()
+    due = now >= _turned.at + LONGEST
+    if due:
+        _turned.at = now
+    return due
 
 
 @coroutine

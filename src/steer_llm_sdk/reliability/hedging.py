@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from steer_llm_sdk.reliability._kept import Kept
-from steer_llm_sdk.reliability.deadline import new_task, turn
+from steer_llm_sdk.reliability.deadline import a_turn_is_due, new_task, turn
 from steer_llm_sdk.reliability.retry_budget import RetryBudget, RetryBudgetConfig
 from steer_llm_sdk.reliability.silence import Life, answers_all_the_same, at_work, first_of, result_of
 
@@ -126,7 +126,7 @@ class Hedge:
             else:
                 task = new_task(loop, at_work(next, call, life))
                 try:
-                    if not task.done():
+                    if a_turn_is_due(task):
                         await turn()
                 except BaseException:
                     if not await answers_all_the_same(task):

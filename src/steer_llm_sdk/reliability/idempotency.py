@@ -11,12 +11,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Coroutine
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InFlight, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.reliability.deadline import (
     GRACE,
     Deadline,
+    a_turn_is_due,
     has_answered,
     new_task,
     stop,
@@ -308,7 +309,10 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
         elif at > flight.deadline.at:
             flight.deadline.at = at
         task = flight.task
-        if not (in_time := task.done()):
+        if in_time := task.done():
+            if a_turn_is_due(task):
+                await turn()
+        else:
             flight.callers += 1
             try:
                 await turn()
@@ -341,7 +345,7 @@ def _begin(
         deadline.firm = False
     flight: Flight[R] = Flight(work, deadline, loop)
     flight.task = task = new_task(loop, _fly(manager, work, flight))
-    if not task.done():  # It is, for work of no time in a loop with an eager task factory.
+    if not task.done():  # It is, for work that never waits where a task takes its first step at once.
         manager.hangar.flights[work.key] = flight
     return flight
 
@@ -353,6 +357,9 @@ async def _fly(manager: IdempotencyManager, work: Work[R], flight: Flight[R]) ->
     store = hangar.store
     memory = store if type(store) is MemoryStore else None
     held = False
+    if not hasattr(flight, "task"):  # Its first step is taken at once; who wants the key in that step is to find it.
+        flight.task = cast("asyncio.Task[R]", asyncio.current_task())
+        hangar.flights[work.key] = flight
     try:
         try:
             if memory is not None:

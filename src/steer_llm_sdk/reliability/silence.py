@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from steer_llm_sdk.reliability.deadline import Exited, has_answered, new_task, stop, stopped, turn, wake
+from steer_llm_sdk.reliability.deadline import Exited, a_turn_is_due, has_answered, new_task, stop, stopped, turn, wake
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -318,7 +318,7 @@ class _Race:
         try:
             if begun is None:
                 first, life = self._start(watching=False)
-                if not first.done():
+                if a_turn_is_due(first):
                     await turn()
             else:
                 first, life = begun
@@ -340,7 +340,7 @@ class _Race:
                             self._stop_starting()
                 if not self._running or self._somebody_is_silent():
                     self._start_next()
-                # One of no time has ended already, in a loop with an eager task factory.
+                # One that never waits has ended already, where a task takes its first step at once.
                 if self._running and not any(
                     task.done() and not life.lost for task, (_, life) in self._running.items()
                 ):

@@ -27,7 +27,8 @@ class SeededTurns(deque[asyncio.Handle]):
         self._born = 0
 
     def called_soon(self, callback: Callable[..., Any], handle: asyncio.Handle) -> None:
-        """`handle` is what `callback` is ready under. The step of a task is a method of it."""
+        """`handle` is what `callback` is ready under. The step of a task is a method of it. A task is numbered at its
+        first step that waits for a turn: one that took its first step at once may never have one."""
         owner = getattr(callback, "__self__", None)
         if isinstance(owner, asyncio.Task):
             self._steps[handle] = owner

@@ -6,14 +6,16 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from contract.kit import registry
 from durable.kit import STEADY_CASES, Case, Lost, MemoryRunner, SeededModel, unordered, yes
-from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunCancelled, _heart
+from steer_llm_sdk.durable import DurableOrchestrator, QueueLimits, RunCancelled, _heart, _tables, runs_of
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, InvalidRequest, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.reliability.budget import Budget
@@ -114,6 +116,20 @@ async def test_a_run_is_cancelled_and_resumed_through_the_engine(sqlite: str) ->
         await runner.resume("default:k")
         output = await orchestrator.result("default:k")
     assert (output.content, len(tool.calls)) == ("yes", 2)
+
+
+async def test_from_outside_nothing_is_written_with_a_sqlite_that_is_too_old_for_it(
+    sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with durable(sqlite, ScriptedTool("a", OK("yes"))) as orchestrator:
+        await orchestrator.run("Why?", "a", options=KEYED)
+    monkeypatch.setattr(_tables, "sys", SimpleNamespace(version_info=(3, 13, 0), version="3.13.0 (main)"))
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 40, 1))
+    with closing(runs_of(sqlite)) as runs:
+        for write in (runs.cancel, runs.resume):
+            with pytest.raises(OrchestratorError, match=r"need SQLite 3\.42"):
+                write("default:k")
+        assert [one.state for one in runs.list()] == ["finished"]
 
 
 async def test_what_has_ended_is_forgotten_after_its_time(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ async def test_many_at_once_do_not_mix(question: ModelRequest) -> None:
     ("model", "other"), [("recorded:demo", "anthropic"), ("recorded:claude-3-5-sonnet-20240620", "openai")]
 )
 def test_only_the_library_whose_format_a_model_speaks_is_loaded(model: str, other: str) -> None:
-    """Each takes most of a second, which is the longest part of a short command."""
+    """Each takes about a second, which is the longest part of a short command."""
     program = f"""
 import asyncio, sys
 from steer_llm_sdk.providers.base import Message, ModelRequest

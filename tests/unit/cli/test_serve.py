@@ -17,7 +17,6 @@ from steer_llm_sdk.providers.pydantic_ai_adapter import LOADER
 def collector() -> Iterator[None]:
     before = gc.get_threshold()
     yield
-    gc.unfreeze()
     gc.set_threshold(*before)
     gc.enable()
 
@@ -34,9 +33,9 @@ def test_the_collector_is_spared_what_was_loaded_and_looks_seldom_from_then_on()
         threading.Timer(0.05, may_end.set).start()
         return loader
 
-    assert gc.get_freeze_count() == 0
+    spared = gc.get_freeze_count()
     loader: Any = _loaded(made)
     assert (seen, loader.is_alive()) == ([False], False)
-    assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() > spared
     assert (gc.isenabled(), gc.get_threshold()) == (True, COLLECTED)
     assert COLLECTED[0] > 700  # the interpreter's own

@@ -7,12 +7,14 @@ import gc
 import logging
 import math
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from steer_llm_sdk.reliability import deadline
 from steer_llm_sdk.reliability.deadline import GRACE, Deadline, Late, until
 
 
@@ -66,11 +68,14 @@ def others() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
-async def test_work_that_never_waits_takes_no_turn_of_the_loop_where_a_task_can_begin_at_once() -> None:
+async def test_work_that_never_waits_takes_no_turn_of_the_loop_where_a_task_can_begin_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     turned: list[bool] = []
+    monkeypatch.setattr(deadline._turned, "at", math.inf)  # It has just turned.
     asyncio.get_running_loop().call_soon(turned.append, True)
     assert await until(math.inf, answered()) == "done"
-    assert turned == ([] if sys.version_info >= (3, 12) else [True])
+    assert turned == ([] if sys.version_info >= (3, 13) else [True])
 
 
 async def test_work_that_is_done_in_time_gives_its_result_at_its_time() -> None:
@@ -87,6 +92,18 @@ async def test_work_that_fails_in_time_raises_what_it_raised() -> None:
 
 async def test_work_that_is_done_in_the_last_moment_is_in_time() -> None:
     assert await until(10, after(9.999999)) == "done"
+
+
+@pytest.mark.real_time
+async def test_work_after_work_that_never_waits_does_not_hold_up_a_deadline_round_it_all() -> None:
+    ends = time.monotonic() + 5
+
+    async def one_after_the_other() -> None:
+        while time.monotonic() < ends:
+            await until(math.inf, answered())
+
+    with pytest.raises(Late):
+        await until(now() + 0.02, one_after_the_other())
 
 
 async def test_work_that_listens_is_stopped_at_the_deadline() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -177,6 +178,35 @@ async def test_work_that_has_ended_when_its_task_is_made_is_not_joined_later() -
     finally:
         asyncio.get_running_loop().set_task_factory(None)
     assert times == [5, 5]
+
+
+@pytest.mark.real_time
+async def test_replay_after_replay_does_not_hold_up_who_else_is_there() -> None:
+    manager, job, ends = IdempotencyManager(), Job(seconds=0), time.monotonic() + 5
+
+    async def one_after_the_other() -> None:
+        while time.monotonic() < ends:
+            await once(manager, job.work(), None)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await one_after_the_other()
+
+
+async def test_work_that_asks_for_its_own_key_waits_for_itself_as_long_as_it_said_and_leaves_nothing() -> None:
+    manager, asked = IdempotencyManager(), 0
+
+    async def run(_: Deadline) -> Result:
+        nonlocal asked
+        asked += 1
+        return await once(manager, work, within(5))
+
+    work = Job().work(run=run)
+    for _ in range(3):
+        with pytest.raises(Late):
+            await once(manager, work, within(1))
+    await asyncio.sleep(5)
+    assert (asked, others(), manager.hangar.flights) == (1, set(), {})
 
 
 async def test_other_keys_are_other_work() -> None:

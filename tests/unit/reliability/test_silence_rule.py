@@ -411,7 +411,7 @@ async def test_what_is_told_of_a_failure_may_end_it_all() -> None:
 
 
 async def test_one_of_no_time_is_told_in_a_loop_that_does_the_first_step_of_a_task_at_once() -> None:
-    """Python 3.11 has no loop that does; what stands in for it there does no other."""
+    """Python 3.11 has no such loop; `eager` stands in for it there, and takes the first step only."""
 
     def eager(loop: asyncio.AbstractEventLoop, work: Any, **given: Any) -> Any:
         done = loop.create_future()

@@ -87,7 +87,7 @@ class Client:
 
 
 def _model(endpoint: Endpoint, base_url: str, http: WatchedClient) -> Model[Any]:
-    """Each of the two libraries takes most of a second to import, and most programs need one."""
+    """Each of the two libraries takes about a second to import, and most programs need one."""
     wire: Any = import_module(f"steer_llm_sdk.providers._llm.{endpoint.wire}_wire")
     model: Model[Any] = wire.model(endpoint, base_url, http, endpoint.api_key.get_secret_value() or _NO_KEY)
     return model

@@ -38,7 +38,8 @@ _BY_TYPE: tuple[tuple[type[Exception], type[ProviderError]], ...] = (
     (ConnectionError, errors.ConnectionFailed),
 )
 _BY_NAME = {"APITimeoutError": errors.ProviderTimeout, "APIConnectionError": errors.ConnectionFailed}
-"""Of both client libraries, of which only the one in use is loaded; the first is a subclass of the second."""
+"""By name, since only the library in use is loaded; both have these two. The first is a subclass of the second, so the
+nearest class decides."""
 _CLIENTS = ("openai", "anthropic")
 _LONGEST_DETAIL = 400
 
