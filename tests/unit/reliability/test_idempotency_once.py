@@ -205,6 +205,7 @@ async def test_work_that_asks_for_its_own_key_waits_for_itself_as_long_as_it_sai
     for _ in range(3):
         with pytest.raises(Late):
             await once(manager, work, within(1))
+    assert len(others()) == 1
     await asyncio.sleep(5)
     assert (asked, others(), manager.hangar.flights) == (1, set(), {})
 
