@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from time import monotonic
 from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,7 +81,7 @@ async def until(
     waiting: list[asyncio.Future[None]] = []
     task = new_task(loop, announced(work, waiting))
     try:
-        if a_turn_is_due(task):
+        if a_turn_is_due(loop, task):
             await turn()
         if not task.done():  # Work that never waits needs no timer.
             await woken_by(loop, at, waiting)
@@ -122,24 +121,27 @@ LONGEST = 0.005
 
 
 class _Turned(threading.local):
-    at = -math.inf
-    """When the loop of this thread last turned here."""
+    """When the loop of this thread last turned here, by its own clock: that of another loop says nothing of it."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    at = 0.0
 
 
 _turned = _Turned()
 
 
-def a_turn_is_due(task: asyncio.Task[Any]) -> bool:
+def a_turn_is_due(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> bool:
     """Whether to let the loop turn, so that a new task takes its first step. One that has done so already, and ended,
     took no turn; it takes one now and then all the same, so that run after run of no time holds up neither a deadline
     round them all nor anybody else."""
     if not task.done():
         return True
-    now = monotonic()
-    due = now >= _turned.at + LONGEST
-    if due:
-        _turned.at = now
-    return due
+    turned, now = _turned, loop.time()
+    known = turned.loop is loop
+    if known and now < turned.at + LONGEST:
+        return False
+    turned.loop, turned.at = loop, now
+    return known
 
 
 @coroutine

@@ -126,7 +126,7 @@ class Hedge:
             else:
                 task = new_task(loop, at_work(next, call, life))
                 try:
-                    if a_turn_is_due(task):
+                    if a_turn_is_due(loop, task):
                         await turn()
                 except BaseException:
                     if not await answers_all_the_same(task):

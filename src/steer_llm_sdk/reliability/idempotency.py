@@ -310,7 +310,7 @@ async def once(manager: IdempotencyManager, work: Work[R], deadline: Deadline | 
             flight.deadline.at = at
         task = flight.task
         if in_time := task.done():
-            if a_turn_is_due(task):
+            if a_turn_is_due(loop, task):
                 await turn()
         else:
             flight.callers += 1

@@ -318,7 +318,7 @@ class _Race:
         try:
             if begun is None:
                 first, life = self._start(watching=False)
-                if a_turn_is_due(first):
+                if a_turn_is_due(self._loop, first):
                     await turn()
             else:
                 first, life = begun
