@@ -27,7 +27,7 @@ from steer_llm_sdk.reliability.deadline import (
     watch,
     woken_by,
 )
-from steer_llm_sdk.reliability.stores import Claim, Store, open_store
+from steer_llm_sdk.reliability.stores import POLL, Claim, Store, open_store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 R = TypeVar("R")
@@ -278,7 +278,8 @@ class Flight(Generic[R]):
                 return
             until = loop.time() + seconds
             self.deadline.at = max(self.deadline.at, until)
-            await watch(task, until)
+            # In memory it is known who has left before his time; other stores keep the latest time that was said.
+            await watch(task, min(until, loop.time() + POLL) if type(store) is MemoryStore else until)
 
 
 def _go_on_behind(work: Awaitable[R]) -> asyncio.Future[R]:

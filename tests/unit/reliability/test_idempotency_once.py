@@ -210,6 +210,21 @@ async def test_work_that_asks_for_its_own_key_waits_for_itself_as_long_as_it_sai
     assert (asked, others(), manager.hangar.flights) == (1, set(), {})
 
 
+async def test_in_memory_work_for_others_ends_when_the_last_of_them_has_left_before_his_time() -> None:
+    store, job = MemoryStore(), Job()
+    leads, elsewhere = IdempotencyManager(store=store), IdempotencyManager(store=store)
+    leader = asyncio.create_task(once(leads, job.work(), within(1)))
+    await asyncio.sleep(0)
+    waits = asyncio.create_task(once(elsewhere, job.work(), within(30)))
+    with pytest.raises(Late):
+        await leader
+    await asyncio.sleep(2)
+    assert (job.runs, job.cancelled) == (1, 0)
+    waits.cancel()
+    await asyncio.sleep(2 * POLL)
+    assert (job.cancelled, waits.cancelled(), others()) == (1, True, set())
+
+
 async def test_other_keys_are_other_work() -> None:
     manager, job = IdempotencyManager(), Job()
     await asyncio.gather(once(manager, job.work("a"), None), once(manager, job.work("b"), None))
