@@ -6,6 +6,8 @@ What the providers saw is kept by themselves and shares nothing with the library
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import Random
@@ -20,7 +22,7 @@ from steer_llm_sdk.orchestration.tool_registry import ToolRegistry
 from steer_llm_sdk.reliability import IdempotencyManager
 from steer_llm_sdk.reliability.budget import BudgetAccounts
 from steer_llm_sdk.reliability.idempotency import Hangar
-from steer_llm_sdk.reliability.stores import Claim
+from steer_llm_sdk.reliability.stores import Changed, Claim, Store
 from steer_llm_sdk.reliability.stores.memory import MemoryStore
 
 WORST = Amount(20, 0.02)
@@ -175,12 +177,15 @@ class WorldTool(Tool):
         return await self._provider.answer(self._name, self._orchestrator)
 
 
-class FlakyStore:
+class FlakyStore(Store):
     """The memory store behind a bad line: an action is slow, or fails before or after it was done."""
 
     def __init__(self, store: MemoryStore, share: float, seed: int) -> None:
         self._store, self._share = store, share
         self._rng = Random(f"store {seed}")
+
+    def __repr__(self) -> str:
+        return "a bad line"
 
     async def claim(self, key: str, fingerprint: str, lease: float, ttl: float) -> Claim:
         return await self._line(self._store.claim(key, fingerprint, lease, ttl))
@@ -193,6 +198,14 @@ class FlakyStore:
 
     async def release(self, key: str, token: int) -> bool:
         return await self._line(self._store.release(key, token))
+
+    @asynccontextmanager
+    async def watch(self, key: str, seconds: float) -> AsyncIterator[Changed]:
+        async with self._store.watch(key, seconds) as changed:
+            yield changed
+
+    async def wanted(self, key: str, token: int) -> float:
+        return await self._line(self._store.wanted(key, token))
 
     async def _line(self, action: Any) -> Any:
         drawn = self._rng.random() / self._share
