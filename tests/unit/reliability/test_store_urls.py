@@ -44,6 +44,7 @@ def tells(text: str) -> bool:
 @example("redis://user:{}@host:1/0", "1?Q", False)
 @example("redis://user:{}@host:1/0", "1@Q/", False)
 @example("postgresql://host/db?user=u&password={}", "1&Q=1", False)
+@example("user:{}@host/db", "//Q", False)
 @example("postgresql://host/db?user=u&password={}", "  Q", True)
 def test_no_letter_of_a_password_is_shown_or_said(url: str, password: str, escaped: bool) -> None:
     stands = quote(password, safe="") if escaped else password

@@ -11,6 +11,8 @@ _SERVER = re.compile(
     rf"([a-z][a-z0-9+.-]*)://(?:([^\s/?#@\[\]]*)@)?((?:{_HOST}(?:,{_HOST})*)?)(/[^\s?#@]*)?(?:\?([^\s#@]*))?",
     re.IGNORECASE | re.ASCII,
 )
+_SERVERS = frozenset({"redis", "rediss", "postgres", "postgresql"})
+"""Of any other scheme nobody knows what stands before its host: "user:" and a password of "//" and more look like one."""
 _FILE = re.compile(r"(sqlite:///[^?#]*).*", re.IGNORECASE | re.DOTALL)
 _WORD = re.compile(r"[\w./-]*|memory://", re.ASCII)
 
@@ -33,7 +35,7 @@ def secrets_of(url: str) -> list[str] | None:
     if _FILE.fullmatch(url) or _WORD.fullmatch(url):
         return []
     server = _SERVER.fullmatch(url)
-    if server is None:
+    if server is None or server[1].lower() not in _SERVERS:
         return None
     options = (server[5] or "").split("&")
     secret = [each for each in options if _SECRET.search(each.partition("=")[0])]
