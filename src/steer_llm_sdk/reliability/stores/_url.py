@@ -12,7 +12,7 @@ _SERVER = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _SERVERS = frozenset({"redis", "rediss", "postgres", "postgresql"})
-"""Of any other scheme nobody knows what stands before its host: "user:" and a password of "//" and more look like one."""
+"""Of any other nobody knows what stands before its host: "user:" and a password of "//" and more look like a scheme."""
 _FILE = re.compile(r"(sqlite:///[^?#]*).*", re.IGNORECASE | re.DOTALL)
 _WORD = re.compile(r"[\w./-]*|memory://", re.ASCII)
 
