@@ -165,6 +165,16 @@ class ToolExecutionError(OrchestratorError):
         return cause.is_retryable if isinstance(cause, (ProviderError, ToolExecutionError)) else False
 
 
+def _duration(seconds: float) -> str:
+    """For people: "59 s", "30 min", "20 h 47 min", "12 days"."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} days"
+
+
 class BudgetExceeded(OrchestratorError):
     """A limit was met. `limit` and `actual` are ms, tokens or USD by `budget_type`.
 
@@ -191,7 +201,7 @@ class BudgetExceeded(OrchestratorError):
         says = f"exceeded: {digits(actual)}{unit} > {digits(limit)}{unit}"
         if overrun and actual <= limit:
             says = f"closed: a call took more than was reserved for it; the limit is {digits(limit)}{unit}"
-        anew = "" if resets_in is None else f"; it starts anew in {resets_in:.3g} s"
+        anew = "" if resets_in is None else f"; it starts anew in {_duration(resets_in)}"
         super().__init__(f"{which} {says}{anew}")
         self.budget_type = budget_type
         self.limit = limit

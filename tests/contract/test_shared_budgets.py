@@ -70,7 +70,7 @@ async def test_the_error_names_the_budget_and_says_when_it_starts_anew_and_then_
     await runner.run("q", "t", None, options)
     with pytest.raises(BudgetExceeded) as caught:
         await runner.run("q", "t", None, options)
-    assert str(caught.value) == "cost budget 'team' exceeded: 0.75 > 0.6; it starts anew in 1.8e+03 s"
+    assert str(caught.value) == "cost budget 'team' exceeded: 0.75 > 0.6; it starts anew in 30 min"
     error = caught.value
     assert (error.budget, error.budget_type, error.limit, error.actual) == ("team", "cost", 0.6, 0.75)
     assert (error.resets_in, error.retry_after, error.output) == (1800, 1800, None)

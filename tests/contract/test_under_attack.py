@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from steer_llm_sdk import EventManager
 from steer_llm_sdk.errors import BudgetExceeded, CircuitOpen, InvalidRequest, ProviderError, StoreUnavailable
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
@@ -81,6 +82,27 @@ async def test_a_cancelled_run_is_not_tried_again_whatever_the_tool_makes_of_it(
     await asyncio.sleep(120)
     assert tool.calls == 1
     assert orchestrator.breakers["p"]["failures"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout_ms": 10_000}, {"idempotency_key": "k"}, {"max_retries": 2}])
+@pytest.mark.parametrize("listens", [False, True])
+async def test_who_was_asked_to_stop_before_he_asks_is_stopped_and_no_tool_has_failed(
+    options: dict[str, Any], listens: bool
+) -> None:
+    async def works(request: Any, options: Any) -> Any:
+        await asyncio.sleep(1)
+
+    async def asks() -> Any:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        return await orchestrator.run("q", "made", options=options, event_manager=events)
+
+    orchestrator, events = runner(Made(works)), EventManager() if listens else None
+    run = asyncio.ensure_future(asks())
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert orchestrator.breakers.get("p", {"failures": 0})["failures"] == 0
 
 
 async def test_no_fallback_begins_when_the_time_is_up() -> None:

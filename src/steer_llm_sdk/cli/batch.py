@@ -184,7 +184,8 @@ def show_account(batch: Batch, stdout: TextIO, *, as_json: bool) -> None:
     counts = [f"{account[status]} {status}" for status in _STATUSES if account[status]]
     before = [f"{batch.found} of them were done before"] if batch.found else []
     done = f"{len(batch.results.done)} of {len(batch.lines)} lines"
-    complain(" · ".join(part for part in (done, *counts, *before, _cost(account), account["out"]) if part))
+    again = ["--retry-failed asks for those that failed once more"] if account["failed"] else []
+    complain(" · ".join(part for part in (done, *counts, *before, _cost(account), account["out"], *again) if part))
 
 
 def _cost(account: dict[str, Any]) -> str:

@@ -199,7 +199,7 @@ def _report(problems: Sequence[Mapping[str, Any]], rules: int, stdout: TextIO, a
     for problem in problems:
         print(printable(str(Problem(problem["path"], problem["line"], problem["message"], problem["rule"]))))
     if not problems:
-        print(f"{rules} rules, nothing wrong with them")
+        print("1 rule, nothing wrong with it" if rules == 1 else f"{rules} rules, nothing wrong with them")
 
 
 def _read(files: Sequence[str], field: str) -> list[Placed]:

@@ -168,8 +168,13 @@ def run(
         if batch is None:
             config = config_of(options)
             kept_in = required_store(store) if durable else remembering_store(store, idempotency_key)
+            if durable or idempotency_key:
+                command = command.pinned()
+            registry = command.registry()
+            check(request, command.tool_name, command.tool_options, registry)
+            command.announce()  # Before there is a loop, in which Ctrl-C would have to wait until all is loaded.
             asking = _carry_out(
-                request, command, config, kept_in, stdout, durable=durable, stream=stream, as_json=as_json
+                request, command, registry, config, kept_in, stdout, durable=durable, stream=stream, as_json=as_json
             )
             raise typer.Exit(asyncio.run(asking))
         if not out:
@@ -201,6 +206,7 @@ def _refuse_given(why: str, **options: Any) -> None:
 async def _carry_out(
     request: Any,
     command: Command,
+    registry: ToolRegistry,
     config: OrchestrationConfig,
     kept_in: str | None,
     stdout: TextIO,
@@ -209,11 +215,7 @@ async def _carry_out(
     stream: bool,
     as_json: bool,
 ) -> Exit:
-    if durable or config.idempotency_key:
-        command = command.pinned()
-    registry, asked_for = command.registry(), command.tool_name if durable else command.asked_for
-    check(request, command.tool_name, command.tool_options, registry)
-    command.announce()
+    asked_for = command.tool_name if durable else command.asked_for
     with Live(console(stderr=True), spinner=not stream) as live:
         watcher = _Watcher(command, registry, live, stdout, stream=stream, as_json=as_json)
         with watcher.until_lost():
@@ -265,6 +267,11 @@ class _Watcher:
             self.printed += event.delta
             with self._stop_without_reader():
                 write(event.delta)
+        elif event.delta.get("event_type") == "restart" and self.printed:
+            self.printed = ""
+            with self._stop_without_reader():
+                write("\n")
+            complain("the text so far does not count; the answer begins anew")
 
     def _line(self, event: StreamEvent) -> None:
         line = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}

@@ -44,7 +44,7 @@ from steer_llm_sdk.orchestration.replay import KeyedRun, fingerprint_of, key_of
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry
 from steer_llm_sdk.orchestration.ways_to_run import ManyOutputs, Progress, RunStream, run_many, run_sync
 from steer_llm_sdk.reliability.budget import BudgetAccounts, Ledger, excess
-from steer_llm_sdk.reliability.deadline import Deadline, Late, until
+from steer_llm_sdk.reliability.deadline import Deadline, Late, turn, until
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager, once
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
@@ -134,6 +134,8 @@ class BaseOrchestrator(ABC):
         NoEligibleTool, StoreUnavailable, InFlight, InvalidRequest. A str request reaches the tool as {"query": text}.
         """
         run = self._accept(request, tool_name, tool_options, options, event_manager)
+        if run.stops:  # It was asked to stop before: if it has not been told yet, that is told here, and not to a tool.
+            await turn()
         if run.events is not None:
             return await self._told(run, run.events)
         deadline = run.deadline

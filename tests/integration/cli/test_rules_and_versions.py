@@ -88,7 +88,7 @@ def test_without_tools_it_is_said_that_they_were_not_looked_at() -> None:
 def test_rules_with_nothing_wrong_are_said_to_have_nothing_wrong(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("rule:\n  - name: r\n    pin: reader\n", encoding="utf-8")
     ran = Ran("plan", "check", "good.yaml", "--tools", "my_tools")
-    assert (ran.code, ran.out) == (0, "1 rules, nothing wrong with them\n")
+    assert (ran.code, ran.out) == (0, "1 rule, nothing wrong with it\n")
 
 
 def test_a_file_that_cannot_be_read_has_its_problems_listed_like_the_others(tmp_path: Path) -> None:

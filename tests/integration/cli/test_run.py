@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from steer_llm_sdk.cli.exits import Exit
 from steer_llm_sdk.cli.main import app
+from steer_llm_sdk.providers.simulated import SimulatedServer
 
 QUESTION = "crux-test-#24"
 MODEL = "recorded:gpt-4o-2024-05-13"
@@ -98,6 +100,18 @@ def test_a_model_that_fails_is_followed_by_the_next() -> None:
 
 def test_streamed_text_is_the_same_text_once() -> None:
     assert Ran(QUESTION, "-m", MODEL, "--stream").out == Ran(QUESTION, "-m", MODEL).out
+
+
+async def test_text_of_an_attempt_that_broke_is_told_from_the_answer_which_is_printed_once() -> None:
+    async with SimulatedServer(faults="reset:first=1,chunks=8") as server:
+        env = {"OPENAI_BASE_URL": f"{server.base_url}/v1", "OPENAI_API_KEY": "none"}
+        model = "openai:gpt-4o-2024-05-13"
+        ran = await asyncio.to_thread(Ran, QUESTION, "-m", model, "--stream", env=env)
+        whole = await asyncio.to_thread(Ran, QUESTION, "-m", model, env=env)
+    fragment, answer = ran.out.split("\n```json", 1)
+    assert (ran.code, f"```json{answer}") == (Exit.OK, whole.out)
+    assert fragment.startswith("```json")
+    assert "the text so far does not count; the answer begins anew" in ran.err
 
 
 def test_streamed_json_is_one_event_a_line_and_the_output_last() -> None:
