@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from steer_llm_sdk.cli.exits import refuse
-from steer_llm_sdk.errors import MISSING
+from steer_llm_sdk.errors import MISSING, a_kind
 from steer_llm_sdk.evidence import Calibrator, parse_path
 from steer_llm_sdk.orchestration.models.evidence_bundle import json_value
 from steer_llm_sdk.orchestration.options import A_YEAR, BUDGET_KEYS
+from steer_llm_sdk.orchestration.tool_registry import ToolRegistry, get_global_registry
 
 MOST_BYTES = 256_000_000
 """What a file may have at most."""
@@ -62,13 +63,21 @@ def imported(path: str, option: str, example: str) -> Any:
         refuse(option, path, f"name a module that can be imported from here, and what is in it ({error!r})")
 
 
-def imported_module(name: str, option: str) -> None:
-    """Import a module for what it does then. It is looked for in the folder of the call first."""
+def registry_of(path: str, option: str) -> ToolRegistry:
+    """The ToolRegistry that MODULE:NAME names, or that of an orchestrator there; for a MODULE, which is imported for
+    what it does then, the global one. The module is looked for in the folder of the call first."""
+    if ":" in path:
+        found = imported(path, option, "my_app:registry")
+        registry = found if isinstance(found, ToolRegistry) else getattr(found, "registry", None)
+        if not isinstance(registry, ToolRegistry):
+            refuse(option, path, f"it is {a_kind(found)}; name a ToolRegistry, or an orchestrator")
+        return registry
     sys.path.insert(0, os.getcwd())
     try:
-        import_module(name)
+        import_module(path)
     except Exception as error:  # Whatever the module does when it is imported.
-        refuse(option, name, f"name a module that can be imported from here ({error!r})")
+        refuse(option, path, f"name a module that can be imported from here ({error!r})")
+    return get_global_registry()
 
 
 def read_schema(given: str | None) -> dict[str, Any] | None:

@@ -44,7 +44,9 @@ def common() -> None:
 
 _RULES = typer.Option("--rules", metavar="FILE", help="A file of rules, TOML or YAML; again for more.")
 _TOOLS = typer.Option(
-    "--tools", metavar="MODULE", help="A module that is imported from here and registers the tools; its name."
+    "--tools",
+    metavar="MODULE[:NAME]",
+    help="A module that is imported from here and registers the tools, or a ToolRegistry in it.",
 )
 
 
@@ -93,11 +95,10 @@ def explain_request(
         if planner is not None and rules:
             refuse("--rules", rules[0], "give rules by files or by a planner, not both")
         chosen = RuleBasedPlanner() if planner is None else _planner(planner)
-        if tools is not None:
-            inputs.imported_module(tools, "--tools")
+        registry = get_global_registry() if tools is None else inputs.registry_of(tools, "--tools")
         for placed in _read(rules or [], "--rules"):
             chosen.add_rule(placed.rule)
-        view = get_global_registry().planning_view()
+        view = registry.planning_view()
         for option, names in (("--failed", failed), ("--open", open_)):
             for name in names or ():
                 if name not in view:
@@ -170,14 +171,13 @@ def check_files(
         if bool(files) == (planner is not None):
             refuse("FILE", files, "give files of rules, or --planner")
         known = _planner(planner).rules if planner is not None else []
-        if tools is not None:
-            inputs.imported_module(tools, "--tools")
+        registry = get_global_registry() if tools is None else inputs.registry_of(tools, "--tools")
         try:
             placed = [*(Placed(rule, planner or "", 0) for rule in known), *_read(files or [], "FILE")]
         except RuleFileError as error:
             _report([{**problem._asdict(), "kind": "unreadable"} for problem in error.problems], 0, stdout, as_json)
             raise typer.Exit(Exit.BAD_INPUT) from None
-        view = get_global_registry().planning_view() if tools is not None or planner is not None else None
+        view = registry.planning_view() if tools is not None or planner is not None else None
         findings = check_rules([one.rule for one in placed], view)
         _report([_as_problem(finding, placed) for finding in findings], len(placed), stdout, as_json)
         if not as_json and view is None:

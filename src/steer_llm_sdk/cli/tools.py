@@ -19,7 +19,7 @@ from steer_llm_sdk.cli._stdout import stdout_of
 from steer_llm_sdk.cli.exits import Group, OneCommand, complain, errors_as_exits, flowing, refuse
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.release_files import Releases, read_releases, write_releases
-from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, get_global_registry, installed_tools
+from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry, installed_tools
 from steer_llm_sdk.orchestration.versions import ACTIVE, MARGIN, Release, deprecated, rank
 
 RELEASES_VARIABLE = "STEER_RELEASES"
@@ -38,7 +38,11 @@ _File = Annotated[
 ]
 _Module = Annotated[
     str | None,
-    typer.Option("--tools", metavar="MODULE", help="A module that is imported from here and registers tools."),
+    typer.Option(
+        "--tools",
+        metavar="MODULE[:NAME]",
+        help="A module that is imported from here and registers tools, or a ToolRegistry in it.",
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 _Name = Annotated[str, typer.Argument(metavar="TOOL", help="Its name.")]
@@ -154,8 +158,7 @@ def _set(name: str, version: str, release: Release, file: str | None, as_json: b
 
 def _registry(module: str | None) -> ToolRegistry:
     if module is not None:
-        inputs.imported_module(module, "--tools")
-        return get_global_registry()
+        return inputs.registry_of(module, "--tools")
     registry = ToolRegistry()
     for tool in installed_tools().values():
         registry.register_tool(tool)

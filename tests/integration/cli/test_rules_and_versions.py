@@ -126,6 +126,7 @@ def test_the_rules_of_a_planner_are_checked_too(tmp_path: Path) -> None:
         (["check"], "give files of rules, or --planner"),
         (["check", "nowhere.toml"], "No such file"),
         (["check", "rules.toml", "--tools", "nowhere"], "No module named 'nowhere'"),
+        (["check", "rules.toml", "--tools", "json:dumps"], "it is a function; name a ToolRegistry, or an orchestrator"),
         (["explain", "x", "--rules", "rules.toml", "--planner", "a:b"], "give rules by files or by a planner"),
     ],
 )
@@ -145,6 +146,20 @@ def test_a_request_is_explained_by_rules_from_a_file() -> None:
     assert "essays 0 decides for writer, reader" in ran.rows
     assert "policy 0 forbids writer" in ran.rows
     assert "writer 2.0 ? ? rule policy forbids it" in ran.rows
+
+
+@pytest.mark.parametrize("name", ["registry", "orchestrator"])
+def test_tools_of_a_registry_of_ones_own_are_named_with_it(name: str, tmp_path: Path) -> None:
+    own = TOOLS.replace("get_global_registry()", "registry").replace(
+        "import get_global_registry", "import ToolRegistry"
+    )
+    own = own.replace("\nfor tool", "\nregistry = ToolRegistry()\nfor tool")
+    own += "\nfrom steer_llm_sdk import ReliableOrchestrator\norchestrator = ReliableOrchestrator(registry=registry)\n"
+    (tmp_path / "my_tools.py").write_text(own, encoding="utf-8")
+    tools = ("--tools", f"my_tools:{name}")
+    assert "writer" in Ran("tools", "list", *tools).out
+    ran = Ran("plan", "explain", '{"type": "essay", "tenant": "acme"}', "--rules", "rules.toml", *tools)
+    assert ran.rows[0] == "reader: Matched rule: essays"
 
 
 def test_a_restriction_that_leaves_nobody_is_said_to_be_what_decides(tmp_path: Path) -> None:
