@@ -518,7 +518,7 @@ def refuse(refused: Refusal, name: str | None = None) -> NoReturn:
             "budget.cost_usd" if name is None else f"budgets.{name}.usd",
             limit,
             "the price of the model is unknown; declare one on the Model or the tool with price=Price(input=..., "
-            "output=...), or drop the limit",
+            "output=...), or drop the limit; list prices are those of a provider's own address",
         )
     raise BudgetExceeded(kind, limit, actual, budget=name, resets_in=resets_in, overrun=overrun)
 
