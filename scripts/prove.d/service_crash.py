@@ -94,8 +94,10 @@ def the_last_end_wins() -> None:
 
 
 def handed_to_the_engine_and_not_written_down() -> None:
-    async def handed_in(self: Any, run_id: str, tenant: str, request: Any, tool: Any, engine_id: str) -> Any:
-        return None
+    async def handed_in(
+        self: Any, run_id: str, tenant: str, request: Any, tool: Any, engine_id: str, *, keyed: bool = False
+    ) -> Any:
+        return runs.Run(run_id, tenant, request, self._clock(), tool=tool, owner="", engine=engine_id)
 
     runs.RunBook.handed_in = handed_in  # type: ignore[method-assign]  # the defect
 
