@@ -57,14 +57,17 @@ def given() -> dict[str, Any]:
 async def test_what_the_caller_was_handling_keeps_its_traceback_when_a_tool_fails(
     orchestrator: Any, options: Any
 ) -> None:
-    async def handling(runner: Any) -> tuple[str, int]:
+    async def handling(runner: Any) -> tuple[str, int, bool]:
         try:
             raise KeyError("the caller's own")
         except KeyError as own:
             output = await runner.run("q", "t", options=options)
-            return output.status, len(traceback.extract_tb(own.__traceback__))
+            kept = [output._cause]
+            for error in kept:
+                kept += [link for link in (error.__cause__, error.__context__) if link is not None and link not in kept]
+            return output.status, len(traceback.extract_tb(own.__traceback__)), own in kept
 
-    assert await handling(orchestrator(ScriptedTool("t", err(400)))) == ("failed", 1)
+    assert await handling(orchestrator(ScriptedTool("t", err(400)))) == ("failed", 1, False)
 
 
 @BOTH

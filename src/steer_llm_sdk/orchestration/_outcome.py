@@ -122,6 +122,8 @@ def _let_go(error: BaseException, handled: BaseException | None) -> None:
             seen.add(id(link))
             link.__traceback__ = None
             with suppress(Exception):  # There are some that raise whatever they are asked.
+                if link.__context__ is handled:
+                    link.__context__ = None  # Else the output would keep the caller's frame, which has the output.
                 chain += (link.__cause__, link.__context__)
 
 
