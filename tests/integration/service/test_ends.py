@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,12 @@ from steer_llm_sdk.service import _shelf, runs
 from steer_llm_sdk.service._shelf import Hasty, Row, Shelf
 from steer_llm_sdk.service.runs import RunBook
 from steer_llm_sdk.streaming.manager import EventManager
+
+
+@pytest.fixture
+def in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No write is slow, however busy the machine is."""
+    monkeypatch.setattr(_shelf, "SLOW", math.inf)
 
 
 @pytest.fixture
@@ -98,6 +105,7 @@ async def test_the_events_that_others_were_told_of_go_with_the_end(book: RunBook
     assert (live(), states(table)) == (0, {"r": "succeeded"})
 
 
+@pytest.mark.usefixtures("in_time")
 def test_who_is_in_a_hurry_writes_nothing_where_somebody_is_in_the_way(table: str) -> None:
     shelf, hasty = Shelf(table), Hasty(table)
     shelf.open()
@@ -134,6 +142,7 @@ def test_after_a_slow_write_there_is_none_for_a_while(table: str, monkeypatch: p
     hasty.close()
 
 
+@pytest.mark.usefixtures("in_time")
 def test_what_was_written_in_a_hurry_is_moved_from_the_log_into_the_file(table: str) -> None:
     shelf, hasty = Shelf(table), Hasty(table)
     shelf.open()
