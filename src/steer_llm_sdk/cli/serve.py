@@ -136,6 +136,7 @@ def _listen(app: object, host: str, port: int, workers: int) -> None:
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    from steer_llm_sdk.service._listener import Listener
     from steer_llm_sdk.service._server import MOST_CONNECTIONS, PatientProtocol
     from steer_llm_sdk.service.app import DRAIN
 
@@ -150,6 +151,7 @@ def _listen(app: object, host: str, port: int, workers: int) -> None:
         loop="asyncio",  # The clock of uvloop stands still between two turns, and knows whole milliseconds only.
         ws="none",
         proxy_headers=False,  # Nobody asks who is behind a proxy: a key says who it is.
+        backlog=1,  # Of a Listener: connections taken in one turn.
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=30,
         # Connections that wait for a run are open as long as the run has time to end.
@@ -158,9 +160,10 @@ def _listen(app: object, host: str, port: int, workers: int) -> None:
         server_header=False,
     )
     try:
-        listener = config.bind_socket()
+        bound = config.bind_socket()
     except SystemExit:
         refuse("port", port, f"it cannot be had on {host}; give another")
+    listener = Listener(bound.family, bound.type, bound.proto, bound.detach())
     host, port = listener.getsockname()[:2]
     print(
         f"steer-llm serves on http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops it)", file=sys.stderr

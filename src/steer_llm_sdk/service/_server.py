@@ -12,6 +12,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from steer_llm_sdk.service import _listener
 from steer_llm_sdk.service.problems import Problem
 
 MOST_CONNECTIONS = 1_000
@@ -59,11 +60,17 @@ class PatientProtocol(HttpToolsProtocol):
         # wait for the client's delayed acknowledgement, 40 ms.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._late = self.loop.call_later(self.header_seconds, self._give_up)
+        self._count()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_are_there()
         self._is_read()
         super().connection_lost(exc)
+        self._count()
+
+    def _count(self) -> None:
+        if _listener.shares is not None:
+            _listener.shares.has(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -1,7 +1,7 @@
 """The table of runs: in a SQLite file that the processes of one machine share, or in a PostgreSQL database.
 
 A run has one row, from the moment that it was accepted, or is older than a moment. It ends once: `running` is left by
-one statement that asks for it, whoever comes first. All of this is called in one thread.
+one statement that asks for it, whoever comes first. A Shelf is called in one thread, a Hasty in another one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,10 @@ BUSY = 10.0
 """Seconds to wait for another process that is writing."""
 PART = 400
 """Runs that one statement asks for."""
+SLOW = 0.005
+"""Seconds: after a write in the loop that took longer there is none for a while,"""
+RESPITE = 10
+"""so many times what it took: so the loop stands still for a tenth of the time at most, however slow the disk."""
 _LOCK = 7_355_609
 """The advisory lock under which the tables are made, on PostgreSQL."""
 _TABLES = (
@@ -52,6 +57,8 @@ class Row:
     engine: str | None
     record: str
     events: str = "[]"
+    live: bool = True
+    """Events of it may stand in the other table."""
 
 
 class News(NamedTuple):
@@ -144,17 +151,18 @@ class Shelf:
 
     def end(self, rows: Sequence[Row]) -> list[Row | None]:
         """Write down how runs ended. For one that had ended already it is what stands, for the others None."""
-        stands: list[Row | None] = []
         with self._written():
-            for row in rows:
-                ended = self._insert(
-                    row,
-                    "(id) DO UPDATE SET state = excluded.state, tool = excluded.tool, record = excluded.record, "
-                    "events = excluded.events WHERE steer_runs.state = 'running' RETURNING id",
-                )
-                stands.append(None if ended else self.get(row.id))
-                self._ask("DELETE FROM steer_live WHERE run = ?", row.id)
-        return stands
+            return [self._end(row) for row in rows]
+
+    def _end(self, row: Row) -> Row | None:
+        ended = self._insert(
+            row,
+            "(id) DO UPDATE SET state = excluded.state, tool = excluded.tool, record = excluded.record, "
+            "events = excluded.events WHERE steer_runs.state = 'running' RETURNING id",
+        )
+        if row.live:
+            self._ask("DELETE FROM steer_live WHERE run = ?", row.id)
+        return None if ended else self.get(row.id)
 
     def tell(self, news: Sequence[News]) -> None:
         with self._written():
@@ -245,6 +253,8 @@ class Shelf:
                 most - 1,
             )
             self._ask("DELETE FROM steer_keyed WHERE NOT EXISTS (SELECT 1 FROM steer_runs WHERE id = run)")
+        if not self.on_server:
+            self._ask("PRAGMA wal_checkpoint(PASSIVE)")  # A Hasty leaves it to us.
 
     def _insert(self, row: Row, known: str) -> Sequence[tuple[Any, ...]]:
         return self._ask(
@@ -290,6 +300,36 @@ class Shelf:
             with contextlib.suppress(Exception):
                 self.close()
             self._connection = None
+
+
+class Hasty(Shelf):
+    """A further way into the file, for the loop: it waits for nobody, and moves nothing from the log into the file, so
+    that what it writes ends in the memory of the operating system."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._slow_until = 0.0
+
+    def open(self) -> None:
+        """The tables are there."""
+        self._connection = sqlite3.connect(self._where, isolation_level=None, check_same_thread=False, timeout=0)
+        self._ask("PRAGMA synchronous = NORMAL")
+        self._ask("PRAGMA wal_autocheckpoint = 0")
+
+    def end_now(self, row: Row) -> list[Row | None] | None:
+        """As `end`; None where somebody is in the way, and nothing was written. What is one statement needs no
+        transaction round it."""
+        began = time.monotonic()
+        if began < self._slow_until:
+            return None
+        try:
+            stands = self.end([row]) if row.live else [self._end(row)]
+        except sqlite3.Error:
+            return None
+        took = time.monotonic() - began
+        if took > SLOW:
+            self._slow_until = began + took + RESPITE * took
+        return stands
 
 
 def _in_parts(values: list[V]) -> Iterator[list[V]]:

@@ -34,7 +34,7 @@ from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.routes import chat as of_chat
 from steer_llm_sdk.service.routes import control, health, pages, planning
 from steer_llm_sdk.service.routes import runs as of_runs
-from steer_llm_sdk.service.routes._shared import State
+from steer_llm_sdk.service.routes._shared import State, Straight
 from steer_llm_sdk.service.runs import RunBook
 
 DRAIN = 10.0
@@ -115,6 +115,7 @@ def create_app(
     for about in (of_runs, of_chat, planning, control, pages, health):
         about.add(app, state)
     answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
+    app.add_middleware(Straight, ways=state.ways, failed=_failed)
     app.add_middleware(Guard, keys=keys, limits=limits or Limits(), hosts=answered)
     return app
 
@@ -176,6 +177,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json[ \t]*(?:;|$)", re.IGNORECASE)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What is answered on the straight way, as on the other one."""
+    if isinstance(error, RequestValidationError):
+        return await _invalid(request, error)
+    return await (_http_error if isinstance(error, HTTPException) else as_problem)(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

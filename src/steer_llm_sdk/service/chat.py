@@ -101,12 +101,19 @@ class _Exchange:
         self.shown = True
         """False once the caller has gone, and the work goes on for its key."""
         self.stream = fields.get("stream") is True
-        self.head: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.head: asyncio.Future[Mapping[str, str]] = loop.create_future()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        """There is something to answer: the head of a stream, or the run is over, or the caller has gone."""
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue(64)
         self.taken = asyncio.Event()
         """The first piece is on its way to the caller, or nobody waits for it."""
         self.answered: Answered | None = None
         self.refused: Answered | None = None
+
+    def answer(self, _: object = None) -> None:
+        if not self.ready.done():
+            self.ready.set_result(None)
 
     def over(self, _: object) -> None:
         """Whoever waits for a piece looks whether there will be one. Where it is full nobody waits."""
@@ -246,6 +253,7 @@ async def _pass_on(
             continue
         if not exchange.head.done():
             exchange.head.set_result(headers)
+            exchange.answer()
         if exchange.shown:
             await exchange.pieces.put(piece)
             # Those that have come already do not keep the first one waiting.
@@ -423,7 +431,7 @@ class Chat:
             self._behind.add(run)
             run.add_done_callback(self._ended_behind)
         head = exchange.head
-        await _first_of(run, exchange, leaving, *([head] if exchange.stream else []))
+        await _ready(run, exchange, leaving)
         if run.done() and run.result().replayed:
             return _again(format, run.result())
         if not (exchange.stream and head.done()):
@@ -484,12 +492,13 @@ def _with_model(body: bytes, model: str) -> bytes:
         at = text.index(",", end) + 1
 
 
-async def _first_of(
-    run: asyncio.Future[Any], exchange: _Exchange, leaving: asyncio.Future[None], *more: asyncio.Future[Any]
-) -> None:
-    """Wait for one of them. Who goes away takes the run along."""
+async def _ready(run: asyncio.Future[Any], exchange: _Exchange, leaving: asyncio.Future[None]) -> None:
+    """Wait until there is something to answer. Who goes away takes the run along. (asyncio.wait would take one turn of
+    the loop more.)"""
+    run.add_done_callback(exchange.answer)
+    leaving.add_done_callback(exchange.answer)
     try:
-        await asyncio.wait({run, leaving, *more}, return_when=asyncio.FIRST_COMPLETED)
+        await exchange.ready
     except asyncio.CancelledError:
         _leave(run, exchange)
         raise

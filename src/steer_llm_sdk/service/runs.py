@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
@@ -25,7 +26,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service._keyed import Keyed
 from steer_llm_sdk.service._owners import FileOwners, NoOwners
-from steer_llm_sdk.service._shelf import News, Row, Shelf
+from steer_llm_sdk.service._shelf import Hasty, News, Row, Shelf
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.streaming.manager import EventManager, RunEvents
 
@@ -48,6 +49,8 @@ PRUNE = 5.0
 KEEP_ALIVE = 15.0
 """Seconds of silence after which who follows a run is told that it goes on."""
 AGAIN = 1.0
+AT_ONCE = 4
+"""Ends in one turn of the loop that are written there."""
 LOOKED_AT = 100
 """Runs of others, at most, that are looked at in one sweep."""
 GIVEN_UP = 60.0
@@ -65,7 +68,7 @@ class Run:
     interrupted: its process ended before it did.
 
     `began` is on the clock of the loop, None where another process carries it out. `engine` is what it is called by the
-    engine that it was handed to. `changed` is replaced each time that something new is to be seen.
+    engine that it was handed to. `changes` counts how often something new was to be seen.
     """
 
     id: str
@@ -89,7 +92,9 @@ class Run:
     """Events that are in the table."""
     left: bool = False
     """Nobody here carries it out any more, and it goes on elsewhere."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    changes: int = 0
+    waiting: list[asyncio.Future[bool]] = field(default_factory=list)
+    """Of those who follow it and have seen all there is: done at the next change."""
 
     @property
     def over(self) -> bool:
@@ -110,25 +115,30 @@ class Run:
         self.wake()
 
     def wake(self) -> None:
-        changed, self.changed = self.changed, asyncio.Event()
-        changed.set()
+        self.changes += 1
+        if self.waiting:
+            waiting, self.waiting = self.waiting, []
+            for each in waiting:
+                if not each.done():
+                    each.set_result(True)
 
     async def follow(self, after: int) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Its events from the one after number `after`, those at once that are there, until its end; an empty list
         after KEEP_ALIVE without any."""
-        while True:
-            # All three as they stand now: what comes while the reader is busy is looked at in the next round.
-            changed, ended, events = self.changed, self.over or self.left, self.events[max(after, 0) :]
-            if events:
-                after = events[-1]["id"]
-                yield events
-            if ended:
-                return
-            try:
-                async with asyncio.timeout(KEEP_ALIVE):
-                    await changed.wait()
-            except TimeoutError:
-                yield []
+        wait = _Wait(self)
+        try:
+            while True:
+                # All three as they stand now: what comes while the reader is busy is looked at in the next round.
+                changes, ended, events = self.changes, self.over or self.left, self.events[max(after, 0) :]
+                if events:
+                    after = events[-1]["id"]
+                    yield events
+                if ended:
+                    return
+                if changes == self.changes and not await wait():
+                    yield []
+        finally:
+            wait.close()
 
     def row(self) -> Row:
         record = {"request": as_json(self.request)[0], "output": self.output, "error": self.error}
@@ -143,6 +153,7 @@ class Run:
             self.engine,
             written(record),
             events,
+            self.task is None or self.row_told is not None or self.events_told > 0,
         )
 
     def news(self) -> News:
@@ -177,6 +188,38 @@ class Run:
     def interrupt(self) -> None:
         self.state = "interrupted"
         self.error = {"type": "Interrupted", "message": INTERRUPTED, "is_retryable": True, "status": 503}
+
+
+class _Wait:
+    """For the next change of a run, again and again: False after KEEP_ALIVE without one. A timer is set once in that
+    time, and not for each event."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._loop = asyncio.get_running_loop()
+        self._next: asyncio.Future[bool] | None = None
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> asyncio.Future[bool]:
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(KEEP_ALIVE, self._look)
+        self._next = self._loop.create_future()
+        self._run.waiting.append(self._next)
+        return self._next
+
+    def _look(self) -> None:
+        left = self._since + KEEP_ALIVE - self._loop.time()
+        self._timer = None
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        elif self._next is not None and not self._next.done():
+            self._next.set_result(False)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Engine(Protocol):
@@ -230,6 +273,7 @@ class RunBook:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._shelf = Shelf(where)
+        self._hasty = None if where == ":memory:" or self._shelf.on_server else Hasty(where)
         self._engine = engine
         self._most_runs = most_runs
         self._clock = clock
@@ -240,6 +284,9 @@ class RunBook:
         self._running: dict[str, Run] = {}
         self._followed: dict[str, tuple[Run, int]] = {}
         self._alone = where == ":memory:"
+        self._in_turn = 0
+        self._asked = 0
+        """How much the thread has to do."""
         self._ending: list[tuple[Run, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -254,6 +301,8 @@ class RunBook:
         self.owner = owner or self.owner
         await self._do(self._owners.open, self.owner)
         await self._do(self._shelf.open)
+        if self._hasty is not None:
+            await self._do(self._hasty.open)
         self._open.set()
         await self._sweep()
         self._ticking = asyncio.create_task(self._tick())
@@ -279,6 +328,8 @@ class RunBook:
         if self._writing is not None:
             await asyncio.wait([self._writing])
         await self._do(self._shelf.close)
+        if self._hasty is not None:
+            await self._do(self._hasty.close)
         await self._do(self._owners.close)
         self._thread.shutdown(wait=False)
 
@@ -504,16 +555,34 @@ class RunBook:
             run.tool = str(event.metadata["tool_name"])
 
     def _ended(self, run: Run) -> asyncio.Future[None]:
-        """Write down how a run ended; what is returned says when that is done. All that end while something is written
-        are written at once after it."""
+        """Write down how a run ended; what is returned says when that is done. Where the thread has nothing to do it is
+        done here and now, in a tenth of the time that it takes to wake it and be woken by it. All that end while
+        something is written are written together after it."""
         if run.dropped:
             run.events.append({"id": len(run.events) + 1, "type": "dropped", "data": {"events": run.dropped}})
             run.dropped = 0
         known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if (hasty := self._free()) is not None and (stands := hasty.end_now(run.row())) is not None:
+            self._is_down(run, *stands)
+            known.set_result(None)
+            return known
         self._ending.append((run, known))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
         return known
+
+    def _free(self) -> Hasty | None:
+        """By which an end may be written in the loop; None where the thread has something to do, or where it is one of
+        a crowd that ends in this turn, which the thread writes in one transaction."""
+        if self._hasty is None or self._asked or self._writing is not None:
+            return None
+        if not self._in_turn:
+            asyncio.get_running_loop().call_soon(self._turned)
+        self._in_turn += 1
+        return self._hasty if self._in_turn <= AT_ONCE else None
+
+    def _turned(self) -> None:
+        self._in_turn = 0
 
     async def _write(self) -> None:
         try:
@@ -529,8 +598,7 @@ class RunBook:
                     _log.warning("%d ended runs could not be written down yet: %s", len(batch), error)
                     self._ending = [*batch, *self._ending][-MOST_RUNS:]
                 for run, known in batch:
-                    self._running.pop(run.id, None)
-                    run.wake()
+                    self._is_down(run, None)
                     if not known.done():
                         known.set_result(None)
                 if self._ending and self._ending[0] is batch[0]:
@@ -539,6 +607,13 @@ class RunBook:
                     await asyncio.sleep(AGAIN)
         finally:
             self._writing = None
+
+    def _is_down(self, run: Run, stands: Row | None) -> None:
+        """How it ended is in the table; `stands` where that is another end."""
+        if stands is not None:
+            run.take(stands)
+        self._running.pop(run.id, None)
+        run.wake()
 
     def _write_ends(self, runs: list[Run]) -> list[Row | None]:
         return self._shelf.end([run.row() for run in runs])
@@ -646,6 +721,7 @@ class RunBook:
     # ── in the thread ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _do(self, work: Callable[..., R], *given: Any) -> R:
+        self._asked += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
         except (OrchestratorError, Problem):
@@ -653,6 +729,8 @@ class RunBook:
         except Exception as error:
             # By type only: what a database says may quote its URL.
             raise StoreUnavailable(f"the table of runs did not answer ({type(error).__name__})") from error
+        finally:
+            self._asked -= 1
 
     def _read(self, run_id: str) -> Run | None:
         row = self._shelf.get(run_id)
@@ -684,18 +762,16 @@ def _hear_of(run: Run, events: list[dict[str, Any]]) -> None:
         run.wake()
 
 
-_names: dict[type[Any], tuple[str, ...]] = {}
-"""The fields of each class of events."""
+@lru_cache(32)
+def _names_of(kind: type[StreamEvent]) -> tuple[str, ...]:
+    """The fields of a class of events."""
+    return tuple(each.name for each in fields(kind))
 
 
 def told(event: StreamEvent) -> dict[str, Any]:
     """An event as JSON."""
     plain: dict[str, Any] = {}
-    kind = type(event)
-    names = _names.get(kind)
-    if names is None:
-        names = _names[kind] = tuple(each.name for each in fields(event))
-    for name in names:
+    for name in _names_of(type(event)):  # type: ignore[arg-type]  # a class can be hashed
         value = getattr(event, name)
         if type(value) is str and value.isascii():
             plain[name] = value

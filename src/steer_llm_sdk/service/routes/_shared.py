@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steer_llm_sdk.durable import DurableOrchestrator
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
@@ -17,6 +20,39 @@ from steer_llm_sdk.service.guard import Caller
 from steer_llm_sdk.service.metrics import Scrape
 from steer_llm_sdk.service.problems import Problem
 from steer_llm_sdk.service.runs import RunBook
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Straight:
+    """Takes a request whose method and path are in `ways` straight to what answers it; `app` has all others. FastAPI's
+    own way, which looks at every route and opens three stacks of what is to be closed, takes it a tenth of a run.
+
+    `failed` answers what an endpoint raises.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        ways: Mapping[tuple[str, str], Endpoint],
+        failed: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        self._app = app
+        self._ways = ways
+        self._failed = failed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._ways.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        try:
+            response = await endpoint(request)
+        except Exception as error:
+            response = await self._failed(request, error)
+        await response(scope, receive, send)
 
 
 class State:
@@ -34,6 +70,8 @@ class State:
         self.book = book
         self.simulated = simulated
         self.keyed = keyed
+        self.ways: dict[tuple[str, str], Endpoint] = {}
+        """Of Straight."""
         self.ready = False
         self.stopped_at = math.inf
 

@@ -26,6 +26,8 @@ def add(app: FastAPI, state: State) -> None:
         book.require_room()
         return await state.chat.complete(ANTHROPIC, request, asking(request))
 
+    state.ways |= {("POST", OPENAI.path): chat, ("POST", ANTHROPIC.path): messages}
+
     @app.get("/v1/models", response_model=None)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": state.chat.models()}

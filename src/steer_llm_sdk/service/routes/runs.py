@@ -11,7 +11,8 @@ from random import getrandbits
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from steer_llm_sdk.errors import InvalidRequest
@@ -39,13 +40,47 @@ class RunBody(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+_READ = ("prefer", "idempotency-key", "traceparent")
+"""Headers that a run is begun by."""
+_JSON = re.compile(r"application/(?:[\w.-]+\+)?json[ \t]*(?:;|$)", re.IGNORECASE)
+
+
+async def _body(request: Request) -> RunBody:
+    """As FastAPI reads it, which takes a tenth of a run for that and the headers."""
+    said = await request.body()
+    if not said:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+    if not _JSON.match(request.headers.get("content-type", "")):
+        raise Problem(400, "body: send JSON, as Content-Type: application/json", error="InvalidRequest", field="body")
+    try:
+        return RunBody.model_validate(json.loads(said), from_attributes=True)
+    except json.JSONDecodeError as error:
+        place = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
+        raise RequestValidationError([place]) from None
+    except ValidationError as error:
+        wrong = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise RequestValidationError(wrong) from None
+    except ValueError:
+        raise Problem(400, "body: it is no UTF-8", error="InvalidRequest", field="body") from None
+
+
+def _header(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+
+
+_DESCRIBED = {
+    "parameters": [_header(name) for name in _READ],
+    "requestBody": {"required": True, "content": {"application/json": {"schema": RunBody.model_json_schema()}}},
+}
+
+
 def add(app: FastAPI, state: State) -> None:
     orchestrator, book = state.orchestrator, state.book
 
-    @app.post("/v1/runs", response_model=None, openapi_extra={"parameters": [_header(name) for name in _READ]})
-    async def run(body: RunBody, request: Request) -> Response:
+    @app.post("/v1/runs", response_model=None, openapi_extra=_DESCRIBED)
+    async def run(request: Request) -> Response:
         """Run a request. With `Prefer: respond-async` the answer is 202 and the id of the run."""
-        caller = asking(request)
+        caller, body = asking(request), await _body(request)
         prefer, idempotency_key, traceparent = map(request.headers.get, _READ)
         options = _options(body.options, caller, idempotency_key, traceparent)
         _refuse_recordings(state, body.request, body.tool_options)
@@ -73,6 +108,8 @@ def add(app: FastAPI, state: State) -> None:
         told = output.model_dump(mode="json") if begun.output is None else begun.output
         said = written(told | {"id": run_id})
         return Response(said, headers={**where, **replayed}, media_type="application/json")
+
+    state.ways["POST", "/v1/runs"] = run
 
     @app.get("/v1/runs", response_model=None)
     async def latest(caller: Known, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> dict[str, Any]:
@@ -102,10 +139,6 @@ def add(app: FastAPI, state: State) -> None:
         return JSONResponse({"id": found.id, "state": "cancelling"}, 202)
 
 
-_READ = ("prefer", "idempotency-key", "traceparent")
-"""Headers that a run is begun by. Read here, and not by FastAPI, which takes a tenth of a run for it."""
-
-
 _PREFERENCES = re.compile(r'(?:"(?:\\.|[^"\\])*"?|[^,"])+')
 
 
@@ -114,10 +147,6 @@ def _prefers_async(headers: list[str]) -> bool:
     a semicolon."""
     names = (each.partition(";")[0].strip().lower() for each in _PREFERENCES.findall(",".join(headers)))
     return "respond-async" in names
-
-
-def _header(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
 
 
 def _options(given: Mapping[str, Any], caller: Caller, key: str | None, traceparent: str | None) -> dict[str, Any]:
@@ -198,8 +227,8 @@ async def _sse(book: RunBook, run: Run, after: int) -> AsyncIterator[bytes]:
             # A comment, so that no proxy closes a stream that is silent.
             yield "".join(map(_framed, events)).encode() or b": waiting\n\n"
     end = {"state": run.state, "error": run.error}
-    yield f"event: end\ndata: {json.dumps(end)}\n\n".encode()
+    yield f"event: end\ndata: {written(end)}\n\n".encode()
 
 
 def _framed(event: Mapping[str, Any]) -> str:
-    return f"id: {event['id']}\nevent: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
+    return f"id: {event['id']}\nevent: {event['type']}\ndata: {written(event)}\n\n"
