@@ -201,14 +201,13 @@ def a_request_is_sent_to_the_provider_twice() -> None:
 def each_piece_of_a_stream_is_held_back() -> None:
     from steer_llm_sdk.service import chat
 
-    kept = chat._pieces
+    kept = chat._Exchange.show
 
-    async def late(*given: Any) -> AsyncIterator[bytes]:
-        async for piece in kept(*given):
-            await asyncio.sleep(0.2)
-            yield piece
+    async def late(*given: Any, more: bool = True) -> None:
+        await asyncio.sleep(0.2)
+        await kept(*given, more=more)
 
-    chat._pieces = late
+    chat._Exchange.show = late  # type: ignore[method-assign]  # the defect
 
 
 def the_loop_is_held_up_by_each_run() -> None:

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import ASGIApp
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.durable import DurableOrchestrator
@@ -115,8 +116,14 @@ def create_app(
     for about in (of_runs, of_chat, planning, control, pages, health):
         about.add(app, state)
     answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
-    app.add_middleware(Straight, ways=state.ways, failed=_failed)
-    app.add_middleware(Guard, keys=keys, limits=limits or Limits(), hosts=answered)
+    within = app.build_middleware_stack
+
+    def whole() -> ASGIApp:
+        # Outside of FastAPI's own, which the usual requests then do not go through.
+        straight = Straight(within(), ways=state.ways, failed=_failed)
+        return Guard(straight, keys=keys, limits=limits or Limits(), hosts=answered)
+
+    app.build_middleware_stack = whole  # type: ignore[method-assign]  # where Starlette has it made
     return app
 
 

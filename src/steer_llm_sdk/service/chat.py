@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,7 +24,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from yarl import URL
 
 from steer_llm_sdk.errors import (
@@ -81,7 +81,7 @@ class Answered:
 
 
 class _Exchange:
-    """One request of a client, on its way through the policies; `sink` takes the bytes of a stream."""
+    """One request of a client, on its way through the policies."""
 
     def __init__(
         self,
@@ -98,27 +98,28 @@ class _Exchange:
         self.routes = routes
         self.headers = headers
         self.key = key
-        self.shown = True
-        """False once the caller has gone, and the work goes on for its key."""
         self.stream = fields.get("stream") is True
-        loop = asyncio.get_running_loop()
-        self.head: asyncio.Future[Mapping[str, str]] = loop.create_future()
-        self.ready: asyncio.Future[None] = loop.create_future()
-        """There is something to answer: the head of a stream, or the run is over, or the caller has gone."""
-        self.pieces: asyncio.Queue[bytes] = asyncio.Queue(64)
-        self.taken = asyncio.Event()
-        """The first piece is on its way to the caller, or nobody waits for it."""
+        self.send: Send | None = None
+        """None once the caller has gone, or has all of the answer."""
+        self.begun = False
+        """The head of a stream was shown: nobody else can take it up."""
         self.answered: Answered | None = None
         self.refused: Answered | None = None
 
-    def answer(self, _: object = None) -> None:
-        if not self.ready.done():
-            self.ready.set_result(None)
+    async def show(self, headers: Mapping[str, str], piece: bytes, *, more: bool = True) -> None:
+        """Hand on a piece of a stream, the first one behind the head of the answer."""
+        if not self.begun:
+            self.begun = True
+            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+            await self._tell({"type": "http.response.start", "status": 200, "headers": raw})
+        await self._tell({"type": "http.response.body", "body": piece, "more_body": more})
 
-    def over(self, _: object) -> None:
-        """Whoever waits for a piece looks whether there will be one. Where it is full nobody waits."""
-        if not self.pieces.full():
-            self.pieces.put_nowait(b"")
+    async def _tell(self, message: Message) -> None:
+        if self.send is not None:
+            try:
+                await self.send(message)
+            except OSError:  # So a server may say that the caller has gone. It is no failure of the provider.
+                self.send = None
 
     def body_for(self, endpoint: Endpoint) -> bytes:
         """The client's own bytes, but for the name of the model."""
@@ -153,9 +154,9 @@ class _Passage(Tool):
                     followed=place + 1 < len(exchange.routes),
                 )
             except Exception as error:
-                if exchange.head.done() and isinstance(error, ProviderError):
+                if exchange.begun and isinstance(error, ProviderError):
                     error.is_retryable = True  # Not by us, to whom it is shown already; but nothing of it is kept.
-                if place + 1 == len(exchange.routes) or exchange.head.done():
+                if place + 1 == len(exchange.routes) or exchange.begun:
                     raise
                 continue
             exchange.answered = answered
@@ -203,9 +204,9 @@ class _Passage(Tool):
         except aiohttp.ServerTimeoutError as error:
             raise ProviderTimeout(f"no answer from {endpoint.target}", endpoint.target) from error
         except (aiohttp.ClientError, OSError) as error:
-            kind = TruncatedStream if exchange.head.done() else ConnectionFailed
+            kind = TruncatedStream if exchange.begun else ConnectionFailed
             failure = kind(f"the connection to {endpoint.target} broke", endpoint.target)
-            if exchange.head.done():
+            if exchange.begun:
                 failure.is_retryable = False  # Some of it was shown.
             raise failure from error
 
@@ -251,13 +252,7 @@ async def _pass_on(
         over = not piece
         if not (piece := redaction(piece, last=over)):
             continue
-        if not exchange.head.done():
-            exchange.head.set_result(headers)
-            exchange.answer()
-        if exchange.shown:
-            await exchange.pieces.put(piece)
-            # Those that have come already do not keep the first one waiting.
-            await exchange.taken.wait()
+        await exchange.show(headers, piece)
         if kept is not None:
             size += len(piece)
             kept.append(piece)
@@ -272,7 +267,7 @@ async def _pass_on(
                     usage = [*usage[:1], data]
     if not (ended or (tail.startswith(b"data:") and format.ends(tail[5:].strip()))):
         failure = TruncatedStream("the stream ended without its end marker", endpoint.target)
-        failure.is_retryable = not exchange.head.done()
+        failure.is_retryable = not exchange.begun
         raise failure
     whole = None if kept is None else b"".join(kept)
     return Answered(response.status, headers, whole, format.usage(*map(parsed, usage)))
@@ -389,54 +384,37 @@ class Chat:
         return told
 
     async def complete(self, format: Format, request: Request, caller: Caller) -> Response:
-        """Answer one request; what is wrong with it is told in the form that its clients read."""
+        """What answers one request; what is wrong with it is told in the form that its clients read."""
         try:
-            return await self._complete(format, request, caller)
-        except (OrchestratorError, ProviderError, Problem) as error:
-            return _error_response(format, error)
+            body = await request.body()
+            fields = _fields(body)
+            key = request.headers.get("idempotency-key")
+            passed = {name: value for name, value in request.headers.items() if FROM_CLIENT.match(name)}
+            passed = {**format.usual_headers, **passed}
+            exchange = _Exchange(format, body, fields, self._routes(format, fields["model"]), passed, key)
+        except (OrchestratorError, Problem) as error:
+            return in_format(format, problem_of(error))
+        return _Passing(self, exchange, request.headers, caller.tenant)
 
-    async def _complete(self, format: Format, request: Request, caller: Caller) -> Response:
-        body = await request.body()
-        fields = _fields(body)
-        leaving = asyncio.ensure_future(until_gone(request.receive))
-        try:
-            return await self._under_policies(format, body, fields, request, caller, leaving)
-        finally:
-            leaving.cancel()
-
-    async def _under_policies(
-        self,
-        format: Format,
-        body: bytes,
-        fields: dict[str, Any],
-        request: Request,
-        caller: Caller,
-        leaving: asyncio.Future[None],
-    ) -> Response:
-        key = request.headers.get("idempotency-key")
-        passed = {name: value for name, value in request.headers.items() if FROM_CLIENT.match(name)}
-        passed = {**format.usual_headers, **passed}
-        exchange = _Exchange(format, body, fields, self._routes(format, fields["model"]), passed, key)
+    async def run(self, exchange: _Exchange, headers: Mapping[str, str], tenant: str) -> OrchestrationOutput:
+        """`headers` of the request. With a key the work goes on where this is cancelled."""
+        asked = {"model": exchange.fields["model"], "format": exchange.format.name}
+        options = _options(tenant)
+        if exchange.key is not None:
+            asked["sha256"] = hashlib.sha256(exchange.body).hexdigest()
+            options = OrchestrationConfig(tenant=tenant, idempotency_key=exchange.key)
         token = _exchange.set(exchange)
         try:
-            options = OrchestrationConfig(tenant=caller.tenant, idempotency_key=key)
-            asked = {"model": fields["model"], "format": format.name}
-            if key is not None:
-                asked["sha256"] = hashlib.sha256(body).hexdigest()
-            with below_caller(request.headers):
-                run = asyncio.ensure_future(self.orchestrator.run(asked, "chat", None, options))
+            with below_caller(headers):
+                work = self.orchestrator.run(asked, "chat", None, options)
+                if exchange.key is None:
+                    return await work
+                task = asyncio.ensure_future(work)
         finally:
             _exchange.reset(token)
-        if key is not None:
-            self._behind.add(run)
-            run.add_done_callback(self._ended_behind)
-        head = exchange.head
-        await _ready(run, exchange, leaving)
-        if run.done() and run.result().replayed:
-            return _again(format, run.result())
-        if not (exchange.stream and head.done()):
-            return _whole(run, exchange)
-        return _Stream(_pieces(run, exchange), run, exchange, dict(head.result()))
+        self._behind.add(task)
+        task.add_done_callback(self._ended_behind)
+        return await asyncio.shield(task)
 
     def _ended_behind(self, run: asyncio.Future[Any]) -> None:
         self._behind.discard(run)
@@ -458,10 +436,16 @@ class Chat:
 
 def _fields(body: bytes) -> dict[str, Any]:
     try:
-        # Its members in order, so that one which is there twice is seen: of two models, another reader may take the
-        # other one.
-        pairs = json.loads(body.decode(), object_pairs_hook=tuple)
-        fields = json.loads(body)
+        # Its members in order, the outermost last, so that one which is there twice is seen: of two models, another
+        # reader may take the other one.
+        pairs: list[tuple[str, Any]] = []
+
+        def noted(each: list[tuple[str, Any]]) -> dict[str, Any]:
+            nonlocal pairs
+            pairs = each
+            return dict(each)
+
+        fields = json.loads(body.decode(), object_pairs_hook=noted)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("body", body[:40], f"it is no JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -492,32 +476,70 @@ def _with_model(body: bytes, model: str) -> bytes:
         at = text.index(",", end) + 1
 
 
-async def _ready(run: asyncio.Future[Any], exchange: _Exchange, leaving: asyncio.Future[None]) -> None:
-    """Wait until there is something to answer. Who goes away takes the run along. (asyncio.wait would take one turn of
-    the loop more.)"""
-    run.add_done_callback(exchange.answer)
-    leaving.add_done_callback(exchange.answer)
-    try:
-        await exchange.ready
-    except asyncio.CancelledError:
-        _leave(run, exchange)
-        raise
-    if not run.done() and leaving.done():
-        _leave(run, exchange)
-        raise Problem(409, "the caller has gone")
+class _Passing(Response):
+    """Has the run carried out by the task of the request, and what comes of it goes to the caller as it comes: of a
+    busy loop each turn is a wait behind everybody else, and another task would take three more. Who goes away takes
+    the run along, unless he has a key: then he may come back for the answer, and the work goes on."""
+
+    def __init__(self, chat: Chat, exchange: _Exchange, headers: Mapping[str, str], tenant: str) -> None:
+        super().__init__()
+        self._chat, self._exchange, self._asked, self._tenant = chat, exchange, headers, tenant
+        self._left = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task, exchange = asyncio.current_task(), self._exchange
+        assert task is not None
+        exchange.send = send
+
+        def gone(_: object) -> None:
+            if exchange.send is not None:
+                exchange.send = None
+                if exchange.key is None:
+                    self._left = True
+                    task.cancel()
+
+        leaving = asyncio.ensure_future(until_gone(receive))
+        leaving.add_done_callback(gone)
+        try:
+            response = await self._answer()
+            exchange.send = None
+            if response is not None:
+                await response(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._left or task.uncancel():
+                raise
+        finally:
+            exchange.send = None
+            leaving.cancel()
+
+    async def _answer(self) -> Response | None:
+        """None where it has been shown as it came. A stream that breaks ends with an error, and without the end
+        marker."""
+        exchange = self._exchange
+        format = exchange.format
+        try:
+            output = await self._chat.run(exchange, self._asked, self._tenant)
+            if output.replayed:
+                return _again(format, output)
+        except (OrchestratorError, ProviderError, Problem) as error:
+            problem = problem_of(error)
+            if not exchange.begun:
+                return in_format(format, problem)
+            broken = format.error_event(problem.detail, type(error).__name__, None)
+        else:
+            if not exchange.begun:
+                return _whole(output, exchange)
+            broken = b""
+            if output.status == "failed":
+                info = output.content["error"]
+                broken = format.error_event(info["message"], info["type"], info["code"])
+        await exchange.show({}, broken, more=False)
+        return None
 
 
-def _leave(run: asyncio.Future[Any], exchange: _Exchange) -> None:
-    """The caller has gone. With a key he may come back for the answer, and the work goes on."""
-    if run.done():
-        return
-    if exchange.key is None:
-        run.cancel()
-        return
-    exchange.shown = False
-    exchange.taken.set()
-    while not exchange.pieces.empty():  # One piece may be waiting to get in.
-        exchange.pieces.get_nowait()
+@lru_cache(1024)
+def _options(tenant: str) -> OrchestrationConfig:
+    return OrchestrationConfig(tenant=tenant)
 
 
 def _again(format: Format, output: OrchestrationOutput) -> Response:
@@ -533,9 +555,8 @@ def _again(format: Format, output: OrchestrationOutput) -> Response:
     return Response(answer["body"].encode("latin-1"), answer["status"], {**answer["headers"], **_REPLAYED})
 
 
-def _whole(run: asyncio.Future[Any], exchange: _Exchange) -> Response:
+def _whole(output: OrchestrationOutput, exchange: _Exchange) -> Response:
     """The provider's own answer; where none could be had, what the last one said, or what kept us from asking."""
-    output = run.result()
     if output.status != "failed" and exchange.answered is not None:
         answered = exchange.answered
         return Response(answered.body or b"", answered.status, dict(answered.headers))
@@ -543,52 +564,4 @@ def _whole(run: asyncio.Future[Any], exchange: _Exchange) -> Response:
         refused = exchange.refused
         return Response(refused.body, refused.status, dict(refused.headers))
     cause = getattr(output, "_cause", None)
-    return _error_response(exchange.format, cause if isinstance(cause, Exception) else RuntimeError("no answer"))
-
-
-def _error_response(format: Format, error: Exception) -> Response:
-    return in_format(format, problem_of(error))
-
-
-class _Stream(Response):
-    """Pieces as they come. Whoever goes away meanwhile takes the run along."""
-
-    def __init__(
-        self, pieces: AsyncIterator[bytes], run: asyncio.Future[Any], exchange: _Exchange, headers: Mapping[str, str]
-    ) -> None:
-        super().__init__(headers=headers)
-        del self.headers["content-length"]
-        self._pieces, self._run, self._exchange = pieces, run, exchange
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        leaving = asyncio.ensure_future(until_gone(receive))
-        leaving.add_done_callback(lambda _: _leave(self._run, self._exchange))
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for piece in self._pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            leaving.cancel()
-
-
-async def _pieces(run: asyncio.Future[Any], exchange: _Exchange) -> AsyncIterator[bytes]:
-    """What has come, to its end. A stream that breaks ends with an error, and without the end marker."""
-    pieces = exchange.pieces
-    run.add_done_callback(exchange.over)
-    try:
-        while not (run.done() and pieces.empty()):
-            some = [await pieces.get()]
-            while not pieces.empty():
-                some.append(pieces.get_nowait())
-            if said := b"".join(some):
-                yield said
-                exchange.taken.set()
-        if run.cancelled():
-            return  # The caller has gone.
-        output = run.result()
-        if output.status == "failed":
-            error = output.content["error"]
-            yield exchange.format.error_event(error["message"], error["type"], error["code"])
-    finally:
-        _leave(run, exchange)
+    return in_format(exchange.format, problem_of(cause if isinstance(cause, Exception) else RuntimeError("no answer")))

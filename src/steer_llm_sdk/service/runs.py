@@ -84,7 +84,8 @@ class Run:
     began: float | None = None
     owner: str = ""
     engine: str | None = None
-    task: asyncio.Task[OrchestrationOutput] | None = None
+    task: asyncio.Task[Any] | None = None
+    """Of which the run is all, or a part."""
     cancelled: bool = False
     row_told: tuple[str | None, str | None] | None = None
     """The tool and the engine that stand in its row; None: it has none yet."""
@@ -337,14 +338,27 @@ class RunBook:
 
     def start(self, run_id: str, tenant: str, request: Any, work: Work) -> Run:
         """Begin a run that goes on whether or not anybody waits for it."""
-        run = self._new(run_id, tenant, request)
+        run = self.new(run_id, tenant, request)
         self._begin(run, work)
         return run
+
+    def new(self, run_id: str, tenant: str, request: Any) -> Run:
+        """A run for `carry_out`."""
+        self.require_room()
+        run = self._running[run_id] = Run(run_id, tenant, request, self._clock(), owner=self.owner)
+        return run
+
+    async def carry_out(self, run: Run, work: Work) -> OrchestrationOutput:
+        """Carry out a run in the task that calls this; another one would take two turns of the loop. To cancel the run
+        is to cancel this task, which then gets CancelledError with the run over; where the task was meant, the run
+        goes with it."""
+        run.task = asyncio.current_task()
+        return await self._carried_out(run, work)
 
     async def accept(self, run_id: str, tenant: str, request: Any, work: Work, keyed: Keyed | None = None) -> Run:
         """The same, written down first: whatever becomes of this process, the run ends. One with a key that is under
         way is given instead; ConflictError where it is of another request."""
-        run = self._new(run_id, tenant, request)
+        run = self.new(run_id, tenant, request)
         try:
             row = run.row()
             if keyed is None:
@@ -380,11 +394,6 @@ class RunBook:
             raise Problem(503, "the service is being stopped", {"Retry-After": "1"})
         if len(self._running) >= MOST_RUNNING:
             raise Problem(503, f"{MOST_RUNNING} runs are under way", {"Retry-After": "1"})
-
-    def _new(self, run_id: str, tenant: str, request: Any) -> Run:
-        self.require_room()
-        run = self._running[run_id] = Run(run_id, tenant, request, self._clock(), owner=self.owner)
-        return run
 
     def _begin(self, run: Run, work: Work) -> None:
         run.task = asyncio.create_task(self._carried_out(run, work))
@@ -525,6 +534,8 @@ class RunBook:
 
     async def cancel(self, run: Run) -> None:
         """Here at once; where another process has it, within a moment."""
+        if run.over:
+            return
         if run.task is not None:
             run.cancelled = True
             run.task.cancel()
@@ -537,7 +548,7 @@ class RunBook:
 
     def let_go(self, run: Run) -> None:
         """Its caller has gone. Where he had to, since the service stops, the run has its time to end."""
-        if run.task is not None and not self.stopping:
+        if run.task is not None and not (self.stopping or run.over):
             run.cancelled = True
             run.task.cancel()
 

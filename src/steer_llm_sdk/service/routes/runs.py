@@ -102,8 +102,12 @@ def add(app: FastAPI, state: State) -> None:
                 told = {"id": accepted.id, "state": accepted.state, "events": f"/v1/runs/{accepted.id}/events"}
                 where = {"Location": f"/v1/runs/{accepted.id}", "Preference-Applied": "respond-async"}
                 return JSONResponse(told, 202, {**where, **replayed})
-            begun = book.start(run_id, caller.tenant, body.request, work)
-        output = await _waited(book, begun, request, keyed=config.idempotency_key is not None)
+            if config.idempotency_key is None:
+                begun = book.new(run_id, caller.tenant, body.request)
+                output = await _carried_out(book, begun, work, request)
+            else:
+                begun = book.start(run_id, caller.tenant, body.request, work)
+                output = await _waited(begun)
         replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
         told = output.model_dump(mode="json") if begun.output is None else begun.output
         said = written(told | {"id": run_id})
@@ -203,22 +207,42 @@ async def _accepted(state: State, body: RunBody, config: OrchestrationConfig, wo
     return run, run.id != run_id or key.kind != "ours"
 
 
-async def _waited(book: RunBook, run: Run, request: Request, *, keyed: bool) -> OrchestrationOutput:
-    """Wait for a run. Who goes away takes it along, unless it has a key: then somebody may come back for it."""
-    assert run.task is not None
+async def _carried_out(book: RunBook, run: Run, work: Work, request: Request) -> OrchestrationOutput:
+    """Carry out a run that nobody else can wait for. Who goes away takes it along."""
+
+    def gone(leaving: asyncio.Future[None]) -> None:
+        if not leaving.cancelled():
+            book.let_go(run)
+
     leaving = asyncio.ensure_future(until_gone(request.receive))
+    leaving.add_done_callback(gone)
     try:
-        either: set[asyncio.Future[Any]] = {run.task, leaving}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return await book.carry_out(run, work)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        if not (run.cancelled or run.state == "interrupted") or task.uncancel():
+            raise  # It was this request that was to end, and not the run alone.
+        raise _cut_off(run) from None
     finally:
         leaving.cancel()
-        if not (run.task.done() or keyed):
-            book.let_go(run)
+
+
+async def _waited(run: Run) -> OrchestrationOutput:
+    """Wait for a run with a key: somebody may come back for it, whoever goes away."""
+    assert run.task is not None
+    await asyncio.wait({run.task})
+    if run.task.cancelled():
+        raise _cut_off(run)
+    output: OrchestrationOutput = run.task.result()
+    return output
+
+
+def _cut_off(run: Run) -> Problem:
     if run.state == "interrupted":
-        raise Problem(503, "the service was stopped before the run ended", {"Retry-After": "1"}, error="Interrupted")
-    if not run.task.done() or run.task.cancelled():
-        raise Problem(409, "the run was cancelled", error="Cancelled")
-    return run.task.result()
+        why = "the service was stopped before the run ended"
+        return Problem(503, why, {"Retry-After": "1"}, error="Interrupted")
+    return Problem(409, "the run was cancelled", error="Cancelled")
 
 
 async def _sse(book: RunBook, run: Run, after: int) -> AsyncIterator[bytes]:
