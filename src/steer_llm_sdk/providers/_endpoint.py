@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -90,6 +91,7 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
 
 
+@lru_cache(64)
 def checked_url(field_name: str, url: str) -> str:
     """`url` without a slash at its end. Raises InvalidRequest, which never shows what may be a password."""
     parts = _split(url)

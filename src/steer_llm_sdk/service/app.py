@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.durable import DurableOrchestrator
@@ -106,7 +106,7 @@ def create_app(
             if remembered is not orchestrator.idempotency_manager:
                 await remembered.aclose()
 
-    app = FastAPI(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = _Service(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.steer = state
     app.openapi = lambda: described(app)  # type: ignore[method-assign]  # the way that FastAPI names
     for kind in (OrchestratorError, ProviderError, Problem, Exception):
@@ -116,15 +116,18 @@ def create_app(
     for about in (of_runs, of_chat, planning, control, pages, health):
         about.add(app, state)
     answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
-    within = app.build_middleware_stack
-
-    def whole() -> ASGIApp:
-        # Outside of FastAPI's own, which the usual requests then do not go through.
-        straight = Straight(within(), ways=state.ways, failed=_failed)
-        return Guard(straight, keys=keys, limits=limits or Limits(), hosts=answered)
-
-    app.build_middleware_stack = whole  # type: ignore[method-assign]  # where Starlette has it made
+    straight = Straight(super(_Service, app).__call__, ways=state.ways, failed=_failed)
+    app.front = Guard(straight, keys=keys, limits=limits or Limits(), hosts=answered)
     return app
+
+
+class _Service(FastAPI):
+    """`front` is asked first: what is answered there does not go through FastAPI's own layers."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front(scope, receive, send)
 
 
 def _remember_in(runs: str, orchestrator: ReliableOrchestrator) -> None:

@@ -64,6 +64,8 @@ KEEP_OPEN = 5.0
 """Seconds for which a connection stays open that is not used."""
 MOST_HEAD = 65_536
 """Bytes of a line of an answer's headers."""
+GATHER = 0.002
+"""Seconds after a piece of a stream for which those that come are gathered, and go on as one."""
 MOST_KEPT = 1_000_000
 """Bytes of an answer that are kept under a key. A longer one is passed on, and cannot be given again."""
 _REPLAYED = {"Idempotent-Replayed": "true"}
@@ -247,12 +249,17 @@ async def _pass_on(
     usage: list[bytes] = []
     kept: list[bytes] | None = None if exchange.key is None else []
     size, redaction, over = 0, Redaction(endpoint.secret), False
+    clock, shown = asyncio.get_running_loop().time, -GATHER
     while not over:
         piece = await response.content.readany()
         over = not piece
+        if not over and (wait := shown + GATHER - clock()) > 0:
+            await asyncio.sleep(wait)
+            piece += response.content.read_nowait()
         if not (piece := redaction(piece, last=over)):
             continue
         await exchange.show(headers, piece)
+        shown = clock()
         if kept is not None:
             size += len(piece)
             kept.append(piece)
