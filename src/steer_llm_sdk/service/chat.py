@@ -44,7 +44,7 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.tool_registry import Tool, ToolRegistry
-from steer_llm_sdk.providers._endpoint import Endpoint
+from steer_llm_sdk.providers._endpoint import REDACTED, Endpoint
 from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.providers.models import Model, endpoint_of
 from steer_llm_sdk.providers.simulated import shared_recorded_server, shipped_recording
@@ -52,7 +52,7 @@ from steer_llm_sdk.reliability.classify import parse_retry_after
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.service._redaction import Redaction, redacted
 from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
-from steer_llm_sdk.service.guard import Caller, until_gone
+from steer_llm_sdk.service.guard import Caller, watched
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.refusals import in_format
 from steer_llm_sdk.telemetry._spans import below_caller
@@ -183,13 +183,9 @@ class _Passage(Tool):
                 proxy=_proxy(url.scheme, url.host or ""),
             ) as response:
                 told = _headers(response)
-                # A provider may repeat our key, which is not the client's.
-                secret = endpoint.secret
-                passed = {
-                    name: redacted(secret, value.encode()).decode()
-                    for name, value in told.items()
-                    if format.headers_out.match(name)
-                }
+                passed = {name: value for name, value in told.items() if format.headers_out.match(name)}
+                if secret := endpoint.secret:  # A provider may repeat our key, which is not the client's.
+                    passed = {name: value.replace(secret, REDACTED) for name, value in passed.items()}
                 if not 200 <= response.status < 300:
                     body = await response.read()
                     exchange.refused = Answered(response.status, passed, redacted(secret, body))
@@ -393,7 +389,7 @@ class Chat:
     async def complete(self, format: Format, request: Request, caller: Caller) -> Response:
         """What answers one request; what is wrong with it is told in the form that its clients read."""
         try:
-            body = await request.body()
+            body = request.state.body
             fields = _fields(body)
             key = request.headers.get("idempotency-key")
             passed = {name: value for name, value in request.headers.items() if FROM_CLIENT.match(name)}
@@ -498,26 +494,24 @@ class _Passing(Response):
         assert task is not None
         exchange.send = send
 
-        def gone(_: object) -> None:
+        def gone() -> None:
             if exchange.send is not None:
                 exchange.send = None
                 if exchange.key is None:
                     self._left = True
                     task.cancel()
 
-        leaving = asyncio.ensure_future(until_gone(receive))
-        leaving.add_done_callback(gone)
         try:
-            response = await self._answer()
-            exchange.send = None
-            if response is not None:
-                await response(scope, receive, send)
+            with watched(receive, gone):
+                response = await self._answer()
+                exchange.send = None
+                if response is not None:
+                    await response(scope, receive, send)
         except asyncio.CancelledError:
             if not self._left or task.uncancel():
                 raise
         finally:
             exchange.send = None
-            leaving.cancel()
 
     async def _answer(self) -> Response | None:
         """None where it has been shown as it came. A stream that breaks ends with an error, and without the end

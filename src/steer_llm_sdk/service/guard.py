@@ -12,6 +12,8 @@ import math
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -34,6 +36,8 @@ _HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 MOST_TENANTS = 10_000
+UNWATCHED = 0.1
+"""Seconds for which nobody looks whether a caller has left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +106,7 @@ class Guard:
             caller = self._caller(scope["path"], headers)
             scope["state"] = {**scope.get("state", {}), "caller": caller}
             extra = self._rate(scope, caller)
-            body = await self._body(scope, headers, receive)
+            body = scope["state"]["body"] = await self._body(scope, headers, receive)
         except Problem as problem:
             answer = refusal(problem, scope["method"], scope["path"], dict(scope["headers"]))
             await answer(scope, receive, send)
@@ -322,6 +326,30 @@ async def until_gone(receive: Receive) -> None:
     """Return once the caller has left; its request must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+@contextmanager
+def watched(receive: Receive, gone: Callable[[], object]) -> Iterator[None]:
+    """Within, `gone` is called once the caller has left. He is looked after from UNWATCHED on: what has been answered
+    by then costs no task that waits for him."""
+    watch: asyncio.Future[None] | None = None
+
+    def left(watch: asyncio.Future[None]) -> None:
+        if not watch.cancelled():
+            gone()
+
+    def begin() -> None:
+        nonlocal watch
+        watch = asyncio.ensure_future(until_gone(receive))
+        watch.add_done_callback(left)
+
+    later = asyncio.get_running_loop().call_later(UNWATCHED, begin)
+    try:
+        yield
+    finally:
+        later.cancel()
+        if watch is not None:
+            watch.cancel()
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

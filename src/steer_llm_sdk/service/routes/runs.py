@@ -21,7 +21,7 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service._keyed import keyed
-from steer_llm_sdk.service.guard import Caller, until_gone
+from steer_llm_sdk.service.guard import Caller, watched
 from steer_llm_sdk.service.problems import Problem
 from steer_llm_sdk.service.routes._shared import Known, State, asking, run_id_of
 from steer_llm_sdk.service.runs import Run, RunBook, Work
@@ -45,9 +45,9 @@ _READ = ("prefer", "idempotency-key", "traceparent")
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json[ \t]*(?:;|$)", re.IGNORECASE)
 
 
-async def _body(request: Request) -> RunBody:
+def _body(request: Request) -> RunBody:
     """As FastAPI reads it, which takes a tenth of a run for that and the headers."""
-    said = await request.body()
+    said: bytes = request.state.body
     if not said:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
     if not _JSON.match(request.headers.get("content-type", "")):
@@ -80,7 +80,7 @@ def add(app: FastAPI, state: State) -> None:
     @app.post("/v1/runs", response_model=None, openapi_extra=_DESCRIBED)
     async def run(request: Request) -> Response:
         """Run a request. With `Prefer: respond-async` the answer is 202 and the id of the run."""
-        caller, body = asking(request), await _body(request)
+        caller, body = asking(request), _body(request)
         prefer, idempotency_key, traceparent = map(request.headers.get, _READ)
         options = _options(body.options, caller, idempotency_key, traceparent)
         _refuse_recordings(state, body.request, body.tool_options)
@@ -210,22 +210,15 @@ async def _accepted(state: State, body: RunBody, config: OrchestrationConfig, wo
 async def _carried_out(book: RunBook, run: Run, work: Work, request: Request) -> OrchestrationOutput:
     """Carry out a run that nobody else can wait for. Who goes away takes it along."""
 
-    def gone(leaving: asyncio.Future[None]) -> None:
-        if not leaving.cancelled():
-            book.let_go(run)
-
-    leaving = asyncio.ensure_future(until_gone(request.receive))
-    leaving.add_done_callback(gone)
-    try:
-        return await book.carry_out(run, work)
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        assert task is not None
-        if not (run.cancelled or run.state == "interrupted") or task.uncancel():
-            raise  # It was this request that was to end, and not the run alone.
-        raise _cut_off(run) from None
-    finally:
-        leaving.cancel()
+    task = asyncio.current_task()
+    assert task is not None
+    with watched(request.receive, lambda: book.let_go(run)):
+        try:
+            return await book.carry_out(run, work)
+        except asyncio.CancelledError:
+            if not (run.cancelled or run.state == "interrupted") or task.uncancel():
+                raise  # It was this request that was to end, and not the run alone.
+            raise _cut_off(run) from None
 
 
 async def _waited(run: Run) -> OrchestrationOutput:
