@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +57,8 @@ from steer_llm_sdk.service.guard import Caller, watched
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.refusals import in_format
 from steer_llm_sdk.telemetry._spans import below_caller
+
+_log = logging.getLogger(__name__)
 
 CONNECT = 10.0
 SILENCE = 600.0
@@ -522,8 +525,10 @@ class _Passing(Response):
             output = await self._chat.run(exchange, self._asked, self._tenant)
             if output.replayed:
                 return _again(format, output)
-        except (OrchestratorError, ProviderError, Problem) as error:
+        except Exception as error:
             problem = problem_of(error)
+            if problem.status == 500:
+                _log.error("POST %s failed", format.path, exc_info=error)
             if not exchange.begun:
                 return in_format(format, problem)
             broken = format.error_event(problem.detail, type(error).__name__, None)

@@ -7,12 +7,14 @@ import itertools
 import json
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 from served import Service, serving
 
@@ -138,6 +140,23 @@ def test_a_caller_who_goes_away_takes_the_run_along(serve: Serve) -> None:
         (run,) = client.get("/v1/runs").json()["runs"]
         assert service.ended(client, run["id"])["state"] == "cancelled"
         assert tool.cancelled == 1
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "k"}], ids=["without a key", "with a key"])
+def test_whoever_waits_for_a_run_that_is_cancelled_is_told_so(serve: Serve, key: dict[str, str]) -> None:
+    tool = ScriptedTool("t", HANG, OK("later"))
+    service = serve(tool)
+    answers: list[httpx2.Response] = []
+    with service.client() as client, service.client() as waiting:
+        body = {"request": "x", "tool_name": "t"}
+        waits = threading.Thread(target=lambda: answers.append(waiting.post("/v1/runs", json=body, headers=key)))
+        waits.start()
+        while not (runs := client.get("/v1/runs").json()["runs"]) or not tool.running:
+            time.sleep(0.01)
+        assert client.delete(f"/v1/runs/{runs[0]['id']}").status_code == 202
+        waits.join(10)
+        assert (answers[0].status_code, answers[0].json()["error"]) == (409, "Cancelled")
+        assert waiting.post("/v1/runs", json=body).json()["content"] == "later"  # on the same connection
 
 
 def test_no_event_is_dropped_because_the_machine_is_busy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
