@@ -16,6 +16,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -254,7 +255,8 @@ async def _pass_on(
         over = not piece
         if not over and (wait := shown + GATHER - clock()) > 0:
             await asyncio.sleep(wait)
-            piece += response.content.read_nowait()
+            with suppress(aiohttp.ClientError, OSError):  # It broke meanwhile, which is told behind what had come.
+                piece += response.content.read_nowait()
         if not (piece := redaction(piece, last=over)):
             continue
         await exchange.show(headers, piece)
