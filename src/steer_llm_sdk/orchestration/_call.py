@@ -176,6 +176,8 @@ class Run:
     promised: tuple[tuple[Call, int], ...] = ()
     plan: tuple[Sequence[Any], Callable[[], dict[str, Any]] | None] | None = None
     unaccepted: tuple[Any, ...] = ()
+    heard: Callable[[str, Mapping[str, Any]], None] | None = None
+    """What is told of the run, whether or not it has events."""
 
     def __init__(
         self,
@@ -222,6 +224,8 @@ class Run:
 
     def tell(self, event_type: str, data: dict[str, Any]) -> None:
         """A delta event of this run, if anybody listens."""
+        if self.heard is not None:
+            self.heard(event_type, data)
         if self.events is not None:
             self.events.tell(StreamDeltaEvent({"event_type": event_type, "data": data}))
 

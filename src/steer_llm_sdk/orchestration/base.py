@@ -77,6 +77,9 @@ class Plan:
 class BaseOrchestrator(ABC):
     """Takes a request through deadline, replay, plan and fallback to an output. `async with` closes what it opened."""
 
+    on_accept: Callable[[Run], None] | None = None
+    """Told of each run before anything is done for it."""
+
     def __init__(
         self,
         registry: ToolRegistry | None = None,
@@ -251,6 +254,8 @@ class BaseOrchestrator(ABC):
             run.ledger = self._ledger(config)
         if event_manager is not None:
             run.events = _events_of(event_manager, config, run.request_id, run.trace_id)
+        if self.on_accept is not None:
+            self.on_accept(run)
         return run
 
     # ── deadline and replay ──────────────────────────────────────────────────────────────────────────────────────────

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import TracerProvider
+from opentelemetry.trace import INVALID_SPAN, TracerProvider
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.errors import BudgetExceeded
 from steer_llm_sdk.models.events import StreamEvent
-from steer_llm_sdk.orchestration._call import Call, replicate
+from steer_llm_sdk.orchestration._call import Call, Run, replicate
 from steer_llm_sdk.orchestration.base import BaseOrchestrator
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.providers.base import trace_headers
@@ -25,13 +25,12 @@ from steer_llm_sdk.streaming.manager import EventManager, Handler, RunEvents
 from steer_llm_sdk.telemetry import names
 from steer_llm_sdk.telemetry._closing import Closer
 from steer_llm_sdk.telemetry._meters import Meters
-from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, headers_of, trace_id_of
+from steer_llm_sdk.telemetry._spans import Redactor, RunSpans, caller_context, headers_of, in_trace, trace_id_of
 
 R = TypeVar("R")
 O = TypeVar("O", bound=BaseOrchestrator)  # noqa: E741 - the orchestrator that is given comes back
 SCOPE = "steer_llm_sdk"
 _log = logging.getLogger(__name__)
-_spans: ContextVar[RunSpans | None] = ContextVar("steer_llm_sdk.spans", default=None)
 
 
 def instrument(
@@ -45,14 +44,14 @@ def instrument(
     """Trace and measure every run of this orchestrator, which is returned. Calling it again changes nothing.
 
     Providers: those given, else the ones set for the process. Where there is none, as without an SDK, a run costs one
-    look at them. `content`: requests and answers go into the spans, through `redact` where it is given; neither is
-    there otherwise, nor what errors say. What telemetry itself gets wrong is logged and never touches a run; for an
-    exporter that hangs no run waits longer than 50 ms.
+    look at them; where there is none that traces, it is only measured. `content`: requests and answers go into the
+    spans, through `redact` where it is given; neither is there otherwise, nor what errors say. What telemetry itself
+    gets wrong is logged and never touches a run; for an exporter that hangs no run waits longer than 50 ms.
     """
     if getattr(orchestrator.run, "__steer_traced__", False):
         return orchestrator
     traced = _Traced(orchestrator, tracer_provider, meter_provider, content, redact)
-    orchestrator.executor.around_attempts(_attempt)
+    orchestrator.on_accept = _accepted
     orchestrator.run = traced.run  # type: ignore[method-assign]  # stream, run_many and run_sync go through it
     return orchestrator
 
@@ -67,7 +66,7 @@ def _carefully(work: Callable[..., R], *given: Any) -> R | None:
 
 
 class _Tee(EventManager):
-    """Tells `hear` of every event, and then whoever the caller has listening."""
+    """Tells `hear` of the start, and then whoever the caller has listening of every event."""
 
     def __init__(self, hear: Handler, source: EventManager | None) -> None:
         super().__init__()
@@ -84,7 +83,46 @@ class _Tee(EventManager):
         return super().for_run(*given, **named)
 
     def handlers_of(self, event: StreamEvent) -> list[Handler]:
-        return [self._hear, *([] if self._source is None else self._source.handlers_of(event))]
+        theirs = [] if self._source is None else self._source.handlers_of(event)
+        return [self._hear, *theirs] if event.type == "start" else theirs
+
+
+class _Watch:
+    """`with` it a run is measured. `spans` None: nobody keeps any. `output` is what it came to."""
+
+    __slots__ = ("_began", "_meters", "_token", "_tool_name", "heard", "output", "runs", "spans")
+
+    def __init__(self, meters: Meters, tool_name: str | None, spans: RunSpans | None = None) -> None:
+        self._meters = meters
+        self._tool_name = tool_name
+        self.heard = functools.partial(_carefully, meters.told)
+        self.spans = spans
+        self.runs: tuple[Run, ...] = ()
+        self.output: OrchestrationOutput | None = None
+
+    def __enter__(self) -> _Watch:
+        self._token = _watching.set(self)
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        seconds = time.perf_counter() - self._began
+        _watching.reset(self._token)
+        if isinstance(error, BudgetExceeded):
+            self.output = error.output
+        lines = (line for run in self.runs for line in run.timeline)
+        _carefully(self._meters.ended, seconds, self._tool_name, self.output, error, lines)
+        self.runs = ()  # What it has left behind may keep the context, and this in it.
+
+
+_watching: ContextVar[_Watch | None] = ContextVar("steer_llm_sdk.watch", default=None)
+
+
+def _accepted(run: Run) -> None:
+    watch = _watching.get()
+    if watch is not None:
+        watch.runs += (run,)
+        run.heard = watch.heard
 
 
 class _Traced:
@@ -98,7 +136,8 @@ class _Traced:
     ) -> None:
         self._orchestrator = orchestrator
         self._run = orchestrator.run
-        self._tracers = tracer_provider
+        # A proxy stands for the one of the process.
+        self._tracers = None if isinstance(tracer_provider, trace.ProxyTracerProvider) else tracer_provider
         self._meter_provider = meter_provider
         self._meters: Meters | None = None
         self._content = content
@@ -117,23 +156,45 @@ class _Traced:
             options: Any = None,
             event_manager: EventManager | None = None,
         ) -> OrchestrationOutput:
+            given = request, tool_name, tool_options, options, event_manager
+            tracers = trace.get_tracer_provider() if self._tracers is None else self._tracers
             # What is no event manager is refused by the run.
-            if not self._wanted() or not isinstance(event_manager, (EventManager, type(None))):
-                return await plain(request, tool_name, tool_options, options, event_manager)
-            return await self._traced(request, tool_name, tool_options, options, event_manager)
+            if not self._wanted(tracers) or not isinstance(event_manager, (EventManager, type(None))):
+                return await plain(*given)
+            if isinstance(tracers, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+                return await self._measured(*given)
+            return await self._traced(*given)
 
         run.__steer_traced__ = True  # type: ignore[attr-defined]
         return run
 
-    def _wanted(self) -> bool:
-        given = self._tracers is not None or self._meter_provider is not None
-        return given or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider) or _measured()
+    def _wanted(self, tracers: TracerProvider) -> bool:
+        there = self._meter_provider is not None or not isinstance(tracers, trace.ProxyTracerProvider)
+        return there or _measured()
 
     def _measuring(self) -> Meters:
         if self._meters is None:
             meter = metrics.get_meter(SCOPE, __version__, self._meter_provider)
             self._meters = Meters(meter, self._orchestrator)
         return self._meters
+
+    async def _measured(
+        self, request: Any, tool_name: str | None, tool_options: Any, options: Any, events: EventManager | None
+    ) -> OrchestrationOutput:
+        """A run of which nobody keeps spans: none is begun, and nothing stands round its attempts."""
+        meters = _carefully(self._measuring)
+        if meters is None:
+            return await self._run(request, tool_name, tool_options, options, events)
+        asked = _carefully(_option, options, "trace_id")
+        with _Watch(meters, tool_name) as watch:
+            if asked is None and trace.get_current_span() is INVALID_SPAN:
+                output = watch.output = await self._run(request, tool_name, tool_options, options, events)
+                return output
+            with in_trace(asked) as own:
+                if asked is None and own is not None:
+                    options = _with_trace_id(options, own)
+                output = watch.output = await self._run(request, tool_name, tool_options, options, events)
+                return output
 
     async def _traced(
         self, request: Any, tool_name: str | None, tool_options: Any, options: Any, events: EventManager | None
@@ -143,40 +204,30 @@ class _Traced:
             return await self._run(request, tool_name, tool_options, options, events)
         spans, meters, options = begun
 
-        def hear(event: StreamEvent) -> None:
-            if event.type == "start":
-                spans.root.set_attribute(names.REQUEST_ID, event.request_id)
-                tool = event.metadata.get("tool_name")
-                if tool is not None:
-                    spans.planned(str(tool), str(event.metadata.get("tool_version")), event.timestamp)
-            elif event.type == "delta":
-                delta = getattr(event, "delta", None)
-                if isinstance(delta, Mapping) and isinstance(delta.get("data"), Mapping):
-                    meters.told(str(delta.get("event_type")), delta["data"])
+        def hear(start: StreamEvent) -> None:
+            spans.root.set_attribute(names.REQUEST_ID, start.request_id)
+            tool = start.metadata.get("tool_name")
+            if tool is not None:
+                spans.planned(str(tool), str(start.metadata.get("tool_version")), start.timestamp)
 
-        began = time.perf_counter()
-        output: OrchestrationOutput | None = None
+        watch = _Watch(meters, tool_name, spans)
         failed: BaseException | None = None
-        token = _spans.set(spans)
         try:
-            with trace.use_span(spans.root, record_exception=False, set_status_on_exception=False):
-                output = await self._run(request, tool_name, tool_options, options, _Tee(hear, events))
+            with watch, trace.use_span(spans.root, record_exception=False, set_status_on_exception=False):
+                output = watch.output = await self._run(request, tool_name, tool_options, options, _Tee(hear, events))
                 return output
         except BaseException as error:
             failed = error
-            if isinstance(error, BudgetExceeded):
-                output = error.output
             raise
         finally:
-            _spans.reset(token)
-            _carefully(spans.ended, output, failed)
-            _carefully(meters.ended, time.perf_counter() - began, tool_name, output, failed, spans.tried)
+            _carefully(spans.ended, watch.output, failed)
             patient = not isinstance(failed, GeneratorExit)  # Nothing can be waited for in a coroutine that is closed.
             failed = None
             await spans.close(patient)
 
     def _begun(self, request: Any, tool_name: str | None, options: Any) -> tuple[RunSpans, Meters, Any]:
         """The spans and meters of a run that begins now, and its options, which name the trace it is in."""
+        self._orchestrator.executor.around_attempts(_attempt)
         asked = _option(options, "trace_id")
         tracer = trace.get_tracer(SCOPE, __version__, self._tracers)
         name = names.INVOKE_WORKFLOW if tool_name is None else f"{names.INVOKE_WORKFLOW} {tool_name}"
@@ -193,12 +244,14 @@ class _Traced:
 
 
 async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
-    """The policy round each attempt. It is the same one for all, for orchestrators may share an executor."""
-    spans = _spans.get()
+    """The policy round each attempt, once a run was traced. It is the same one for all, for orchestrators may share an
+    executor."""
+    watch = _watching.get()
+    spans = None if watch is None else watch.spans
     span = None if spans is None else _carefully(spans.attempt, call, replicate.get())
     if spans is None or span is None:
         return await next(call)
-    began, failed = time.perf_counter(), None
+    failed: BaseException | None = None
     token = trace_headers.set(_carefully(headers_of, span))
     try:
         # While it is under way the span is current, so that a client's own spans are below it.
@@ -209,7 +262,7 @@ async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
         raise
     finally:
         trace_headers.reset(token)
-        _carefully(spans.attempt_ended, call, span, began, failed)
+        _carefully(spans.attempt_ended, span, failed)
         failed = None
 
 

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from steer_llm_sdk.models.usage import tokens_by_side
+from steer_llm_sdk.orchestration._call import Attempt
 from steer_llm_sdk.telemetry import names
 
 STATES = {"closed": 0, "half_open": 1, "open": 2}
@@ -62,9 +63,9 @@ class Meters:
         tool_name: str | None,
         output: Any,
         error: BaseException | None,
-        tried: Iterable[tuple[str, str, str, float]],
+        lines: Iterable[Attempt],
     ) -> None:
-        """A run. What was `tried` is asked where it has no output that says so."""
+        """A run. The `lines` of its timeline are asked where it has no output that has them."""
         failed = type(error).__name__ if error is not None else None
         answered = None if output is None else output.metadata.get("tool_name")
         labels: dict[str, Any] = {names.WORKFLOW: answered or tool_name or "unknown"}
@@ -74,8 +75,9 @@ class Meters:
             labels[names.ERROR_TYPE] = failed
         self._run.record(seconds, labels)
         if output is None:
-            for name, provider, outcome, took in tried:
-                self._attempted(name, provider, outcome, took)
+            for line in lines:
+                if line["outcome"] != "running":  # It was left behind.
+                    self._attempted(line["tool"], line)
         elif output.replayed:
             self._replays.add(1, labels)
         else:
@@ -91,14 +93,14 @@ class Meters:
         if entry.get("cost_usd"):
             self._spent.add(entry["cost_usd"], tool)
         for line in entry.get("timeline", ()):
-            self._attempted(name, line["provider"], line["outcome"], line["elapsed_ms"] / 1000)
+            self._attempted(name, line)
             if "queued_ms" in line:
                 self._queue.record(line["queued_ms"] / 1000, {names.PROVIDER: line["provider"]})
 
-    def _attempted(self, tool: str, provider: str, outcome: str, seconds: float) -> None:
-        labels = {names.TOOL: tool, names.PROVIDER: provider, names.OUTCOME: outcome}
+    def _attempted(self, tool: str, line: Attempt) -> None:
+        labels = {names.TOOL: tool, names.PROVIDER: line["provider"], names.OUTCOME: line["outcome"]}
         self._attempts.add(1, labels)
-        self._tool.record(seconds, labels)
+        self._tool.record(line["elapsed_ms"] / 1000, labels)
 
     def _evidence(self, output: Any) -> None:
         content = output.content

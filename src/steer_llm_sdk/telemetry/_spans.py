@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from opentelemetry import trace
@@ -27,6 +27,7 @@ from opentelemetry.trace.span import INVALID_SPAN, format_trace_id
 
 from steer_llm_sdk.models.usage import tokens_by_side
 from steer_llm_sdk.orchestration._result import describe_error
+from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.telemetry import names
 from steer_llm_sdk.telemetry._closing import Closer
 
@@ -64,18 +65,42 @@ def headers_of(span: Span) -> dict[str, str]:
     return headers
 
 
-@contextmanager
-def below_caller(headers: Mapping[str, str]) -> Iterator[None]:
+def below_caller(headers: Mapping[str, str]) -> AbstractContextManager[None]:
     """A run that is begun within is a part of the span that the caller's `traceparent` names, if it names one. Where a
     span is current, as under the instrumentation of a server, that one is nearer."""
-    if trace.get_current_span() is not INVALID_SPAN:
-        yield
-        return
-    token = attach(_W3C.extract(headers))
+    if "traceparent" not in headers or trace.get_current_span() is not INVALID_SPAN:
+        return _NOTHING
+    return _within(_W3C.extract(headers))
+
+
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def _within(context: Context) -> Iterator[None]:
+    token = attach(context)
     try:
         yield
     finally:
         detach(token)
+
+
+@contextmanager
+def in_trace(trace_id: Any) -> Iterator[str | None]:
+    """For a run without spans of its own: what is done within is below the caller's, and what is asked of providers
+    says so. Gives the id of that trace; None where there is none."""
+    where = caller_context(trace_id) if isinstance(trace_id, str) else None
+    with _NOTHING if where is None else _within(where):
+        span = trace.get_current_span()
+        own = trace_id_of(span)
+        if own is None:
+            yield None
+            return
+        token = trace_headers.set(headers_of(span))
+        try:
+            yield own
+        finally:
+            trace_headers.reset(token)
 
 
 def trace_id_of(span: Span) -> str | None:
@@ -86,8 +111,7 @@ def trace_id_of(span: Span) -> str | None:
 class RunSpans:
     """`content`: requests, answers and what errors say go into the spans as well, through `redact`.
 
-    What is over keeps its time, and is ended by `closer` when the run is. `tried` has the attempts: by whom, at which
-    provider, how they ended, and their seconds.
+    What is over keeps its time, and is ended by `closer` when the run is.
     """
 
     def __init__(
@@ -105,7 +129,6 @@ class RunSpans:
         self._closer = closer
         self._over: list[tuple[Span, int]] = []
         self._closed = False
-        self.tried: list[tuple[str, str, str, float]] = []
 
     def planned(self, tool: str, version: str, at: float) -> None:
         """The run has started with a tool; until then it planned."""
@@ -131,10 +154,9 @@ class RunSpans:
                 span.set_attribute(names.REPLICATE, replicate)
         return span
 
-    def attempt_ended(self, call: Any, span: Span, began: float, error: BaseException | None) -> None:
+    def attempt_ended(self, span: Span, error: BaseException | None) -> None:
         """How an attempt ended. A cancellation is no error: somebody else answered, or nobody waits any more."""
         outcome = "succeeded" if error is None else "failed" if isinstance(error, Exception) else "cancelled"
-        self.tried.append((call.tool, call.target, outcome, time.perf_counter() - began))
         span.set_attribute(names.OUTCOME, outcome)
         if isinstance(error, Exception):
             self._fail(span, describe_error(error))

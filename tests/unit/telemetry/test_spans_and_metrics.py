@@ -27,6 +27,7 @@ from steer_llm_sdk.orchestration import (
     Tool,
     ToolRegistry,
 )
+from steer_llm_sdk.providers.base import trace_headers
 from steer_llm_sdk.reliability import RetryPolicy
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_llm_sdk.telemetry import JsonLines, instrument, with_run_ids
@@ -36,9 +37,9 @@ SECRET = "sk-canary-1234567890"
 
 
 class Seen:
-    """An orchestrator under telemetry, and what was exported of it."""
+    """An orchestrator under telemetry, and what was exported of it. `traced` False: it is measured only."""
 
-    def __init__(self, *tools: Tool, config: ReliabilityConfig | None = None, **more: Any) -> None:
+    def __init__(self, *tools: Tool, config: ReliabilityConfig | None = None, traced: bool = True, **more: Any) -> None:
         self.spans = InMemorySpanExporter()
         self.tracers = TracerProvider()
         self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
@@ -48,7 +49,8 @@ class Seen:
             registry.register_tool(tool)
         runner = ReliableOrchestrator(None, config, registry=registry)
         self.meters = MeterProvider(metric_readers=[self.reader], shutdown_on_exit=False)
-        self.runner = instrument(runner, tracer_provider=self.tracers, meter_provider=self.meters, **more)
+        tracers = self.tracers if traced else None
+        self.runner = instrument(runner, tracer_provider=tracers, meter_provider=self.meters, **more)
 
     def named(self, beginning: str) -> list[Any]:
         return [span for span in self.spans.get_finished_spans() if span.name.startswith(beginning)]
@@ -79,9 +81,11 @@ class Plays(Tool):
         self.name = name
         self._script = list(script)
         self.current: list[Any] = []
+        self.told: list[Any] = []
 
     async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
         self.current.append(trace.get_current_span())
+        self.told.append((trace_headers.get() or {}).get("traceparent"))
         step = self._script.pop(0) if self._script else "done"
         if isinstance(step, Exception):
             raise step
@@ -244,10 +248,11 @@ async def test_a_redactor_that_fails_shows_nothing_and_loses_no_span(answer: Any
     assert seen.one("attempt")
 
 
-async def test_metrics_count_what_happened() -> None:
+@pytest.mark.parametrize("traced", [True, False])
+async def test_metrics_count_what_happened(traced: bool) -> None:
     config = ReliabilityConfig(retry_policy=RetryPolicy(initial_delay=0.1))
     answer = {"content": "yes", "usage": {"input_tokens": 3, "output_tokens": 2}, "cost_usd": 0.25}
-    seen = Seen(Plays("t", down(), answer), config=config)
+    seen = Seen(Plays("t", down(), answer), config=config, traced=traced)
     options = OrchestrationConfig(idempotency_key="k", budgets=(Budget("team", usd=5, per="day"),))
     await seen.runner.run("q", "t", options=options)
     await seen.runner.run("q", "t", options=options)
@@ -261,14 +266,77 @@ async def test_metrics_count_what_happened() -> None:
     assert ({"steer.budget": "team", "steer.unit": "usd"}, 5.0) in found["steer.budget.limit"]
 
 
-async def test_a_breaker_that_opens_is_counted_and_shown() -> None:
+@pytest.mark.parametrize("traced", [True, False])
+async def test_a_breaker_that_opens_is_counted_and_shown(traced: bool) -> None:
     config = ReliabilityConfig(retry_policy=RetryPolicy(max_attempts=1))
-    seen = Seen(Plays("t", *(down() for _ in range(5))), config=config)
+    seen = Seen(Plays("t", *(down() for _ in range(5))), config=config, traced=traced)
     for _ in range(5):
         await seen.runner.run("q")
     found = seen.metrics()
     assert found["steer.breaker.state"] == [({"gen_ai.provider.name": "acme"}, 2)]
     assert ({"gen_ai.provider.name": "acme", "steer.breaker.state": "open"}, 1) in found["steer.breaker.changes"]
+
+
+@pytest.mark.parametrize("traced", [True, False])
+async def test_the_attempts_of_a_run_that_is_cancelled_are_counted(traced: bool) -> None:
+    config = ReliabilityConfig(retry_policy=RetryPolicy(initial_delay=0.1))
+    seen = Seen(Plays("t", down(), 5), config=config, traced=traced)
+    task = asyncio.create_task(seen.runner.run("q"))
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    found = seen.metrics()
+    outcomes = {labels["steer.outcome"]: count for labels, count in found["steer.attempts"]}
+    assert outcomes == {"failed": 1, "cancelled": 1}
+    assert found["gen_ai.invoke_workflow.duration"][0][0]["error.type"] == "CancelledError"
+
+
+async def test_a_run_that_is_only_measured_is_a_part_of_the_trace_that_its_caller_named() -> None:
+    tool = Plays("t", "yes", "yes")
+    seen = Seen(tool, traced=False)
+    output = await seen.runner.run("q", options={"trace_id": W3C})
+    assert f"{tool.current[0].get_span_context().trace_id:032x}" == W3C
+    assert tool.told[0].startswith(f"00-{W3C}-")
+    assert output.metadata["trace_id"] == W3C
+    await seen.runner.run("q")
+    assert (tool.current[1], tool.told[1]) == (trace.INVALID_SPAN, None)
+
+
+async def test_a_run_that_is_only_measured_is_a_part_of_its_callers_span() -> None:
+    tool = Plays("t")
+    seen = Seen(tool, traced=False)
+    with seen.tracers.get_tracer("caller").start_as_current_span("order") as order:
+        output = await seen.runner.run("q")
+    where = order.get_span_context()
+    assert output.metadata["trace_id"] == f"{where.trace_id:032x}"
+    assert tool.told[0].startswith(f"00-{where.trace_id:032x}-{where.span_id:016x}-")
+    assert [span.name for span in seen.spans.get_finished_spans()] == ["order"]
+
+
+async def test_a_tracer_provider_that_is_set_later_is_told_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(Plays("t"), traced=False)
+    await seen.runner.run("q")
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", seen.tracers)
+    await seen.runner.run("q")
+    assert (len(seen.named("invoke_workflow")), len(seen.named("attempt"))) == (1, 1)
+    assert [count for _, count in seen.metrics()["steer.attempts"]] == [2]
+
+
+async def test_what_is_only_measured_within_a_traced_run_has_no_spans_in_it() -> None:
+    class Asks(Plays):
+        async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+            return (await inner.run("q", "t")).content
+
+    seen = Seen(Plays("t"), Asks("asks"))
+    inner = ReliableOrchestrator(registry=seen.runner.registry)
+    inner.executor = seen.runner.executor
+    instrument(inner, meter_provider=seen.meters)
+    output = await seen.runner.run("q", "asks")
+    assert output.content == "done"
+    assert len(seen.named("attempt")) == 1
+    labels = [labels["gen_ai.tool.name"] for labels, _ in seen.metrics()["steer.attempts"]]
+    assert sorted(labels) == ["asks", "t"]
 
 
 async def test_orchestrators_of_one_meter_provider_are_all_watched_and_share_their_lines() -> None:
@@ -347,10 +415,12 @@ async def test_without_a_provider_nothing_is_done() -> None:
     assert output.metadata["trace_id"] == output.metadata["request_id"]
 
 
-def test_instrumenting_twice_changes_nothing() -> None:
-    runner = ReliableOrchestrator(registry=ToolRegistry())
-    assert instrument(instrument(runner)) is runner
-    assert len(runner.executor._around_attempts) == 1
+async def test_instrumenting_twice_changes_nothing() -> None:
+    seen = Seen(Plays("t"))
+    assert instrument(seen.runner) is seen.runner
+    await seen.runner.run("q")
+    assert (len(seen.named("invoke_workflow")), len(seen.named("attempt"))) == (1, 1)
+    assert [count for _, count in seen.metrics()["steer.attempts"]] == [1]
 
 
 @pytest.fixture
