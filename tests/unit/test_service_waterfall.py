@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from steer_llm_sdk.service import view
-from steer_llm_sdk.service.runs import Run
+from steer_llm_sdk.service.runs import Run, told
 
 
 def drawn(*lines: dict[str, Any], events: tuple[dict[str, Any], ...] = ()) -> str:
     line = {"provider": "p", "attempt": 1, "outcome": "succeeded"}
     output = {"per_agent": {"t": {"timeline": [line | each for each in lines]}}}
-    return view.waterfall(Run("r", "t", "x", 0.0, state="succeeded", output=output, events=list(events)))
+    return view.waterfall(Run("r", "t", "x", 0.0, state="succeeded", output=output, events=list(map(told, events))))
 
 
 @pytest.mark.parametrize("elapsed", [0.0, 0.4, 99.0])
@@ -30,4 +30,4 @@ def test_an_attempt_at_the_very_end_is_drawn_within_its_box(elapsed: float) -> N
 )
 def test_a_replicate_is_named_where_it_has_a_name(data: dict[str, Any], said: str) -> None:
     delta = {"event_type": "replicate_started", "data": data}
-    assert said in drawn(events=({"type": "delta", "delta": delta, "at_ms": 1.0},))
+    assert said in drawn(events=({"id": 1, "type": "delta", "delta": delta, "at_ms": 1.0},))

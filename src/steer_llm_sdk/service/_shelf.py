@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from steer_llm_sdk.reliability.stores._sqlite import into_wal
-from steer_llm_sdk.service._json import written
 
 V = TypeVar("V")
 BUSY = 10.0
@@ -61,12 +60,20 @@ class Row:
     """Events of it may stand in the other table."""
 
 
+class Told(NamedTuple):
+    """An event: `said` is all of it as JSON, as it stands in the table and is sent."""
+
+    id: int
+    type: str
+    said: str
+
+
 class News(NamedTuple):
     """Of a run that is under way, what nobody else knows yet: its row, None where it stands so already, and events."""
 
     run: str
     row: Row | None
-    events: Sequence[Mapping[str, Any]]
+    events: Sequence[Told]
 
 
 class Shelf:
@@ -137,7 +144,7 @@ class Shelf:
                 self._insert(row, "DO NOTHING")
             return str(found[0][0]) if found else row.id
 
-    def take(self, row: Row) -> tuple[Row, list[dict[str, Any]]]:
+    def take(self, row: Row) -> tuple[Row, list[Told]]:
         """Make a run that is under way ours, whether or not it is known; what is known of it, and its events."""
         with self._written():
             self._insert(
@@ -175,7 +182,7 @@ class Shelf:
                     )
             self._ask_each(
                 "INSERT INTO steer_live VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                [(run, event["id"], written(event)) for run, _, events in news for event in events],
+                [(run, event.id, event.said) for run, _, events in news for event in events],
             )
 
     def leave(self, run_id: str, owner: str) -> None:
@@ -194,10 +201,10 @@ class Shelf:
         found = self._ask(f"SELECT {_COLUMNS} FROM steer_runs WHERE id = ?", run_id)
         return Row(*found[0]) if found else None
 
-    def live(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
+    def live(self, run_id: str, after: int = 0) -> list[Told]:
         """The events of a run that is under way."""
         found = self._ask("SELECT event FROM steer_live WHERE run = ? AND id > ? ORDER BY id", run_id, after)
-        return [json.loads(event) for (event,) in found]
+        return [_told(event) for (event,) in found]
 
     def running(self, runs: Iterable[str]) -> set[str]:
         """Those of them that are under way."""
@@ -208,9 +215,9 @@ class Shelf:
             found.update(run_id for (run_id,) in rows)
         return found
 
-    def later(self, known: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+    def later(self, known: Mapping[str, int]) -> dict[str, list[Told]]:
         """The events of runs that are under way, after so many of each; nothing of those that have none."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        found: dict[str, list[Told]] = {}
         for some in _in_parts(list(known.items())):
             pairs = ", ".join(["(CAST(? AS TEXT), CAST(? AS INTEGER))"] * len(some))
             rows = self._ask(
@@ -219,7 +226,7 @@ class Shelf:
                 *(value for pair in some for value in pair),
             )
             for run_id, event in rows:
-                found.setdefault(run_id, []).append(json.loads(event))
+                found.setdefault(run_id, []).append(_told(event))
         return found
 
     def latest(self, tenant: str, count: int) -> list[Row]:
@@ -330,6 +337,11 @@ class Hasty(Shelf):
         if took > SLOW:
             self._slow_until = began + took + RESPITE * took
         return stands
+
+
+def _told(said: str) -> Told:
+    event = json.loads(said)
+    return Told(event["id"], event["type"], said)
 
 
 def _in_parts(values: list[V]) -> Iterator[list[V]]:

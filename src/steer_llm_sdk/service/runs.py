@@ -15,9 +15,10 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
+
+import orjson
 
 from steer_llm_sdk.errors import BudgetExceeded, ConflictError, OrchestratorError, StoreUnavailable
 from steer_llm_sdk.models.events import StreamEvent
@@ -26,9 +27,9 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service._keyed import Keyed
 from steer_llm_sdk.service._owners import FileOwners, NoOwners
-from steer_llm_sdk.service._shelf import Hasty, News, Row, Shelf
+from steer_llm_sdk.service._shelf import Hasty, News, Row, Shelf, Told
 from steer_llm_sdk.service.problems import Problem, problem_of
-from steer_llm_sdk.streaming.manager import EventManager, RunEvents
+from steer_llm_sdk.streaming.manager import KINDS, EventManager, RunEvents
 
 R = TypeVar("R")
 Work = Callable[[EventManager], Awaitable[OrchestrationOutput]]
@@ -79,7 +80,7 @@ class Run:
     tool: str | None = None
     output: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Told] = field(default_factory=list)
     dropped: int = 0
     began: float | None = None
     owner: str = ""
@@ -108,9 +109,18 @@ class Run:
             told["error"] = self.error
         return {**(self.output or {}), **told}
 
+    def hear(self, event: StreamEvent) -> None:
+        # Beside the attempts of the run, which are on this clock too: the time of day may be set meanwhile.
+        at = 0.0 if self.began is None else asyncio.get_running_loop().time() - self.began
+        ours = type(event) in KINDS
+        all_of_it = event.__dict__ if ours else {each.name: getattr(event, each.name) for each in fields(event)}
+        self.tell({**all_of_it, "at_ms": round(at * 1e6) / 1000})
+        if self.tool is None and event.metadata.get("tool_name"):
+            self.tool = str(event.metadata["tool_name"])
+
     def tell(self, event: Mapping[str, Any]) -> None:
         if len(self.events) < MOST_EVENTS or event["type"] in ("complete", "error"):
-            self.events.append({"id": len(self.events) + 1, **event})
+            self.events.append(told({"id": len(self.events) + 1, **event}))
         else:
             self.dropped += 1
         self.wake()
@@ -123,7 +133,7 @@ class Run:
                 if not each.done():
                     each.set_result(True)
 
-    async def follow(self, after: int) -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def follow(self, after: int) -> AsyncGenerator[list[Told], None]:
         """Its events from the one after number `after`, those at once that are there, until its end; an empty list
         after KEEP_ALIVE without any."""
         wait = _Wait(self)
@@ -132,7 +142,7 @@ class Run:
                 # All three as they stand now: what comes while the reader is busy is looked at in the next round.
                 changes, ended, events = self.changes, self.over or self.left, self.events[max(after, 0) :]
                 if events:
-                    after = events[-1]["id"]
+                    after = events[-1].id
                     yield events
                 if ended:
                     return
@@ -143,7 +153,7 @@ class Run:
 
     def row(self) -> Row:
         record = {"request": as_json(self.request)[0], "output": self.output, "error": self.error}
-        events = written(self.events) if self.over else "[]"
+        events = f"[{','.join([event.said for event in self.events])}]" if self.over else "[]"
         return Row(
             self.id,
             self.tenant,
@@ -174,7 +184,7 @@ class Run:
         self.engine = row.engine or self.engine
         self.request, self.output, self.error = record["request"], record["output"], record["error"]
         if self.over:
-            self.events = json.loads(row.events)
+            self.events = [Told(event["id"], event["type"], written(event)) for event in json.loads(row.events)]
         self.wake()
 
     def end(self, output: OrchestrationOutput) -> None:
@@ -244,8 +254,8 @@ class _Heard(EventManager):
 
     allowance = math.inf
 
-    def __init__(self, book: RunBook, run: Run, ago: float = 0.0) -> None:
-        super().__init__(on_create_event=lambda event: book.heard(run, event))
+    def __init__(self, run: Run, ago: float = 0.0) -> None:
+        super().__init__(on_create_event=run.hear)
         self._run = run
         self._ago = ago
 
@@ -260,7 +270,7 @@ class _Seen(NamedTuple):
 
     stopped: list[str]
     ended: dict[str, Row | None]
-    events: dict[str, list[dict[str, Any]]]
+    events: dict[str, list[Told]]
 
 
 class RunBook:
@@ -403,7 +413,7 @@ class RunBook:
         goes_on = False
         run.began = asyncio.get_running_loop().time()
         try:
-            output = await work(_Heard(self, run))
+            output = await work(_Heard(run))
             run.end(output)
             if self.on_end is not None and not output.replayed:
                 assert run.output is not None
@@ -456,7 +466,7 @@ class RunBook:
             self._running[run.id] = run
         run.row_told, run.events_told = (known.tool, known.engine), len(events)
         try:
-            gave = await work(_Heard(self, run, began))
+            gave = await work(_Heard(run, began))
         except BaseException:
             self._leave(run)
             with contextlib.suppress(RuntimeError):  # The thread may have ended.
@@ -500,14 +510,14 @@ class RunBook:
         each = {run.id: run for run in [*map(_run_of, rows), *running]}.values()
         return sorted(each, key=lambda run: -run.created)[:count]
 
-    async def follow(self, run: Run, after: int) -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def follow(self, run: Run, after: int) -> AsyncGenerator[list[Told], None]:
         """As Run.follow, whichever process carries it out. In the end `run` says how it ended."""
         source = run
         while True:
             with self._following(source) as source:
                 async with contextlib.aclosing(source.follow(after)) as found:
                     async for events in found:
-                        after = events[-1]["id"] if events else after
+                        after = events[-1].id if events else after
                         yield events
             if source.over:
                 run.state, run.error = source.state, source.error
@@ -558,19 +568,12 @@ class RunBook:
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def heard(self, run: Run, event: StreamEvent) -> None:
-        # Beside the attempts of the run, which are on this clock too: the time of day may be set meanwhile.
-        at = 0.0 if run.began is None else asyncio.get_running_loop().time() - run.began
-        run.tell({**told(event), "at_ms": round(at * 1000, 3)})
-        if run.tool is None and event.metadata.get("tool_name"):
-            run.tool = str(event.metadata["tool_name"])
-
     def _ended(self, run: Run) -> asyncio.Future[None]:
         """Write down how a run ended; what is returned says when that is done. Where the thread has nothing to do it is
         done here and now, in a tenth of the time that it takes to wake it and be woken by it. All that end while
         something is written are written together after it."""
         if run.dropped:
-            run.events.append({"id": len(run.events) + 1, "type": "dropped", "data": {"events": run.dropped}})
+            run.events.append(told({"id": len(run.events) + 1, "type": "dropped", "data": {"events": run.dropped}}))
             run.dropped = 0
         known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if (hasty := self._free()) is not None and (stands := hasty.end_now(run.row())) is not None:
@@ -767,30 +770,33 @@ def _end_as(run: Run, row: Row | None) -> None:
         run.take(row)
 
 
-def _hear_of(run: Run, events: list[dict[str, Any]]) -> None:
+def _hear_of(run: Run, events: list[Told]) -> None:
     if not run.over:
-        run.events += [event for event in events if event["id"] > len(run.events)]
+        run.events += [event for event in events if event.id > len(run.events)]
         run.wake()
 
 
-@lru_cache(32)
-def _names_of(kind: type[StreamEvent]) -> tuple[str, ...]:
-    """The fields of a class of events."""
-    return tuple(each.name for each in fields(kind))
+_new = tuple.__new__
+_AS_IT_IS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+_SURELY = 100
+"""Brackets of an event that is not nested too deep for anybody."""
 
 
-def told(event: StreamEvent) -> dict[str, Any]:
-    """An event as JSON."""
-    plain: dict[str, Any] = {}
-    for name in _names_of(type(event)):  # type: ignore[arg-type]  # a class can be hashed
-        value = getattr(event, name)
-        if type(value) is str and value.isascii():
-            plain[name] = value
-        elif isinstance(value, BaseException):
-            plain[name] = describe_error(value)
-        else:
-            plain[name] = as_json(value)[0]
-    return plain
+def told(event: Mapping[str, Any]) -> Told:
+    """An event, written down once and for all. What is plain JSON, as nearly all of them are, the encoder tells in a
+    tenth of the time that looking at it takes; what it writes as null may have been no number."""
+    try:
+        said = orjson.dumps(event, option=_AS_IT_IS)
+        if b"null" not in said and said.count(b"{") + said.count(b"[") <= _SURELY:
+            return _new(Told, (event["id"], event["type"], said.decode()))
+    except TypeError:
+        pass
+    plain = {name: _plain(value) for name, value in event.items()}
+    return Told(plain["id"], plain["type"], written(plain))
+
+
+def _plain(value: Any) -> Any:
+    return describe_error(value) if isinstance(value, BaseException) else as_json(value)[0]
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

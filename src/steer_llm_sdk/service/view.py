@@ -133,7 +133,8 @@ def waterfall(run: Run) -> str:
         for line in entry.get("timeline", ())
     ]
     # On the same clock as the attempts: that of the process that carried the run out.
-    told = [(event["at_ms"], text) for event in run.events if (text := _told(event))]
+    events = [json.loads(event.said) for event in run.events]
+    told = [(event["at_ms"], text) for event in events if (text := _told(event))]
     rows: list[tuple[float, Mapping[str, Any] | str]] = [(line["started_ms"], line) for line in attempts]
     rows += [(max(at, 0.0), text) for at, text in told]
     rows.sort(key=_at)

@@ -20,10 +20,11 @@ from steer_llm_sdk.models.events import (
     StreamStartEvent,
     StreamUsageEvent,
 )
-from steer_llm_sdk.models.plain import copied
+from steer_llm_sdk.models.plain import copied, made_own
 from steer_llm_sdk.streaming.text import Screen, Speaker, Stage, Voice, Work
 
 R = TypeVar("R")
+E = TypeVar("E", bound=StreamEvent)
 Handler = Callable[[Any], Any]
 Redactor = Callable[[dict[str, Any]], dict[str, Any]]
 _log = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ _PASSED_ON = (KeyboardInterrupt, GeneratorExit)
 """Whatever else a handler or a redactor raises is its own failure: an exit() in it ends no run, and no event loop."""
 BACKLOG = 10_000
 """Events that may wait for a slow handler; more are dropped with a warning."""
+_HANDLER_OF = {kind: f"on_{kind}" for kind in ("start", "delta", "usage", "complete", "error")}
+KINDS = frozenset(
+    [StreamEvent, StreamStartEvent, StreamDeltaEvent, StreamUsageEvent, StreamCompleteEvent, StreamErrorEvent]
+)
+"""Classes of events that are nothing but their fields."""
 
 
 def _handler(name: str, given: Handler | None) -> Handler | None:
@@ -111,14 +117,11 @@ class EventManager:
         return RunEvents(self, request_id, trace_id, metadata or {}, redactor)
 
     def handlers_of(self, event: StreamEvent) -> list[Handler]:
-        own = {
-            "start": self.on_start,
-            "delta": self.on_delta,
-            "usage": self.on_usage,
-            "complete": self.on_complete,
-            "error": self.on_error,
-        }.get(event.type)
-        return [handler for handler in (self.on_create_event, own) if handler is not None]
+        name = _HANDLER_OF.get(event.type)
+        first, own = self.on_create_event, None if name is None else getattr(self, name)
+        if first is None:
+            return [] if own is None else [own]
+        return [first] if own is None else [first, own]
 
     async def _emit(self, event: StreamEvent) -> None:
         event = self._filled(event)
@@ -146,8 +149,20 @@ class EventManager:
         )
 
 
+def _changed(event: E, changes: dict[str, Any]) -> E:
+    """As `replace`, in a fifth of its time where the class is one of ours."""
+    kind = type(event)
+    if kind not in KINDS:
+        return replace(event, **changes)
+    fresh = object.__new__(kind)
+    object.__setattr__(fresh, "__dict__", event.__dict__ | changes)
+    return fresh
+
+
 class RunEvents(EventManager):
     """The events of one run, on their way to the handlers of `source`. `metadata` goes into every event."""
+
+    on_start = on_delta = on_usage = on_complete = on_error = on_create_event = None
 
     def __init__(
         self,
@@ -157,7 +172,7 @@ class RunEvents(EventManager):
         metadata: Mapping[str, Any],
         redactor: Redactor | None,
     ) -> None:
-        super().__init__(request_id=request_id, trace_id=trace_id, sdk_version=source.sdk_version)
+        self.request_id, self.trace_id, self.sdk_version = request_id, trace_id, source.sdk_version
         self.metadata = dict(metadata)
         self._source = source
         self._redactor = redactor
@@ -239,7 +254,7 @@ class RunEvents(EventManager):
     async def _catch_up(self, drain: asyncio.Task[None], until: float | None) -> None:
         """One that hangs at an event is not waited for as long as one that is slow."""
         now = asyncio.get_running_loop().time
-        end = now() + max(self._allowed - self._taken, 0.0)
+        end = now() + max(self._source.allowance + EACH * self._told - self._taken, 0.0)
         if until is not None:
             end = min(end, max(until, now() + 0.01))
         before = -1
@@ -247,27 +262,25 @@ class RunEvents(EventManager):
             before = self._handled
             await asyncio.wait({drain}, timeout=min(left, ALLOWANCE))
 
-    @property
-    def _allowed(self) -> float:
-        return self._source.allowance + EACH * self._told
-
     async def _emit(self, event: StreamEvent) -> None:
         self.tell(event)
+
+    emit_start = emit_delta = emit_usage = emit_complete = emit_error = _emit
 
     def _filled(self, event: StreamEvent) -> StreamEvent:
         metadata = {**self.metadata, "trace_id": self.trace_id, **event.metadata}
         if self.sdk_version:
             metadata.setdefault("sdk_version", self.sdk_version)
-        own: dict[str, Any] = {} if event.PAYLOAD is None else {event.PAYLOAD: copied(getattr(event, event.PAYLOAD))}
-        return replace(
-            event,
-            **own,
-            provider=event.provider or "orchestrator",
-            model=event.model or "orchestrator",
-            request_id=event.request_id or self.request_id or "",
-            timestamp=event.timestamp or time.time(),
-            metadata=copied(metadata),
-        )
+        changes: dict[str, Any] = {
+            "provider": event.provider or "orchestrator",
+            "model": event.model or "orchestrator",
+            "request_id": event.request_id or self.request_id or "",
+            "timestamp": event.timestamp or time.time(),
+            "metadata": made_own(metadata),
+        }
+        if event.PAYLOAD is not None:
+            changes[event.PAYLOAD] = copied(getattr(event, event.PAYLOAD))
+        return _changed(event, changes)
 
     def _redacted(self, event: StreamEvent) -> StreamEvent | None:
         """The event as it may leave; None where the redactor failed, for then nobody knows what is in it."""
@@ -279,7 +292,7 @@ class RunEvents(EventManager):
             name = event.PAYLOAD
             if name is not None:
                 changes[name] = self._clean_payload(name, getattr(event, name))
-            return replace(event, **changes)
+            return _changed(event, changes)
         except _PASSED_ON:
             raise
         except BaseException:
@@ -333,7 +346,7 @@ class RunEvents(EventManager):
     def _took(self, started: float) -> None:
         # Wall time, not the loop's clock, which a test may hold still: measured is how long the loop was held.
         self._taken += time.perf_counter() - started
-        if self._taken > self._allowed:
+        if self._taken > self._source.allowance + EACH * self._told:
             self._drop(f"they held the run for {self._taken:.2g} s")
 
     async def _work_off(self, result: Awaitable[Any] | None, event: StreamEvent) -> None:
@@ -398,7 +411,7 @@ class AttemptEvents(EventManager):
 
     def tell(self, event: StreamEvent) -> None:
         if self._metadata is not None:
-            event = replace(event, metadata={**self._metadata, **event.metadata})
+            event = _changed(event, {"metadata": {**self._metadata, **event.metadata}})
         if isinstance(event, StreamDeltaEvent) and isinstance(event.delta, str):
             self.voice().write(event)
             return
@@ -408,3 +421,5 @@ class AttemptEvents(EventManager):
 
     async def _emit(self, event: StreamEvent) -> None:
         self.tell(event)
+
+    emit_start = emit_delta = emit_usage = emit_complete = emit_error = _emit

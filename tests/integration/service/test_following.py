@@ -48,14 +48,14 @@ def a_run() -> Run:
 
 async def numbers(follow: Any) -> list[int]:
     async with asyncio.timeout(10):
-        return [event["id"] async for events in follow for event in events]
+        return [event.id async for events in follow for event in events]
 
 
 async def test_what_comes_while_the_reader_is_busy_with_what_was_there_is_not_lost_at_the_end() -> None:
     run = a_run()
     run.tell(TEXT)
     following = run.follow(0)
-    assert [event["id"] for event in await anext(following)] == [1]
+    assert [event.id for event in await anext(following)] == [1]
     run.tell(TEXT)
     run.tell(TEXT)
     run.state = "succeeded"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from random import getrandbits
 from typing import Annotated, Any
@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from steer_llm_sdk.errors import InvalidRequest
 from steer_llm_sdk.orchestration.base import config_of
@@ -21,6 +22,7 @@ from steer_llm_sdk.orchestration.options import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service._keyed import keyed
+from steer_llm_sdk.service._shelf import Told
 from steer_llm_sdk.service.guard import Caller, watched
 from steer_llm_sdk.service.problems import Problem
 from steer_llm_sdk.service.routes._shared import Known, State, asking, run_id_of
@@ -125,13 +127,11 @@ def add(app: FastAPI, state: State) -> None:
         return (await book.get(caller.tenant, run_id_of(run_id))).shown()
 
     @app.get("/v1/runs/{run_id}/events", response_model=None)
-    async def events(
-        run_id: str, caller: Known, last_event_id: Annotated[str | None, Header()] = None
-    ) -> StreamingResponse:
+    async def events(run_id: str, caller: Known, last_event_id: Annotated[str | None, Header()] = None) -> Response:
         """The events of a run as they come, those before `Last-Event-ID` left out."""
         found = await book.get(caller.tenant, run_id_of(run_id))
         after = int(last_event_id) if last_event_id is not None and re.fullmatch("[0-9]{1,9}", last_event_id) else 0
-        return StreamingResponse(_sse(book, found, after), media_type="text/event-stream")
+        return _Followed(book, found, after)
 
     @app.delete("/v1/runs/{run_id}", response_model=None)
     async def cancel(run_id: str, caller: Known) -> Response:
@@ -238,14 +238,49 @@ def _cut_off(run: Run) -> Problem:
     return Problem(409, "the run was cancelled", error="Cancelled")
 
 
-async def _sse(book: RunBook, run: Run, after: int) -> AsyncIterator[bytes]:
-    async with aclosing(book.follow(run, after)) as found:
-        async for events in found:
-            # A comment, so that no proxy closes a stream that is silent.
-            yield "".join(map(_framed, events)).encode() or b": waiting\n\n"
-    end = {"state": run.state, "error": run.error}
-    yield f"event: end\ndata: {written(end)}\n\n".encode()
+class _Followed(Response):
+    """The events of a run as they come, for one reader, to the end of the run or his. (Starlette's own way takes a task
+    more, and a group of them.)"""
+
+    def __init__(self, book: RunBook, run: Run, after: int) -> None:
+        super().__init__(media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._book, self._run, self._after = book, run, after
+        self._task: asyncio.Task[Any] | None = None
+        self._left = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        leaving = asyncio.ensure_future(until_gone(receive))
+        leaving.add_done_callback(self._gone)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._follow(send)
+        except OSError:
+            pass  # So a server may say that the reader has gone.
+        except asyncio.CancelledError:
+            if not self._left or task.uncancel():
+                raise
+        finally:
+            self._task = None
+            leaving.cancel()
+
+    def _gone(self, leaving: asyncio.Future[None]) -> None:
+        if self._task is not None and not leaving.cancelled():
+            self._left = True
+            self._task.cancel()
+
+    async def _follow(self, send: Send) -> None:
+        async with aclosing(self._book.follow(self._run, self._after)) as found:
+            async for events in found:
+                # A comment, so that no proxy closes a stream that is silent.
+                said = "".join(map(_framed, events)) or ": waiting\n\n"
+                await send({"type": "http.response.body", "body": said.encode(), "more_body": True})
+        end = written({"state": self._run.state, "error": self._run.error})
+        said = f"event: end\ndata: {end}\n\n"
+        await send({"type": "http.response.body", "body": said.encode(), "more_body": False})
 
 
-def _framed(event: Mapping[str, Any]) -> str:
-    return f"id: {event['id']}\nevent: {event['type']}\ndata: {written(event)}\n\n"
+def _framed(event: Told) -> str:
+    return f"id: {event.id}\nevent: {event.type}\ndata: {event.said}\n\n"
