@@ -43,11 +43,6 @@ def copied(value: Any) -> Any:
         return _each_once(value, _DEPTH, {})
 
 
-def made_own(value: dict[str, Any]) -> dict[str, Any]:
-    """A dict that is nobody else's, with all that is data in it made anew."""
-    return value if _ATOMS.issuperset(map(type, value.values())) else copied(value)
-
-
 def _quickly(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind in _ATOMS:

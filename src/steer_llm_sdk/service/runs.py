@@ -133,24 +133,6 @@ class Run:
                 if not each.done():
                     each.set_result(True)
 
-    async def follow(self, after: int) -> AsyncGenerator[list[Told], None]:
-        """Its events from the one after number `after`, those at once that are there, until its end; an empty list
-        after KEEP_ALIVE without any."""
-        wait = _Wait(self)
-        try:
-            while True:
-                # All three as they stand now: what comes while the reader is busy is looked at in the next round.
-                changes, ended, events = self.changes, self.over or self.left, self.events[max(after, 0) :]
-                if events:
-                    after = events[-1].id
-                    yield events
-                if ended:
-                    return
-                if changes == self.changes and not await wait():
-                    yield []
-        finally:
-            wait.close()
-
     def row(self) -> Row:
         record = {"request": as_json(self.request)[0], "output": self.output, "error": self.error}
         events = f"[{','.join([event.said for event in self.events])}]" if self.over else "[]"
@@ -253,6 +235,7 @@ class _Heard(EventManager):
     takes time, whatever the clock says."""
 
     allowance = math.inf
+    copies = False
 
     def __init__(self, run: Run, ago: float = 0.0) -> None:
         super().__init__(on_create_event=run.hear)
@@ -511,14 +494,20 @@ class RunBook:
         return sorted(each, key=lambda run: -run.created)[:count]
 
     async def follow(self, run: Run, after: int) -> AsyncGenerator[list[Told], None]:
-        """As Run.follow, whichever process carries it out. In the end `run` says how it ended."""
+        """Its events from the one after number `after`, those at once that are there, until its end, whichever process
+        carries it out; an empty list after KEEP_ALIVE without any. In the end `run` says how it ended."""
         source = run
         while True:
-            with self._following(source) as source:
-                async with contextlib.aclosing(source.follow(after)) as found:
-                    async for events in found:
-                        after = events[-1].id if events else after
+            with self._following(source) as source, contextlib.closing(_Wait(source)) as wait:
+                ended = False
+                while not ended:
+                    # All three as they stand now: what comes while the reader is busy is looked at in the next round.
+                    changes, ended, events = source.changes, source.over or source.left, source.events[max(after, 0) :]
+                    if events:
+                        after = events[-1].id
                         yield events
+                    if not ended and changes == source.changes and not await wait():
+                        yield []
             if source.over:
                 run.state, run.error = source.state, source.error
                 return

@@ -20,7 +20,7 @@ from steer_llm_sdk.models.events import (
     StreamStartEvent,
     StreamUsageEvent,
 )
-from steer_llm_sdk.models.plain import copied, made_own
+from steer_llm_sdk.models.plain import copied
 from steer_llm_sdk.streaming.text import Screen, Speaker, Stage, Voice, Work
 
 R = TypeVar("R")
@@ -44,8 +44,8 @@ KINDS = frozenset(
 """Classes of events that are nothing but their fields."""
 
 
-def _handler(name: str, given: Handler | None) -> Handler | None:
-    if given is not None and not callable(given):
+def _handler(name: str, given: Handler) -> Handler:
+    if not callable(given):
         raise InvalidRequest(name, given, "give a function of one event, or None")
     return given
 
@@ -61,6 +61,8 @@ class EventManager:
     dropped: int = 0
     allowance: float = ALLOWANCE
     """Of its handlers; more for those that are known to be short, of which a busy machine may hold one for long."""
+    copies: bool = True
+    """Its handlers may keep an event or write into it; False where they only look at it."""
 
     def __init__(
         self,
@@ -74,15 +76,15 @@ class EventManager:
         sdk_version: str | None = None,
         on_create_event: Handler | None = None,
     ) -> None:
-        self.on_start = _handler("on_start", on_start)
-        self.on_delta = _handler("on_delta", on_delta)
-        self.on_usage = _handler("on_usage", on_usage)
-        self.on_complete = _handler("on_complete", on_complete)
-        self.on_error = _handler("on_error", on_error)
+        self.on_start = None if on_start is None else _handler("on_start", on_start)
+        self.on_delta = None if on_delta is None else _handler("on_delta", on_delta)
+        self.on_usage = None if on_usage is None else _handler("on_usage", on_usage)
+        self.on_complete = None if on_complete is None else _handler("on_complete", on_complete)
+        self.on_error = None if on_error is None else _handler("on_error", on_error)
         self.request_id = request_id
         self.trace_id = trace_id
         self.sdk_version = sdk_version
-        self.on_create_event = _handler("on_create_event", on_create_event)
+        self.on_create_event = None if on_create_event is None else _handler("on_create_event", on_create_event)
         self._telling: set[asyncio.Task[None]] = set()
 
     async def emit_start(self, event: StreamStartEvent) -> None:
@@ -276,10 +278,12 @@ class RunEvents(EventManager):
             "model": event.model or "orchestrator",
             "request_id": event.request_id or self.request_id or "",
             "timestamp": event.timestamp or time.time(),
-            "metadata": made_own(metadata),
+            "metadata": metadata,
         }
-        if event.PAYLOAD is not None:
-            changes[event.PAYLOAD] = copied(getattr(event, event.PAYLOAD))
+        if self._source.copies or self._redactor is not None:
+            changes["metadata"] = copied(metadata)
+            if event.PAYLOAD is not None:
+                changes[event.PAYLOAD] = copied(getattr(event, event.PAYLOAD))
         return _changed(event, changes)
 
     def _redacted(self, event: StreamEvent) -> StreamEvent | None:

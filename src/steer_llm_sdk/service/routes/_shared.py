@@ -26,7 +26,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 class Straight:
     """Takes a request whose method and path are in `ways` straight to what answers it; `app` has all others. FastAPI's
-    own way, which looks at every route and opens three stacks of what is to be closed, takes it a tenth of a run.
+    own way, which looks at every route and opens three stacks of what is to be closed, takes it a tenth of a run, and
+    each event of one who follows a run would go back through all of it.
 
     `failed` answers what an endpoint raises.
     """
@@ -43,7 +44,7 @@ class Straight:
         self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._ways.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        endpoint = self._way(scope) if scope["type"] == "http" else None
         if endpoint is None:
             await self._app(scope, receive, send)
             return
@@ -53,6 +54,17 @@ class Straight:
         except Exception as error:
             response = await self._failed(request, error)
         await response(scope, receive, send)
+
+    def _way(self, scope: Scope) -> Endpoint | None:
+        method, path = scope["method"], scope["path"]
+        endpoint = self._ways.get((method, path))
+        if endpoint is None and (of_a_run := _OF_A_RUN.match(path)) is not None:
+            scope["path_params"] = of_a_run.groupdict()
+            endpoint = self._ways.get((method, "/v1/runs/{run_id}" + path[of_a_run.end() :]))
+        return endpoint
+
+
+_OF_A_RUN = re.compile("/v1/runs/(?P<run_id>[^/]+)")
 
 
 class State:

@@ -133,6 +133,11 @@ def add(app: FastAPI, state: State) -> None:
         after = int(last_event_id) if last_event_id is not None and re.fullmatch("[0-9]{1,9}", last_event_id) else 0
         return _Followed(book, found, after)
 
+    async def followed(request: Request) -> Response:
+        return await events(request.path_params["run_id"], asking(request), request.headers.get("last-event-id"))
+
+    state.ways["GET", "/v1/runs/{run_id}/events"] = followed
+
     @app.delete("/v1/runs/{run_id}", response_model=None)
     async def cancel(run_id: str, caller: Known) -> Response:
         """Cancel a run. 204 where it had ended already."""
