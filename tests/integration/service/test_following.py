@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from steer_llm_sdk.models.events import StreamDeltaEvent
 from steer_llm_sdk.orchestration._result import as_json
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.service import runs
+from steer_llm_sdk.service import guard, runs
 from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service.routes.runs import _Followed
 from steer_llm_sdk.service.runs import Run, RunBook, _Heard, told
@@ -227,7 +227,8 @@ class Reader:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_reader_who_goes_away_leaves_nothing_behind(fails: bool) -> None:
+async def test_a_reader_who_goes_away_leaves_nothing_behind(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "UNWATCHED", 0)
     run, reader, before = a_run(), Reader(2, fails=fails), asyncio.all_tasks()
     run.tell(TEXT)
     book = RunBook(":memory:")

@@ -251,30 +251,28 @@ class _Followed(Response):
         super().__init__(media_type="text/event-stream")
         del self.headers["content-length"]
         self._book, self._run, self._after = book, run, after
-        self._task: asyncio.Task[Any] | None = None
-        self._left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        task = self._task = asyncio.current_task()
+        task, over, left = asyncio.current_task(), False, False
         assert task is not None
-        leaving = asyncio.ensure_future(until_gone(receive))
-        leaving.add_done_callback(self._gone)
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await self._follow(send)
-        except OSError:
-            pass  # So a server may say that the reader has gone.
-        except asyncio.CancelledError:
-            if not self._left or task.uncancel():
-                raise
-        finally:
-            self._task = None
-            leaving.cancel()
 
-    def _gone(self, leaving: asyncio.Future[None]) -> None:
-        if self._task is not None and not leaving.cancelled():
-            self._left = True
-            self._task.cancel()
+        def gone() -> None:
+            nonlocal left
+            if not over:
+                left = True
+                task.cancel()
+
+        with watched(receive, gone):
+            try:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await self._follow(send)
+            except OSError:
+                pass  # So a server may say that the reader has gone.
+            except asyncio.CancelledError:
+                if not left or task.uncancel():
+                    raise
+            finally:
+                over = True
 
     async def _follow(self, send: Send) -> None:
         async with aclosing(self._book.follow(self._run, self._after)) as found:
