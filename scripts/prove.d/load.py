@@ -521,7 +521,10 @@ async def loaded(
     loop = asyncio.get_running_loop()
     then = max(4.0, seconds / 4)
     ticks = round((WARM + seconds + then) / TICK)
-    streams = [loop.create_task(asking.follow(ticks)) for _ in range(round(STREAMS * share))]
+    streams = []
+    for _ in range(round(STREAMS * share)):
+        streams.append(loop.create_task(asking.follow(ticks)))
+        await asyncio.sleep(TICK / STREAMS)  # Begun at once, all of them would tell something in the same moment.
     memory: dict[int, list[tuple[float, float]]] = {pid: [] for pid in before}
 
     comparing = await asyncio.create_subprocess_exec(
