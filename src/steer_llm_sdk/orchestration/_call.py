@@ -177,7 +177,7 @@ class Run:
     plan: tuple[Sequence[Any], Callable[[], dict[str, Any]] | None] | None = None
     unaccepted: tuple[Any, ...] = ()
     heard: Callable[[str, Mapping[str, Any]], None] | None = None
-    """What is told of the run, whether or not it has events."""
+    """Called with the type and the data of each delta event, whether or not the run has events. It must not raise."""
 
     def __init__(
         self,

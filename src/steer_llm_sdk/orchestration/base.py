@@ -78,7 +78,8 @@ class BaseOrchestrator(ABC):
     """Takes a request through deadline, replay, plan and fallback to an output. `async with` closes what it opened."""
 
     on_accept: Callable[[Run], None] | None = None
-    """Told of each run before anything is done for it."""
+    """Told of each run before anything is done for it: one listener, which `instrument` sets. What it raises ends the
+    run."""
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
 
 
-@lru_cache(64)
+@lru_cache(64)  # Each request to a model asks for the same few.
 def checked_url(field_name: str, url: str) -> str:
     """`url` without a slash at its end. Raises InvalidRequest, which never shows what may be a password."""
     parts = _split(url)

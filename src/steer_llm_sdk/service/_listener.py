@@ -11,7 +11,7 @@ import os
 import socket
 import tempfile
 import time
-from multiprocessing.reduction import DupFd
+from multiprocessing.reduction import DupFd  # As the standard library hands on its own; no documented way is there.
 from typing import Any
 
 QUEUE = 2_048
@@ -42,6 +42,7 @@ class Shares:
             return cls(os.dup(file.fileno()))
 
     def join(self) -> None:
+        """Take a slot. A process that finds none free takes whatever comes."""
         import fcntl  # not there on every system
 
         for slot in range(SLOTS):
@@ -55,10 +56,6 @@ class Shares:
     def has(self, connections: int) -> None:
         if self._mine is not None:
             self._counts[self._mine] = connections
-
-    def leave(self) -> None:
-        """It takes no more."""
-        self.has(_NOBODY)
 
     def is_mine(self) -> bool:
         """Whether the next connection is for this process to take."""

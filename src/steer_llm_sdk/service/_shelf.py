@@ -57,7 +57,7 @@ class Row:
     record: str
     events: str = "[]"
     live: bool = True
-    """Events of it may stand in the other table."""
+    """Events of it may stand in the other table. It is no column: what is read has it True."""
 
 
 class Told(NamedTuple):
@@ -318,7 +318,7 @@ class Hasty(Shelf):
         self._slow_until = 0.0
 
     def open(self) -> None:
-        """The tables are there."""
+        """Without making the tables: a Shelf has done so."""
         self._connection = sqlite3.connect(self._where, isolation_level=None, check_same_thread=False, timeout=0)
         self._ask("PRAGMA synchronous = NORMAL")
         self._ask("PRAGMA wal_autocheckpoint = 0")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import threading
 import time
@@ -35,7 +34,7 @@ from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.routes import chat as of_chat
 from steer_llm_sdk.service.routes import control, health, pages, planning
 from steer_llm_sdk.service.routes import runs as of_runs
-from steer_llm_sdk.service.routes._shared import State, Straight
+from steer_llm_sdk.service.routes._shared import JSON_TYPE, State, Straight
 from steer_llm_sdk.service.runs import RunBook
 
 DRAIN = 10.0
@@ -180,20 +179,15 @@ async def _invalid(request: Request, error: Exception) -> Response:
         return refused(request, Problem(400, why, error="InvalidRequest", field="body"))
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     known = {"extra_forbidden": "there is no such field; leave it out", "missing": "it is needed; give it"}
-    if place == "body" and first["type"] != "missing" and not _JSON.match(request.headers.get("content-type", "")):
+    if place == "body" and first["type"] != "missing" and not JSON_TYPE.match(request.headers.get("content-type", "")):
         known[first["type"]] = "send JSON, as Content-Type: application/json"  # Else nobody reads it as JSON.
     why = f"{place}: {known.get(first['type'], first['msg'])}"
     return refused(request, Problem(400, why, error="InvalidRequest", field=place))
 
 
-_JSON = re.compile(r"application/(?:[\w.-]+\+)?json[ \t]*(?:;|$)", re.IGNORECASE)
-
-
 async def _failed(request: Request, error: Exception) -> Response:
     """What is answered on the straight way, as on the other one."""
-    if isinstance(error, RequestValidationError):
-        return await _invalid(request, error)
-    return await (_http_error if isinstance(error, HTTPException) else as_problem)(request, error)
+    return await (_invalid if isinstance(error, RequestValidationError) else as_problem)(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

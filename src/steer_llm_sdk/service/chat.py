@@ -54,7 +54,7 @@ from steer_llm_sdk.reliability.classify import parse_retry_after
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
 from steer_llm_sdk.service._redaction import Redaction, redacted
 from steer_llm_sdk.service.formats import ANTHROPIC, FROM_CLIENT, OPENAI, Format, parsed
-from steer_llm_sdk.service.guard import Caller, watched
+from steer_llm_sdk.service.guard import Caller, until_left
 from steer_llm_sdk.service.problems import Problem, problem_of
 from steer_llm_sdk.service.refusals import in_format
 from steer_llm_sdk.telemetry._spans import below_caller
@@ -126,6 +126,11 @@ class _Exchange:
                 await self.send(message)
             except OSError:  # So a server may say that the caller has gone. It is no failure of the provider.
                 self.send = None
+
+    def left(self) -> bool:
+        """The caller has gone; whether the run ends with him."""
+        waits, self.send = self.send is not None, None
+        return waits and self.key is None
 
     def body_for(self, endpoint: Endpoint) -> bytes:
         """The client's own bytes, but for the name of the model."""
@@ -491,32 +496,18 @@ class _Passing(Response):
 
     def __init__(self, chat: Chat, exchange: _Exchange, headers: Mapping[str, str], tenant: str) -> None:
         super().__init__()
-        self._chat, self._exchange, self._asked, self._tenant = chat, exchange, headers, tenant
-        self._left = False
+        self._chat, self._exchange, self._from_client, self._tenant = chat, exchange, headers, tenant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        task, exchange = asyncio.current_task(), self._exchange
-        assert task is not None
-        exchange.send = send
-
-        def gone() -> None:
-            if exchange.send is not None:
-                exchange.send = None
-                if exchange.key is None:
-                    self._left = True
-                    task.cancel()
-
+        self._exchange.send = send
         try:
-            with watched(receive, gone):
+            with until_left(receive, self._exchange.left):
                 response = await self._answer()
-                exchange.send = None
+                self._exchange.send = None
                 if response is not None:
                     await response(scope, receive, send)
-        except asyncio.CancelledError:
-            if not self._left or task.uncancel():
-                raise
         finally:
-            exchange.send = None
+            self._exchange.send = None
 
     async def _answer(self) -> Response | None:
         """None where it has been shown as it came. A stream that breaks ends with an error, and without the end
@@ -524,7 +515,7 @@ class _Passing(Response):
         exchange = self._exchange
         format = exchange.format
         try:
-            output = await self._chat.run(exchange, self._asked, self._tenant)
+            output = await self._chat.run(exchange, self._from_client, self._tenant)
             if output.replayed:
                 return _again(format, output)
         except Exception as error:
@@ -547,6 +538,7 @@ class _Passing(Response):
 
 @lru_cache(1024)
 def _options(tenant: str) -> OrchestrationConfig:
+    """One for each tenant, which nobody changes: to make it anew is to validate it again."""
     return OrchestrationConfig(tenant=tenant)
 
 

@@ -336,6 +336,7 @@ def watched(receive: Receive, gone: Callable[[], object]) -> Iterator[None]:
 
     def left(watch: asyncio.Future[None]) -> None:
         if not watch.cancelled():
+            watch.exception()  # A server that can be asked nothing more has no caller either.
             gone()
 
     def begin() -> None:
@@ -350,6 +351,29 @@ def watched(receive: Receive, gone: Callable[[], object]) -> Iterator[None]:
         later.cancel()
         if watch is not None:
             watch.cancel()
+
+
+@contextmanager
+def until_left(receive: Receive, ends: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """What is within is cancelled once the caller has left, if `ends` then says so, and ends without an error. A
+    cancellation that somebody else asks for is passed on."""
+    task, left, over = asyncio.current_task(), False, False
+    assert task is not None
+
+    def gone() -> None:
+        nonlocal left
+        if not over and ends():
+            left = True
+            task.cancel()
+
+    with watched(receive, gone):
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not left or task.uncancel():
+                raise
+        finally:
+            over = True
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

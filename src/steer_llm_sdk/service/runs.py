@@ -92,6 +92,8 @@ class Run:
     """The tool and the engine that stand in its row; None: it has none yet."""
     events_told: int = 0
     """Events that are in the table."""
+    live: bool = False
+    """Events of it may be in the table: they were told there, or are about to be."""
     left: bool = False
     """Nobody here carries it out any more, and it goes on elsewhere."""
     changes: int = 0
@@ -146,11 +148,12 @@ class Run:
             self.engine,
             written(record),
             events,
-            self.task is None or self.row_told is not None or self.events_told > 0,
+            live=self.live or self.task is None,
         )
 
     def news(self) -> News:
-        """What is not in the table yet."""
+        """What is not in the table yet, and goes there now."""
+        self.live = True
         row = None if self.row_told == (self.tool, self.engine) else self.row()
         return News(self.id, row, self.events[self.events_told :])
 
@@ -208,11 +211,17 @@ class _Wait:
         if left > 0:
             self._timer = self._loop.call_later(left, self._look)
         elif self._next is not None and not self._next.done():
+            self._forget()
             self._next.set_result(False)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._next in self._run.waiting:
+            self._run.waiting.remove(self._next)
 
 
 class Engine(Protocol):
@@ -279,6 +288,7 @@ class RunBook:
         self._followed: dict[str, tuple[Run, int]] = {}
         self._alone = where == ":memory:"
         self._in_turn = 0
+        """Ends so far in this turn of the loop."""
         self._asked = 0
         """How much the thread has to do."""
         self._ending: list[tuple[Run, asyncio.Future[None]]] = []
@@ -566,7 +576,7 @@ class RunBook:
             run.dropped = 0
         known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if (hasty := self._free()) is not None and (stands := hasty.end_now(run.row())) is not None:
-            self._is_down(run, *stands)
+            self._written_down(run, *stands)
             known.set_result(None)
             return known
         self._ending.append((run, known))
@@ -593,15 +603,14 @@ class RunBook:
                 batch, self._ending = self._ending, []
                 runs = [run for run, _ in batch]
                 try:
-                    for run, row in zip(runs, await self._do(self._write_ends, runs), strict=True):
-                        if row is not None:
-                            run.take(row)
+                    stands = await self._do(self._write_ends, runs)
                 except StoreUnavailable as error:
                     # Whoever waits gets what there is. It is written down once that can be done.
                     _log.warning("%d ended runs could not be written down yet: %s", len(batch), error)
                     self._ending = [*batch, *self._ending][-MOST_RUNS:]
-                for run, known in batch:
-                    self._is_down(run, None)
+                    stands = [None] * len(batch)
+                for (run, known), row in zip(batch, stands, strict=True):
+                    self._written_down(run, row)
                     if not known.done():
                         known.set_result(None)
                 if self._ending and self._ending[0] is batch[0]:
@@ -611,7 +620,7 @@ class RunBook:
         finally:
             self._writing = None
 
-    def _is_down(self, run: Run, stands: Row | None) -> None:
+    def _written_down(self, run: Run, stands: Row | None) -> None:
         """How it ended is in the table; `stands` where that is another end."""
         if stands is not None:
             run.take(stands)
@@ -765,19 +774,18 @@ def _hear_of(run: Run, events: list[Told]) -> None:
         run.wake()
 
 
-_new = tuple.__new__
 _AS_IT_IS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
-_SURELY = 100
-"""Brackets of an event that is not nested too deep for anybody."""
+_SHALLOW = 100
+"""Brackets, at most, of an event that is surely not nested too deep to be written."""
 
 
 def told(event: Mapping[str, Any]) -> Told:
     """An event, written down once and for all. What is plain JSON, as nearly all of them are, the encoder tells in a
-    tenth of the time that looking at it takes; what it writes as null may have been no number."""
+    tenth of the time that looking at it takes. What it writes as null may have been NaN, so then it is looked at."""
     try:
         said = orjson.dumps(event, option=_AS_IT_IS)
-        if b"null" not in said and said.count(b"{") + said.count(b"[") <= _SURELY:
-            return _new(Told, (event["id"], event["type"], said.decode()))
+        if b"null" not in said and said.count(b"{") + said.count(b"[") <= _SHALLOW:
+            return Told(event["id"], event["type"], said.decode())
     except TypeError:
         pass
     plain = {name: _plain(value) for name, value in event.items()}

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import INVALID_SPAN, TracerProvider
+from opentelemetry.trace import TracerProvider
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.errors import BudgetExceeded
@@ -75,7 +75,7 @@ class _Tee(EventManager):
         if source is not None:
             self.request_id, self.trace_id, self.sdk_version = source.request_id, source.trace_id, source.sdk_version
             self.on_delta, self.on_create_event = source.on_delta, source.on_create_event
-            self.allowance = source.allowance
+            self.allowance, self.copies = source.allowance, source.copies
 
     def for_run(self, *given: Any, **named: Any) -> RunEvents:
         if self._source is not None:
@@ -170,9 +170,9 @@ class _Traced:
 
     def _wanted(self, tracers: TracerProvider) -> bool:
         there = self._meter_provider is not None or not isinstance(tracers, trace.ProxyTracerProvider)
-        return there or _measured()
+        return there or _meters_are_set()
 
-    def _measuring(self) -> Meters:
+    def _its_meters(self) -> Meters:
         if self._meters is None:
             meter = metrics.get_meter(SCOPE, __version__, self._meter_provider)
             self._meters = Meters(meter, self._orchestrator)
@@ -182,19 +182,15 @@ class _Traced:
         self, request: Any, tool_name: str | None, tool_options: Any, options: Any, events: EventManager | None
     ) -> OrchestrationOutput:
         """A run of which nobody keeps spans: none is begun, and nothing stands round its attempts."""
-        meters = _carefully(self._measuring)
+        meters = _carefully(self._its_meters)
         if meters is None:
             return await self._run(request, tool_name, tool_options, options, events)
         asked = _carefully(_option, options, "trace_id")
-        with _Watch(meters, tool_name) as watch:
-            if asked is None and trace.get_current_span() is INVALID_SPAN:
-                output = watch.output = await self._run(request, tool_name, tool_options, options, events)
-                return output
-            with in_trace(asked) as own:
-                if asked is None and own is not None:
-                    options = _with_trace_id(options, own)
-                output = watch.output = await self._run(request, tool_name, tool_options, options, events)
-                return output
+        with _Watch(meters, tool_name) as watch, in_trace(asked) as own:
+            if asked is None and own is not None:
+                options = _with_trace_id(options, own)
+            output = watch.output = await self._run(request, tool_name, tool_options, options, events)
+            return output
 
     async def _traced(
         self, request: Any, tool_name: str | None, tool_options: Any, options: Any, events: EventManager | None
@@ -227,6 +223,7 @@ class _Traced:
 
     def _begun(self, request: Any, tool_name: str | None, options: Any) -> tuple[RunSpans, Meters, Any]:
         """The spans and meters of a run that begins now, and its options, which name the trace it is in."""
+        # Here and not in `instrument`: what is only measured has nothing round its attempts.
         self._orchestrator.executor.around_attempts(_attempt)
         asked = _option(options, "trace_id")
         tracer = trace.get_tracer(SCOPE, __version__, self._tracers)
@@ -240,7 +237,7 @@ class _Traced:
         elif asked is None and own is not None:
             options = _with_trace_id(options, own)
         spans = RunSpans(tracer, root, request, self._content, self._redact, self._closer)
-        return spans, self._measuring(), options
+        return spans, self._its_meters(), options
 
 
 async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
@@ -266,7 +263,7 @@ async def _attempt(call: Call, next: Next[Call, Any], /) -> Any:
         failed = None
 
 
-def _measured() -> bool:
+def _meters_are_set() -> bool:
     """Whether somebody has set a meter provider for the process."""
     kind = type(metrics.get_meter_provider()).__module__
     return not kind.startswith("opentelemetry.metrics")

@@ -85,10 +85,16 @@ def _within(context: Context) -> Iterator[None]:
         detach(token)
 
 
-@contextmanager
-def in_trace(trace_id: Any) -> Iterator[str | None]:
+def in_trace(trace_id: Any) -> AbstractContextManager[str | None]:
     """For a run without spans of its own: what is done within is below the caller's, and what is asked of providers
     says so. Gives the id of that trace; None where there is none."""
+    if trace_id is None and trace.get_current_span() is INVALID_SPAN:
+        return _NOTHING
+    return _in_trace(trace_id)
+
+
+@contextmanager
+def _in_trace(trace_id: Any) -> Iterator[str | None]:
     where = caller_context(trace_id) if isinstance(trace_id, str) else None
     with _NOTHING if where is None else _within(where):
         span = trace.get_current_span()

@@ -6,8 +6,10 @@ import asyncio
 import json
 import math
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,3 +155,29 @@ def test_what_was_written_in_a_hurry_is_moved_from_the_log_into_the_file(table: 
     assert (before, Path(table).read_bytes().count(b"succeeded") >= 50) == (0, True)
     shelf.close()
     hasty.close()
+
+
+async def test_events_that_were_being_told_when_their_run_ended_are_not_left_in_the_table(
+    book: RunBook, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, telling, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    tell = Shelf.tell
+
+    def held(self: Shelf, news: Any) -> None:
+        loop.call_soon_threadsafe(telling.set)
+        assert may_end.wait(10)
+        tell(self, news)
+
+    async def work(events: EventManager) -> OrchestrationOutput:
+        await events.for_run("r", "t").emit_delta(StreamDeltaEvent("a"))
+        await telling.wait()
+        loop.call_later(0.05, may_end.set)  # when this end waits for the thread
+        return OrchestrationOutput(content="done", elapsed_ms=1)
+
+    monkeypatch.setattr(Shelf, "tell", held)
+    run = book.start("r", "default", "x", work)
+    assert run.task is not None
+    await run.task
+    with sqlite3.connect(table) as database:
+        assert database.execute("SELECT COUNT(*) FROM steer_live").fetchone() == (0,)
+    assert states(table) == {"r": "succeeded"}

@@ -151,7 +151,9 @@ def test_whoever_waits_for_a_run_that_is_cancelled_is_told_so(serve: Serve, key:
         body = {"request": "x", "tool_name": "t"}
         waits = threading.Thread(target=lambda: answers.append(waiting.post("/v1/runs", json=body, headers=key)))
         waits.start()
+        end = time.monotonic() + 10
         while not (runs := client.get("/v1/runs").json()["runs"]) or not tool.running:
+            assert time.monotonic() < end
             time.sleep(0.01)
         assert client.delete(f"/v1/runs/{runs[0]['id']}").status_code == 202
         waits.join(10)

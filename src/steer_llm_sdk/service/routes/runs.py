@@ -23,9 +23,9 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.service._json import written
 from steer_llm_sdk.service._keyed import keyed
 from steer_llm_sdk.service._shelf import Told
-from steer_llm_sdk.service.guard import Caller, watched
+from steer_llm_sdk.service.guard import Caller, until_left, watched
 from steer_llm_sdk.service.problems import Problem
-from steer_llm_sdk.service.routes._shared import Known, State, asking, run_id_of
+from steer_llm_sdk.service.routes._shared import JSON_TYPE, Known, State, asking, run_id_of
 from steer_llm_sdk.service.runs import Run, RunBook, Work
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_llm_sdk.telemetry._spans import below_caller
@@ -44,17 +44,17 @@ class RunBody(BaseModel):
 
 _READ = ("prefer", "idempotency-key", "traceparent")
 """Headers that a run is begun by."""
-_JSON = re.compile(r"application/(?:[\w.-]+\+)?json[ \t]*(?:;|$)", re.IGNORECASE)
 
 
 def _body(request: Request) -> RunBody:
-    """As FastAPI reads it, which takes a tenth of a run for that and the headers."""
+    """What FastAPI would make of the body, with the same errors, in a tenth of a run less."""
     said: bytes = request.state.body
     if not said:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
-    if not _JSON.match(request.headers.get("content-type", "")):
+    if not JSON_TYPE.match(request.headers.get("content-type", "")):
         raise Problem(400, "body: send JSON, as Content-Type: application/json", error="InvalidRequest", field="body")
     try:
+        # From attributes, as FastAPI does: the error for what is no object is then the same.
         return RunBody.model_validate(json.loads(said), from_attributes=True)
     except json.JSONDecodeError as error:
         place = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
@@ -253,26 +253,9 @@ class _Followed(Response):
         self._book, self._run, self._after = book, run, after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        task, over, left = asyncio.current_task(), False, False
-        assert task is not None
-
-        def gone() -> None:
-            nonlocal left
-            if not over:
-                left = True
-                task.cancel()
-
-        with watched(receive, gone):
-            try:
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                await self._follow(send)
-            except OSError:
-                pass  # So a server may say that the reader has gone.
-            except asyncio.CancelledError:
-                if not left or task.uncancel():
-                    raise
-            finally:
-                over = True
+        with until_left(receive), suppress(OSError):  # So a server may say that the reader has gone.
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._follow(send)
 
     async def _follow(self, send: Send) -> None:
         async with aclosing(self._book.follow(self._run, self._after)) as found:
