@@ -22,6 +22,9 @@ EVEN = 1
 """Connections that one may have more than another and still take one."""
 PATIENCE = 0.002
 """Seconds for which a connection is left to others; one of them may have died, or be busy."""
+IN_A_ROW = 3
+"""Connections that are left to others before one is taken. Where a turn of the loop is longer than PATIENCE, a
+connection that nobody takes looks like a new one each time."""
 _NOBODY = 0xFFFF_FFFF
 
 
@@ -57,6 +60,11 @@ class Shares:
         if self._mine is not None:
             self._counts[self._mine] = connections
 
+    def leave(self) -> None:
+        """It takes no more, and is not waited for."""
+        self.has(_NOBODY)
+        self._mine = None
+
     def is_mine(self) -> bool:
         """Whether the next connection is for this process to take."""
         return self._mine is None or self._counts[self._mine] <= min(self._counts) + EVEN
@@ -68,6 +76,7 @@ class Listener(socket.socket):
 
     shares: Shares | None = None
     _left_since: float | None = None
+    _left = 0
 
     def listen(self, backlog: int = QUEUE) -> None:
         super().listen(QUEUE)
@@ -75,11 +84,12 @@ class Listener(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         if self.shares is not None and not self.shares.is_mine():
             now = time.monotonic()
-            if self._left_since is None or now > self._left_since + 2 * PATIENCE:
+            if self._left_since is None or (now > self._left_since + 2 * PATIENCE and self._left < IN_A_ROW):
                 self._left_since = now
+                self._left += 1
             if now < self._left_since + PATIENCE:
                 raise BlockingIOError("it is for another process to take")
-        self._left_since = None
+        self._left_since, self._left = None, 0
         return super().accept()
 
     def __reduce__(self) -> tuple[Any, ...]:

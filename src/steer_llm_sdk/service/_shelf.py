@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -323,12 +323,15 @@ class Hasty(Shelf):
         self._ask("PRAGMA synchronous = NORMAL")
         self._ask("PRAGMA wal_autocheckpoint = 0")
 
-    def end_now(self, row: Row) -> list[Row | None] | None:
+    def may(self) -> bool:
+        """Whether the last write was quick, or is long ago."""
+        return time.monotonic() >= self._slow_until
+
+    def end_now(self, made: Callable[[], Row]) -> list[Row | None] | None:
         """As `end`; None where somebody is in the way, and nothing was written. What is one statement needs no
         transaction round it."""
         began = time.monotonic()
-        if began < self._slow_until:
-            return None
+        row = made()
         try:
             stands = self.end([row]) if row.live else [self._end(row)]
         except sqlite3.Error:

@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steer_llm_sdk import __version__
 from steer_llm_sdk.durable import DurableOrchestrator
@@ -25,6 +24,7 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_model
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
+from steer_llm_sdk.service import _listener
 from steer_llm_sdk.service._described import described
 from steer_llm_sdk.service._engine import DurableEngine, Hosted
 from steer_llm_sdk.service.chat import Chat
@@ -58,7 +58,7 @@ def create_app(
     is a DurableOrchestrator, the URL of a PostgreSQL database. All processes of a service have the same one. Runs of a
     DurableOrchestrator outlive their process; those of another one are then interrupted. An orchestrator that remembers
     keyed runs in memory gets a store in that file; one with a store of its own keeps it. `drain`: seconds that runs
-    under way get when the service stops.
+    under way get when the service stops; the server that it runs in must give its requests as many.
 
     `keys` None: no key is asked for, and only names of this machine are answered unless `hosts` has others. `simulated`
     lets `recorded:` models answer. `models`: what the names stand for that clients of /v1/chat/completions and
@@ -105,7 +105,7 @@ def create_app(
             if remembered is not orchestrator.idempotency_manager:
                 await remembered.aclose()
 
-    app = _Service(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="steer-llm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.steer = state
     app.openapi = lambda: described(app)  # type: ignore[method-assign]  # the way that FastAPI names
     for kind in (OrchestratorError, ProviderError, Problem, Exception):
@@ -115,18 +115,9 @@ def create_app(
     for about in (of_runs, of_chat, planning, control, pages, health):
         about.add(app, state)
     answered = hosts if hosts is not None or keys is not None else _LOCAL_NAMES
-    straight = Straight(super(_Service, app).__call__, ways=state.ways, failed=_failed)
-    app.front = Guard(straight, keys=keys, limits=limits or Limits(), hosts=answered)
+    app.add_middleware(Straight, ways=state.ways, handlers=app.exception_handlers)
+    app.add_middleware(Guard, keys=keys, limits=limits or Limits(), hosts=answered)
     return app
-
-
-class _Service(FastAPI):
-    """`front` is asked first: what is answered there does not go through FastAPI's own layers."""
-
-    front: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.front(scope, receive, send)
 
 
 def _remember_in(runs: str, orchestrator: ReliableOrchestrator) -> None:
@@ -155,6 +146,8 @@ def _told_to_stop(state: State) -> Iterator[None]:
 
     def handle(how: int, frame: FrameType | None) -> None:
         state.stop()
+        if _listener.shares is not None:
+            _listener.shares.leave()
         handler = before[signal.Signals(how)]
         if callable(handler):
             handler(how, frame)
@@ -183,11 +176,6 @@ async def _invalid(request: Request, error: Exception) -> Response:
         known[first["type"]] = "send JSON, as Content-Type: application/json"  # Else nobody reads it as JSON.
     why = f"{place}: {known.get(first['type'], first['msg'])}"
     return refused(request, Problem(400, why, error="InvalidRequest", field=place))
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """What is answered on the straight way, as on the other one."""
-    return await (_invalid if isinstance(error, RequestValidationError) else as_problem)(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

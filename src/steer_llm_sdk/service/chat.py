@@ -107,6 +107,8 @@ class _Exchange:
         self.stream = fields.get("stream") is True
         self.send: Send | None = None
         """None once the caller has gone, or has all of the answer."""
+        self.gone: Callable[[], None]
+        """To be called where a server says by an error that the caller has gone."""
         self.begun = False
         """The head of a stream was shown: nobody else can take it up."""
         self.answered: Answered | None = None
@@ -125,7 +127,7 @@ class _Exchange:
             try:
                 await self.send(message)
             except OSError:  # So a server may say that the caller has gone. It is no failure of the provider.
-                self.send = None
+                self.gone()
 
     def left(self) -> bool:
         """The caller has gone; whether the run ends with him."""
@@ -499,15 +501,16 @@ class _Passing(Response):
         self._chat, self._exchange, self._from_client, self._tenant = chat, exchange, headers, tenant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._exchange.send = send
+        exchange = self._exchange
+        exchange.send = send
+        response: Response | None = in_format(exchange.format, Problem(409, "the caller has gone"))
         try:
-            with until_left(receive, self._exchange.left):
+            with until_left(receive, exchange.left) as exchange.gone:
                 response = await self._answer()
-                self._exchange.send = None
-                if response is not None:
-                    await response(scope, receive, send)
         finally:
-            self._exchange.send = None
+            exchange.send = None
+        if response is not None and not exchange.begun:
+            await response(scope, receive, send)
 
     async def _answer(self) -> Response | None:
         """None where it has been shown as it came. A stream that breaks ends with an error, and without the end

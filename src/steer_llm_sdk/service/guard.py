@@ -354,23 +354,25 @@ def watched(receive: Receive, gone: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def until_left(receive: Receive, ends: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def until_left(receive: Receive, ends: Callable[[], bool] = lambda: True) -> Iterator[Callable[[], None]]:
     """What is within is cancelled once the caller has left, if `ends` then says so, and ends without an error. A
-    cancellation that somebody else asks for is passed on."""
+    cancellation that somebody else asks for is passed on. Gives what is to be called by whoever else hears that the
+    caller has left."""
     task, left, over = asyncio.current_task(), False, False
     assert task is not None
+    before = task.cancelling()
 
     def gone() -> None:
         nonlocal left
-        if not over and ends():
+        if not (over or left) and ends():
             left = True
             task.cancel()
 
     with watched(receive, gone):
         try:
-            yield
+            yield gone
         except asyncio.CancelledError:
-            if not left or task.uncancel():
+            if not left or task.uncancel() > before:
                 raise
         finally:
             over = True

@@ -87,7 +87,11 @@ class Run:
     engine: str | None = None
     task: asyncio.Task[Any] | None = None
     """Of which the run is all, or a part."""
+    large: bool = False
+    """Its request takes longer to write down than the loop may stand still."""
     cancelled: bool = False
+    stopped: bool = False
+    """Cancelled by the service, which had no more time for it."""
     row_told: tuple[str | None, str | None] | None = None
     """The tool and the engine that stand in its row; None: it has none yet."""
     events_told: int = 0
@@ -321,9 +325,12 @@ class RunBook:
     async def close(self) -> None:
         """What is still under way is interrupted, unless the engine has it."""
         self.stopping = True
-        tasks = [run.task for run in self._running.values() if run.task is not None]
-        for task in tasks:
-            task.cancel()
+        tasks = []
+        for run in self._running.values():
+            if run.task is not None and not run.over:
+                run.stopped = True
+                run.task.cancel()
+                tasks.append(run.task)
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         if self._ticking is not None:
@@ -575,7 +582,7 @@ class RunBook:
             run.events.append(told({"id": len(run.events) + 1, "type": "dropped", "data": {"events": run.dropped}}))
             run.dropped = 0
         known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if (hasty := self._free()) is not None and (stands := hasty.end_now(run.row())) is not None:
+        if (hasty := self._free(run)) is not None and (stands := hasty.end_now(run.row)) is not None:
             self._written_down(run, *stands)
             known.set_result(None)
             return known
@@ -584,10 +591,10 @@ class RunBook:
             self._writing = asyncio.create_task(self._write())
         return known
 
-    def _free(self) -> Hasty | None:
+    def _free(self, run: Run) -> Hasty | None:
         """By which an end may be written in the loop; None where the thread has something to do, or where it is one of
         a crowd that ends in this turn, which the thread writes in one transaction."""
-        if self._hasty is None or self._asked or self._writing is not None:
+        if self._hasty is None or self._asked or self._writing is not None or run.large or not self._hasty.may():
             return None
         if not self._in_turn:
             asyncio.get_running_loop().call_soon(self._turned)

@@ -8,6 +8,7 @@ import math
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,37 +112,78 @@ async def test_the_events_that_others_were_told_of_go_with_the_end(book: RunBook
 def test_who_is_in_a_hurry_writes_nothing_where_somebody_is_in_the_way(table: str) -> None:
     shelf, hasty = Shelf(table), Hasty(table)
     shelf.open()
-    assert hasty.end_now(row("r", "succeeded")) == [None]
-    (stands,) = hasty.end_now(row("r", "failed", live=True)) or [None]
+    assert hasty.end_now(partial(row, "r", "succeeded")) == [None]
+    (stands,) = hasty.end_now(partial(row, "r", "failed", live=True)) or [None]
     assert (stands and stands.state, states(table)) == ("succeeded", {"r": "succeeded"})
     other = sqlite3.connect(table, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    assert hasty.end_now(row("s", "succeeded")) is None
-    assert hasty.end_now(row("s", "succeeded", live=True)) is None
+    assert hasty.end_now(partial(row, "s", "succeeded")) is None
+    assert hasty.end_now(partial(row, "s", "succeeded", live=True)) is None
     other.execute("ROLLBACK")
     other.close()
-    assert hasty.end_now(row("s", "succeeded")) == [None]
+    assert hasty.end_now(partial(row, "s", "succeeded")) == [None]
     shelf.close()
     hasty.close()
 
 
-def test_after_a_slow_write_there_is_none_for_a_while(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slow", ["to make", "to write"])
+def test_after_a_slow_write_there_is_none_for_a_while(table: str, monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
     now = [100.0]
 
     class Slow(Hasty):
         def _end(self, row: Row) -> Row | None:
-            now[0] += 1.0
+            now[0] += slow == "to write"
             return super()._end(row)
+
+    def made() -> Row:
+        now[0] += slow == "to make"
+        return row("a", "succeeded")
 
     monkeypatch.setattr(_shelf.time, "monotonic", lambda: now[0])
     shelf, hasty = Shelf(table), Slow(table)
     shelf.open()
-    assert hasty.end_now(row("a", "succeeded")) == [None]
-    assert hasty.end_now(row("b", "succeeded")) is None
+    assert hasty.may()
+    assert hasty.end_now(made) == [None]
+    assert not hasty.may()
     now[0] += _shelf.RESPITE
-    assert hasty.end_now(row("b", "succeeded")) == [None]
+    assert hasty.may()
     shelf.close()
     hasty.close()
+
+
+async def test_the_loop_does_not_write_down_a_large_request(book: RunBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[threading.Thread] = []
+    row = runs.Run.row
+
+    def noted(self: runs.Run) -> Row:
+        made.append(threading.current_thread())
+        return row(self)
+
+    monkeypatch.setattr(runs.Run, "row", noted)
+    for large in (False, True):
+        run = book.new("large" if large else "small", "default", "x")
+        run.large = large
+        await book.carry_out(run, done)
+    loops = threading.current_thread()
+    assert [where is loops for where in made] == [True, False]
+
+
+async def test_a_run_that_has_ended_is_not_cancelled_when_the_book_is_closed(table: str) -> None:
+    book = RunBook(table)
+    await book.open()
+    other = sqlite3.connect(table, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    run = book.new("r", "default", "x")
+    caller = asyncio.create_task(book.carry_out(run, done))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert run.state == "succeeded"
+    closing = asyncio.create_task(book.close())
+    await asyncio.sleep(0)
+    other.execute("COMMIT")
+    other.close()
+    assert (await caller).content == "done"
+    await closing
 
 
 @pytest.mark.usefixtures("in_time")
@@ -149,7 +191,7 @@ def test_what_was_written_in_a_hurry_is_moved_from_the_log_into_the_file(table: 
     shelf, hasty = Shelf(table), Hasty(table)
     shelf.open()
     for number in range(50):
-        hasty.end_now(row(f"r{number}", "succeeded"))
+        hasty.end_now(partial(row, f"r{number}", "succeeded"))
     before = Path(table).read_bytes().count(b"succeeded")
     shelf.prune(1000)
     assert (before, Path(table).read_bytes().count(b"succeeded") >= 50) == (0, True)

@@ -11,15 +11,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from served import Service
+from starlette.responses import Response
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from steer_llm_sdk.cli.main import app as commands
-from steer_llm_sdk.errors import InvalidRequest
-from steer_llm_sdk.service import Key, KeyRing, Limits, guard, new_key
+from steer_llm_sdk.errors import InvalidRequest, ToolNotFound
+from steer_llm_sdk.orchestration import ReliableOrchestrator, ToolRegistry
+from steer_llm_sdk.service import Key, KeyRing, Limits, create_app, guard, new_key
 from steer_llm_sdk.testing import OK, ScriptedTool
 
 Serve = Callable[..., Service]
@@ -429,3 +433,36 @@ def wait_until_ready(client: object) -> None:
             pass
         time.sleep(0.05)
     raise AssertionError("it did not get ready")
+
+
+def test_what_the_owner_puts_before_the_service_is_asked_first_everywhere() -> None:
+    app = create_app(ReliableOrchestrator(registry=ToolRegistry()))
+
+    class Denied:
+        def __init__(self, app: Any) -> None:
+            pass
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await Response(status_code=403)(scope, receive, send)
+
+    app.add_middleware(Denied)
+    client = TestClient(app)
+    for method, path in (
+        ("POST", "/v1/runs"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/messages"),
+        ("GET", "/v1/runs/x/events"),
+        ("GET", "/v1/runs"),
+    ):
+        assert client.request(method, path).status_code == 403
+
+
+def test_handlers_of_the_owner_answer_what_is_raised_everywhere() -> None:
+    app = create_app(ReliableOrchestrator(registry=ToolRegistry()))
+
+    async def gone(*_: Any) -> Response:
+        return Response(status_code=410)
+
+    app.add_exception_handler(ToolNotFound, gone)
+    with TestClient(app) as client:
+        assert client.post("/v1/runs", json={"request": "x", "tool_name": "none"}).status_code == 410

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from steer_llm_sdk.service import _listener
-from steer_llm_sdk.service._listener import EVEN, Listener
+from steer_llm_sdk.service._listener import EVEN, IN_A_ROW, Listener
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -95,6 +95,13 @@ def test_a_connection_that_nobody_else_takes_is_taken_after_all() -> None:
         other.kill()
         with waiting(listener):
             assert one.takes()
+
+
+def test_a_process_whose_turns_are_longer_than_its_patience_takes_one_all_the_same() -> None:
+    with processes(patience=1e-6) as (listener, one, _):
+        one.has(EVEN + 1)
+        with waiting(listener):
+            assert [one.takes() for _ in range(IN_A_ROW + 1)] == [*[False] * IN_A_ROW, True]
 
 
 def test_who_comes_after_one_that_was_killed_has_its_place_and_begins_with_none() -> None:

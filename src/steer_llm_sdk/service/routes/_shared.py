@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.responses import Response
@@ -29,7 +29,7 @@ class Straight:
     own way, which looks at every route and opens three stacks of what is to be closed, takes it a tenth of a run, and
     each event of one who follows a run would go back through all of it.
 
-    `failed` answers what an endpoint raises.
+    `handlers` of the application answer what an endpoint raises, by its class or the nearest one above.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Straight:
         app: ASGIApp,
         *,
         ways: Mapping[tuple[str, str], Endpoint],
-        failed: Callable[[Request, Exception], Awaitable[Response]],
+        handlers: Mapping[Any, Callable[[Request, Any], Any]],
     ) -> None:
         self._app = app
         self._ways = ways
-        self._failed = failed
+        self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._way(scope) if scope["type"] == "http" else None
@@ -52,7 +52,8 @@ class Straight:
         try:
             response = await endpoint(request)
         except Exception as error:
-            response = await self._failed(request, error)
+            handle = next(self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers)
+            response = await handle(request, error)
         await response(scope, receive, send)
 
     def _way(self, scope: Scope) -> Endpoint | None:

@@ -42,6 +42,8 @@ class RunBody(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+LARGE = 16_384
+"""Bytes of a request that is left to the thread to write down."""
 _READ = ("prefer", "idempotency-key", "traceparent")
 """Headers that a run is begun by."""
 
@@ -106,9 +108,11 @@ def add(app: FastAPI, state: State) -> None:
                 return JSONResponse(told, 202, {**where, **replayed})
             if config.idempotency_key is None:
                 begun = book.new(run_id, caller.tenant, body.request)
+                begun.large = len(request.state.body) > LARGE
                 output = await _carried_out(book, begun, work, request)
             else:
                 begun = book.start(run_id, caller.tenant, body.request, work)
+                begun.large = len(request.state.body) > LARGE
                 output = await _waited(begun)
         replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
         told = output.model_dump(mode="json") if begun.output is None else begun.output
@@ -217,13 +221,17 @@ async def _carried_out(book: RunBook, run: Run, work: Work, request: Request) ->
 
     task = asyncio.current_task()
     assert task is not None
+    before = task.cancelling()
     with watched(request.receive, lambda: book.let_go(run)):
         try:
-            return await book.carry_out(run, work)
+            output = await book.carry_out(run, work)
         except asyncio.CancelledError:
-            if not (run.cancelled or run.state == "interrupted") or task.uncancel():
+            if not (run.cancelled or run.stopped) or task.uncancel() > before:
                 raise  # It was this request that was to end, and not the run alone.
             raise _cut_off(run) from None
+    if run.cancelled and task.cancelling() > before:  # The tool would not be.
+        task.uncancel()
+    return output
 
 
 async def _waited(run: Run) -> OrchestrationOutput:
