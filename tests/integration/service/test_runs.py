@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import itertools
 import json
@@ -18,10 +19,11 @@ import httpx2
 import pytest
 from served import Service, serving
 
-from steer_llm_sdk.orchestration import ReliabilityConfig
+from steer_llm_sdk.orchestration import ReliabilityConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.orchestration.tools import LLMBundleTool
 from steer_llm_sdk.orchestration.tools.examples.simple_bundle import SimpleBundleTool
 from steer_llm_sdk.providers.simulated import shipped_recording
+from steer_llm_sdk.service import create_app
 from steer_llm_sdk.testing import HANG, OK, ScriptedTool, err
 
 Serve = Callable[..., Service]
@@ -159,6 +161,23 @@ def test_whoever_waits_for_a_run_that_is_cancelled_is_told_so(serve: Serve, key:
         waits.join(10)
         assert (answers[0].status_code, answers[0].json()["error"]) == (409, "Cancelled")
         assert waiting.post("/v1/runs", json=body).json()["content"] == "later"  # on the same connection
+
+
+async def test_a_caller_in_this_process_keeps_his_own_deadline_while_the_service_stops() -> None:
+    registry = ToolRegistry()
+    registry.register_tool(tool := ScriptedTool("t", HANG))
+    app = create_app(ReliableOrchestrator(registry=registry))
+    here = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost")
+
+    async def asks() -> None:
+        async with asyncio.timeout(0.2):
+            await here.post("/v1/runs", json={"request": "x", "tool_name": "t"})
+
+    async with app.router.lifespan_context(app), here:
+        asyncio.get_running_loop().call_later(0.05, app.state.steer.stop)
+        with pytest.raises(TimeoutError):
+            await asks()
+    assert tool.cancelled == 1
 
 
 def test_no_event_is_dropped_because_the_machine_is_busy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
