@@ -57,13 +57,12 @@ class Shares:
             return
 
     def has(self, connections: int) -> None:
-        if self._mine is not None:
+        if self._mine is not None and self._counts[self._mine] != _NOBODY:
             self._counts[self._mine] = connections
 
     def leave(self) -> None:
-        """It takes no more, and is not waited for."""
+        """It takes no more, and nobody waits for it to."""
         self.has(_NOBODY)
-        self._mine = None
 
     def is_mine(self) -> bool:
         """Whether the next connection is for this process to take."""
@@ -91,6 +90,11 @@ class Listener(socket.socket):
                 raise BlockingIOError("it is for another process to take")
         self._left_since, self._left = None, 0
         return super().accept()
+
+    def close(self) -> None:
+        if self.shares is not None:
+            self.shares.leave()
+        super().close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """On its way to a process that is being started."""

@@ -24,7 +24,6 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.reliable_orchestrator import ReliableOrchestrator
 from steer_llm_sdk.providers.models import MODEL_VARIABLE, Model, configured_model
 from steer_llm_sdk.reliability.idempotency import IdempotencyManager
-from steer_llm_sdk.service import _listener
 from steer_llm_sdk.service._described import described
 from steer_llm_sdk.service._engine import DurableEngine, Hosted
 from steer_llm_sdk.service.chat import Chat
@@ -146,8 +145,6 @@ def _told_to_stop(state: State) -> Iterator[None]:
 
     def handle(how: int, frame: FrameType | None) -> None:
         state.stop()
-        if _listener.shares is not None:
-            _listener.shares.leave()
         handler = before[signal.Signals(how)]
         if callable(handler):
             handler(how, frame)

@@ -52,6 +52,8 @@ KEEP_ALIVE = 15.0
 AGAIN = 1.0
 AT_ONCE = 4
 """Ends in one turn of the loop that are written there."""
+LARGE = 16_384
+"""Bytes of a request from which on a run is written down by the thread."""
 LOOKED_AT = 100
 """Runs of others, at most, that are looked at in one sweep."""
 GIVEN_UP = 60.0
@@ -87,8 +89,8 @@ class Run:
     engine: str | None = None
     task: asyncio.Task[Any] | None = None
     """Of which the run is all, or a part."""
-    large: bool = False
-    """Its request takes longer to write down than the loop may stand still."""
+    size: int = 0
+    """Bytes of its request, as far as they are known."""
     cancelled: bool = False
     stopped: bool = False
     """Cancelled by the service, which had no more time for it."""
@@ -107,6 +109,11 @@ class Run:
     @property
     def over(self) -> bool:
         return self.state != "running"
+
+    @property
+    def large(self) -> bool:
+        """Its request takes longer to write down than the loop may stand still."""
+        return self.size > LARGE
 
     def shown(self) -> dict[str, Any]:
         """What GET answers: the output once it is there, with the run's own id and state beside it."""
@@ -346,16 +353,16 @@ class RunBook:
 
     # ── runs that begin here ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, run_id: str, tenant: str, request: Any, work: Work) -> Run:
+    def start(self, run_id: str, tenant: str, request: Any, work: Work, size: int = 0) -> Run:
         """Begin a run that goes on whether or not anybody waits for it."""
-        run = self.new(run_id, tenant, request)
+        run = self.new(run_id, tenant, request, size)
         self._begin(run, work)
         return run
 
-    def new(self, run_id: str, tenant: str, request: Any) -> Run:
-        """A run for `carry_out`."""
+    def new(self, run_id: str, tenant: str, request: Any, size: int = 0) -> Run:
+        """A run for `carry_out`. `size`: bytes of its request."""
         self.require_room()
-        run = self._running[run_id] = Run(run_id, tenant, request, self._clock(), owner=self.owner)
+        run = self._running[run_id] = Run(run_id, tenant, request, self._clock(), owner=self.owner, size=size)
         return run
 
     async def carry_out(self, run: Run, work: Work) -> OrchestrationOutput:
@@ -365,12 +372,14 @@ class RunBook:
         run.task = asyncio.current_task()
         return await self._carried_out(run, work)
 
-    async def accept(self, run_id: str, tenant: str, request: Any, work: Work, keyed: Keyed | None = None) -> Run:
+    async def accept(
+        self, run_id: str, tenant: str, request: Any, work: Work, keyed: Keyed | None = None, size: int = 0
+    ) -> Run:
         """The same, written down first: whatever becomes of this process, the run ends. One with a key that is under
         way is given instead; ConflictError where it is of another request."""
-        run = self.new(run_id, tenant, request)
+        run = self.new(run_id, tenant, request, size)
         try:
-            row = run.row()
+            row = await self._do(run.row) if run.large else run.row()
             if keyed is None:
                 await self._do(self._shelf.accept, [row])
             else:
@@ -464,7 +473,7 @@ class RunBook:
         if not run.over:
             run.events = events
             self._running[run.id] = run
-        run.row_told, run.events_told = (known.tool, known.engine), len(events)
+        run.row_told, run.events_told, run.size = (known.tool, known.engine), len(events), len(known.record)
         try:
             gave = await work(_Heard(run, began))
         except BaseException:

@@ -160,12 +160,13 @@ async def test_the_loop_does_not_write_down_a_large_request(book: RunBook, monke
         return row(self)
 
     monkeypatch.setattr(runs.Run, "row", noted)
-    for large in (False, True):
-        run = book.new("large" if large else "small", "default", "x")
-        run.large = large
-        await book.carry_out(run, done)
+    for size in (runs.LARGE, runs.LARGE + 1):
+        await book.carry_out(book.new(f"waited {size}", "default", "x", size), done)
+        accepted = await book.accept(f"accepted {size}", "default", "x", done, size=size)
+        assert accepted.task is not None
+        await accepted.task
     loops = threading.current_thread()
-    assert [where is loops for where in made] == [True, False]
+    assert [where is loops for where in made] == [True] * 3 + [False] * 3
 
 
 async def test_a_run_that_has_ended_is_not_cancelled_when_the_book_is_closed(table: str) -> None:

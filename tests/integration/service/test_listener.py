@@ -29,6 +29,10 @@ def process(listener: Listener, pipe: Connection, patience: float) -> None:
                 pipe.send(True)
             except BlockingIOError:
                 pipe.send(False)
+        elif told == "close":
+            listener.close()
+            listener.shares.has(0)  # As its last connection is lost.
+            pipe.send(None)
         else:
             listener.shares.has(told)
             pipe.send(None)
@@ -44,6 +48,9 @@ class Process:
 
     def has(self, connections: int) -> None:
         self._asked(connections)
+
+    def closes(self) -> None:
+        self._asked("close")
 
     def takes(self) -> bool:
         return bool(self._asked("take"))
@@ -93,6 +100,14 @@ def test_a_connection_that_nobody_else_takes_is_taken_after_all() -> None:
     with processes(patience=0.0) as (listener, one, other):
         one.has(EVEN + 1)
         other.kill()
+        with waiting(listener):
+            assert one.takes()
+
+
+def test_nobody_waits_for_a_process_that_listens_no_more() -> None:
+    with processes(patience=3600) as (listener, one, other):
+        one.has(EVEN + 1)
+        other.closes()
         with waiting(listener):
             assert one.takes()
 

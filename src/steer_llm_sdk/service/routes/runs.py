@@ -42,8 +42,6 @@ class RunBody(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-LARGE = 16_384
-"""Bytes of a request that is left to the thread to write down."""
 _READ = ("prefer", "idempotency-key", "traceparent")
 """Headers that a run is begun by."""
 
@@ -90,7 +88,7 @@ def add(app: FastAPI, state: State) -> None:
         _refuse_recordings(state, body.request, body.tool_options)
         # Looked at before anything is accepted: what cannot be run has no id.
         config = config_of(options)
-        run_id = str(config.request_id)
+        run_id, size = str(config.request_id), len(request.state.body)
 
         async def work(events: EventManager) -> OrchestrationOutput:
             return await orchestrator.run(body.request, body.tool_name, body.tool_options, config, events)
@@ -101,18 +99,16 @@ def add(app: FastAPI, state: State) -> None:
         where = {"Location": f"/v1/runs/{run_id}"}
         with below_caller({} if traceparent is None else {"traceparent": traceparent}):
             if prefer is not None and _prefers_async(request.headers.getlist("prefer")):
-                accepted, known = await _accepted(state, body, config, work)
+                accepted, known = await _accepted(state, body, config, work, size)
                 replayed = {"Idempotent-Replayed": "true"} if known else {}
                 told = {"id": accepted.id, "state": accepted.state, "events": f"/v1/runs/{accepted.id}/events"}
                 where = {"Location": f"/v1/runs/{accepted.id}", "Preference-Applied": "respond-async"}
                 return JSONResponse(told, 202, {**where, **replayed})
             if config.idempotency_key is None:
-                begun = book.new(run_id, caller.tenant, body.request)
-                begun.large = len(request.state.body) > LARGE
+                begun = book.new(run_id, caller.tenant, body.request, size)
                 output = await _carried_out(book, begun, work, request)
             else:
-                begun = book.start(run_id, caller.tenant, body.request, work)
-                begun.large = len(request.state.body) > LARGE
+                begun = book.start(run_id, caller.tenant, body.request, work, size)
                 output = await _waited(begun)
         replayed = {"Idempotent-Replayed": "true"} if output.replayed else {}
         told = output.model_dump(mode="json") if begun.output is None else begun.output
@@ -198,8 +194,10 @@ def _refuse_recordings(state: State, *given: Any) -> None:
                 raise InvalidRequest("model", name, "this service answers from no recording; start it with --simulated")
 
 
-async def _accepted(state: State, body: RunBody, config: OrchestrationConfig, work: Work) -> tuple[Run, bool]:
-    """A run that nobody waits for, and whether it, or what it comes to, was there before."""
+async def _accepted(
+    state: State, body: RunBody, config: OrchestrationConfig, work: Work, size: int
+) -> tuple[Run, bool]:
+    """A run that nobody waits for, and whether it, or what it comes to, was there before. `size` of its request."""
     run_id, tenant, book, durable = str(config.request_id), config.tenant, state.book, state.durable
     with_key = config.idempotency_key is not None
     if durable is not None:
@@ -207,18 +205,17 @@ async def _accepted(state: State, body: RunBody, config: OrchestrationConfig, wo
         run = await book.handed_in(run_id, tenant, body.request, body.tool_name, engine_id, keyed=with_key)
         return run, run.id != run_id
     if not with_key:
-        return await book.accept(run_id, tenant, body.request, work), False
+        return await book.accept(run_id, tenant, body.request, work, size=size), False
     key = await keyed(state.orchestrator, body.request, body.tool_name, body.tool_options, config)
     if key.run is not None:
         with suppress(Problem):  # It may be no run of this table's, or not there any more.
             return await book.get(tenant, key.run), True
-    run = await book.accept(run_id, tenant, body.request, work, key)
+    run = await book.accept(run_id, tenant, body.request, work, key, size)
     return run, run.id != run_id or key.kind != "ours"
 
 
 async def _carried_out(book: RunBook, run: Run, work: Work, request: Request) -> OrchestrationOutput:
     """Carry out a run that nobody else can wait for. Who goes away takes it along."""
-
     task = asyncio.current_task()
     assert task is not None
     before = task.cancelling()
